@@ -1,0 +1,46 @@
+"""Which implementations of the integer operations can run here, and why others cannot."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from dca_fast.errors import BackendUnavailableError, ConfigError
+from dca_fast.ops import Ops
+
+log = logging.getLogger(__name__)
+PREFERENCE = ("native", "reference")
+
+
+def available() -> dict[str, tuple[bool, str]]:
+    """(ok, reason) of every backend, fastest first."""
+    from dca_fast.ops import native
+
+    return {"native": native.available(), "reference": (True, "pure PyTorch, the definition")}
+
+
+def resolve(name: str = "auto") -> Ops:
+    """The operations of a backend.
+
+    Args:
+        name: "auto", "native" (C++) or "reference" (PyTorch). DCA_BACKEND overrides "auto".
+
+    Raises:
+        ConfigError: unknown name.
+        BackendUnavailableError: it cannot run here; the message says why.
+    """
+    name = os.environ.get("DCA_BACKEND", "auto") if name == "auto" else name
+    states = available()
+    if name == "auto":
+        name = next(n for n in PREFERENCE if states[n][0])
+        log.info("backend %s: %s", name, states[name][1])
+    if name not in states:
+        raise ConfigError(f"unknown backend {name!r}; known: auto, {', '.join(states)}")
+    ok, reason = states[name]
+    if not ok:
+        raise BackendUnavailableError(f"backend {name!r} cannot run here: {reason}")
+    if name == "native":
+        from dca_fast.ops.native import OPS
+    else:
+        from dca_fast.ops.reference import OPS
+    return OPS

@@ -1,0 +1,240 @@
+"""Codec: images to bytes and back. The whole path is readable here; each stage has its own module.
+
+    encode: image -> pad -> analyse -> y, z -> walk (latents) -> rANS -> container
+    decode: container -> rANS <-> walk (latents) -> y_hat -> synthesise -> crop -> image
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dca_fast import container, image_io, latents
+from dca_fast import weights as weights_io
+from dca_fast.backends import resolve
+from dca_fast.config import ALIGN, QUALITY_MAX, STRIDE
+from dca_fast.entropy.coder import Coder
+from dca_fast.entropy.tables import Tables
+from dca_fast.errors import (
+    BackendUnavailableError,
+    ConfigError,
+    CorruptStreamError,
+    InputError,
+    LimitExceededError,
+    UnknownModelError,
+)
+from dca_fast.program import QUALITY_STEPS, Program, ProgramSet
+
+ImageLike = Image.Image | np.ndarray | Tensor | image_io.ImageInput
+OUTPUTS = ("pil", "numpy", "torch")
+
+
+def _threads(threads: int | None) -> int:
+    """The argument, else DCA_THREADS, else the cores this process may use."""
+    if threads is None:
+        text = os.environ.get("DCA_THREADS")
+        if text is None:
+            return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        try:
+            threads = int(text)
+        except ValueError as error:
+            raise ConfigError(f"DCA_THREADS must be a number, got {text!r}") from error
+    if threads < 1:
+        raise ConfigError(f"threads must be at least 1, got {threads}")
+    return threads
+
+
+def _as_input(image: ImageLike) -> image_io.ImageInput:
+    """Any accepted image as pixels and metadata; refuses wrong shapes and dtypes by name."""
+    if isinstance(image, image_io.ImageInput):
+        return image
+    if isinstance(image, Image.Image):
+        return image_io.from_pil(image)
+    if isinstance(image, Tensor):
+        if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3:
+            raise InputError(f"a tensor must be uint8 [3, H, W], got {image.dtype} {list(image.shape)}")
+        return _as_input(image.permute(1, 2, 0).cpu().numpy())
+    if not isinstance(image, np.ndarray):
+        raise InputError(f"expected a Pillow image, an array or a tensor, got {type(image).__name__}")
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
+        raise InputError(f"an array must be uint8 [H, W, 3] or [H, W], got {image.dtype} {list(image.shape)}")
+    gray = image.ndim == 2
+    return image_io.ImageInput(np.repeat(image[:, :, None], 3, 2) if gray else image, gray=gray)
+
+
+def _quality(quality: float) -> int:
+    if isinstance(quality, bool) or not isinstance(quality, int | float) or not 0 <= quality <= QUALITY_MAX:
+        raise ConfigError(f"quality must be a number within 0..{QUALITY_MAX:g}, got {quality!r}")
+    return round(quality * QUALITY_STEPS)
+
+
+class Codec:
+    """A DCA codec with one set of weights. Safe to share between threads.
+
+    Every file decodes to the same pixels on every machine and backend, or raises; see docs/numerics.md.
+
+    Args:
+        model: name of shipped weights.
+        weights: path of other weights; then `model` is not used.
+        device: "cpu" or None.
+        backend: "auto", "native" or "reference".
+        threads: CPU threads; default DCA_THREADS or all cores. Does not change any byte.
+        max_pixels: larger images are refused, in both directions.
+
+    Raises:
+        ConfigError: bad argument.
+        WeightsError: weights missing or damaged.
+        BackendUnavailableError: with the reason.
+    """
+
+    def __init__(
+        self,
+        model: str = "dca-s",
+        *,
+        weights: str | os.PathLike[str] | None = None,
+        device: str | None = None,
+        backend: str = "auto",
+        threads: int | None = None,
+        max_pixels: int = container.DEFAULT_MAX_PIXELS,
+    ) -> None:
+        if device not in (None, "cpu"):
+            raise BackendUnavailableError(f"device {device!r}: this version runs on the CPU only")
+        self.threads, self.max_pixels = _threads(threads), max_pixels
+        ops = resolve(backend)
+        self.backend = ops.name
+        self._weights = weights_io.load(Path(weights) if weights is not None else weights_io.find(model))
+        t = self._weights.tensors
+        tables = Tables(t["tables.freq"].numpy().astype(np.uint16), t["tables.shift"].numpy()).validate()
+        coder = "python" if ops.name == "reference" else "native"
+        self._coder = Coder(tables, backend=coder, threads=self.threads)
+        self._programs = ProgramSet(self._weights, ops)
+        self._native = ops.name == "native"
+
+    @property
+    def config(self) -> Any:
+        """The model's `ModelConfig`."""
+        return self._weights.config
+
+    @property
+    def model_id(self) -> str:
+        """Eight hexadecimal digits: the start of the hash of the weights, as files carry it."""
+        return self._weights.model_id.hex()
+
+    @property
+    def parameters(self) -> int:
+        """Number of integer weights."""
+        return sum(t.numel() for n, t in self._weights.tensors.items() if n.endswith(".w"))
+
+    def _program(self, quality: int) -> Program:
+        if self._native:
+            from dca_fast.ops.native import set_threads
+
+            set_threads(self.threads)
+        return self._programs.at(quality)
+
+    def encode(
+        self, image: ImageLike, quality: float = 60.0, *, metadata: Mapping[str, bytes] | None = None
+    ) -> bytes:
+        """Compress one image.
+
+        Args:
+            image: Pillow image; uint8 array [H, W, 3] or [H, W]; uint8 tensor [3, H, W]; or `ImageInput`.
+            quality: 0..100, continuous; one step is 1/100.
+            metadata: replaces the image's own "icc", "exif", "xmp" blocks.
+
+        Returns:
+            The .dca file. Equal pixels, quality and weights give equal bytes on every machine.
+
+        Raises:
+            InputError: wrong type, shape or dtype, or an empty image.
+            LimitExceededError: more than `max_pixels`.
+            ConfigError: quality out of range.
+        """
+        source, q = _as_input(image), _quality(quality)
+        height, width = source.pixels.shape[:2]
+        if not (0 < height <= container.MAX_SIDE and 0 < width <= container.MAX_SIDE):
+            raise InputError(f"sides must be 1..{container.MAX_SIDE}, got {width} x {height}")
+        if height * width > self.max_pixels:
+            raise LimitExceededError(f"{width} x {height} pixels exceed the limit of {self.max_pixels}")
+        program = self._program(q)
+        padded = np.pad(source.pixels, ((0, -height % ALIGN), (0, -width % ALIGN), (0, 0)), mode="edge")
+        y = program.analyse(torch.from_numpy(np.ascontiguousarray(padded))[None])
+        parts = latents.EncoderSource(program, y, program.hyper_analyse(y))
+        latents.code(program, parts, (y.shape[1], y.shape[2]), (-(-height // STRIDE), -(-width // STRIDE)))
+        header = container.Header(
+            width, height, q, self._weights.model_id, latents.symbol_digest(parts.parts), source.gray
+        )
+        return container.pack(header, self._coder.encode(parts.parts), self._sections(source, metadata))
+
+    @staticmethod
+    def _sections(
+        source: image_io.ImageInput, metadata: Mapping[str, bytes] | None
+    ) -> dict[container.Section, bytes]:
+        blocks = source.metadata if metadata is None else metadata
+        sections = {container.Section[key.upper()]: value for key, value in blocks.items()}
+        if source.alpha is not None:
+            sections[container.Section.ALPHA] = image_io.pack_alpha(source.alpha)
+        return sections
+
+    def decode(self, data: bytes | bytearray | memoryview, output: str = "pil") -> Any:
+        """Decompress one file.
+
+        Args:
+            data: the whole file.
+            output: "pil", "numpy" or "torch".
+
+        Returns:
+            Pillow image (mode L, RGB or with alpha; metadata in `info`), uint8 array [H, W, 3], or uint8 tensor
+            [3, H, W].
+
+        Raises:
+            BitstreamError: one of its kinds says what is wrong with the bytes. Never a wrong picture.
+            UnknownModelError: the file was made with other weights.
+        """
+        if output not in OUTPUTS:
+            raise ConfigError(f"output must be one of {OUTPUTS}, got {output!r}")
+        dca = container.parse(data, max_pixels=self.max_pixels)
+        header = dca.header
+        if header.model_id != self._weights.model_id:
+            raise UnknownModelError(f"made with model {header.model_id.hex()}, this codec holds {self.model_id}")
+        alpha = dca.sections.get(container.Section.ALPHA)
+        plane = None if alpha is None else image_io.unpack_alpha(alpha, header.width, header.height)
+        pixels = self._decode_pixels(header, dca.stream)
+        if output == "numpy":
+            return pixels
+        if output == "torch":
+            return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        blocks = {tag.name.lower(): b for tag, b in dca.sections.items() if tag != container.Section.ALPHA}
+        return image_io.to_pil(pixels, alpha=plane, gray=header.grayscale, metadata=blocks)
+
+    def _decode_pixels(self, header: container.Header, stream: bytes) -> np.ndarray:
+        program = self._program(header.quality)
+        sites = [-(-side // ALIGN) * (ALIGN // STRIDE) for side in (header.height, header.width)]
+        decoder = self._coder.decoder(stream)
+        source = latents.DecoderSource(decoder)
+        valid = (-(-header.height // STRIDE), -(-header.width // STRIDE))
+        y_hat = latents.code(program, source, (sites[0], sites[1]), valid)
+        decoder.finish()
+        if latents.symbol_digest(source.parts) != header.digest:
+            raise CorruptStreamError("the decoded symbols do not have the digest in the header")
+        pixels = program.synthesise(y_hat)[0, : header.height, : header.width].numpy()
+        if header.grayscale:
+            # Luma of ITU-R BT.601 in integers; all three planes equal, as they were.
+            luma = (pixels.astype(np.int32) @ np.array([19595, 38470, 7471], np.int32) + 32768) >> 16
+            return np.repeat(luma.astype(np.uint8)[:, :, None], 3, 2)
+        return np.ascontiguousarray(pixels)
+
+    def encode_batch(self, images: Sequence[ImageLike], quality: float = 60.0) -> list[bytes]:
+        """`encode` of each; the bytes do not depend on the batch."""
+        return [self.encode(image, quality) for image in images]
+
+    def decode_batch(self, files: Sequence[bytes], output: str = "pil") -> list[Any]:
+        """`decode` of each."""
+        return [self.decode(data, output) for data in files]

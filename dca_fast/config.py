@@ -1,0 +1,157 @@
+"""Model configurations: frozen dataclasses with named presets. No torch here.
+
+Reference: DCA, arXiv 2411.05832; widths that the paper does not state are marked in `PRESETS`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from dca_fast.errors import ConfigError
+
+CONTEXTS = ("regional", "global", "local")
+TRANSFORMS = ("patch", "elic")
+
+# The quality axis, shared by trainer, exporter and codec.
+QUALITY_MAX = 100.0
+LAMBDA_MIN, LAMBDA_MAX = 0.0007, 0.15  # weight of the squared error in grey levels, bits per pixel
+
+# The fixed-point grid of the integer line (docs/numerics.md).
+OPERAND_STEPS = 16  # int8 operands hold multiples of 1/16: range +-127/16
+FEATURE_STEPS = 256  # int16 features of the entropy model hold multiples of 1/256
+LATENT_STEPS = 16  # means and latents are held in 1/16 of a quantiser step
+ROWS_PER_OCTAVE = 12  # rows of the scale table: scale = SCALE_MIN * 2 ** (row / ROWS_PER_OCTAVE)
+SCALE_MIN = 0.1
+ROWS = 128
+LEAKY_SLOPE = 0.125
+
+PATCH = 8  # pixels per side of the first patch of the "patch" transforms
+STRIDE = 16  # pixels per latent site
+ALIGN = 64  # images are padded to multiples of this: two more halvings for the regional hyper latent
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Widths and structure of one DCA model.
+
+    Args:
+        name: preset name, stored with the weights.
+        transforms: "patch" (depthwise-convolution blocks at 1/8 and 1/16) or "elic".
+        width: channels at 1/8 ("patch") or of the inner layers ("elic", N).
+        latent: channels M of y at 1/16; divisible by 16 and by 4 * tokens.
+        latent_hidden: hidden width of the blocks at 1/16.
+        analysis_blocks, synthesis_blocks: number of blocks at (1/8, 1/16).
+        context_width: width of the contextualisation model c and of the hyper features.
+        context_blocks: shared regional blocks of c.
+        heads: attention heads; divides context_width.
+        window: side of the local attention window, in latent sites.
+        local_blocks: windowed attention blocks on each side of the local bottleneck; every second one is shifted.
+        local: channels of z_l at 1/16.
+        regional: channels of z_r at 1/64.
+        tokens: number of global tokens; z_g has `latent / tokens` values for each.
+        contexts: which hyper latents exist and the order in which c uses them, in every step.
+        merge_once: add all hyper features before c instead of one after another (ablation).
+        shared: one c for all four steps, but for the first 1x1 (the paper); False: one for each step.
+
+    Raises:
+        ConfigError: inconsistent values.
+    """
+
+    name: str
+    transforms: str = "patch"
+    width: int = 128
+    latent: int = 384
+    latent_hidden: int = 192
+    analysis_blocks: tuple[int, int] = (2, 2)
+    synthesis_blocks: tuple[int, int] = (3, 2)
+    context_width: int = 160
+    context_blocks: int = 2
+    heads: int = 5
+    window: int = 4
+    local_blocks: int = 1
+    local: int = 24
+    regional: int = 128
+    tokens: int = 8
+    contexts: tuple[str, ...] = CONTEXTS
+    merge_once: bool = False
+    shared: bool = True
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if f.type == "int" and getattr(self, f.name) < 1:
+                raise ConfigError(f"{f.name} must be positive, got {getattr(self, f.name)}")
+        if self.transforms not in TRANSFORMS:
+            raise ConfigError(f"transforms must be one of {TRANSFORMS}, got {self.transforms!r}")
+        if self.latent % (4 * self.tokens) or self.latent % 16:
+            raise ConfigError(f"latent ({self.latent}) must be divisible by 16 and by 4 * tokens ({self.tokens})")
+        if self.context_width % self.heads:
+            raise ConfigError(f"context_width ({self.context_width}) must be divisible by heads ({self.heads})")
+        if len(set(self.contexts)) != len(self.contexts) or not set(self.contexts) <= set(CONTEXTS):
+            raise ConfigError(f"contexts must be distinct members of {CONTEXTS}, got {self.contexts}")
+        if ALIGN // STRIDE % self.window:
+            raise ConfigError(f"window ({self.window}) must divide {ALIGN // STRIDE}")
+
+    @property
+    def latents(self) -> tuple[str, ...]:
+        """Hyper latents that exist: phi_r feeds the input layer of every step, so the regional one always does."""
+        return tuple(dict.fromkeys(("regional", *self.contexts)))
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Stages of c in order; without a regional context its blocks still run, first."""
+        return self.contexts if "regional" in self.contexts else self.latents
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """Inverse of `to_dict`; refuses unknown and missing keys."""
+        known = {f.name for f in fields(cls)}
+        if set(values) - known or "name" not in values:
+            raise ConfigError(f"not a model configuration: unknown {sorted(set(values) - known)}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+PRESETS = {
+    # Own widths: about 18 kMAC per pixel at decode.
+    "dca-s": ModelConfig("dca-s"),
+    # Transforms: ELIC N=192, M=320 (antecedent). Bottleneck M/16, 8 tokens, head width 64, 2M-wide
+    # context (Informer, antecedent). Windows of 4 and two blocks (SwinT-ChARM, antecedent). 192
+    # regional channels (ELIC, antecedent). Three context blocks: own choice.
+    "dca-paper": ModelConfig(
+        "dca-paper",
+        transforms="elic",
+        width=192,
+        latent=320,
+        latent_hidden=320,
+        analysis_blocks=(0, 0),
+        synthesis_blocks=(0, 0),
+        context_width=640,
+        context_blocks=3,
+        heads=10,
+        local_blocks=2,
+        local=20,
+        regional=192,
+    ),
+}
+
+
+def preset(name: str) -> ModelConfig:
+    """The named configuration.
+
+    Raises:
+        ConfigError: unknown name; the message lists the known ones.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def quality_to_lambda(quality: float) -> float:
+    """Weight of the squared error (grey levels squared) against bits per pixel, log-spaced in quality."""
+    if not 0 <= quality <= QUALITY_MAX:
+        raise ConfigError(f"quality must be within 0..{QUALITY_MAX:g}, got {quality}")
+    return float(LAMBDA_MIN * (LAMBDA_MAX / LAMBDA_MIN) ** (quality / QUALITY_MAX))

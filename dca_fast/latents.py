@@ -1,0 +1,120 @@
+"""The coding walk, written once: hyper latents, then four quadtree steps, with a symbol source as its argument.
+
+The encoder's source quantises and keeps symbols and rows; the decoder's asks the entropy coder. Both see the same
+program, so both reconstruct the same y_hat.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dca_fast.program import Program
+
+if TYPE_CHECKING:
+    from dca_fast.entropy.coder import Decoder
+
+STEPS = 4
+NOT_CODED = 255  # row of a symbol that is zero and costs nothing
+LIMIT_SYMBOL = 8191  # of ops.quantize too
+ORDER = ("global", "local", "regional")  # of the hyper latents in the stream
+
+
+class Source(Protocol):
+    """Where symbols come from. `rows` uint8 and the result int16 have one shape."""
+
+    def hyper(self, name: str, rows: Tensor) -> Tensor:
+        """Symbols of a hyper latent."""
+
+    def step(self, step: int, mean: Tensor, rows: Tensor) -> Tensor:
+        """Symbols of a quadtree step; mean int32 in 1/16 quantiser steps."""
+
+
+class EncoderSource:
+    """Quantises y and z of one image and keeps (symbols, rows) of each part, in stream order."""
+
+    def __init__(self, program: Program, y: Tensor, z: dict[str, Tensor]) -> None:
+        self._program, self._y, self._z = program, y, z
+        self.parts: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def _keep(self, symbols: Tensor, rows: Tensor) -> Tensor:
+        symbols = torch.where(rows == NOT_CODED, torch.zeros_like(symbols), symbols)
+        self.parts.append((symbols.flatten().numpy(), rows.flatten().numpy()))
+        return symbols
+
+    def hyper(self, name: str, rows: Tensor) -> Tensor:
+        return self._keep(self._z[name].clamp(-LIMIT_SYMBOL, LIMIT_SYMBOL), rows)
+
+    def step(self, step: int, mean: Tensor, rows: Tensor) -> Tensor:
+        p = self._program
+        return self._keep(p.ops.quantize(self._y, mean, p.gain, step), rows)
+
+
+class DecoderSource:
+    """Takes the symbols of one image from an entropy decoder."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self.parts: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def _take(self, rows: Tensor) -> Tensor:
+        flat = rows.contiguous().flatten().numpy()
+        symbols = self._decoder.decode(flat)
+        self.parts.append((symbols, flat))
+        return torch.from_numpy(symbols).view(rows.shape)
+
+    def hyper(self, name: str, rows: Tensor) -> Tensor:
+        return self._take(rows)
+
+    def step(self, step: int, mean: Tensor, rows: Tensor) -> Tensor:
+        return self._take(rows)
+
+
+def symbol_digest(parts: list[tuple[np.ndarray, np.ndarray]]) -> int:
+    """CRC-32 of all symbols, int16 little-endian, in stream order."""
+    crc = 0
+    for symbols, _ in parts:
+        crc = zlib.crc32(symbols.astype("<i2", copy=False).tobytes(), crc)
+    return crc
+
+
+def _mask(rows: Tensor, skip: int, valid: tuple[int, int] | None) -> Tensor:
+    """Rows that are not worth coding, and sites that lie wholly outside the image, become `NOT_CODED`."""
+    rows = torch.where(rows < skip, NOT_CODED, rows)
+    if valid is not None:
+        rows[:, valid[0] :] = NOT_CODED
+        rows[:, :, valid[1] :] = NOT_CODED
+    return rows
+
+
+def code(program: Program, source: Source, grid: tuple[int, int], valid: tuple[int, int]) -> Tensor:
+    """Run the walk for one image.
+
+    Args:
+        program: integer network at the file's quality.
+        source: see `Source`.
+        grid: latent sites (h, w), multiples of 4.
+        valid: sites that touch the image, (ceil(H / 16), ceil(W / 16)).
+
+    Returns:
+        y_hat int16 [1, h, w, M].
+    """
+    c = program.config
+    (h, w), z = grid, {}
+    shapes = {"global": (1, c.tokens), "local": (h, w), "regional": (h // 4, w // 4)}
+    for name in ORDER:
+        if name in program.contexts:
+            rows = program.hyper_rows[name].view(1, *((1, c.tokens) if name == "global" else (1, 1)), -1)
+            rows = rows.expand(1, *shapes[name], rows.shape[-1]).contiguous()
+            z[name] = source.hyper(name, _mask(rows, program.skip, valid if name == "local" else None))
+    features = program.hyper_features(z)
+    y_hat = torch.zeros(1, h, w, c.latent, dtype=torch.int16)
+    for step in range(STEPS):
+        mean, rows = program.step_parameters(step, y_hat, features)
+        symbols = source.step(step, mean, _mask(rows, program.skip, valid))
+        program.ops.reconstruct(symbols, mean, program.inverse, step, y_hat)
+    return y_hat

@@ -1,0 +1,1 @@
+"""The float model: readable, trainable, the source of the integer program."""

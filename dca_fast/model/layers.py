@@ -1,0 +1,217 @@
+"""Layers of the float model, built for integers: every GEMM reads an operand on the int8 grid.
+
+All maps are NHWC, `[N, H, W, C]`. `t` is the quality of each sample, `[N, 1, 1, 1]` in [-1, 1].
+Rounding is straight-through, so that training sees what the integer program (docs/numerics.md) does.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dca_fast.config import LEAKY_SLOPE, OPERAND_STEPS
+
+
+def ste_round(x: Tensor) -> Tensor:
+    """Round half to even; the gradient is the identity."""
+    return x + (torch.round(x) - x).detach()
+
+
+class _Operand(torch.autograd.Function):
+    """Straight-through inside the range, no gradient outside; written out because a chain of small operators costs
+    a CPU trainer more than its GEMMs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = (x * OPERAND_STEPS).round_().clamp_(-127, 127)
+        ctx.save_for_backward(y.abs() < 127)
+        return y.mul_(1 / OPERAND_STEPS)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * ctx.saved_tensors[0]
+
+
+def operand(x: Tensor) -> Tensor:
+    """Saturate and round to the int8 operand grid: multiples of 1/16 within +-127/16."""
+    return _Operand.apply(x)
+
+
+def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Per-row int8 weights (straight-through, dimension 0 = rows) and their scales `[O]`."""
+    flat = weight.detach().flatten(1)
+    scale = (flat.abs().amax(1) / 127).clamp_min(1e-8)
+    return ste_round(weight / scale.view(-1, *[1] * (weight.dim() - 1))), scale
+
+
+class Linear(nn.Module):
+    """int8-weight 1x1 layer on an operand; `conditional` adds a bias that is linear in the quality."""
+
+    def __init__(self, inputs: int, outputs: int, conditional: bool = False, gain: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) * gain / math.sqrt(inputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.slope = nn.Parameter(torch.zeros(outputs)) if conditional else None
+
+    def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
+        """`[..., inputs]` on the operand grid -> `[..., outputs]` float32."""
+        weight, scale = quantise_rows(self.weight)
+        # Operands and int8 weights are exact in bfloat16; only the product's sum is rounded.
+        y = F.linear(x.bfloat16(), weight.bfloat16()).float() * scale + self.bias
+        return y if self.slope is None or t is None else y + t * self.slope
+
+
+class WideLinear(nn.Module):
+    """1x1 layer of the trunk: 16-bit operands and weights in the integer program, float32 here."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) / math.sqrt(inputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class Depthwise(nn.Module):
+    """3x3 depthwise convolution, zero padding, int8 weights; starts near the identity."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        weight = torch.randn(channels, 3, 3) * 0.15
+        weight[:, 1, 1] += 1
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, H, W, C]` on the operand grid -> the same shape."""
+        weight, scale = quantise_rows(self.weight)
+        weight = (weight * scale.view(-1, 1, 1))[:, None]
+        # NHWC permuted is channels-last: no copy either way.
+        y = F.conv2d(x.permute(0, 3, 1, 2), weight, self.bias, padding=1, groups=weight.shape[0])
+        return y.permute(0, 2, 3, 1)
+
+
+class DepthBlock(nn.Module):
+    """x + W2 dw3x3(leaky(W1 x)): the spatial half of a block, on a trunk of per-channel size `unit`."""
+
+    def __init__(self, channels: int, hidden: int, unit: Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer("unit", torch.ones(channels) if unit is None else unit.clone())
+        self.expand = Linear(channels, hidden, conditional=True)
+        self.depthwise = Depthwise(hidden)
+        self.project = Linear(hidden, channels, gain=0.02)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        h = operand(F.leaky_relu(self.expand(operand(x / self.unit), t), LEAKY_SLOPE))
+        return x + self.project(operand(self.depthwise(h))) * self.unit
+
+
+class GatedFfn(nn.Module):
+    """x + W2 (u * v) with u, v = W1 x: the channel half of a block."""
+
+    def __init__(self, channels: int, hidden: int, unit: Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer("unit", torch.ones(channels) if unit is None else unit.clone())
+        self.expand = Linear(channels, 2 * hidden)
+        self.project = Linear(hidden, channels, gain=0.02)
+
+    def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
+        u, v = self.expand(operand(x / self.unit)).chunk(2, -1)
+        return x + self.project(operand(operand(u) * operand(v))) * self.unit
+
+
+class Block(nn.Module):
+    """DepthBlock then GatedFfn (the depthwise block of DCVC-DC, gate without activation)."""
+
+    def __init__(self, channels: int, hidden: int, unit: Tensor | None = None) -> None:
+        super().__init__()
+        self.depth = DepthBlock(channels, hidden, unit)
+        self.ffn = GatedFfn(channels, hidden, unit)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.ffn(self.depth(x, t))
+
+
+def space_to_depth(x: Tensor, r: int = 2) -> Tensor:
+    """`[N, H, W, C]` -> `[N, H/r, W/r, r*r*C]`, order (dy, dx, c)."""
+    n, h, w, c = x.shape
+    return x.view(n, h // r, r, w // r, r, c).permute(0, 1, 3, 2, 4, 5).reshape(n, h // r, w // r, r * r * c)
+
+
+def depth_to_space(x: Tensor, r: int = 2) -> Tensor:
+    """Inverse of `space_to_depth`."""
+    n, h, w, c = x.shape
+    return x.view(n, h, w, r, r, c // (r * r)).permute(0, 1, 3, 2, 4, 5).reshape(n, h * r, w * r, c // (r * r))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
+    """Softmax attention: q `[B, P, C]`, k and v `[B, T, C]`, bias broadcastable to `[B, heads, P, T]`."""
+    b, p, c = q.shape
+    q, k, v = (s.reshape(b, -1, heads, c // heads).transpose(1, 2) for s in (q, k, v))
+    scores = q @ k.transpose(-1, -2) / math.sqrt(c // heads)
+    weights = (scores if bias is None else scores + bias).softmax(-1)
+    return (weights @ v).transpose(1, 2).reshape(b, p, c)
+
+
+class WindowAttention(nn.Module):
+    """x + O(attention inside ws x ws windows) with a learned relative position bias (Swin, ICCV 2021)."""
+
+    def __init__(self, channels: int, heads: int, window: int, shift: int = 0) -> None:
+        super().__init__()
+        self.heads, self.window, self.shift = heads, window, shift
+        self.qkv = Linear(channels, 3 * channels)
+        self.out = Linear(channels, channels, gain=0.02)
+        self.position = nn.Parameter(torch.zeros(heads, (2 * window - 1) ** 2))
+        yx = torch.stack(torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij"), -1).view(-1, 2)
+        delta = yx[:, None] - yx[None, :] + window - 1
+        self.register_buffer("pairs", delta[..., 0] * (2 * window - 1) + delta[..., 1], persistent=False)
+
+    def _regions(self, h: int, w: int, device: torch.device) -> Tensor:
+        """0 where a pair of a rolled window belongs together, -inf where the roll wrapped around."""
+        def label(n: int) -> Tensor:
+            i = torch.arange(n, device=device)
+            return (i >= n - self.window).long() + (i >= n - self.shift).long()
+
+        labels = (label(h)[:, None] * 3 + label(w)[None, :]).view(1, h, w, 1)
+        flat = space_to_depth(labels, self.window).view(-1, self.window**2)
+        return torch.zeros(flat.shape[0], 1, *self.pairs.shape, device=device).masked_fill(
+            (flat[:, :, None] != flat[:, None, :])[:, None], -math.inf
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, h, w, c = x.shape
+        q, k, v = operand(self.qkv(operand(x))).chunk(3, -1)
+        parts = []
+        for s in (q, k, v):
+            if self.shift:
+                s = s.roll((-self.shift, -self.shift), (1, 2))
+            parts.append(space_to_depth(s, self.window).reshape(-1, self.window**2, c))
+        bias = self.position[:, self.pairs][None]
+        if self.shift:
+            bias = bias + self._regions(h, w, x.device).repeat(n, 1, 1, 1)
+        y = attend(*parts, self.heads, bias)
+        y = depth_to_space(y.reshape(n, h // self.window, w // self.window, -1), self.window)
+        if self.shift:
+            y = y.roll((self.shift, self.shift), (1, 2))
+        return x + self.out(operand(y))
+
+
+class TokenAttention(nn.Module):
+    """x + O(attention of every site over a few tokens); keys and values come ready from `token_kv`."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = Linear(channels, channels)
+        self.out = Linear(channels, channels, gain=0.02)
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """x `[N, H, W, C]`, keys and values `[N, T, C]` on the operand grid."""
+        n, h, w, c = x.shape
+        q = operand(self.query(operand(x))).view(n, h * w, c)
+        return x + self.out(operand(attend(q, keys, values, self.heads))).view(n, h, w, c)

@@ -1,0 +1,142 @@
+"""The whole float network: transforms, hyper pairs, contextualiser, gains over the quality axis, rates.
+
+    image -> f_a -> y -> l_a, r_a, g_a -> z -> round -> l_s, r_s, g_s -> phi
+    per step: c(y_hat so far, phi) -> mean, scale -> round(y - mean) -> y_hat;   y_hat -> f_s -> image
+
+Reference: DCA (arXiv 2411.05832), sections 3.1 and 3.2.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from dca_fast.config import QUALITY_MAX, SCALE_MIN, ModelConfig
+from dca_fast.model.context import GROUP_OFFSET, STEPS, Contextualiser, parity_join, parity_split
+from dca_fast.model.hyper import GlobalHyper, LocalHyper, RegionalHyper
+from dca_fast.model.layers import ste_round
+from dca_fast.model.transforms import build_transforms
+
+ANCHORS = 9  # knots of the gains over the quality axis
+STEP_COARSE, STEP_FINE = 80.0, 5.5  # quantiser steps in grey levels from which the gains start
+
+
+def gaussian_bits(value: Tensor, log2_scale: Tensor) -> Tensor:
+    """Bits of a zero-mean Gaussian integrated over [value - 1/2, value + 1/2]."""
+    inverse = torch.exp2(-log2_scale)
+    v = value.abs()
+    upper = torch.erfc((v - 0.5) * inverse * math.sqrt(0.5))
+    lower = torch.erfc((v + 0.5) * inverse * math.sqrt(0.5))
+    return -torch.log2((0.5 * (upper - lower)).clamp_min(2.0**-20))
+
+
+class Factorised(nn.Module):
+    """Factorised model of one hyper latent: an independent zero-mean Gaussian for each channel and quality.
+
+    The gain sets the quantiser step of the channel, so that a low quality can do without it.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.log2_scale = nn.Parameter(torch.full((ANCHORS, channels), -1.0))
+        self.log2_gain = nn.Parameter(torch.linspace(-1, 0, ANCHORS)[:, None].repeat(1, channels))
+
+
+def interpolate(table: Tensor, quality: Tensor) -> Tensor:
+    """Rows of `[ANCHORS, C]` at `quality` `[N]` in 0..100, piecewise linear: `[N, 1, 1, C]`."""
+    position = quality / QUALITY_MAX * (ANCHORS - 1)
+    low = position.floor().clamp(0, ANCHORS - 2).long()
+    fraction = (position - low)[:, None]
+    return (table[low] * (1 - fraction) + table[low + 1] * fraction)[:, None, None, :]
+
+
+class Network(nn.Module):
+    """DCA as a float model.
+
+    Args:
+        config: structure and widths.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.analysis, self.synthesis = build_transforms(config)
+        self.hyper = nn.ModuleDict()
+        sizes = {"local": config.local, "regional": config.regional, "global": config.latent}
+        pairs = {"local": LocalHyper, "regional": RegionalHyper, "global": GlobalHyper}
+        for name in config.latents:
+            self.hyper[name] = pairs[name](config)
+        self.factorised = nn.ModuleDict({name: Factorised(sizes[name]) for name in config.latents})
+        self.context = Contextualiser(config)
+        steps = torch.logspace(math.log2(STEP_COARSE), math.log2(STEP_FINE), ANCHORS, base=2)
+        self.log2_gain = nn.Parameter(-steps.log2()[:, None].repeat(1, config.latent) + 6)
+
+    def code_hyper(self, name: str, z: Tensor, quality: Tensor, noisy: bool) -> tuple[Tensor, Tensor]:
+        """Rounded z (straight-through) and its bits, per sample."""
+        model = self.factorised[name]
+        scale = interpolate(model.log2_scale, quality).clamp_min(math.log2(SCALE_MIN))
+        gain = torch.exp2(interpolate(model.log2_gain, quality))
+        if name == "global":  # one channel for each value of each token
+            scale, gain = scale.view(-1, *z.shape[1:]), gain.view(-1, *z.shape[1:])
+        rounded = ste_round(z * gain)
+        seen = z * gain + torch.rand_like(z) - 0.5 if noisy else rounded
+        return rounded / gain, gaussian_bits(seen, scale).flatten(1).sum(1)
+
+    def synthesise_hyper(self, z_hat: dict[str, Tensor], t: Tensor) -> dict[str, Tensor]:
+        """phi of each context."""
+        return {
+            name: pair.synthesise(z_hat[name], t) if name == "regional" else pair.synthesise(z_hat[name])
+            for name, pair in self.hyper.items()
+        }
+
+    def forward(self, image: Tensor, quality: Tensor, noisy: bool | None = None) -> dict[str, Tensor]:
+        """Code `image` `[N, H, W, 3]` (grey levels - 128, sides multiples of 64) at `quality` `[N]`.
+
+        Args:
+            noisy: rates from uniform noise (training) instead of from rounding; default: `self.training`.
+
+        Returns:
+            `image` `[N, H, W, 3]`; `bits` `[N]`; `bits_y` `[N, 4]`, one for each step; `bits_z` `[N, contexts]`;
+            `error` `[N, 4]`, mean square of (y - mean) / scale of each step.
+        """
+        noisy = self.training if noisy is None else noisy
+        t = (quality / QUALITY_MAX * 2 - 1).view(-1, 1, 1, 1)
+        y = self.analysis(image, t)
+        z_hat, bits_z = {}, []
+        for name, pair in self.hyper.items():
+            z_hat[name], bits = self.code_hyper(name, pair.analyse(y, t), quality, noisy)
+            bits_z.append(bits)
+        features = self.context.prepare(self.synthesise_hyper(z_hat, t))
+        y_hat, bits_y, error = self.code_latent(y, features, quality, t, noisy)
+        out = {"image": self.synthesis(y_hat, t), "bits_y": bits_y, "bits_z": torch.stack(bits_z, 1), "error": error}
+        out["bits"] = out["bits_y"].sum(1) + out["bits_z"].sum(1)
+        return out
+
+    def code_latent(
+        self, y: Tensor, features: dict[str, Tensor], quality: Tensor, t: Tensor, noisy: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The four steps: y_hat, bits `[N, 4]`, normalised squared error `[N, 4]`."""
+        log2_gain = interpolate(self.log2_gain, quality)
+        gains = log2_gain.chunk(4, -1)
+        targets = [part.chunk(4, -1) for part in parity_split(y)]
+        decoded: list[list[Tensor]] = [[torch.zeros_like(g) for g in groups] for groups in targets]
+        bits_y, error, y_hat = [], [], None
+        for step in range(STEPS):
+            bits, square = y.new_zeros(y.shape[0]), y.new_zeros(y.shape[0])
+            for p, (mean, log2_scale) in enumerate(self.context(step, y_hat, features, t)):
+                g = p ^ GROUP_OFFSET[step]
+                log2_scale = (log2_scale + gains[g]).clamp_min(math.log2(SCALE_MIN))
+                gain = torch.exp2(gains[g])
+                residual = (targets[p][g] - mean) * gain
+                rounded = ste_round(residual)
+                seen = residual + torch.rand_like(residual) - 0.5 if noisy else rounded
+                bits = bits + gaussian_bits(seen, log2_scale).flatten(1).sum(1)
+                square = square + (residual * torch.exp2(-log2_scale)).square().flatten(1).mean(1) / 4
+                decoded[p][g] = rounded / gain + mean
+            bits_y.append(bits)
+            error.append(square.detach())
+            y_hat = parity_join([torch.cat(groups, -1) for groups in decoded])
+        assert y_hat is not None
+        return y_hat, torch.stack(bits_y, 1), torch.stack(error, 1)

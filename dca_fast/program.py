@@ -1,0 +1,294 @@
+"""The integer program: what the codec computes, encoder and decoder, bit-identical on every machine.
+
+    patches -> embed, merge, blocks -> y        (int16, coefficients in fixed point)
+    y -> l_a, r_a, g_a -> z                     (int16 symbols)
+    z -> l_s, r_s, g_s -> phi                   (int16 features; keys and values of the tokens int8)
+    per step: y_hat, phi -> c -> mean, row      (int32 sixteenths of a quantiser step, uint8)
+    y_hat -> blocks, split, pixels -> patches   (uint8)
+
+It is written once, over an `Ops` record, so reference and fast backends differ in nothing else. Reference: DCA
+(arXiv 2411.05832), sections 3.1 and 3.2; number formats: docs/numerics.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dca_fast.config import OPERAND_STEPS, QUALITY_MAX, ROWS_PER_OCTAVE, SCALE_MIN, ModelConfig
+from dca_fast.ops import DepthBlockParams, Depthwise, GatedFfnParams, Head, Linear, Ops
+from dca_fast.weights import Weights
+
+QUALITY_STEPS = 100  # a file holds quality * 100
+QUALITY_RANGE = int(QUALITY_MAX) * QUALITY_STEPS
+_FEATURE_BITS = 8  # log2(FEATURE_STEPS)
+LOG2_STEPS = 4096  # log2 of gains and scales in fixed point
+GATE = 1 / OPERAND_STEPS  # product of two operands -> operand
+_ROW_OFFSET = round(-math.log2(SCALE_MIN) * LOG2_STEPS)
+CACHED_QUALITIES = 8
+
+
+def interpolate(knots: np.ndarray, quality: int) -> np.ndarray:
+    """Piecewise linear in integers. knots int64 [A, C]; quality in 1/100, 0..10000; returns int64 [C]."""
+    position = quality * (knots.shape[0] - 1)
+    low = min(position // QUALITY_RANGE, knots.shape[0] - 2)
+    f = position - low * QUALITY_RANGE
+    return (knots[low] * (QUALITY_RANGE - f) + knots[low + 1] * f + QUALITY_RANGE // 2) // QUALITY_RANGE
+
+
+def exp2(table: np.ndarray, log2: np.ndarray) -> np.ndarray:
+    """2 ** (log2 / 4096) as float32 [C]: a table entry times a power of two, exact on every machine."""
+    return np.ldexp(table[log2 & (LOG2_STEPS - 1)], (log2 >> 12).astype(np.int32)).astype(np.float32)
+
+
+def _add(x: Tensor, y: Tensor) -> Tensor:
+    """Saturating sum of two int16 features."""
+    return (x.int() + y.int()).clamp_(-32767, 32767).to(torch.int16)
+
+
+class Program:
+    """The integer network at one quality.
+
+    Args:
+        weights: checked integer weights.
+        ops: backend.
+        quality: in 1/100, 0..10000.
+        shared: layers that do not depend on the quality, filled on first use (see `ProgramSet`).
+    """
+
+    def __init__(self, weights: Weights, ops: Ops, quality: int, shared: dict[str, Linear | Depthwise]) -> None:
+        self.config: ModelConfig = weights.config
+        self.ops, self.quality, self.skip = ops, quality, weights.skip
+        self._t: Mapping[str, Tensor] = weights.tensors
+        self._shared = shared
+        self._layers: dict[str, object] = {}
+        self.contexts = self.config.latents
+        self.stages = self.config.stages
+        self._table = self._t["tables.softmax"]
+        d = self.config.context_width // self.config.heads
+        self._score = float(np.float32(OPERAND_STEPS / (OPERAND_STEPS**2 * math.sqrt(d))))
+        self._hyper_gains: dict[tuple[str, str], Tensor] = {}
+        self._gains()
+
+    def _gains(self) -> None:
+        t = self._t
+        table = t["tables.exp2"].numpy()
+        log2 = interpolate(t["latent.log2_gain"].numpy().astype(np.int64), self.quality)
+        gain, inverse = exp2(table, log2), exp2(table, -log2)
+        self.gain = torch.from_numpy(t["latent.quantise"].numpy() * gain)
+        self.inverse = torch.from_numpy(t["latent.dequantise"].numpy() * inverse)
+        groups = gain.reshape(4, -1)
+        offset = ((log2 + _ROW_OFFSET) * 16 * ROWS_PER_OCTAVE + LOG2_STEPS // 2) // LOG2_STEPS
+        self._heads = []
+        for i in range(1 if self.config.shared else 4):
+            name = f"context.cores.{i}.heads"
+            m, size = t[f"{name}.m"].numpy(), groups.shape[1]
+            self._heads.append(
+                Head(
+                    t[f"{name}.w"],
+                    t[f"{name}.b"],
+                    torch.from_numpy(np.ascontiguousarray(m[:, :size] * groups)),
+                    torch.from_numpy(np.ascontiguousarray(m[:, size:])),
+                    torch.from_numpy(offset.reshape(4, -1).astype(np.int32)),
+                )
+            )
+        self.hyper_rows = {name: self._factorised_rows(name) for name in self.contexts}
+        for name in self.contexts:
+            log2 = interpolate(t[f"factorised.{name}.log2_gain"].numpy().astype(np.int64), self.quality)
+            for key, direction in (("gain", 1), ("inverse", -1)):
+                # A feature of 1/256 to the step of z, and back: shifts of the exponent, so still exact.
+                shift = np.int64(-direction * _FEATURE_BITS * LOG2_STEPS)
+                self._hyper_gains[name, key] = torch.from_numpy(exp2(table, direction * log2 + shift))
+
+    def _factorised_rows(self, name: str) -> Tensor:
+        """Scale-table row of every channel of a hyper latent, uint8 [C]."""
+        log2 = interpolate(self._t[f"factorised.{name}.log2_scale"].numpy().astype(np.int64), self.quality)
+        rows = ((log2 + _ROW_OFFSET) * ROWS_PER_OCTAVE + LOG2_STEPS // 2) // LOG2_STEPS
+        return torch.from_numpy(rows.clip(0, 127).astype(np.uint8))
+
+    # Layers by name, built once.
+
+    def _linear(self, name: str) -> Linear:
+        t, slope = self._t, self._t.get(f"{name}.slope")
+        if slope is None:
+            if name not in self._shared:
+                self._shared[name] = Linear(t[f"{name}.w"], t[f"{name}.b"], t[f"{name}.m"])
+            layer = self._shared[name]
+            assert isinstance(layer, Linear)
+            return layer
+        if name not in self._layers:
+            half = QUALITY_RANGE // 2
+            shift = (slope.long() * (self.quality - half) + half // 2).div(half, rounding_mode="floor")
+            b = (t[f"{name}.b"].long() + shift).to(torch.int32)
+            self._layers[name] = Linear(t[f"{name}.w"], b, t[f"{name}.m"])
+        layer = self._layers[name]
+        assert isinstance(layer, Linear)
+        return layer
+
+    def _depthwise(self, name: str) -> Depthwise:
+        if name not in self._shared:
+            self._shared[name] = Depthwise(*(self._t[f"{name}.{k}"] for k in "wbm"))
+        layer = self._shared[name]
+        assert isinstance(layer, Depthwise)
+        return layer
+
+    def _depth(self, x: Tensor, name: str) -> Tensor:
+        if name not in self._layers:
+            self._layers[name] = DepthBlockParams(
+                self._t[f"{name}.m_in"],
+                self._linear(f"{name}.expand"),
+                self._depthwise(f"{name}.depthwise"),
+                self._linear(f"{name}.project"),
+            )
+        p = self._layers[name]
+        assert isinstance(p, DepthBlockParams)
+        return self.ops.depth_block(x, p)
+
+    def _ffn(self, x: Tensor, name: str) -> Tensor:
+        p = GatedFfnParams(
+            self._t[f"{name}.m_in"], self._linear(f"{name}.expand"), GATE, self._linear(f"{name}.project")
+        )
+        return self.ops.gated_ffn(x, p)
+
+    def _blocks(self, x: Tensor, name: str, count: int) -> Tensor:
+        for i in range(count):
+            x = self._ffn(self._depth(x, f"{name}.{i}.depth"), f"{name}.{i}.ffn")
+        return x
+
+    def _feature(self, x: Tensor, name: str) -> Tensor:
+        """int8 operand -> int16 [..., O], no residual."""
+        p = self._linear(name)
+        return self.ops.linear_add(x, p, torch.zeros(*x.shape[:-1], p.w.shape[0], dtype=torch.int16))
+
+    def _operand(self, x: Tensor) -> Tensor:
+        """Feature of the entropy model (1/256) -> operand (1/16)."""
+        return self.ops.operand8(x, torch.full((x.shape[-1],), 1 / 16))
+
+    def _windows(self, x: Tensor, name: str) -> Tensor:
+        for i in range(self.config.local_blocks):
+            p = f"{name}.attention.{i}"
+            qkv = self.ops.linear_act(self._operand(x), self._linear(f"{p}.qkv"), False)
+            q, k, v = (s.contiguous() for s in qkv.chunk(3, -1))
+            c = self.config
+            y = self.ops.window_attention(
+                q, k, v, c.heads, c.window, (i % 2) * c.window // 2, self._score, self._t[f"{p}.bias"], self._table
+            )
+            x = self._ffn(self.ops.linear_add(y, self._linear(f"{p}.out"), x), f"{name}.ffn.{i}")
+        return x
+
+    # The stages, in the order of the data.
+
+    def analyse(self, image: Tensor) -> Tensor:
+        """uint8 [N, H, W, 3], sides multiples of 64 -> y int16 [N, H/16, W/16, M]."""
+        fine, coarse = self.config.analysis_blocks
+        x = self.ops.wide_linear(self.ops.patches_from_image(image), self._linear("analysis.embed"))
+        x = self._blocks(x, "analysis.blocks8", fine)
+        x = self.ops.wide_linear(self.ops.space_to_depth2(x), self._linear("analysis.merge"))
+        return self._blocks(x, "analysis.blocks16", coarse)
+
+    def hyper_analyse(self, y: Tensor) -> dict[str, Tensor]:
+        """y -> symbols of z, int16: local [N, h, w, C], regional [N, h/4, w/4, C], global [N, 1, T, M/T]."""
+        operand = self.ops.operand8(y, self._t["latent.operand8"])
+        makers = {"local": self._analyse_local, "regional": self._analyse_regional, "global": self._analyse_global}
+        return {name: self._scale(makers[name](operand), name, "gain") for name in self.contexts}
+
+    def _scale(self, z: Tensor, name: str, key: str) -> Tensor:
+        """Feature of a hyper latent to its symbols ("gain"), or back ("inverse")."""
+        m = self._hyper_gains[name, key]
+        return self.ops.operand16(z.reshape(z.shape[0], -1, m.shape[0]), m).view(z.shape)
+
+    def _analyse_local(self, operand: Tensor) -> Tensor:
+        x = self._windows(self._feature(operand, "hyper.local.analysis_in"), "hyper.local.analysis_blocks")
+        return self._feature(self._operand(x), "hyper.local.analysis_out")
+
+    def _analyse_regional(self, operand: Tensor) -> Tensor:
+        p = "hyper.regional"
+        x = self._feature(operand, f"{p}.analysis_in")
+        x = self._ffn(self._depth(x, f"{p}.analysis_block.depth"), f"{p}.analysis_block.ffn")
+        x = self._feature(self.ops.space_to_depth2(self._operand(x)), f"{p}.analysis_down")
+        x = self._ffn(self._depth(x, f"{p}.analysis_block2.depth"), f"{p}.analysis_block2.ffn")
+        return self._feature(self.ops.space_to_depth2(self._operand(x)), f"{p}.analysis_out")
+
+    def _analyse_global(self, operand: Tensor) -> Tensor:
+        p, n = "hyper.global", operand.shape[0]
+        kv = self.ops.linear_act(operand, self._linear(f"{p}.analysis_kv"), False).flatten(1, 2)
+        keys, values = (s.contiguous() for s in kv.chunk(2, -1))
+        queries = self._t[f"{p}.queries"].expand(n, -1, -1).contiguous()
+        pooled = self.ops.token_attention(queries, keys, values, self.config.heads, self._score, self._table)
+        x = self._ffn(self._feature(pooled, f"{p}.analysis_merge"), f"{p}.analysis_ffn")
+        return self._feature(self._operand(x), f"{p}.analysis_out")[:, None]
+
+    def hyper_features(self, z: dict[str, Tensor]) -> dict[str, Tensor]:
+        """z symbols -> what c needs and what does not depend on the step.
+
+        Returns:
+            "step0".."step3": input of c from phi_r, int16 [N, h, w, D]; "local": phi_l projected, the same shape;
+            "keys", "values": int8 [N, T, D].
+        """
+        z = {name: self._scale(value, name, "inverse") for name, value in z.items()}
+        p = "hyper.regional"
+        x = self.ops.depth_to_space2(self.ops.wide_linear(z["regional"], self._linear(f"{p}.synthesis_in")))
+        x = self._ffn(self._depth(x, f"{p}.synthesis_block.depth"), f"{p}.synthesis_block.ffn")
+        regional = self._operand(self.ops.depth_to_space2(self._feature(self._operand(x), f"{p}.synthesis_up")))
+        out = {f"step{i}": self._feature(regional, f"context.feature.{i}") for i in range(4)}
+        if "local" in z:
+            x = self.ops.wide_linear(z["local"], self._linear("hyper.local.synthesis_in"))
+            x = self._windows(x, "hyper.local.synthesis_blocks")
+            out["local"] = self._feature(self._operand(x), "context.local")
+        if "global" in z:
+            tokens = self.ops.wide_linear(z["global"][:, 0].contiguous(), self._linear("hyper.global.synthesis_in"))
+            kv = self.ops.linear_act(self._operand(tokens), self._linear("hyper.global.synthesis_kv"), False)
+            out["keys"], out["values"] = (s.contiguous() for s in kv.chunk(2, -1))
+        return out
+
+    def step_parameters(self, step: int, y_hat: Tensor, features: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean (int32, 1/16 quantiser steps) and scale-table row (uint8) of step 0..3, [N, h, w, M/4] each."""
+        x = features[f"step{step}"]
+        if step:
+            decoded = self.ops.operand16(y_hat, self._t["latent.operand16"])
+            x = self.ops.wide_linear(decoded, self._linear(f"context.decoded.{step - 1}"), x)
+        core = 0 if self.config.shared else step
+        name = f"context.cores.{core}"
+        if self.config.merge_once and "local" in features:
+            x = _add(x, features["local"])
+        for stage in self.stages:
+            x = self._stage(stage, name, x, features)
+        return self.ops.head_params(self._operand(x), self._heads[core], step)
+
+    def _stage(self, stage: str, name: str, x: Tensor, features: dict[str, Tensor]) -> Tensor:
+        if stage == "regional":
+            return self._blocks(x, f"{name}.regional_blocks", self.config.context_blocks)
+        if stage == "local":
+            x = x if self.config.merge_once else _add(x, features["local"])
+            return self._ffn(x, f"{name}.local_ffn")
+        n, h, w, d = x.shape
+        q = self.ops.linear_act(self._operand(x), self._linear(f"{name}.global_attention.query"), False)
+        y = self.ops.token_attention(
+            q.view(n, h * w, d), features["keys"], features["values"], self.config.heads, self._score, self._table
+        )
+        x = self.ops.linear_add(y.view(n, h, w, d), self._linear(f"{name}.global_attention.out"), x)
+        return self._ffn(x, f"{name}.global_ffn")
+
+    def synthesise(self, y_hat: Tensor) -> Tensor:
+        """y_hat int16 [N, h, w, M] -> image uint8 [N, 16h, 16w, 3]."""
+        fine, coarse = self.config.synthesis_blocks
+        x = self._blocks(y_hat, "synthesis.blocks16", coarse)
+        x = self.ops.depth_to_space2(self.ops.wide_linear(x, self._linear("synthesis.split")))
+        x = self._blocks(x, "synthesis.blocks8", fine)
+        return self.ops.image_from_patches(self.ops.wide_pixels(x, self._linear("synthesis.pixels")))
+
+
+class ProgramSet:
+    """Programs of one model and backend, one for each quality in use.
+
+    Layers that do not depend on the quality are shared; the most recent `CACHED_QUALITIES` are kept.
+    """
+
+    def __init__(self, weights: Weights, ops: Ops) -> None:
+        shared: dict[str, Linear | Depthwise] = {}
+        self.at = lru_cache(CACHED_QUALITIES)(lambda quality: Program(weights, ops, quality, shared))

@@ -1,0 +1,1 @@
+"""Training: data, initialisation, the trainer. Needs nothing beyond the core dependencies."""

@@ -1,0 +1,129 @@
+"""Integer weights: a safetensors file, checked before use, named by the hash of what it holds.
+
+Tensors are flat: `<layer>.w` int8 or int16, `.b` int32, `.m` float32 and, where a layer depends on the quality,
+`.slope` int32 (`dca_fast.program`). The metadata is one JSON string: configuration, skip row, format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dca_fast.config import ModelConfig
+from dca_fast.errors import ConfigError, WeightsError
+
+FORMAT = 1
+BUNDLED = Path(__file__).parent / "weights"
+ACCUMULATOR = 2**31 - 1
+OPERAND_BOUND = {torch.int8: 127, torch.int16: 32767}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Checked integer weights.
+
+    Args:
+        tensors: by name.
+        config: the model they belong to.
+        skip: first row of the scale table that is coded; symbols of lower rows are zero and cost nothing.
+        digest: sha256 over metadata and tensors; its first four bytes are the model id of a file.
+    """
+
+    tensors: dict[str, Tensor]
+    config: ModelConfig
+    skip: int
+    digest: bytes
+
+    @property
+    def model_id(self) -> bytes:
+        """The four bytes that name the model in a file."""
+        return self.digest[:4]
+
+
+def _digest(tensors: dict[str, Tensor], metadata: str) -> bytes:
+    h = hashlib.sha256(metadata.encode())
+    for name in sorted(tensors):
+        t = tensors[name].contiguous()
+        h.update(f"\n{name} {t.dtype} {tuple(t.shape)}\n".encode())
+        h.update(t.numpy().tobytes())
+    return h.digest()
+
+
+def check(tensors: dict[str, Tensor]) -> None:
+    """Refuse weights whose accumulators could overflow, or multipliers that are not finite.
+
+    Raises:
+        WeightsError: names the layer.
+    """
+    for name, t in tensors.items():
+        if t.dtype == torch.float32:
+            if not torch.isfinite(t).all():
+                raise WeightsError(f"{name} is not finite")
+        elif name.endswith(".w"):
+            if t.dtype not in OPERAND_BOUND:
+                raise WeightsError(f"{name} has dtype {t.dtype}")
+            base = name[:-2]
+            b = tensors.get(f"{base}.b")
+            if b is None or b.dtype != torch.int32:
+                raise WeightsError(f"{base} has no int32 bias")
+            # Depthwise weights are [3, 3, C]; the sum runs over everything but the output channel.
+            total = t.long().abs().sum((0, 1)) if t.dim() == 3 and t.shape[0] == 3 else t.long().abs().sum(-1)
+            worst = OPERAND_BOUND[t.dtype] * total + b.long().abs()
+            if f"{base}.slope" in tensors:
+                worst = worst + tensors[f"{base}.slope"].long().abs()
+            if int(worst.max()) > ACCUMULATOR:
+                raise WeightsError(f"{base} can overflow a 32-bit accumulator")
+
+
+def save(path: Path, tensors: dict[str, Tensor], config: ModelConfig, skip: int) -> Weights:
+    """Write and return checked weights."""
+    check(tensors)
+    metadata = json.dumps({"format": FORMAT, "config": config.to_dict(), "skip": skip}, sort_keys=True)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, str(path), {"dca_fast": metadata})
+    return load(path)
+
+
+def load(path: Path) -> Weights:
+    """Read and check.
+
+    Raises:
+        WeightsError: missing, not such a file, other format, or failing `check`.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as f:
+            metadata = (f.metadata() or {}).get("dca_fast")
+            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"cannot read weights {path}: {error}") from error
+    if metadata is None:
+        raise WeightsError(f"{path} holds no dca-fast weights")
+    try:
+        facts: dict[str, Any] = json.loads(metadata)
+        if facts["format"] != FORMAT:
+            raise WeightsError(f"{path} has weights format {facts['format']}, this version reads {FORMAT}")
+        config, skip = ModelConfig.from_dict(facts["config"]), int(facts["skip"])
+    except (ValueError, KeyError, TypeError, ConfigError) as error:
+        raise WeightsError(f"{path}: bad metadata: {error}") from error
+    check(tensors)
+    return Weights(tensors, config, skip, _digest(tensors, metadata))
+
+
+def find(name: str) -> Path:
+    """The bundled weights of a preset.
+
+    Raises:
+        WeightsError: none are shipped under that name; the message lists those that are.
+    """
+    path = BUNDLED / f"{name}.safetensors"
+    if not path.exists():
+        known = ", ".join(sorted(p.stem for p in BUNDLED.glob("*.safetensors"))) or "none"
+        raise WeightsError(f"no weights are shipped for {name!r}; shipped: {known}")
+    return path
