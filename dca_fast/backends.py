@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 
+from dca_fast.entropy.coder import available as coder_available
 from dca_fast.errors import BackendUnavailableError, ConfigError
 from dca_fast.ops import Ops
 
@@ -14,9 +15,16 @@ PREFERENCE = ("native", "reference")
 
 def available() -> dict[str, tuple[bool, str]]:
     """(ok, reason) of every backend, fastest first."""
-    from dca_fast.ops import native
+    return {"native": _native(), "reference": (True, "pure PyTorch, the definition")}
 
-    return {"native": native.available(), "reference": (True, "pure PyTorch, the definition")}
+
+def _native() -> tuple[bool, str]:
+    try:
+        from dca_fast.ops import native
+    except ImportError as error:
+        return False, f"the C++ extension is not built: {error}"
+    coder_ok, coder_reason = coder_available()
+    return coder_ok, f"C++ with {', '.join(native.isas())}; {coder_reason}"
 
 
 def resolve(name: str = "auto") -> Ops:
@@ -39,8 +47,10 @@ def resolve(name: str = "auto") -> Ops:
     ok, reason = states[name]
     if not ok:
         raise BackendUnavailableError(f"backend {name!r} cannot run here: {reason}")
-    if name == "native":
-        from dca_fast.ops.native import OPS
-    else:
+    if name == "reference":
         from dca_fast.ops.reference import OPS
+    else:
+        from dca_fast.ops.native import OPS, set_isa
+
+        set_isa(os.environ.get("DCA_ISA", "auto"))
     return OPS

@@ -108,14 +108,13 @@ class Codec:
             raise BackendUnavailableError(f"device {device!r}: this version runs on the CPU only")
         self.threads, self.max_pixels = _threads(threads), max_pixels
         ops = resolve(backend)
-        self.backend = ops.name
+        self.backend = "reference" if ops.name == "reference" else "native"
         self._weights = weights_io.load(Path(weights) if weights is not None else weights_io.find(model))
         t = self._weights.tensors
         tables = Tables(t["tables.freq"].numpy().astype(np.uint16), t["tables.shift"].numpy()).validate()
         coder = "python" if ops.name == "reference" else "native"
         self._coder = Coder(tables, backend=coder, threads=self.threads)
         self._programs = ProgramSet(self._weights, ops)
-        self._native = ops.name == "native"
 
     @property
     def config(self) -> Any:
@@ -133,7 +132,7 @@ class Codec:
         return sum(t.numel() for n, t in self._weights.tensors.items() if n.endswith(".w"))
 
     def _program(self, quality: int) -> Program:
-        if self._native:
+        if self.backend == "native":
             from dca_fast.ops.native import set_threads
 
             set_threads(self.threads)

@@ -13,14 +13,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dca_fast.config import QUALITY_MAX, SCALE_MIN, ModelConfig
+from dca_fast.config import ALIGN, QUALITY_MAX, SCALE_MIN, ModelConfig
 from dca_fast.model.context import GROUP_OFFSET, STEPS, Contextualiser, parity_join, parity_split
 from dca_fast.model.hyper import GlobalHyper, LocalHyper, RegionalHyper
 from dca_fast.model.layers import ste_round
-from dca_fast.model.transforms import build_transforms
+from dca_fast.model.transforms import build_transforms, pad_image
 
 ANCHORS = 9  # knots of the gains over the quality axis
-STEP_COARSE, STEP_FINE = 80.0, 5.5  # quantiser steps in grey levels from which the gains start
+STEP_COARSE, STEP_FINE = 120.0, 7.0  # quantiser steps in grey levels from which the gains start
 
 
 def gaussian_bits(value: Tensor, log2_scale: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class Network(nn.Module):
         }
 
     def forward(self, image: Tensor, quality: Tensor, noisy: bool | None = None) -> dict[str, Tensor]:
-        """Code `image` `[N, H, W, 3]` (grey levels - 128, sides multiples of 64) at `quality` `[N]`.
+        """Code `image` `[N, H, W, 3]` (grey levels - 128, any size; padded to multiples of 64) at `quality` `[N]`.
 
         Args:
             noisy: rates from uniform noise (training) instead of from rounding; default: `self.training`.
@@ -102,6 +102,8 @@ class Network(nn.Module):
             `error` `[N, 4]`, mean square of (y - mean) / scale of each step.
         """
         noisy = self.training if noisy is None else noisy
+        height, width = image.shape[1:3]
+        image = pad_image(image, ALIGN)
         t = (quality / QUALITY_MAX * 2 - 1).view(-1, 1, 1, 1)
         y = self.analysis(image, t)
         z_hat, bits_z = {}, []
@@ -110,7 +112,8 @@ class Network(nn.Module):
             bits_z.append(bits)
         features = self.context.prepare(self.synthesise_hyper(z_hat, t))
         y_hat, bits_y, error = self.code_latent(y, features, quality, t, noisy)
-        out = {"image": self.synthesis(y_hat, t), "bits_y": bits_y, "bits_z": torch.stack(bits_z, 1), "error": error}
+        x_hat = self.synthesis(y_hat, t)[:, :height, :width]
+        out = {"image": x_hat, "bits_y": bits_y, "bits_z": torch.stack(bits_z, 1), "error": error}
         out["bits"] = out["bits_y"].sum(1) + out["bits_z"].sum(1)
         return out
 

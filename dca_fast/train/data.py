@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -29,6 +30,13 @@ def list_images(folder: Path) -> list[Path]:
     if not paths:
         raise InputError(f"no images in {folder}")
     return paths
+
+
+class Crops(Protocol):
+    """A source of training crops."""
+
+    def batch(self, generator: np.random.Generator, count: int, size: int) -> Tensor:
+        """`[count, size, size, 3]` float32, grey levels minus 128."""
 
 
 class Photographs:

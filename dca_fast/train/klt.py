@@ -14,7 +14,7 @@ from dca_fast.config import PATCH
 from dca_fast.model.layers import DepthBlock, GatedFfn, space_to_depth
 from dca_fast.model.network import Network
 from dca_fast.model.transforms import OUTPUT_SCALE, PIXEL_SCALE, PatchAnalysis, PatchSynthesis
-from dca_fast.train.data import Photographs
+from dca_fast.train.data import Crops
 
 SMALLEST_DEVIATION = 1.0  # grey levels; below it a channel is noise and must not be blown up
 
@@ -37,7 +37,7 @@ def _set_units(module: torch.nn.Module, unit: Tensor) -> None:
 
 
 @torch.no_grad()
-def start_from_components(network: Network, photographs: Photographs, seed: int = 0) -> None:
+def start_from_components(network: Network, photographs: Crops, seed: int = 0) -> None:
     """Initialise transforms and gains of a "patch" network in place.
 
     A channel of deviation d is carried as coefficient / sqrt(d): halfway between grey levels and the channel's own

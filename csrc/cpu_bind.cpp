@@ -1,0 +1,534 @@
+// dca_fast._cpu: the operations on NumPy arrays. Everything is checked here, before any pointer is used.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <shared_mutex>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include "cpu_ops.h"
+
+namespace py = pybind11;
+using namespace dca;
+
+namespace {
+
+constexpr int64_t kMaxElements = int64_t{1} << 40;
+constexpr int64_t kMaxChannels = 1 << 16;  // keeps every index inside a row far from overflow
+
+struct BadInput : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+template <class T> constexpr const char* type_name();
+template <> constexpr const char* type_name<int8_t>() { return "int8"; }
+template <> constexpr const char* type_name<uint8_t>() { return "uint8"; }
+template <> constexpr const char* type_name<int16_t>() { return "int16"; }
+template <> constexpr const char* type_name<int32_t>() { return "int32"; }
+template <> constexpr const char* type_name<float>() { return "float32"; }
+
+std::string shape_text(const py::array& a) {
+  std::ostringstream out;
+  out << py::str(a.dtype()).cast<std::string>() << " [";
+  for (py::ssize_t i = 0; i < a.ndim(); ++i) out << (i ? ", " : "") << a.shape(i);
+  out << "]" << (a.flags() & py::array::c_style ? "" : " not contiguous");
+  return out.str();
+}
+
+[[noreturn]] void refuse(const char* name, const std::string& wanted, const py::array& got) {
+  throw BadInput(std::string(name) + ": expected " + wanted + ", got " + shape_text(got));
+}
+
+void require(bool condition, const char* message) {
+  if (!condition) throw BadInput(message);
+}
+
+template <class T>
+bool is(const py::array& a) {
+  return py::isinstance<py::array_t<T>>(a) && (a.flags() & py::array::c_style) &&
+         (a.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_);
+}
+
+constexpr int64_t kAny = -1;
+
+// The data of an array of exactly this type and shape (kAny: any length).
+template <class T>
+const T* data(const py::array& a, const char* name, std::initializer_list<int64_t> shape) {
+  bool fits = is<T>(a) && a.ndim() == static_cast<py::ssize_t>(shape.size()) && a.size() < kMaxElements;
+  py::ssize_t i = 0;
+  for (int64_t length : shape) {
+    if (fits && length != kAny && a.shape(i) != length) fits = false;
+    ++i;
+  }
+  if (!fits) {
+    std::ostringstream wanted;
+    wanted << "contiguous " << type_name<T>() << " [";
+    const char* separator = "";
+    for (int64_t length : shape) {
+      wanted << separator << (length == kAny ? std::string("any") : std::to_string(length));
+      separator = ", ";
+    }
+    refuse(name, wanted.str() + "]", a);
+  }
+  return static_cast<const T*>(a.data());
+}
+
+// The data of an array of this type whose last dimension is `last` (kAny: any), and how many rows it has.
+template <class T>
+const T* rows_of(const py::array& a, const char* name, int64_t last, int64_t& rows) {
+  if (!is<T>(a) || a.ndim() < 1 || a.size() >= kMaxElements || a.shape(a.ndim() - 1) < 1 ||
+      a.shape(a.ndim() - 1) > kMaxChannels || (last != kAny && a.shape(a.ndim() - 1) != last)) {
+    refuse(name, std::string("contiguous ") + type_name<T>() + " [..., " +
+                     (last == kAny ? std::string("channels") : std::to_string(last)) + "]", a);
+  }
+  rows = a.size() / a.shape(a.ndim() - 1);
+  return static_cast<const T*>(a.data());
+}
+
+template <class T>
+const T* map_of(const py::array& a, const char* name, int64_t channels, Map& map) {
+  int64_t rows;
+  const T* p = rows_of<T>(a, name, channels, rows);
+  if (a.ndim() != 4 || a.shape(1) > INT32_MAX || a.shape(2) > (1 << 24)) {
+    refuse(name, std::string("contiguous ") + type_name<T>() + " [N, H, W, C]", a);
+  }
+  map = {a.shape(0), a.shape(1), a.shape(2), static_cast<int>(a.shape(3))};
+  return p;
+}
+
+void same_shape(const py::array& a, const py::array& b, const char* message) {
+  require(a.ndim() == b.ndim() && std::equal(a.shape(), a.shape() + a.ndim(), b.shape()), message);
+}
+
+void finite(const float* values, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) require(std::isfinite(values[i]), "multipliers must be finite");
+}
+
+template <class T>
+py::array_t<T> like(const py::array& x, int64_t channels) {
+  std::vector<py::ssize_t> shape(x.shape(), x.shape() + x.ndim());
+  shape.back() = channels;
+  return py::array_t<T>(shape);
+}
+
+int step_of(int step) {
+  require(step >= 0 && step < 4, "step: expected 0, 1, 2 or 3");
+  return step;
+}
+
+void even(const Map& map) { require(map.h % 2 == 0 && map.w % 2 == 0, "height and width must be even"); }
+
+// Operations hold this shared, a change of instruction set alone; so no operation sees two of them.
+std::shared_mutex kernel_mutex;
+
+class Running {
+  py::gil_scoped_release release_;
+  std::shared_lock<std::shared_mutex> lock_{kernel_mutex};
+};
+
+// ---- weights -----------------------------------------------------------------------------------------------------
+
+template <class T>
+std::unique_ptr<PackedLinear> pack(const T* w, const int32_t* b, const float* m, int64_t o, int64_t k) {
+  const int64_t limit = std::numeric_limits<T>::max();
+  finite(m, o);
+  for (int64_t i = 0; i < o; ++i) {
+    int64_t sum = std::abs(static_cast<int64_t>(b[i]));
+    for (int64_t j = 0; j < k; ++j) sum += limit * std::abs(static_cast<int64_t>(w[i * k + j]));
+    require(sum <= INT32_MAX, "weights: the accumulator of a row can exceed 31 bits");
+  }
+  return std::make_unique<PackedLinear>(w, static_cast<int>(sizeof(T) * 8), b, m, static_cast<int>(o),
+                                        static_cast<int>(k));
+}
+
+std::unique_ptr<PackedLinear> make_linear(const py::array& w, const py::array& b, const py::array& m) {
+  int64_t o;
+  if (py::isinstance<py::array_t<int16_t>>(w)) {
+    const int16_t* values = rows_of<int16_t>(w, "w", kAny, o);
+    require(w.ndim() == 2 && o >= 1 && o <= kMaxChannels, "w: expected [O, K]");
+    return pack(values, data<int32_t>(b, "b", {o}), data<float>(m, "m", {o}), o, w.shape(1));
+  }
+  const int8_t* values = rows_of<int8_t>(w, "w", kAny, o);
+  require(w.ndim() == 2 && o >= 1 && o <= kMaxChannels, "w: expected [O, K]");
+  return pack(values, data<int32_t>(b, "b", {o}), data<float>(m, "m", {o}), o, w.shape(1));
+}
+
+std::unique_ptr<PackedDepthwise> make_depthwise(const py::array& w, const py::array& b, const py::array& m) {
+  const int8_t* values = data<int8_t>(w, "w", {3, 3, kAny});
+  const int64_t c = w.shape(2);
+  require(c >= 1 && c <= kMaxChannels, "w: too many channels");
+  const float* scale = data<float>(m, "m", {c});
+  finite(scale, c);
+  return std::make_unique<PackedDepthwise>(values, data<int32_t>(b, "b", {c}), scale, static_cast<int>(c));
+}
+
+std::unique_ptr<PackedHead> make_head(const py::array& w, const py::array& b, const py::array& m_mean,
+                                      const py::array& m_scale, const py::array& offset) {
+  int64_t rows;
+  const int8_t* values = rows_of<int8_t>(w, "w", kAny, rows);
+  require(w.ndim() == 3 && w.shape(0) == 4 && w.shape(1) >= 2 && w.shape(1) % 2 == 0 && w.shape(1) <= kMaxChannels,
+          "w: expected [4, 2G, C]");
+  const int64_t size = w.shape(1) / 2, c = w.shape(2);
+  const int32_t* bias = data<int32_t>(b, "b", {4, 2 * size});
+  const float* mean = data<float>(m_mean, "m_mean", {4, size});
+  const float* scale = data<float>(m_scale, "m_scale", {4, size});
+  const int32_t* start = data<int32_t>(offset, "offset", {4, size});
+  auto head = std::make_unique<PackedHead>();
+  head->c = static_cast<int>(c);
+  head->size = static_cast<int>(size);
+  for (int64_t g = 0; g < 4; ++g) {
+    const auto i = static_cast<size_t>(g);
+    head->mean[i] = pack(values + g * 2 * size * c, bias + g * 2 * size, mean + g * size, size, c);
+    head->row[i] = pack(values + (g * 2 + 1) * size * c, bias + (g * 2 + 1) * size, scale + g * size, size, c);
+    head->offset[i].assign(static_cast<size_t>(round_up(size, kLanes)), 0);
+    for (int64_t j = 0; j < size; ++j) {
+      const int32_t value = start[g * size + j];
+      require(value >= -kMeanLimit && value <= kMeanLimit, "offset: expected values within +-2^20");
+      head->offset[i][static_cast<size_t>(j)] = value;
+    }
+  }
+  return head;
+}
+
+// ---- operations --------------------------------------------------------------------------------------------------
+
+template <class T>
+py::array_t<T> bind_operand(const py::array& x, const py::array& m) {
+  int64_t rows;
+  const int16_t* in = rows_of<int16_t>(x, "x", kAny, rows);
+  const int64_t c = x.shape(x.ndim() - 1);
+  const float* scale = data<float>(m, "m", {c});
+  auto out = like<T>(x, c);
+  T* to = out.mutable_data();
+  Running running;
+  operand(in, scale, rows, static_cast<int>(c), sizeof(T) * 8, to);
+  return out;
+}
+
+// All linear layers without an input scale: operands In, outputs Out.
+template <class In, class Out>
+py::array_t<Out> bind_linear(const py::array& x, const PackedLinear& p, Epilogue epilogue,
+                             const py::array* residual = nullptr) {
+  require(p.bits == sizeof(In) * 8, sizeof(In) == 1 ? "w: expected int8 weights" : "w: expected int16 weights");
+  int64_t rows;
+  const In* in = rows_of<In>(x, "x", p.k, rows);
+  auto out = like<Out>(x, p.o);
+  const int16_t* add = nullptr;
+  if (residual) {
+    int64_t ignored;
+    add = rows_of<int16_t>(*residual, "residual", p.o, ignored);
+    same_shape(*residual, out, "residual: expected the shape of the output");
+  }
+  Out* to = out.mutable_data();
+  Running running;
+  linear(in, rows, p, epilogue, add, to);
+  return out;
+}
+
+py::array_t<int8_t> bind_gate(const py::array& x, const PackedLinear& p, float g) {
+  require(p.bits == 8 && p.o % 2 == 0, "w: expected int8 weights with an even number of rows");
+  finite(&g, 1);
+  int64_t rows;
+  const int8_t* in = rows_of<int8_t>(x, "x", p.k, rows);
+  auto out = like<int8_t>(x, p.o / 2);
+  int8_t* to = out.mutable_data();
+  Running running;
+  linear_gate(in, rows, p, g, to);
+  return out;
+}
+
+py::array_t<int16_t> bind_wide(const py::array& x, const PackedLinear& p, const std::optional<py::array>& residual) {
+  if (residual) return bind_linear<int16_t, int16_t>(x, p, Epilogue::add, &*residual);
+  return bind_linear<int16_t, int16_t>(x, p, Epilogue::wide);
+}
+
+py::array_t<int8_t> bind_depthwise(const py::array& x, const PackedDepthwise& p) {
+  Map map;
+  const int8_t* in = map_of<int8_t>(x, "x", p.c, map);
+  auto out = like<int8_t>(x, p.c);
+  int8_t* to = out.mutable_data();
+  Running running;
+  depthwise3x3(in, map, p, to);
+  return out;
+}
+
+const uint8_t* exponential_table(const py::array& table) {
+  const uint8_t* values = data<uint8_t>(table, "table", {kTableSize});
+  require(values[0] > 0, "table: expected a positive first entry");
+  return values;
+}
+
+py::array_t<int8_t> bind_window_attention(const py::array& q, const py::array& k, const py::array& v, int heads,
+                                          int window, int shift, float m, const py::array& bias,
+                                          const py::array& table) {
+  Map map;
+  const int8_t* query = map_of<int8_t>(q, "q", kAny, map);
+  const int8_t* key = data<int8_t>(k, "k", {map.n, map.h, map.w, map.c});
+  const int8_t* value = data<int8_t>(v, "v", {map.n, map.h, map.w, map.c});
+  require(window >= 1 && window <= 64 && map.h % window == 0 && map.w % window == 0,
+          "window: expected at most 64 and a divisor of height and width");
+  require(heads >= 1 && map.c % heads == 0, "heads: expected a divisor of the channels");
+  require(shift >= 0 && shift < window, "shift: expected 0 <= shift < window");
+  finite(&m, 1);
+  const int64_t area = static_cast<int64_t>(window) * window;
+  const int32_t* offsets = data<int32_t>(bias, "bias", {heads, area, area});
+  const uint8_t* exponentials = exponential_table(table);
+  auto out = like<int8_t>(q, map.c);
+  int8_t* to = out.mutable_data();
+  Running running;
+  window_attention(query, key, value, map, heads, window, shift, m, offsets, exponentials, to);
+  return out;
+}
+
+py::array_t<int8_t> bind_token_attention(const py::array& q, const py::array& k, const py::array& v, int heads, float m,
+                                         const py::array& table) {
+  const int8_t* query = data<int8_t>(q, "q", {kAny, kAny, kAny});
+  const int64_t n = q.shape(0), queries = q.shape(1), c = q.shape(2);
+  require(c >= 1 && c <= kMaxChannels, "q: too many channels");
+  const int8_t* key = data<int8_t>(k, "k", {n, kAny, c});
+  const int64_t keys = k.shape(1);
+  const int8_t* value = data<int8_t>(v, "v", {n, keys, c});
+  require(keys >= 1 && keys <= (1 << 26), "k: expected 1 to 2^26 tokens");
+  require(heads >= 1 && c % heads == 0, "heads: expected a divisor of the channels");
+  finite(&m, 1);
+  const uint8_t* exponentials = exponential_table(table);
+  auto out = like<int8_t>(q, c);
+  int8_t* to = out.mutable_data();
+  Running running;
+  token_attention(query, key, value, n, queries, keys, static_cast<int>(c), heads, m, exponentials, to);
+  return out;
+}
+
+py::tuple bind_head(const py::array& t, const PackedHead& p, int step) {
+  Map map;
+  const int8_t* in = map_of<int8_t>(t, "t", p.c, map);
+  even(map);
+  step_of(step);
+  auto mean = like<int32_t>(t, p.size);
+  auto row = like<uint8_t>(t, p.size);
+  int32_t* to_mean = mean.mutable_data();
+  uint8_t* to_row = row.mutable_data();
+  {
+    Running running;
+    head_params(in, map, p, step, to_mean, to_row);
+  }
+  return py::make_tuple(std::move(mean), std::move(row));
+}
+
+template <class T>
+const T* group_map(const py::array& a, const char* name, Map& map) {
+  const T* p = map_of<T>(a, name, kAny, map);
+  require(map.c % 4 == 0, "channels must be a multiple of four");
+  even(map);
+  return p;
+}
+
+template <class T>
+py::array gather_as(const py::array& x, int step) {
+  Map map;
+  const T* in = group_map<T>(x, "x", map);
+  auto out = like<T>(x, map.c / 4);
+  T* to = out.mutable_data();
+  Running running;
+  quadtree_gather(in, map, sizeof(T), step, to);
+  return std::move(out);
+}
+
+py::array bind_gather(const py::array& x, int step) {
+  step_of(step);
+  return py::isinstance<py::array_t<int32_t>>(x) ? gather_as<int32_t>(x, step) : gather_as<int16_t>(x, step);
+}
+
+py::array_t<int16_t> bind_quantize(const py::array& y, const py::array& mean, const py::array& gain, int step) {
+  Map map;
+  const int16_t* in = group_map<int16_t>(y, "y", map);
+  const int32_t* means = data<int32_t>(mean, "mean", {map.n, map.h, map.w, map.c / 4});
+  const float* gains = data<float>(gain, "gain", {map.c});
+  step_of(step);
+  auto out = like<int16_t>(y, map.c / 4);
+  int16_t* to = out.mutable_data();
+  Running running;
+  quantize(in, means, gains, map, step, to);
+  return out;
+}
+
+void bind_reconstruct(const py::array& q, const py::array& mean, const py::array& inv, int step, py::array& y_hat) {
+  Map map;
+  group_map<int16_t>(y_hat, "y_hat", map);
+  require(y_hat.writeable(), "y_hat: not writable");
+  const int16_t* symbols = data<int16_t>(q, "q", {map.n, map.h, map.w, map.c / 4});
+  const int32_t* means = data<int32_t>(mean, "mean", {map.n, map.h, map.w, map.c / 4});
+  const float* steps = data<float>(inv, "inv", {map.c});
+  step_of(step);
+  auto* to = static_cast<int16_t*>(y_hat.mutable_data());
+  Running running;
+  reconstruct(symbols, means, steps, map, step, to);
+}
+
+void divisible(const Map& map, int size) {
+  require(size >= 1 && size <= 64 && map.h % size == 0 && map.w % size == 0,
+          "size: expected at most 64 and a divisor of height and width");
+}
+
+std::vector<py::ssize_t> patch_shape(const Map& map, int s) {
+  return {map.n, map.h / s, map.w / s, static_cast<py::ssize_t>(map.c) * s * s};
+}
+
+py::array_t<int16_t> bind_patches(const py::array& image, int size) {
+  Map map;
+  const uint8_t* in = map_of<uint8_t>(image, "image", 3, map);
+  divisible(map, size);
+  py::array_t<int16_t> out(patch_shape(map, size));
+  int16_t* to = out.mutable_data();
+  Running running;
+  patches_from_image(in, map, size, to);
+  return out;
+}
+
+template <class T>
+py::array to_depth(const py::array& x, int s) {
+  Map map;
+  const T* in = map_of<T>(x, "x", kAny, map);
+  divisible(map, s);
+  py::array_t<T> out(patch_shape(map, s));
+  T* to = out.mutable_data();
+  Running running;
+  space_to_depth(in, map, s, sizeof(T), to);
+  return std::move(out);
+}
+
+template <class T>
+py::array to_space(const py::array& x, int s, int64_t channels, const char* name) {
+  Map map;
+  const T* in = map_of<T>(x, name, channels, map);
+  require(map.c % (s * s) == 0, "channels must be a multiple of the block area");
+  const Map large = {map.n, map.h * s, map.w * s, map.c / (s * s)};
+  py::array_t<T> out(std::vector<py::ssize_t>{large.n, large.h, large.w, large.c});
+  T* to = out.mutable_data();
+  Running running;
+  depth_to_space(in, large, s, sizeof(T), to);
+  return std::move(out);
+}
+
+py::array bind_image(const py::array& patches, int size) {
+  require(size >= 1 && size <= 64, "size: expected 1 to 64");
+  return to_space<uint8_t>(patches, size, int64_t{3} * size * size, "patches");
+}
+
+bool is_byte(const py::array& x) { return py::isinstance<py::array_t<int8_t>>(x); }
+
+py::array bind_to_depth(const py::array& x) { return is_byte(x) ? to_depth<int8_t>(x, 2) : to_depth<int16_t>(x, 2); }
+
+py::array bind_to_space(const py::array& x) {
+  return is_byte(x) ? to_space<int8_t>(x, 2, kAny, "x") : to_space<int16_t>(x, 2, kAny, "x");
+}
+
+py::array_t<int16_t> bind_depth_block(const py::array& x, const py::array& m_in, const PackedLinear& expand,
+                                      const PackedDepthwise& depthwise, const PackedLinear& project) {
+  Map map;
+  const int16_t* in = map_of<int16_t>(x, "x", expand.k, map);
+  require(expand.bits == 8 && project.bits == 8, "w: expected int8 weights");
+  require(depthwise.c == expand.o && project.k == expand.o && project.o == expand.k,
+          "weights: the layers of the block do not fit each other");
+  const float* scale = data<float>(m_in, "m_in", {map.c});
+  auto out = like<int16_t>(x, map.c);
+  int16_t* to = out.mutable_data();
+  Running running;
+  depth_block(in, map, scale, expand, depthwise, project, to);
+  return out;
+}
+
+py::array_t<int16_t> bind_ffn(const py::array& x, const py::array& m_in, const PackedLinear& gate, float g,
+                              const PackedLinear& project) {
+  int64_t rows;
+  const int16_t* in = rows_of<int16_t>(x, "x", gate.k, rows);
+  require(gate.bits == 8 && project.bits == 8, "w: expected int8 weights");
+  require(gate.o == 2 * project.k && project.o == gate.k, "weights: the layers of the block do not fit each other");
+  finite(&g, 1);
+  const float* scale = data<float>(m_in, "m_in", {gate.k});
+  auto out = like<int16_t>(x, gate.k);
+  int16_t* to = out.mutable_data();
+  Running running;
+  gated_ffn(in, rows, scale, gate, g, project, to);
+  return out;
+}
+
+// ---- choices -----------------------------------------------------------------------------------------------------
+
+void set_isa(const std::string& name) {
+  const auto available = all_kernels();
+  const Kernels* choice = name == "auto" ? available.back() : nullptr;
+  for (const Kernels* k : available)
+    if (name == k->name) choice = k;
+  if (!choice) throw BadInput("instruction set '" + name + "' is not available on this machine");
+  py::gil_scoped_release release;
+  std::unique_lock<std::shared_mutex> lock(kernel_mutex);
+  use_kernels(*choice);
+}
+
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  for (const Kernels* k : all_kernels()) names.emplace_back(k->name);
+  return names;
+}
+
+PyObject* error_type = nullptr;  // what BadInput becomes; ValueError until set
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+  m.doc() = "Integer operations on NumPy arrays; dca_fast.ops.native is the interface.";
+  py::register_exception_translator([](std::exception_ptr p) {
+    try {
+      if (p) std::rethrow_exception(p);
+    } catch (const BadInput& e) {
+      PyErr_SetString(error_type ? error_type : PyExc_ValueError, e.what());
+    }
+  });
+  m.def("set_error_type", [](const py::object& type) {
+    Py_XDECREF(error_type);
+    error_type = type.inc_ref().ptr();
+  });
+  m.def("isas", &isas, "Instruction sets this machine can run, slowest first.");
+  m.def("isa", [] { return std::string(kernels().name); });
+  m.def("set_isa", &set_isa);
+  m.def("threads", &threads);
+  m.def("set_threads", &set_threads);
+
+  py::class_<PackedLinear>(m, "Linear").def(py::init(&make_linear));
+  py::class_<PackedDepthwise>(m, "Depthwise").def(py::init(&make_depthwise));
+  py::class_<PackedHead>(m, "Head").def(py::init(&make_head));
+
+  m.def("operand8", &bind_operand<int8_t>);
+  m.def("operand16", &bind_operand<int16_t>);
+  m.def("linear_act", [](const py::array& x, const PackedLinear& p, bool leaky) {
+    return bind_linear<int8_t, int8_t>(x, p, leaky ? Epilogue::leaky : Epilogue::act);
+  });
+  m.def("linear_gate", &bind_gate);
+  m.def("linear_add", [](const py::array& x, const PackedLinear& p, const py::array& residual) {
+    return bind_linear<int8_t, int16_t>(x, p, Epilogue::add, &residual);
+  });
+  m.def("wide_linear", &bind_wide);
+  m.def("wide_pixels", [](const py::array& x, const PackedLinear& p) {
+    return bind_linear<int16_t, uint8_t>(x, p, Epilogue::pixels);
+  });
+  m.def("depthwise3x3", &bind_depthwise);
+  m.def("window_attention", &bind_window_attention);
+  m.def("token_attention", &bind_token_attention);
+  m.def("head_params", &bind_head);
+  m.def("quadtree_gather", &bind_gather);
+  m.def("quantize", &bind_quantize);
+  m.def("reconstruct", &bind_reconstruct);
+  m.def("patches_from_image", &bind_patches);
+  m.def("image_from_patches", &bind_image);
+  m.def("space_to_depth2", &bind_to_depth);
+  m.def("depth_to_space2", &bind_to_space);
+  m.def("depth_block", &bind_depth_block);
+  m.def("gated_ffn", &bind_ffn);
+}

@@ -1,0 +1,493 @@
+// The kernels, written once over 16 lanes. Each instruction set includes this file inside its own anonymous namespace
+// after defining the types I16 and F16 (16 x int32, 16 x float), their operations, `dot`, `lookup`, and
+//   kTileRows x kTileBlocks: accumulators of 16 lanes held in registers; kTileRows divides kStrip
+//   kBytes: whether dot<4> (unsigned bytes times signed bytes) exists besides dot<2> (pairs of int16).
+
+constexpr int kGroup = kTileBlocks * kLanes;  // columns of a tile
+constexpr int32_t kMasked = -(1 << 30);       // score of a pair that must not see each other
+constexpr int kKeyChunk = 8192;               // keys summed in 32 bits: 8192 * 127 * 127 < 2^31
+constexpr int kNarrowBits = 23, kWideBits = 40;  // of the reciprocals of attention
+
+// ---- partial vectors: n < 16 valid lanes -------------------------------------------------------------------------
+
+template <class T>
+inline void store_lanes(T* p, I16 v, int n) {
+  if (n >= kLanes) return store(p, v);
+  T tmp[kLanes];
+  store(tmp, v);
+  std::memcpy(p, tmp, static_cast<size_t>(n) * sizeof(T));
+}
+
+template <class T>
+inline I16 load_lanes(const T* p, int n) {
+  if (n >= kLanes) return load(p);
+  T tmp[kLanes] = {};
+  std::memcpy(tmp, p, static_cast<size_t>(n) * sizeof(T));
+  return load(tmp);
+}
+
+inline I16 clamp(I16 v, int lo, int hi) { return min(max(v, set(lo)), set(hi)); }
+
+inline I16 requantise(I16 acc, F16 m, int limit) {
+  return round_clamp(mul(to_float(acc), m), static_cast<float>(-limit), static_cast<float>(limit));
+}
+
+// ---- packed weights and strips of operands -----------------------------------------------------------------------
+
+inline int step_of(int bits) { return kBytes && bits == 8 ? 4 : 2; }
+
+size_t matrix_bytes(int o, int k, int bits) {
+  const int step = step_of(bits);
+  return static_cast<size_t>(round_up(o, kGroup) * (round_up(k, step) / step) * 4);
+}
+
+template <int STEP, class T, class P>
+void pack_row_blocks(const T* w, const int64_t* start, int o, int k, P* out) {
+  for (int base = 0; base < o; base += kGroup)
+    for (int word = 0; word < k; word += STEP)
+      for (int i = base; i < base + kGroup; ++i, out += STEP) {
+        const int count = i >= o ? 0 : k - word < STEP ? k - word : STEP;
+        const T* p = w + (i < o ? start[i] + word : 0);
+        if (count == STEP) {
+          for (int j = 0; j < STEP; ++j) out[j] = p[j];
+        } else {
+          for (int j = 0; j < STEP; ++j) out[j] = j < count ? p[j] : T{0};
+        }
+      }
+}
+
+Matrix pack_rows(const void* w, int bits, const int64_t* start, int o, int k, const int32_t* bias, char* blocks,
+                 int32_t* padded_bias) {
+  const int step = step_of(bits);
+  const int8_t* bytes = static_cast<const int8_t*>(w);
+  int16_t* pairs = reinterpret_cast<int16_t*>(blocks);
+  if (step == 4) {
+    pack_row_blocks<4>(bytes, start, o, k, reinterpret_cast<int8_t*>(blocks));
+  } else if (bits == 8) {
+    pack_row_blocks<2>(bytes, start, o, k, pairs);
+  } else {
+    pack_row_blocks<2>(static_cast<const int16_t*>(w), start, o, k, pairs);
+  }
+  for (int i = 0; i < round_up(o, kGroup); ++i) {
+    uint32_t excess = 0;  // a signed byte x goes in as the unsigned x + 128, so 128 * sum(w) has to come off
+    if (step == 4 && i < o) {
+      int32_t sum = 0;
+      for (int j = 0; j < k; ++j) sum += bytes[start[i] + j];
+      excess = 128u * static_cast<uint32_t>(sum);
+    }
+    padded_bias[i] = static_cast<int32_t>((bias && i < o ? static_cast<uint32_t>(bias[i]) : 0u) - excess);
+  }
+  return {blocks, padded_bias, o, k, step};
+}
+
+template <class P>
+inline void interleave(P* __restrict out, const int8_t* a, const int8_t* b, int n) {
+  for (int i = 0; i < n; ++i) {
+    out[2 * i] = a[i];
+    out[2 * i + 1] = b[i];
+  }
+}
+
+inline void interleave(int8_t* __restrict out, const int8_t* a, const int8_t* b, const int8_t* c, const int8_t* d,
+                       int n) {
+  for (int i = 0; i < n; ++i) {
+    out[4 * i] = a[i];
+    out[4 * i + 1] = b[i];
+    out[4 * i + 2] = c[i];
+    out[4 * i + 3] = d[i];
+  }
+}
+
+// Element (i, j) is w[start[j] + i]; for operands that are unsigned already.
+Matrix pack_columns(const int8_t* w, const int64_t* start, int o, int k, char* blocks, int32_t* zero_bias) {
+  static const int8_t zeros[kGroup] = {};
+  const int step = step_of(8);
+  char* out = blocks;
+  for (int base = 0; base < o; base += kGroup) {
+    const int n = o - base < kGroup ? o - base : kGroup;
+    for (int word = 0; word < k; word += step, out += kGroup * 4) {
+      if (n < kGroup) std::memset(out, 0, kGroup * 4);
+      const int8_t* p[4];
+      for (int j = 0; j < step; ++j) p[j] = word + j < k ? w + start[word + j] + base : zeros;
+      if (step == 4) {
+        interleave(reinterpret_cast<int8_t*>(out), p[0], p[1], p[2], p[3], n);
+      } else {
+        interleave(reinterpret_cast<int16_t*>(out), p[0], p[1], n);
+      }
+    }
+  }
+  for (int i = 0; i < round_up(o, kGroup); ++i) zero_bias[i] = 0;
+  return {blocks, zero_bias, o, k, step};
+}
+
+inline int64_t strip_stride(int k, int step) { return round_up(k, kLanes) * (step == 4 ? 1 : 2); }
+
+size_t strip_bytes(int k) { return static_cast<size_t>(kStrip * strip_stride(k, 2)); }
+
+inline void pack_row8(const int8_t* x, int k, int step, char* out) {
+  if (step == 4) {
+    for (int i = 0; i < k; ++i) out[i] = static_cast<char>(x[i] ^ -128);
+  } else {
+    int16_t* wide = reinterpret_cast<int16_t*>(out);
+    for (int i = 0; i < k; ++i) wide[i] = x[i];
+  }
+}
+
+inline void pack_row_feature(const int16_t* x, const float* m, int k, int step, char* out) {
+  for (int i = 0; i < k; i += kLanes) {
+    const I16 v = requantise(load_lanes(x + i, k - i), loadf(m + i), 127);
+    if (step == 4) {
+      store(reinterpret_cast<int8_t*>(out) + i, add(v, set(128)));
+    } else {
+      store(reinterpret_cast<int16_t*>(out) + i, v);
+    }
+  }
+}
+
+void pack_strip(const LinearTask& t, char* strip, int64_t stride) {
+  const int k = t.w.k;
+  for (int r = 0; r < t.rows; ++r, strip += stride) {
+    const int64_t at = (t.site ? t.site[r] : r) * k;
+    if (t.source == Source::int8) {
+      pack_row8(static_cast<const int8_t*>(t.x) + at, k, t.w.step, strip);
+    } else if (t.source == Source::feature) {
+      pack_row_feature(static_cast<const int16_t*>(t.x) + at, t.m_in, k, t.w.step, strip);
+    } else {
+      std::memcpy(strip, static_cast<const int16_t*>(t.x) + at, static_cast<size_t>(k) * 2);
+    }
+  }
+}
+
+// ---- matrix product ----------------------------------------------------------------------------------------------
+
+template <int STEP, class E>
+inline void tile(const char* a, int64_t stride, const char* w, int words, const int32_t* bias, int row, int rows,
+                 int col, int cols, const E& epilogue) {
+  I16 acc[kTileRows][kTileBlocks];
+  UNROLL for (int i = 0; i < kTileRows; ++i) UNROLL for (int j = 0; j < kTileBlocks; ++j) {
+    acc[i][j] = load(bias + j * kLanes);
+  }
+  const char* quad[3] = {a, a + 4 * stride, a + 8 * stride};
+  const int64_t stride3 = 3 * stride;
+  for (int word = 0; word < words; ++word, w += kGroup * 4) {
+    I16 b[kTileBlocks];
+    UNROLL for (int j = 0; j < kTileBlocks; ++j) b[j] = load(reinterpret_cast<const int32_t*>(w) + j * kLanes);
+    UNROLL for (int i = 0; i < kTileRows; ++i) {
+      const char* p = quad[i / 4] + (i % 4 == 3 ? stride3 : i % 4 * stride) + word * 4;
+      int32_t operand;
+      std::memcpy(&operand, p, 4);
+      const I16 x = set(operand);
+      UNROLL for (int j = 0; j < kTileBlocks; ++j) acc[i][j] = dot<STEP>(acc[i][j], x, b[j]);
+    }
+  }
+  UNROLL for (int j = 0; j < kTileBlocks; ++j) {
+    const int c = col + j * kLanes;
+    if (c >= cols) break;
+    const F16 m = epilogue.scale(c);
+    UNROLL for (int i = 0; i < kTileRows; ++i) {
+      if (row + i < rows) epilogue(row + i, c, cols - c, acc[i][j], m);
+    }
+  }
+}
+
+template <class E>
+void product(const Matrix& w, const char* strip, int64_t stride, int rows, const E& epilogue) {
+  const int words = static_cast<int>(round_up(w.k, w.step) / w.step);
+  const int64_t group = static_cast<int64_t>(words) * kGroup * 4;
+  const char* blocks = w.blocks;
+  for (int col = 0; col < w.o; col += kGroup, blocks += group)
+    for (int row = 0; row < rows; row += kTileRows) {
+      const char* a = strip + row * stride;
+      if (kBytes && w.step == 4) {
+        tile<kBytes ? 4 : 2>(a, stride, blocks, words, w.bias + col, row, rows, col, w.o, epilogue);
+      } else {
+        tile<2>(a, stride, blocks, words, w.bias + col, row, rows, col, w.o, epilogue);
+      }
+    }
+}
+
+struct Output {  // what the epilogues of a linear layer share
+  const LinearTask& t;
+  int64_t at(int row, int col) const { return (t.site ? t.site[row] : row) * t.w.o + col; }
+  F16 scale(int col) const { return loadf(t.m + col); }
+};
+
+template <bool LEAKY>
+struct Act : Output {
+  void operator()(int row, int col, int n, I16 acc, F16 m) const {
+    F16 r = mul(to_float(acc), m);
+    if (LEAKY) r = max(r, mul(r, setf(0.125f)));
+    store_lanes(static_cast<int8_t*>(t.out) + at(row, col), round_clamp(r, -127.0f, 127.0f), n);
+  }
+};
+
+template <bool RESIDUAL>
+struct Feature : Output {
+  void operator()(int row, int col, int n, I16 acc, F16 m) const {
+    I16 r = requantise(acc, m, 32767);
+    if (RESIDUAL) r = clamp(add(r, load_lanes(t.residual + at(row, col), n)), -32767, 32767);
+    store_lanes(static_cast<int16_t*>(t.out) + at(row, col), r, n);
+  }
+};
+
+struct Pixels : Output {
+  void operator()(int row, int col, int n, I16 acc, F16 m) const {
+    const I16 r = add(requantise(acc, m, 32767), set(128));
+    store_lanes(static_cast<int8_t*>(t.out) + at(row, col), clamp(r, 0, 255), n);
+  }
+};
+
+struct Mean : Output {
+  void operator()(int row, int col, int n, I16 acc, F16 m) const {
+    store_lanes(static_cast<int32_t*>(t.out) + at(row, col), requantise(acc, m, kMeanLimit), n);
+  }
+};
+
+struct Row : Output {
+  void operator()(int row, int col, int n, I16 acc, F16 m) const {
+    const I16 scale = add(add(requantise(acc, m, kMeanLimit), load(t.offset + col)), set(8));
+    store_lanes(static_cast<int8_t*>(t.out) + at(row, col), clamp(sra<4>(scale), 0, kMaxRow), n);
+  }
+};
+
+void linear(const LinearTask& t) {
+  const int64_t stride = strip_stride(t.w.k, t.w.step);
+  pack_strip(t, t.scratch, stride);
+  switch (t.epilogue) {
+    case Epilogue::act: return product(t.w, t.scratch, stride, t.rows, Act<false>{{t}});
+    case Epilogue::leaky: return product(t.w, t.scratch, stride, t.rows, Act<true>{{t}});
+    case Epilogue::add: return product(t.w, t.scratch, stride, t.rows, Feature<true>{{t}});
+    case Epilogue::wide: return product(t.w, t.scratch, stride, t.rows, Feature<false>{{t}});
+    case Epilogue::pixels: return product(t.w, t.scratch, stride, t.rows, Pixels{{t}});
+    case Epilogue::mean: return product(t.w, t.scratch, stride, t.rows, Mean{{t}});
+    case Epilogue::row: return product(t.w, t.scratch, stride, t.rows, Row{{t}});
+  }
+}
+
+// ---- element by element ------------------------------------------------------------------------------------------
+
+void operand(const int16_t* x, const float* m, int64_t rows, int c, int bits, void* out) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int i = 0; i < c; i += kLanes) {
+      const int64_t at = r * c + i;
+      const I16 v = load_lanes(x + at, c - i);
+      if (bits == 8) {
+        store_lanes(static_cast<int8_t*>(out) + at, requantise(v, loadf(m + i), 127), c - i);
+      } else {
+        store_lanes(static_cast<int16_t*>(out) + at, requantise(v, loadf(m + i), 32767), c - i);
+      }
+    }
+}
+
+void gate(const int8_t* x, int64_t rows, int h, float g, int8_t* out) {
+  for (int64_t r = 0; r < rows; ++r, x += 2 * h, out += h)
+    for (int i = 0; i < h; i += kLanes) {
+      const I16 u = load_lanes(x + i, h - i), v = load_lanes(x + h + i, h - i);
+      store_lanes(out + i, requantise(mul(u, v), setf(g), 127), h - i);
+    }
+}
+
+void quantize(const int16_t* y, const int32_t* mean, const float* const gain[2], const int group[2], int width,
+              int size, int16_t* q) {
+  for (int x = 0; x < width; ++x)
+    for (int i = 0; i < size; i += kLanes) {
+      const int64_t at = static_cast<int64_t>(x) * size + i;
+      const I16 value = load_lanes(y + 4 * (at - i) + group[x & 1] * size + i, size - i);
+      const I16 t = requantise(value, loadf(gain[x & 1] + i), kMeanLimit);
+      const I16 d = sra<4>(add(sub(t, load_lanes(mean + at, size - i)), set(8)));
+      store_lanes(q + at, clamp(d, -kSymbolLimit, kSymbolLimit), size - i);
+    }
+}
+
+void reconstruct(const int16_t* q, const int32_t* mean, const float* const inv[2], const int group[2], int width,
+                 int size, int16_t* y_hat) {
+  for (int x = 0; x < width; ++x)
+    for (int i = 0; i < size; i += kLanes) {
+      const int64_t at = static_cast<int64_t>(x) * size + i;
+      const I16 t = add(mul(load_lanes(q + at, size - i), set(16)), load_lanes(mean + at, size - i));
+      int16_t* out = y_hat + 4 * (at - i) + group[x & 1] * size + i;
+      store_lanes(out, requantise(t, loadf(inv[x & 1] + i), 32767), size - i);
+    }
+}
+
+// ---- depthwise 3x3 -----------------------------------------------------------------------------------------------
+
+#ifndef OWN_DEPTHWISE
+
+inline size_t depthwise_bytes(int c) { return static_cast<size_t>(9 * round_up(c, kLanes)) * sizeof(int32_t); }
+
+inline void pack_depthwise(const int8_t* w, const int32_t* bias, int c, char* packed, int32_t* padded_bias) {
+  int32_t* out = reinterpret_cast<int32_t*>(packed);
+  for (int tap = 0; tap < 9; ++tap)
+    for (int i = 0; i < round_up(c, kLanes); ++i) *out++ = i < c ? w[tap * c + i] : 0;
+  for (int i = 0; i < c; ++i) padded_bias[i] = bias[i];
+}
+
+inline void depthwise(const int8_t* const rows[3], int width, int c, const char* w, const int32_t* bias, const float* m,
+                      int8_t* out) {
+  const int32_t* weights = reinterpret_cast<const int32_t*>(w);
+  const int64_t tap = round_up(c, kLanes);
+  for (int x = 0; x < width; ++x)
+    for (int i = 0; i < c; i += kLanes) {
+      I16 acc = load(bias + i);
+      const int first = x == 0, last = x == width - 1 ? 1 : 2;
+      for (int dy = 0; dy < 3; ++dy)
+        for (int dx = first; dx <= last; ++dx) {
+          const I16 v = load_lanes(rows[dy] + static_cast<int64_t>(x + dx - 1) * c + i, c - i);
+          acc = add(acc, mul(v, load(weights + (dy * 3 + dx) * tap + i)));
+        }
+      store_lanes(out + static_cast<int64_t>(x) * c + i, requantise(acc, loadf(m + i), 127), c - i);
+    }
+}
+
+#endif
+
+// ---- attention ---------------------------------------------------------------------------------------------------
+
+struct Scores {
+  int32_t* out;
+  int64_t stride;
+  float m;
+  F16 scale(int) const { return setf(m); }
+  void operator()(int row, int col, int, I16 acc, F16 f) const {
+    store(out + row * stride + col, requantise(acc, f, kMeanLimit));
+  }
+};
+
+struct Means {  // 23-bit reciprocals: |acc| <= 127 * sum of weights, so the product stays below 2^30
+  const AttentionTask& t;
+  const int64_t* reciprocal;
+  F16 scale(int) const { return setf(0.0f); }
+  void operator()(int row, int col, int n, I16 acc, F16) const {
+    const I16 product = mul(acc, set(static_cast<int32_t>(reciprocal[row])));
+    int8_t* out = t.out + (t.q_site ? t.q_site[row] : row) * t.channels + col;
+    store_lanes(out, sra<kNarrowBits>(add(product, set(1 << (kNarrowBits - 1)))), n);
+  }
+};
+
+struct Sums {
+  int64_t* out;
+  int64_t stride;
+  F16 scale(int) const { return setf(0.0f); }
+  void operator()(int row, int col, int, I16 acc, F16) const {
+    int32_t lanes[kLanes];
+    store(lanes, acc);
+    int64_t* p = out + row * stride + col;
+    for (int i = 0; i < kLanes; ++i) p[i] += lanes[i];
+  }
+};
+
+struct AttentionSpace {  // the parts of AttentionTask::scratch
+  int64_t keys_padded, depth_padded, q_stride, e_stride;
+  size_t size = 0;
+  int64_t *key_at, *sums;
+  int32_t *k_bias, *v_bias, *scores;
+  char *k_blocks, *v_blocks, *q_strip, *e_strip;
+  uint8_t *distance, *weight;
+
+  AttentionSpace(char* base, int rows, int keys, int depth) {
+    const int64_t rows_padded = round_up(rows, kTileRows);
+    keys_padded = round_up(keys, kGroup);
+    depth_padded = round_up(depth, kGroup);
+    q_stride = strip_stride(depth, step_of(8));
+    e_stride = keys_padded * (step_of(8) == 4 ? 1 : 2);
+    take(base, key_at, keys);
+    take(base, sums, rows_padded * depth_padded);
+    take(base, k_bias, keys_padded);
+    take(base, v_bias, depth_padded);
+    take(base, scores, rows_padded * keys_padded);
+    take(base, k_blocks, static_cast<int64_t>(matrix_bytes(keys, depth, 8)));
+    take(base, v_blocks, static_cast<int64_t>(matrix_bytes(depth, keys < kKeyChunk ? keys : kKeyChunk, 8)));
+    take(base, q_strip, rows_padded * q_stride);
+    take(base, distance, rows_padded * keys_padded);
+    take(base, weight, rows_padded * keys_padded);
+    e_strip = reinterpret_cast<char*>(weight);  // bytes are operands as they are
+    if (step_of(8) == 2) take(base, e_strip, rows_padded * e_stride);
+  }
+
+  template <class T>
+  void take(char* base, T*& part, int64_t count) {
+    part = reinterpret_cast<T*>(base + size);
+    size += static_cast<size_t>(round_up(count * static_cast<int64_t>(sizeof(T)), 64));
+  }
+};
+
+size_t attention_bytes(int rows, int keys, int depth) {
+  alignas(64) static char origin[64];
+  return AttentionSpace(origin, rows, keys, depth).size;
+}
+
+// Scores of one query to their distances from the largest, at most 255.
+void distances(const AttentionTask& t, const AttentionSpace& s, int row) {
+  const int keys = t.keys, padded = static_cast<int>(s.keys_padded);
+  int32_t* score = s.scores + static_cast<int64_t>(row) * padded;
+  int8_t* distance = reinterpret_cast<int8_t*>(s.distance) + static_cast<int64_t>(row) * padded;
+  const int32_t* bias = t.bias ? t.bias + static_cast<int64_t>(row) * keys : nullptr;
+  const uint8_t* region = t.k_region;
+  const uint8_t own = region ? t.q_region[row] : uint8_t{0};
+  for (int j = 0; bias && j < keys; j += kLanes) {
+    store(score + j, add(load(score + j), load_lanes(bias + j, keys - j)));
+  }
+  for (int j = 0; region && j < keys; ++j) score[j] = region[j] == own ? score[j] : kMasked;
+  for (int j = keys; j < padded; ++j) score[j] = kMasked;
+  I16 best = load(score);
+  for (int j = kLanes; j < padded; j += kLanes) best = max(best, load(score + j));
+  const I16 top = set(largest(best));
+  for (int j = 0; j < padded; j += kLanes) store(distance + j, min(sub(top, load(score + j)), set(255)));
+}
+
+// Exponentials of one query into the operand strip; returns their sum.
+int64_t weights(const AttentionTask& t, const AttentionSpace& s, int row) {
+  const int keys = t.keys;
+  uint8_t* weight = s.weight + row * s.keys_padded;
+  const uint8_t* region = t.k_region;
+  const uint8_t own = region ? t.q_region[row] : uint8_t{0};
+  for (int j = 0; region && j < keys; ++j) weight[j] = region[j] == own ? weight[j] : uint8_t{0};
+  int64_t sum = 0;
+  for (int j = 0; j < keys; ++j) sum += weight[j];
+  if (step_of(8) == 2) {
+    int16_t* wide = reinterpret_cast<int16_t*>(s.e_strip + row * s.e_stride);
+    for (int j = 0; j < keys; ++j) wide[j] = weight[j];
+  }
+  return sum;
+}
+
+void wide_means(const AttentionTask& t, const AttentionSpace& s, const int64_t* reciprocal) {
+  const int step = step_of(8), depth = t.depth;
+  std::memset(s.sums, 0, static_cast<size_t>(t.rows * s.depth_padded) * sizeof(int64_t));
+  for (int first = 0; first < t.keys; first += kKeyChunk) {
+    const int count = t.keys - first < kKeyChunk ? t.keys - first : kKeyChunk;
+    const Matrix v = pack_columns(t.v, s.key_at + first, depth, count, s.v_blocks, s.v_bias);
+    product(v, s.e_strip + first * (step == 4 ? 1 : 2), s.e_stride, t.rows, Sums{s.sums, s.depth_padded});
+  }
+  for (int r = 0; r < t.rows; ++r) {
+    int8_t* __restrict out = t.out + (t.q_site ? t.q_site[r] : r) * t.channels;
+    const int64_t* sum = s.sums + r * s.depth_padded;
+    const int64_t scale = reciprocal[r], half = int64_t{1} << (kWideBits - 1);
+    for (int c = 0; c < depth; ++c) out[c] = static_cast<int8_t>((sum[c] * scale + half) >> kWideBits);
+  }
+}
+
+void attention(const AttentionTask& t) {
+  const AttentionSpace s(t.scratch, t.rows, t.keys, t.depth);
+  const int step = step_of(8);
+  for (int j = 0; j < t.keys; ++j) s.key_at[j] = (t.k_site ? t.k_site[j] : j) * t.channels;
+  for (int r = 0; r < t.rows; ++r) {
+    const int8_t* q = t.q + (t.q_site ? t.q_site[r] : r) * t.channels;
+    pack_row8(q, t.depth, step, s.q_strip + r * s.q_stride);
+  }
+  const Matrix k = pack_rows(t.k, 8, s.key_at, t.keys, t.depth, nullptr, s.k_blocks, s.k_bias);
+  product(k, s.q_strip, s.q_stride, t.rows, Scores{s.scores, s.keys_padded, t.m});
+  const int64_t one = int64_t{1} << (t.wide ? kWideBits : kNarrowBits);
+  int64_t reciprocal[kStrip];
+  for (int r = 0; r < t.rows; ++r) distances(t, s, r);
+  lookup(t.table, s.distance, s.weight, t.rows * s.keys_padded);
+  for (int r = 0; r < t.rows; ++r) reciprocal[r] = one / weights(t, s, r);
+  if (t.wide) return wide_means(t, s, reciprocal);
+  const Matrix v = pack_columns(t.v, s.key_at, t.depth, t.keys, s.v_blocks, s.v_bias);
+  product(v, s.e_strip, s.e_stride, t.rows, Means{t, reciprocal});
+}
+
+#define KERNEL_FIELDS                                                                                                  \
+  supported, matrix_bytes, pack_rows, strip_bytes, linear, operand, gate, depthwise_bytes, pack_depthwise, depthwise, \
+      attention_bytes, attention, quantize, reconstruct

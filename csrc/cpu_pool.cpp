@@ -1,0 +1,170 @@
+#include "cpu_pool.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+#include <new>
+#include <thread>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+
+namespace dca {
+namespace {
+
+constexpr auto kSpin = std::chrono::microseconds(30);
+constexpr int kMaxThreads = 256;
+constexpr std::align_val_t kAlignment{64};
+
+inline void pause() {
+#if defined(__x86_64__) && defined(__GNUC__)
+  __builtin_ia32_pause();
+#endif
+}
+
+// Waits a moment without sleeping: operations follow each other closely.
+template <class Condition>
+bool spin_until(Condition done) {
+  const auto end = std::chrono::steady_clock::now() + kSpin;
+  do {
+    for (int i = 0; i < 32; ++i) {
+      if (done()) return true;
+      pause();
+    }
+  } while (std::chrono::steady_clock::now() < end);
+  return done();
+}
+
+struct Job {
+  void (*task)(void*, int64_t);
+  void* context;
+  int64_t count;
+  std::atomic<int64_t> next{0};
+  std::exception_ptr error;
+  std::mutex error_mutex;
+
+  void work() {
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) {
+      try {
+        task(context, i);
+      } catch (...) {
+        std::lock_guard<std::mutex> lock(error_mutex);
+        error = std::current_exception();
+        next.store(count, std::memory_order_relaxed);
+      }
+    }
+  }
+};
+
+class Pool {
+ public:
+  void run(Job& job, int helpers) {
+    std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
+    if (!turn) return job.work();
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      for (; workers_ < helpers; ++workers_) std::thread([this] { serve(); }).detach();
+      job_ = &job;
+      places_ = helpers;
+      epoch_.fetch_add(1, std::memory_order_release);
+    }
+    wake_.notify_all();
+    job.work();
+    std::unique_lock<std::mutex> lock(mutex_);
+    job_ = nullptr;
+    if (active_.load(std::memory_order_acquire) == 0) return;
+    lock.unlock();
+    const auto idle = [this] { return active_.load(std::memory_order_acquire) == 0; };
+    if (spin_until(idle)) return;
+    lock.lock();
+    finished_.wait(lock, idle);
+  }
+
+ private:
+  void serve() {
+    for (uint64_t seen = 0;;) {
+      const auto called = [&] { return epoch_.load(std::memory_order_acquire) != seen; };
+      Job* job = nullptr;
+      const bool awake = spin_until(called);
+      {
+        std::unique_lock<std::mutex> lock(mutex_);
+        if (!awake) wake_.wait(lock, called);
+        seen = epoch_.load(std::memory_order_acquire);
+        if (job_ && places_ > 0) {
+          --places_;
+          active_.fetch_add(1, std::memory_order_relaxed);
+          job = job_;
+        }
+      }
+      if (!job) continue;
+      job->work();
+      std::lock_guard<std::mutex> lock(mutex_);
+      active_.fetch_sub(1, std::memory_order_release);
+      finished_.notify_one();
+    }
+  }
+
+  std::mutex turn_, mutex_;
+  std::condition_variable wake_, finished_;
+  std::atomic<uint64_t> epoch_{0};
+  std::atomic<int> active_{0};
+  Job* job_ = nullptr;
+  int places_ = 0, workers_ = 0;
+};
+
+// Never destroyed: workers may outlive static destructors. A forked child has no workers and unknown locks, so it
+// forgets the pool and makes its own.
+std::atomic<Pool*> the_pool{nullptr};
+std::atomic<int> thread_count{static_cast<int>(std::max(1u, std::thread::hardware_concurrency()))};
+
+Pool& pool() {
+  Pool* current = the_pool.load(std::memory_order_acquire);
+  if (current) return *current;
+#if defined(__unix__) || defined(__APPLE__)
+  static std::once_flag once;
+  std::call_once(once, [] { pthread_atfork(nullptr, nullptr, [] { the_pool.store(nullptr); }); });
+#endif
+  Pool* fresh = new Pool;
+  if (the_pool.compare_exchange_strong(current, fresh)) return *fresh;
+  delete fresh;
+  return *current;
+}
+
+}  // namespace
+
+int threads() { return thread_count.load(std::memory_order_relaxed); }
+
+void set_threads(int count) { thread_count.store(std::clamp(count, 1, kMaxThreads)); }
+
+void run_parallel(int64_t count, void (*task)(void*, int64_t), void* context) {
+  Job job;
+  job.task = task;
+  job.context = context;
+  job.count = count;
+  pool().run(job, static_cast<int>(std::min<int64_t>(threads(), count)) - 1);
+  if (job.error) std::rethrow_exception(job.error);
+}
+
+void Buffer::Free::operator()(char* p) const { ::operator delete(p, kAlignment); }
+
+char* Buffer::reserve(size_t bytes) {
+  if (bytes > size_) {
+    data_.reset();
+    size_ = 0;
+    data_.reset(static_cast<char*>(::operator new(bytes, kAlignment)));
+    size_ = bytes;
+  }
+  return data_.get();
+}
+
+char* scratch(Scratch purpose, size_t bytes) {
+  thread_local std::array<Buffer, static_cast<size_t>(Scratch::count)> buffers;
+  return buffers[static_cast<size_t>(purpose)].reserve(bytes);
+}
+
+}  // namespace dca

@@ -1,0 +1,105 @@
+// The rANS step: constants, table entries, one encode step and one decode step.
+//
+// A lane is a 32-bit state in [2^16, 2^32); it exchanges 16-bit words with a stream that all lanes
+// share. The steps are templates over the stream ("Words"), so that a scalar loop and a GPU warp use
+// the same arithmetic. Everything is static: a translation unit built for one instruction set must
+// not lend its code to another.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define DCA_HD static __host__ __device__ __forceinline__
+#else
+#define DCA_HD static inline
+#endif
+
+namespace dca::rans {
+
+constexpr int kProbBits = 12;
+constexpr int kSlots = 1 << kProbBits;
+constexpr int kRows = 128;
+constexpr int kSymbols = 256;
+constexpr int kEscape = 255;   // symbol: the value follows as one raw word
+constexpr int kCenter = 127;   // symbol of bucket 0
+constexpr int kSkipRow = 255;  // row: nothing is coded, the value is 0
+constexpr int kMaxShift = 8;   // 127 << 8 still fits int16
+constexpr int kMaxLanes = 32;
+constexpr int kMaxGroups = 64;
+constexpr int kWordsPerSymbol = 2;  // at most: one refill, and then low bits or a raw value
+constexpr uint32_t kLower = 1u << 16;
+
+// Decoder entry of one slot: symbol << 24 | freq << 12 | slot - start.
+DCA_HD uint32_t slot_entry(uint32_t symbol, uint32_t freq, uint32_t bias) {
+  return symbol << 24 | freq << 12 | bias;
+}
+
+// Encoder entry of one symbol. `packed` = freq << 20 | start << 8 | escape << 6 | increment << 5 | log2
+// and `reciprocal` give x / freq without a division:
+//   x / freq == ((x + increment) * reciprocal) >> (32 + log2)  for every x < 2^32 - 1.
+// With 2^log2 <= freq < 2^(log2+1), the rounded-up reciprocal is exact if its error is <= 2^log2, and
+// otherwise the rounded-down one is, applied to x + 1 (Robison, N-bit unsigned division via N-bit
+// multiply-add, 2005). A state about to be divided is below freq << 20 < 2^32 - 1.
+struct SymbolEntry {
+  uint32_t reciprocal;
+  uint32_t packed;
+};
+
+constexpr uint32_t kEscapeFlag = 64;
+
+DCA_HD SymbolEntry symbol_entry(uint32_t start, uint32_t freq, bool escape) {
+  uint32_t log2 = 0;
+  while (freq >> (log2 + 1)) ++log2;
+  const uint64_t scale = uint64_t{1} << (32 + log2);
+  const uint64_t down = scale / freq;
+  const uint64_t error_up = (down + 1) * freq - scale;
+  const bool power = (freq & (freq - 1)) == 0;  // its exact reciprocal, 2^32, does not fit
+  const bool up = !power && error_up <= (uint64_t{1} << log2);
+  const uint64_t reciprocal = power ? 0xFFFFFFFFu : down + up;
+  const uint32_t flags = (escape ? kEscapeFlag : 0) | static_cast<uint32_t>(!up) << 5;
+  return {static_cast<uint32_t>(reciprocal), freq << 20 | start << 8 | flags | log2};
+}
+
+// words.take(need) returns the next word and steps over it only if `need`; words.put(need, word) stores
+// the word only if `need`. Whether a lane needs a word is close to random: shifts instead of branches.
+template <class Words>
+DCA_HD uint32_t refill(uint32_t x, Words& words) {
+  const bool need = x < kLower;
+  const uint64_t joined = uint64_t{x} << 16 | words.take(need);
+  return static_cast<uint32_t>(joined >> (16 * static_cast<int>(!need)));
+}
+
+template <class Words>
+DCA_HD uint32_t spill(uint32_t x, bool need, Words& words) {
+  words.put(need, static_cast<uint16_t>(x));
+  return x >> (16 * static_cast<int>(need));
+}
+
+template <class Words>
+DCA_HD uint32_t decode_step(uint32_t x, uint32_t entry, Words& words) {
+  x = ((entry >> 12) & 0xFFF) * (x >> kProbBits) + (entry & 0xFFF);
+  return refill(x, words);
+}
+
+template <class Words>
+DCA_HD uint32_t encode_step(uint32_t x, SymbolEntry entry, Words& words) {
+  const uint32_t freq = entry.packed >> 20;
+  x = spill(x, x >= (entry.packed & 0xFFF00000u), words);  // freq << 20
+  const uint64_t product = (uint64_t{x} + ((entry.packed >> 5) & 1)) * entry.reciprocal;
+  const uint32_t quotient = static_cast<uint32_t>(product >> 32) >> (entry.packed & 31);
+  return x + ((entry.packed >> 8) & 0xFFF) + quotient * (kSlots - freq);
+}
+
+// Raw low bits: one of 2^shift equally likely symbols; shift 0 leaves the lane as it is.
+template <class Words>
+DCA_HD uint32_t decode_low(uint32_t x, int shift, uint32_t& low, Words& words) {
+  low = x & ((1u << shift) - 1);
+  return refill(x >> shift, words);
+}
+
+template <class Words>
+DCA_HD uint32_t encode_low(uint32_t x, int shift, uint32_t low, Words& words) {
+  return spill(x, (uint64_t{x} << shift) >> 32 != 0, words) << shift | low;
+}
+
+}  // namespace dca::rans

@@ -1,0 +1,117 @@
+// Python door of the coder: arrays in, bytes and arrays out. dca_fast/entropy/coder.py is the only importer.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "rans_coder.h"
+
+namespace py = pybind11;
+namespace rans = dca::rans;
+
+namespace {
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+
+const rans::Path& path_named(const std::string& name) {
+  for (const rans::Path* path : rans::available_paths()) {
+    if (name == path->name) return *path;
+  }
+  throw rans::Error(rans::Fault::kInput, "this processor cannot run the requested instruction set");
+}
+
+const char* name_of(rans::Fault fault) {
+  switch (fault) {
+    case rans::Fault::kTruncated: return "truncated";
+    case rans::Fault::kCorrupt: return "corrupt";
+    default: return "input";
+  }
+}
+
+py::bytes encode(const rans::Tables& tables,
+                 const std::vector<std::pair<Array<int16_t>, Array<uint8_t>>>& parts, int lanes, int groups,
+                 const std::string& isa, int threads) {
+  if (lanes < 1 || lanes > rans::kMaxLanes || (lanes & (lanes - 1)) != 0 || groups < 1 ||
+      groups > rans::kMaxGroups) {
+    throw rans::Error(rans::Fault::kInput, "the number of lanes or groups is out of range");
+  }
+  const rans::Path& path = path_named(isa);
+  std::vector<rans::Part> views;
+  for (const auto& [values, rows] : parts) {
+    if (values.size() != rows.size())
+      throw rans::Error(rans::Fault::kInput, "values and rows differ in length");
+    views.push_back({values.data(), rows.data(), static_cast<size_t>(rows.size())});
+  }
+  std::string stream;
+  {
+    const py::gil_scoped_release release;
+    stream = rans::encode(tables, path, views, lanes, groups, threads);
+  }
+  return py::bytes(stream);
+}
+
+std::unique_ptr<rans::Decoder> make_decoder(const rans::Tables& tables, const py::buffer& stream,
+                                            const std::string& isa, int threads) {
+  const py::buffer_info view = stream.request();
+  if (view.itemsize != 1 || PyBuffer_IsContiguous(view.view(), 'C') == 0) {
+    throw rans::Error(rans::Fault::kInput, "the stream must be contiguous bytes");
+  }
+  return std::make_unique<rans::Decoder>(tables, path_named(isa), static_cast<const uint8_t*>(view.ptr),
+                                         static_cast<size_t>(view.size), threads);
+}
+
+Array<int16_t> decode(rans::Decoder& decoder, const Array<uint8_t>& rows) {
+  Array<int16_t> values(rows.size());
+  const uint8_t* from = rows.data();
+  int16_t* to = values.mutable_data();
+  const size_t size = static_cast<size_t>(rows.size());
+  const py::gil_scoped_release release;
+  decoder.decode(from, size, to);
+  return values;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_rans, m) {
+  m.doc() = "Native rANS coder; use dca_fast.entropy.coder.";
+  static const py::handle error = PyErr_NewException("dca_fast._rans.Error", nullptr, nullptr);
+  m.attr("Error") = error;
+  py::register_local_exception_translator([](std::exception_ptr caught) {
+    try {
+      if (caught) std::rethrow_exception(caught);
+    } catch (const rans::Error& e) {
+      PyErr_SetObject(error.ptr(), py::make_tuple(name_of(e.fault), e.what()).ptr());
+    }
+  });
+
+  m.def(
+      "isas",
+      [] {
+        std::vector<std::string> names;
+        for (const rans::Path* path : rans::available_paths()) names.emplace_back(path->name);
+        return names;
+      },
+      "Instruction sets that run here, fastest first.");
+
+  py::class_<rans::Decoder>(m, "Decoder")
+      .def("decode", &decode, py::arg("rows").noconvert())
+      .def("finish", &rans::Decoder::finish);
+
+  py::class_<rans::Tables>(m, "Tables")
+      .def(py::init([](const Array<uint16_t>& freq, const Array<uint8_t>& shift) {
+             if (freq.size() != rans::kRows * rans::kSymbols || shift.size() != rans::kRows) {
+               throw rans::Error(rans::Fault::kInput, "the tables have the wrong size");
+             }
+             return rans::Tables(freq.data(), shift.data());
+           }),
+           py::arg("freq").noconvert(), py::arg("shift").noconvert())
+      .def("encode", &encode, py::arg("parts").noconvert(), py::arg("lanes"), py::arg("groups"),
+           py::arg("isa"), py::arg("threads"))
+      .def("decoder", &make_decoder, py::arg("stream"), py::arg("isa"), py::arg("threads"),
+           py::keep_alive<0, 1>());
+}

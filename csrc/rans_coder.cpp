@@ -1,0 +1,274 @@
+#include "rans_coder.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <system_error>
+#include <thread>
+
+namespace dca::rans {
+namespace {
+
+constexpr size_t kBlock = 4096;  // coded symbols at a time; whole rounds of any number of lanes
+constexpr size_t kPositionsPerThread = 1 << 16;  // a thread with less to do does not pay for its start
+
+// Scratch of one block: positions are packed to coded symbols here, so that rounds are dense.
+struct Block {
+  uint8_t rows[kBlock + kSlack];
+  int16_t values[kBlock + kSlack];
+};
+
+size_t range_begin(size_t size, size_t group, size_t groups) { return size * group / groups; }
+
+// Calls work(0) ... work(count - 1), on several threads if that pays. `work` must not throw.
+void for_each(size_t count, size_t positions, int threads, const std::function<void(size_t)>& work) {
+  std::atomic<size_t> next{0};
+  const auto run = [&] {
+    for (size_t i = next++; i < count; i = next++) work(i);
+  };
+  const size_t useful = std::min(count, positions / kPositionsPerThread);
+  std::vector<std::thread> helpers;
+  try {
+    for (size_t i = 1; i < std::min(useful, static_cast<size_t>(threads)); ++i) helpers.emplace_back(run);
+  } catch (const std::system_error&) {
+    // No more threads to be had: those that started and this one share the work.
+  }
+  run();
+  for (std::thread& helper : helpers) helper.join();
+}
+
+void put32(uint8_t* to, uint32_t value) {
+  for (int i = 0; i < 4; ++i) to[i] = static_cast<uint8_t>(value >> (8 * i));
+}
+
+uint32_t get32(const uint8_t* from) {
+  return from[0] | static_cast<uint32_t>(from[1]) << 8 | static_cast<uint32_t>(from[2]) << 16 |
+         static_cast<uint32_t>(from[3]) << 24;
+}
+
+void put_size(std::string& to, size_t value) {
+  for (; value >= 0x80; value >>= 7) to.push_back(static_cast<char>(value | 0x80));
+  to.push_back(static_cast<char>(value));
+}
+
+// Reads a canonical LEB128 number of at most five bytes.
+uint64_t take_size(const uint8_t*& from, const uint8_t* end) {
+  uint64_t value = 0;
+  for (int i = 0; i < 5; ++i) {
+    if (from == end) throw Error(Fault::kTruncated, "the coder stream ends in its header");
+    const uint8_t byte = *from++;
+    value |= static_cast<uint64_t>(byte & 0x7F) << (7 * i);
+    if (byte >= 0x80) continue;
+    if (i > 0 && byte == 0) break;
+    return value;
+  }
+  throw Error(Fault::kCorrupt, "a group size of the coder stream is not canonical");
+}
+
+// The stream of one group, built from its end.
+class GroupEncoder {
+ public:
+  // Makes room for the worst case; the system provides pages only for what is written.
+  GroupEncoder(size_t positions, size_t longest_part)
+      : starts_(longest_part / kBlock + 2),
+        room_(4 * kMaxLanes + 2 * kWordsPerSymbol * positions + kSlack),
+        buffer_(new uint8_t[room_]),
+        next_(buffer_.get() + room_) {
+    std::fill_n(states_, kMaxLanes, kLower);
+  }
+
+  // Adds a part in front of those added before. Returns false if a row is bad.
+  bool add(const TableView& tables, const Path& path, int lanes, const Part& part) {
+    Block block;
+    size_t blocks = 0, at = 0;
+    ptrdiff_t count = 0;
+    for (; at < part.size; at += path.pack_rows(part.rows + at, part.size - at, kBlock, block.rows, count)) {
+      starts_[blocks++] = at;
+      if (count < 0) return false;
+    }
+    if (count < 0) return false;
+    for (size_t end = part.size; blocks > 0; end = at) {
+      at = starts_[--blocks];
+      path.pack_rows(part.rows + at, end - at, kBlock, block.rows, count);
+      path.pack_values(part.rows + at, part.values + at, end - at, block.values);
+      next_ =
+          path.encode(tables, lanes, states_, next_, block.rows, block.values, static_cast<size_t>(count));
+    }
+    return true;
+  }
+
+  void close(int lanes) {
+    next_ -= 4 * lanes;
+    for (int lane = 0; lane < lanes; ++lane) put32(next_ + 4 * lane, states_[lane]);
+  }
+
+  size_t size() const { return static_cast<size_t>(buffer_.get() + room_ - next_); }
+  const char* data() const { return reinterpret_cast<const char*>(next_); }
+
+ private:
+  std::vector<size_t> starts_;  // of the blocks of one part
+  size_t room_;
+  std::unique_ptr<uint8_t[]> buffer_;
+  uint8_t* next_;
+  uint32_t states_[kMaxLanes];
+};
+
+std::string join_groups(const std::vector<GroupEncoder>& encoders, int lanes) {
+  int log2 = 0;
+  while (1 << log2 < lanes) ++log2;
+  std::string stream{static_cast<char>(log2), static_cast<char>(encoders.size())};
+  size_t total = stream.size();
+  for (size_t g = 0; g < encoders.size(); ++g) {
+    if (g + 1 < encoders.size()) put_size(stream, encoders[g].size());
+    total += encoders[g].size();
+  }
+  stream.reserve(stream.size() + total);
+  for (const GroupEncoder& encoder : encoders) stream.append(encoder.data(), encoder.size());
+  return stream;
+}
+
+}  // namespace
+
+Tables::Tables(const uint16_t* freq, const uint8_t* shift)
+    : slots_(kRows * kSlots), symbols_(kRows * kSymbols), shift_(shift, shift + kRows) {
+  for (int row = 0; row < kRows; ++row, freq += kSymbols) {
+    if (shift[row] > kMaxShift || freq[kEscape] == 0)
+      throw Error(Fault::kInput, "a table row breaks the format");
+    if (shift[row] != 0) first_shift_ = std::min(first_shift_, row);
+    uint32_t start = 0;
+    for (uint32_t symbol = 0; symbol < kSymbols; start += freq[symbol++]) {
+      if (freq[symbol] >= kSlots || start + freq[symbol] > kSlots) {
+        throw Error(Fault::kInput, "a table row breaks the format");
+      }
+      for (uint32_t i = 0; i < freq[symbol]; ++i) {
+        slots_[static_cast<size_t>(row) * kSlots + start + i] = slot_entry(symbol, freq[symbol], i);
+      }
+      if (freq[symbol] != 0) {
+        symbols_[static_cast<size_t>(row) * kSymbols + symbol] =
+            symbol_entry(start, freq[symbol], symbol == kEscape);
+      }
+    }
+    if (start != kSlots) throw Error(Fault::kInput, "a table row breaks the format");
+    SymbolEntry* entries = symbols_.data() + static_cast<size_t>(row) * kSymbols;
+    std::replace_if(
+        entries, entries + kEscape, [](const SymbolEntry& e) { return e.packed == 0; }, entries[kEscape]);
+  }
+}
+
+std::vector<const Path*> available_paths() {
+  std::vector<const Path*> paths{avx512_path(), avx2_path(), &kScalarPath};
+  paths.erase(std::remove(paths.begin(), paths.end(), nullptr), paths.end());
+  return paths;
+}
+
+std::string encode(const Tables& tables, const Path& path, const std::vector<Part>& parts, int lanes,
+                   int groups, int threads) {
+  const size_t count = static_cast<size_t>(groups);
+  size_t positions = 0;
+  for (const Part& part : parts) positions += part.size;
+  const auto cut = [&](const Part& part, size_t g) {
+    const size_t begin = range_begin(part.size, g, count), end = range_begin(part.size, g + 1, count);
+    return Part{part.values + begin, part.rows + begin, end - begin};
+  };
+  std::vector<GroupEncoder> encoders;
+  for (size_t g = 0; g < count; ++g) {
+    size_t total = 0, longest = 0;
+    for (const Part& part : parts) {
+      const size_t size = cut(part, g).size;
+      total += size;
+      longest = std::max(longest, size);
+    }
+    encoders.emplace_back(total, longest);
+  }
+  std::atomic<bool> good{true};
+  for_each(count, positions, threads, [&](size_t g) {
+    for (auto part = parts.rbegin(); part != parts.rend() && good; ++part) {
+      if (!encoders[g].add(tables.view(), path, lanes, cut(*part, g))) good = false;
+    }
+    encoders[g].close(lanes);
+  });
+  if (!good) throw Error(Fault::kInput, "a row is neither a table row nor 255");
+  return join_groups(encoders, lanes);
+}
+
+Decoder::Decoder(const Tables& tables, const Path& path, const uint8_t* stream, size_t size, int threads)
+    : tables_(tables), path_(path), threads_(threads) {
+  stream_.reserve(size + kSlack);
+  stream_.assign(stream, stream + size);
+  stream_.resize(size + kSlack);
+  const uint8_t *at = stream_.data(), *end = at + size;
+  if (size < 2) throw Error(Fault::kTruncated, "the coder stream ends in its header");
+  const int log2 = at[0], groups = at[1];
+  at += 2;
+  if (log2 > 5) throw Error(Fault::kCorrupt, "the coder stream has an unknown number of lanes");
+  if (groups < 1 || groups > kMaxGroups)
+    throw Error(Fault::kCorrupt, "the coder stream has a wrong number of groups");
+  lanes_ = 1 << log2;
+  uint64_t sizes[kMaxGroups];
+  for (int g = 0; g + 1 < groups; ++g) sizes[g] = take_size(at, end);
+  for (int g = 0; g < groups; ++g) {
+    const uint64_t rest = static_cast<uint64_t>(end - at);
+    if (g + 1 == groups) sizes[g] = rest;
+    if (sizes[g] > rest) throw Error(Fault::kTruncated, "a coder group ends beyond the stream");
+    open_group(at, at + sizes[g]);
+    at += sizes[g];
+  }
+}
+
+void Decoder::open_group(const uint8_t* begin, const uint8_t* end) {
+  const ptrdiff_t size = end - begin, states = 4 * lanes_;
+  if (size < states) throw Error(Fault::kTruncated, "a coder group is shorter than its states");
+  if (size % 2 != 0) throw Error(Fault::kCorrupt, "a coder group has an odd number of bytes");
+  Group group{{}, begin + states, end};
+  for (int lane = 0; lane < lanes_; ++lane) {
+    group.states[lane] = get32(begin + 4 * lane);
+    if (group.states[lane] < kLower) throw Error(Fault::kCorrupt, "a coder state is out of range");
+  }
+  groups_.push_back(group);
+}
+
+Decoder::Outcome Decoder::decode_group(Group& group, const uint8_t* rows, size_t size,
+                                       int16_t* values) const {
+  Block block;
+  ptrdiff_t count = 0;
+  for (size_t read = 0; size > 0; size -= read, rows += read, values += read) {
+    read = path_.pack_rows(rows, size, kBlock, block.rows, count);
+    if (count < 0) return Outcome::kBadRow;
+    group.next = path_.decode(tables_.view(), lanes_, group.states, group.next, group.end, block.rows,
+                              static_cast<size_t>(count), block.values);
+    if (group.next == nullptr) return Outcome::kTruncated;
+    path_.unpack_values(rows, block.values, read, values);
+  }
+  return Outcome::kDone;
+}
+
+void Decoder::decode(const uint8_t* rows, size_t size, int16_t* values) {
+  if (!usable_) throw Error(Fault::kCorrupt, "the decoder stopped at an earlier error");
+  Outcome outcomes[kMaxGroups];
+  const size_t count = groups_.size();
+  for_each(count, size, threads_, [&](size_t g) {
+    const size_t begin = range_begin(size, g, count), end = range_begin(size, g + 1, count);
+    outcomes[g] = decode_group(groups_[g], rows + begin, end - begin, values + begin);
+  });
+  usable_ =
+      std::all_of(outcomes, outcomes + count, [](Outcome outcome) { return outcome == Outcome::kDone; });
+  if (usable_) return;
+  if (std::count(outcomes, outcomes + count, Outcome::kBadRow) != 0) {
+    throw Error(Fault::kInput, "a row is neither a table row nor 255");
+  }
+  throw Error(Fault::kTruncated, "a coder group ends before its symbols");
+}
+
+void Decoder::finish() const {
+  if (!usable_) throw Error(Fault::kCorrupt, "the decoder stopped at an earlier error");
+  for (const Group& group : groups_) {
+    if (std::any_of(group.states, group.states + lanes_, [](uint32_t state) { return state != kLower; })) {
+      throw Error(Fault::kCorrupt, "the final coder states are wrong");
+    }
+    if (group.next != group.end) throw Error(Fault::kCorrupt, "coder words are left over");
+  }
+}
+
+}  // namespace dca::rans

@@ -1,0 +1,55 @@
+// One record of kernels per instruction set; all of them read and write the same streams.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "rans.h"
+
+namespace dca::rans {
+
+// Kernels may read (decoder) or write (encoder) this many bytes beyond what they use.
+constexpr size_t kSlack = 256;
+
+struct TableView {
+  const uint32_t* slots;       // [kRows * kSlots], slot_entry
+  const SymbolEntry* symbols;  // [kRows * kSymbols]; uncodable symbols hold the entry of the escape
+  const uint8_t* shift;        // [kRows]
+  int first_shift;             // lowest row with a shift, kRows if there is none
+};
+
+struct Path {
+  const char* name;
+
+  // Copies rows that are not kSkipRow to `dense` until `capacity` of them or the end is reached.
+  // Returns how many rows were read; `count` = how many were kept, -1 if one is not a table row.
+  // Writes up to kSlack bytes too far, as all packing kernels do.
+  size_t (*pack_rows)(const uint8_t* rows, size_t n, size_t capacity, uint8_t* dense, ptrdiff_t& count);
+  // Copies the values whose row is not kSkipRow.
+  void (*pack_values)(const uint8_t* rows, const int16_t* values, size_t n, int16_t* dense);
+  // The reverse: spreads `dense` over the coded positions and writes 0 to the others.
+  void (*unpack_values)(const uint8_t* rows, const int16_t* dense, size_t n, int16_t* values);
+
+  // Decodes `count` symbols in rounds of `lanes`, reading words from `words` on. Returns the end of what
+  // was read, or nullptr as soon as a round has read beyond `end`.
+  const uint8_t* (*decode)(const TableView& tables, int lanes, uint32_t* states, const uint8_t* words,
+                           const uint8_t* end, const uint8_t* rows, size_t count, int16_t* values);
+  // Encodes `count` symbols from the last round to the first, writing words downwards from `words`;
+  // there must be room. Returns the start of what was written.
+  uint8_t* (*encode)(const TableView& tables, int lanes, uint32_t* states, uint8_t* words,
+                     const uint8_t* rows, const int16_t* values, size_t count);
+};
+
+// Second and third sweep of a decoder round whose buckets are in `values`: low bits, then escapes.
+const uint8_t* decode_rest(const TableView& tables, int lanes, uint32_t* states, const uint8_t* words,
+                           const uint8_t* rows, int16_t* values);
+// The same backwards, before the frequency step of the round.
+uint8_t* encode_rest(const TableView& tables, int lanes, uint32_t* states, uint8_t* words,
+                     const SymbolEntry* entries, const uint8_t* rows, const int16_t* values);
+
+extern const Path kScalarPath;
+// nullptr where the processor or the build cannot run it.
+const Path* avx2_path();
+const Path* avx512_path();
+
+}  // namespace dca::rans

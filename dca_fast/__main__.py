@@ -1,0 +1,8 @@
+"""`python -m dca_fast` is the command line."""
+
+import sys
+
+from dca_fast.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

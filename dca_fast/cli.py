@@ -1,0 +1,157 @@
+"""The command line: `dca-fast encode | decode | info | eval | train | export | demo`.
+
+Exit codes: 0 done; 1 the demo's backends disagree; 2 wrong usage or input; 3 bytes that cannot be decoded;
+4 something this machine lacks (backend, weights, package). Every failure is one line on standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dca_fast import commands
+from dca_fast.config import ALIGN, QUALITY_MAX
+from dca_fast.errors import DcaError
+
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: arguments without the program's name; default: those of the process.
+
+    Returns:
+        The exit code. Usage mistakes and --help end the process instead, as argparse does.
+    """
+    args = _parser().parse_args(argv)
+    with warnings.catch_warnings():
+        commands.show_warnings()
+        try:
+            return int(args.command(args))
+        except (DcaError, OSError) as error:
+            return commands.fail(error)
+        except KeyboardInterrupt:
+            return INTERRUPTED
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line instead of the usage text."""
+        commands.say("error", message)
+        sys.exit(commands.BAD_INPUT)
+
+
+def _parser() -> _Parser:
+    parser = _Parser("dca-fast", description="An exact neural image codec.")
+    add = parser.add_subparsers(metavar="COMMAND", required=True).add_parser
+    model = _model_options()
+    for name, command in (("encode", commands.encode), ("decode", commands.decode)):
+        _add_conversion(add(name, parents=[model], help=command.__doc__), command)
+    _add_info(add("info", help=commands.info.__doc__))
+    _add_eval(add("eval", parents=[model], help=commands.evaluate.__doc__))
+    _add_train(add("train", help=commands.train.__doc__))
+    p = add("export", help=commands.export.__doc__)
+    p.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint.pt of a training")
+    p.add_argument("out", type=Path, metavar="OUT", help="the .safetensors file to write")
+    p.set_defaults(command=commands.export)
+    p = add("demo", parents=[model], help=commands.demo.__doc__)
+    p.add_argument("image", nargs="?", type=Path, metavar="IMAGE", help="default: a portrait in matplotlib")
+    p.add_argument("--out", type=Path, default=Path("dca-demo"), metavar="DIR", help="default: %(default)s")
+    p.set_defaults(command=commands.demo)
+    return parser
+
+
+def _model_options() -> _Parser:
+    """Options of every command that builds a codec."""
+    p = _Parser(add_help=False)
+    p.add_argument("--preset", default="dca-s", metavar="NAME", help="shipped weights (default: %(default)s)")
+    p.add_argument("--weights", metavar="FILE", help="other weights, as `export` writes them")
+    p.add_argument("--backend", choices=("auto", *commands.BACKENDS), default="auto")
+    p.add_argument("--threads", type=_count, metavar="N", help="default: DCA_THREADS or all cores")
+    p.add_argument("--device", metavar="NAME", help="default: cpu")
+    return p
+
+
+def _add_conversion(p: argparse.ArgumentParser, command: Any) -> None:
+    encoding = command is commands.encode
+    p.add_argument(
+        "paths", nargs="+", metavar="PATH", help="IN OUT, '-' for a pipe; with -o: inputs, files or folders"
+    )
+    p.add_argument("-o", "--out-dir", metavar="DIR", help="convert all inputs into this folder")
+    p.add_argument("--no-overwrite", action="store_true", help="refuse, in a batch: keep, what exists")
+    if encoding:
+        p.add_argument("-q", "--quality", type=_quality, default=60.0, help="0 to 100 (default: %(default)g)")
+        p.add_argument("--strip", action="store_true", help="drop EXIF and XMP, turn the picture upright")
+        p.add_argument("--verify", action="store_true", help="decode with every backend before writing")
+    else:
+        p.add_argument("--format", default="png", help="extension of outputs in DIR (default: %(default)s)")
+    p.set_defaults(command=command)
+
+
+def _add_info(p: argparse.ArgumentParser) -> None:
+    p.add_argument("file", nargs="?", metavar="FILE", help="a .dca file, '-' for a pipe")
+    p.add_argument("--preset", metavar="NAME", help="a model instead of a file")
+    p.add_argument("--json", action="store_true")
+    p.set_defaults(command=commands.info)
+
+
+def _add_eval(p: argparse.ArgumentParser) -> None:
+    p.add_argument("folder", type=Path, metavar="DIR", help="images, searched recursively")
+    steps = tuple(float(q) for q in range(0, 101, 10))
+    p.add_argument("--qualities", type=_qualities, default=steps, metavar="Q,Q", help="default: 0,10,..,100")
+    p.add_argument("--peers", type=_names, default=(), metavar="NAME,NAME", help="of jpeg,webp,avif,jxl")
+    p.add_argument("--anchors", type=Path, metavar="FILE", help="JSON with published curves")
+    p.add_argument("--anchor-set", metavar="NAME", help="set of images in it (default: the name of DIR)")
+    p.add_argument("--anchor-names", type=_names, default=(), metavar="NAME,NAME", help="default: all of it")
+    p.add_argument("--json", metavar="FILE", help="write everything measured")
+    p.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves (.png, .svg, .pdf)")
+    p.set_defaults(command=commands.evaluate)
+
+
+def _add_train(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--preset", default="dca-s", metavar="NAME", help="default: %(default)s")
+    p.add_argument("--data", type=Path, required=True, metavar="DIR", help="searched recursively")
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="its checkpoint is resumed")
+    p.add_argument("--minutes", type=float, help="length of this run")
+    p.add_argument("--batch", type=_count, metavar="N", help="crops in a step")
+    p.add_argument("--crop", type=_crop, metavar="N", help=f"side of a crop in pixels, a multiple of {ALIGN}")
+    p.add_argument("--rate", type=float, help="learning rate")
+    p.add_argument("--threads", type=_count, metavar="N", help="default: PyTorch's choice")
+    p.add_argument("--device", default="cpu", metavar="NAME", help="default: %(default)s")
+    p.add_argument("--start", type=Path, metavar="FILE", help="a checkpoint or float weights to start from")
+    p.add_argument("--cache", type=Path, metavar="STEM", help="decoded photographs (default: in --out)")
+    p.add_argument("--no-compile", dest="compile", action="store_const", const=False, help="start at once")
+    p.set_defaults(command=commands.train)
+
+
+def _quality(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= QUALITY_MAX:
+        raise argparse.ArgumentTypeError(f"must be within 0..{QUALITY_MAX:g}, got {text}")
+    return value
+
+
+def _qualities(text: str) -> tuple[float, ...]:
+    return tuple(sorted({_quality(part) for part in text.split(",")}))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(filter(None, text.split(","))))
+
+
+def _count(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return int(text)
+
+
+def _crop(text: str) -> int:
+    if int(text) < 1 or int(text) % ALIGN:
+        raise argparse.ArgumentTypeError(f"must be a multiple of {ALIGN}, got {text}")
+    return int(text)

@@ -1,0 +1,329 @@
+"""What the commands of `dca-fast` do. Each takes the parsed arguments and returns an exit code.
+
+Modules are imported when a command needs them, so that help and mistakes are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dca_fast.errors import (
+    BackendUnavailableError,
+    BitstreamError,
+    DcaError,
+    InputError,
+    InputWarning,
+    WeightsError,
+)
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from dca_fast.codec import Codec
+    from dca_fast.evaluate import CodecLike, Curve, ImageFolder
+
+OK, DISAGREE, BAD_INPUT, BAD_STREAM, BAD_ENVIRONMENT = range(5)
+BACKENDS = ("native", "reference")
+
+
+def say(kind: str, message: object) -> None:
+    """One line on standard error."""
+    print(f"dca-fast: {kind}:", *str(message).split(), file=sys.stderr)
+
+
+def show_warnings(source: str = "") -> None:
+    """Print warnings as one line each, with the input they belong to, until `catch_warnings` ends."""
+    warnings.simplefilter("always", InputWarning)
+    prefix = f"{source}: " if source else ""
+    warnings.showwarning = lambda message, *_, **__: say("warning", f"{prefix}{message}")
+
+
+def fail(error: DcaError | OSError, source: str = "") -> int:
+    """Say what went wrong, with the input it went wrong for, and return the exit code."""
+    if isinstance(error, OSError) and error.filename is not None:
+        say("error", f"{error.filename}: {error.strerror}")
+    else:
+        say("error", f"{source}: {error}" if source else error)
+    if isinstance(error, BitstreamError):
+        return BAD_STREAM
+    return BAD_ENVIRONMENT if isinstance(error, BackendUnavailableError | WeightsError) else BAD_INPUT
+
+
+def _codec(args: argparse.Namespace, backend: str | None = None) -> Codec:
+    from dca_fast.codec import Codec
+
+    return Codec(
+        args.preset,
+        weights=args.weights,
+        device=args.device,
+        backend=backend or args.backend,
+        threads=args.threads,
+    )
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress
+
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as bar:
+        yield bar
+
+
+def encode(args: argparse.Namespace) -> int:
+    """Images to .dca files."""
+    from dca_fast.image_io import load_image, write_atomic
+
+    codec = _codec(args)
+    others = _others(args, codec) if args.verify else []
+
+    def convert(source: str, target: str) -> None:
+        data = codec.encode(load_image(source, strip=args.strip), args.quality)
+        if args.verify:
+            _verify(data, codec, others)
+        write_atomic(target, data)
+
+    return _convert_all(args, ".dca", convert)
+
+
+def _others(args: argparse.Namespace, codec: Codec) -> list[Codec]:
+    """Codecs of the other backends that can run here."""
+    found = []
+    for name in (name for name in BACKENDS if name != codec.backend):
+        try:
+            found.append(_codec(args, name))
+        except BackendUnavailableError as error:
+            say("warning", f"nothing to compare {codec.backend} with: {error}")
+    return found
+
+
+def _verify(data: bytes, codec: Codec, others: list[Codec]) -> None:
+    """Decode with every codec; each checks the digest of its symbols, the pixels are compared here."""
+    pixels = codec.decode(data, "numpy")
+    for other in others:
+        if pixels.tobytes() != other.decode(data, "numpy").tobytes():
+            raise BitstreamError(f"{codec.backend} and {other.backend} decode to different pixels")
+
+
+def decode(args: argparse.Namespace) -> int:
+    """.dca files to images."""
+    from dca_fast.image_io import save_image
+
+    codec = _codec(args)
+
+    def convert(source: str, target: str) -> None:
+        save_image(codec.decode(_read(source)), target)
+
+    return _convert_all(args, f".{args.format}", convert)
+
+
+def _read(source: str) -> bytes:
+    return sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+
+
+def _convert_all(args: argparse.Namespace, extension: str, convert: Callable[[str, str], None]) -> int:
+    """One input to one output, or a batch that goes on after a failure; the exit code is the first one's."""
+    if args.out_dir is None:
+        if len(args.paths) != 2:
+            raise InputError("give one input and one output, or several inputs and -o DIR")
+        source, target = args.paths
+        if args.no_overwrite and target != "-" and os.path.lexists(target):
+            raise InputError(f"{target} exists")
+        convert(source, target)
+        return OK
+    jobs = _jobs(args, extension)
+    codes, done = [], 0
+    with _progress() as bar:
+        for source, target in bar.track(jobs, description="converting"):
+            if args.no_overwrite and os.path.lexists(target):
+                continue
+            show_warnings(source)
+            try:
+                Path(target).parent.mkdir(parents=True, exist_ok=True)
+                convert(source, target)
+                done += 1
+            except (DcaError, OSError) as error:
+                codes.append(fail(error, source))
+    kept = len(jobs) - done - len(codes)
+    print(f"{done} converted, {kept} kept, {len(codes)} failed", file=sys.stderr)
+    return codes[0] if codes else OK
+
+
+def _jobs(args: argparse.Namespace, extension: str) -> list[tuple[str, str]]:
+    """Inputs and where each goes; the files of a folder keep their places below it."""
+    out, jobs = Path(args.out_dir), []
+    for name in args.paths:
+        if name == "-":
+            raise InputError("standard input needs an output, not -o DIR")
+        root = Path(name)
+        for path in _images(root, extension) if root.is_dir() else [root]:
+            place = path.relative_to(root) if root.is_dir() else Path(path.name)
+            jobs.append((str(path), str(out / place.with_suffix(extension))))
+    sources: dict[str, str] = {}
+    for source, target in jobs:
+        if target in sources:
+            raise InputError(f"{sources[target]} and {source} would both become {target}")
+        sources[target] = source
+    return jobs
+
+
+def _images(folder: Path, extension: str) -> list[Path]:
+    if extension == ".dca":
+        from dca_fast.train.data import list_images
+
+        return list_images(folder)
+    files = sorted(folder.rglob("*.dca"))
+    if not files:
+        raise InputError(f"no .dca files in {folder}")
+    return files
+
+
+def info(args: argparse.Namespace) -> int:
+    """Facts about a file or a model."""
+    if (args.file is None) == (args.preset is None):
+        raise InputError("give either a file or --preset NAME")
+    facts = _model_facts(args.preset) if args.preset else _file_facts(args.file)
+    if args.json:
+        print(json.dumps(facts, indent=2))
+    else:
+        width = max(map(len, facts))
+        print("\n".join(f"{name:{width}}  {_plain(value)}" for name, value in facts.items()))
+    return OK
+
+
+def _file_facts(source: str) -> dict[str, Any]:
+    from dca_fast.container import inspect
+
+    return asdict(inspect(_read(source)))
+
+
+def _model_facts(name: str) -> dict[str, Any]:
+    import torch
+
+    from dca_fast.codec import Codec
+    from dca_fast.config import preset
+    from dca_fast.model.cost import macs_per_pixel
+    from dca_fast.model.network import Network
+
+    config = preset(name)
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in Network(config).parameters())
+    kilo = {part: round(macs / 1000, 2) for part, macs in macs_per_pixel(config).items()}
+    facts = {"preset": name, "parameters": parameters, "kmac_per_pixel": kilo}
+    try:
+        facts["model_id"] = Codec(name, backend="reference").model_id
+    except WeightsError as error:
+        facts["weights"] = str(error)
+    return facts | {"config": config.to_dict()}
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(entry)}" for key, entry in value.items()) or "none"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return " ".join(map(_plain, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Rate and distortion over a folder, beside peers and published curves."""
+    from dca_fast.evaluate import ImageFolder, load_anchors
+    from dca_fast.image_io import write_atomic
+    from dca_fast.peers import make_peers
+    from dca_fast.report import PLOT_FORMATS, plot, report, summary
+
+    # what would fail after minutes of work must fail before
+    if args.plot and args.plot.suffix not in PLOT_FORMATS:
+        raise InputError(f"a plot is {', '.join(PLOT_FORMATS)}, not {args.plot.name}")
+    for target in filter(None, (args.json, args.plot)):
+        if not Path(target).resolve().parent.is_dir():
+            raise InputError(f"{target}: its folder does not exist")
+    images = ImageFolder(args.folder)
+    chosen = args.anchor_set or args.folder.resolve().name
+    anchors = load_anchors(args.anchors, chosen, args.anchor_names) if args.anchors else {}
+    peers = make_peers(args.peers)
+    codec = _codec(args)
+    ours = _curve(codec.config.name, codec, images, args.qualities)
+    rivals = [(_curve(peer.name, peer, images, peer.ladder), peer.version) for peer in peers]
+    facts = {
+        "backend": codec.backend,
+        "threads": codec.threads,
+        **report(ours, rivals, anchors, codec.model_id),
+    }
+    print(summary(facts))
+    if args.json:
+        write_atomic(args.json, (json.dumps(facts, indent=1, allow_nan=False) + "\n").encode())
+    if args.plot:
+        plot(facts, args.plot)
+    return OK
+
+
+def _curve(name: str, codec: CodecLike, images: ImageFolder, qualities: Sequence[float]) -> Curve:
+    from dca_fast.evaluate import evaluate
+
+    with _progress() as bar:
+        task = bar.add_task(name, total=len(images) * len(qualities))
+        return evaluate(codec, images, qualities, name=name, on_row=lambda _: bar.advance(task))
+
+
+def train(args: argparse.Namespace) -> int:
+    """Train a model, or go on training it."""
+    from dca_fast.config import preset
+    from dca_fast.export import load_float
+    from dca_fast.train.data import Photographs
+    from dca_fast.train.trainer import Recipe, Trainer
+
+    if args.threads:
+        import torch
+
+        torch.set_num_threads(args.threads)
+    start = load_float(args.start).state_dict() if args.start else None
+    given = {name: getattr(args, name) for name in ("minutes", "batch", "crop", "rate", "compile")}
+    recipe = Recipe(**{name: value for name, value in given.items() if value is not None})
+    photographs = Photographs(args.data, args.cache or args.out / "photographs")
+    Trainer(preset(args.preset), photographs, args.out, recipe, args.device, start).run()
+    return OK
+
+
+def export(args: argparse.Namespace) -> int:
+    """Integer weights of a training checkpoint."""
+    from dca_fast.export import export_checkpoint
+
+    weights = export_checkpoint(args.checkpoint, args.out)
+    print(f"{args.out}: {weights.config.name}, model id {weights.model_id.hex()}")
+    return OK
+
+
+def demo(args: argparse.Namespace) -> int:
+    """One photograph at several qualities, and whether the backends agree."""
+    from dca_fast import demo
+    from dca_fast.image_io import load_image
+
+    path = args.image or demo.sample_photograph()
+    image, codec = load_image(path), _codec(args)
+    others = _others(args, codec)
+    shots = demo.run(image, codec)
+    height, width = image.pixels.shape[:2]
+    model = f"{codec.config.name} {codec.model_id}, backend {codec.backend}, {codec.threads} threads"
+    print(f"{Path(path).name}, {width} x {height} pixels; {model}")
+    print(demo.table(shots))
+    for other in others:
+        with _progress() as bar:
+            tracked = bar.track(shots, description=f"the same with {other.backend}")
+            same = all([demo.agrees(shot, image, other) for shot in tracked])
+        if not same:
+            say("error", f"{codec.backend} and {other.backend} do not agree")
+            return DISAGREE
+        print(f"files and pixels of {codec.backend} and {other.backend}: identical")
+    written = demo.save(image, shots, args.out, Path(path).stem)
+    print(f"wrote {written[-1]} and {len(written) - 1} more files beside it")
+    return OK

@@ -1,0 +1,292 @@
+"""The .dca file, as docs/bitstream.md specifies it: bytes only, no arrays.
+
+    magic | version | flags | model id | width | height | quality | digest | sections | stream | CRC-32
+"""
+
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from dca_fast.errors import (
+    CorruptStreamError,
+    InputError,
+    LimitExceededError,
+    NotADcaFileError,
+    TruncatedStreamError,
+    UnsupportedVersionError,
+)
+
+__all__ = [
+    "DEFAULT_MAX_PIXELS",
+    "MAX_SECTION_BYTES",
+    "MAX_SIDE",
+    "VERSION",
+    "Dca",
+    "Header",
+    "Info",
+    "Section",
+    "inspect",
+    "pack",
+    "parse",
+]
+
+MAGIC = b"\x89DCA\r\n"
+VERSION = 1
+MAX_SIDE = 65535
+MAX_QUALITY = 10000
+MAX_SECTION_BYTES = 1 << 24
+DEFAULT_MAX_PIXELS = 1 << 28
+
+_GRAYSCALE = 0x01
+_SECTIONS = 0x02
+_END_OF_SECTIONS = 0
+_CRC_BYTES = 4
+_BytesLike = bytes | bytearray | memoryview
+
+
+class Section(IntEnum):
+    """Tags of the optional sections, in file order."""
+
+    ICC = 1
+    EXIF = 2
+    XMP = 3
+    ALPHA = 4
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the decoder must know before the first symbol.
+
+    Args:
+        width: columns of the image, 1..65535.
+        height: rows of the image, 1..65535.
+        quality: hundredths, 0..10000.
+        model_id: 4 bytes, the start of the SHA-256 of the integer weights.
+        digest: 32-bit digest of the decoded symbols.
+        grayscale: the source had one colour channel.
+    """
+
+    width: int
+    height: int
+    quality: int
+    model_id: bytes
+    digest: int
+    grayscale: bool = False
+
+    def problem(self) -> str | None:
+        """Return what is wrong with the values, or None."""
+        if not (1 <= self.width <= MAX_SIDE and 1 <= self.height <= MAX_SIDE):
+            return f"size {self.width} x {self.height} is outside 1..{MAX_SIDE}"
+        if not 0 <= self.quality <= MAX_QUALITY:
+            return f"quality {self.quality} is outside 0..{MAX_QUALITY} hundredths"
+        if len(self.model_id) != 4:
+            return f"the model id has {len(self.model_id)} bytes, not 4"
+        if not 0 <= self.digest < 1 << 32:
+            return f"digest {self.digest} does not fit 32 bits"
+        return None
+
+
+@dataclass(frozen=True)
+class Dca:
+    """A file taken apart: header, entropy stream, sections by tag."""
+
+    header: Header
+    stream: bytes
+    sections: Mapping[Section, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Info:
+    """What `inspect` tells about a file; `quality` is 0..100, sizes are bytes, `bpp` is bits per pixel."""
+
+    version: int
+    width: int
+    height: int
+    quality: float
+    grayscale: bool
+    model_id: str
+    digest: int
+    section_bytes: Mapping[str, int]
+    stream_bytes: int
+    file_bytes: int
+    bpp: float
+
+
+def pack(header: Header, stream: bytes, sections: Mapping[Section, bytes] | None = None) -> bytes:
+    """Assemble a .dca file.
+
+    Args:
+        header: the fixed fields.
+        stream: the entropy stream, any length.
+        sections: payload by tag, at most 16 MiB each; empty payloads are left out.
+
+    Returns:
+        The whole file. Equal arguments give equal bytes.
+
+    Raises:
+        InputError: a value the format cannot hold.
+    """
+    if problem := header.problem():
+        raise InputError(problem)
+    present = sorted((Section(tag), payload) for tag, payload in (sections or {}).items() if payload)
+    flags = (_GRAYSCALE if header.grayscale else 0) | (_SECTIONS if present else 0)
+    out = bytearray(MAGIC)
+    out += struct.pack("<BB4s", VERSION, flags, header.model_id)
+    out += _leb128(header.width) + _leb128(header.height)
+    out += struct.pack("<HI", header.quality, header.digest)
+    for tag, payload in present:
+        if len(payload) > MAX_SECTION_BYTES:
+            raise InputError(f"{tag.name} section of {len(payload)} bytes, {MAX_SECTION_BYTES} allowed")
+        out.append(tag)
+        out += _leb128(len(payload)) + payload
+    if present:
+        out.append(_END_OF_SECTIONS)
+    out += stream
+    return bytes(out + zlib.crc32(out).to_bytes(_CRC_BYTES, "little"))
+
+
+def parse(data: _BytesLike, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Dca:
+    """Take a .dca file apart and verify it.
+
+    Args:
+        data: the whole file.
+        max_pixels: refuse larger images.
+
+    Returns:
+        Header, stream and sections; `pack` of them gives `data` again.
+
+    Raises:
+        NotADcaFileError, UnsupportedVersionError, TruncatedStreamError, CorruptStreamError,
+        LimitExceededError: what is wrong with the bytes. A file cut inside its header or sections is told
+            apart from a changed one; a cut inside the entropy stream shows as a checksum mismatch.
+    """
+    data = bytes(data)
+    _check_start(data)
+    intact = zlib.crc32(data[:-_CRC_BYTES]) == int.from_bytes(data[-_CRC_BYTES:], "little")
+    try:
+        dca = _read_fields(_Reader(data, len(MAGIC) + 1, len(data) - _CRC_BYTES), max_pixels)
+    except (CorruptStreamError, LimitExceededError, UnsupportedVersionError):
+        if intact:
+            raise
+    if not intact:
+        raise CorruptStreamError("checksum mismatch: the file was changed or cut short")
+    return dca
+
+
+def inspect(data: _BytesLike) -> Info:
+    """Read the facts about a .dca file without decoding it.
+
+    Args:
+        data: the whole file.
+
+    Returns:
+        Header fields, sizes and bits per pixel of the whole file.
+
+    Raises:
+        BitstreamError: as `parse`, except that no pixel limit applies.
+    """
+    data = bytes(data)
+    dca = parse(data, max_pixels=MAX_SIDE * MAX_SIDE)
+    header = dca.header
+    return Info(
+        version=VERSION,
+        width=header.width,
+        height=header.height,
+        quality=header.quality / 100,
+        grayscale=header.grayscale,
+        model_id=header.model_id.hex(),
+        digest=header.digest,
+        section_bytes={tag.name.lower(): len(payload) for tag, payload in dca.sections.items()},
+        stream_bytes=len(dca.stream),
+        file_bytes=len(data),
+        bpp=8 * len(data) / (header.width * header.height),
+    )
+
+
+def _check_start(data: bytes) -> None:
+    start = data[: len(MAGIC)]
+    if not start or not MAGIC.startswith(start):
+        raise NotADcaFileError(f"a .dca file starts with {MAGIC!r}, not with {start!r}")
+    if len(data) <= len(MAGIC):
+        raise TruncatedStreamError(f"the file ends after {len(data)} bytes, inside the header")
+    if (version := data[len(MAGIC)]) != VERSION:
+        raise UnsupportedVersionError(f"format version {version}; this package reads version {VERSION}")
+    if len(data) < len(MAGIC) + 1 + _CRC_BYTES:
+        raise TruncatedStreamError(f"the file ends after {len(data)} bytes, inside the header")
+
+
+def _read_fields(reader: "_Reader", max_pixels: int) -> Dca:
+    flags = reader.take(1)[0]
+    if unknown := flags & ~(_GRAYSCALE | _SECTIONS):
+        raise UnsupportedVersionError(f"unknown flags {unknown:#04x}")
+    model_id = reader.take(4)
+    width, height = reader.leb128(), reader.leb128()
+    quality, digest = struct.unpack("<HI", reader.take(6))
+    header = Header(width, height, quality, model_id, digest, bool(flags & _GRAYSCALE))
+    if problem := header.problem():
+        raise CorruptStreamError(problem)
+    if width * height > max_pixels:
+        raise LimitExceededError(f"{width} x {height} pixels exceed the limit of {max_pixels}")
+    sections = _read_sections(reader) if flags & _SECTIONS else {}
+    return Dca(header, reader.rest(), sections)
+
+
+def _read_sections(reader: "_Reader") -> dict[Section, bytes]:
+    sections: dict[Section, bytes] = {}
+    previous = 0
+    while (tag := reader.take(1)[0]) != _END_OF_SECTIONS:
+        if tag <= previous:
+            raise CorruptStreamError(f"section tag {tag} after {previous} at byte {reader.position - 1}")
+        if tag > max(Section):
+            raise UnsupportedVersionError(f"unknown section tag {tag}")
+        section, size = Section(tag), reader.leb128()
+        if size == 0:
+            raise CorruptStreamError(f"empty {section.name} section at byte {reader.position}")
+        if size > MAX_SECTION_BYTES:
+            raise LimitExceededError(f"{section.name} section of {size} bytes, {MAX_SECTION_BYTES} allowed")
+        sections[section] = reader.take(size)
+        previous = tag
+    if not sections:
+        raise CorruptStreamError("the flags promise sections, but there are none")
+    return sections
+
+
+def _leb128(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+class _Reader:
+    """A cursor over `data[position:end]` that never reads past `end`."""
+
+    def __init__(self, data: bytes, position: int, end: int) -> None:
+        self.data = data
+        self.position = position
+        self.end = end
+
+    def take(self, size: int) -> bytes:
+        if size > self.end - self.position:
+            raise TruncatedStreamError(f"the file ends early: {size} bytes wanted at byte {self.position}")
+        self.position += size
+        return self.data[self.position - size : self.position]
+
+    def leb128(self) -> int:
+        """Read a canonical LEB128 number of at most four bytes."""
+        value = 0
+        for shift in range(0, 28, 7):
+            byte = self.take(1)[0]
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                if byte == 0 and shift:
+                    break
+                return value
+        raise CorruptStreamError(f"malformed number at byte {self.position}")
+
+    def rest(self) -> bytes:
+        return self.take(self.end - self.position)

@@ -1,0 +1,1 @@
+"""Entropy coding: probability tables, the executable specification and the fast coder."""

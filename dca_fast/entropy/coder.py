@@ -1,0 +1,216 @@
+"""The entropy coder: arrays of symbols and table rows to one stream and back, on the fastest path here."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from dca_fast.entropy import rans
+from dca_fast.entropy.tables import ROWS, Tables
+from dca_fast.errors import (
+    BackendUnavailableError,
+    ConfigError,
+    CorruptStreamError,
+    InputError,
+    TruncatedStreamError,
+)
+
+try:
+    from dca_fast import _rans
+except ImportError as error:
+    _native: Any = None
+    _reason = f"the native coder is not built: {error}"
+else:
+    _native = _rans
+    _reason = f"native coder with {', '.join(_rans.isas())}"
+
+__all__ = ["Coder", "Decoder", "available", "choose_layout"]
+
+Backend = Literal["auto", "native", "python"]
+Values = npt.NDArray[np.int16]
+Rows = npt.NDArray[np.uint8]
+
+LANES = (1, 2, 4, 8, 16, 32)
+MAX_GROUPS = 64
+ISAS = ("auto", "scalar", "avx2", "avx512")
+_STATE_BYTES = 4
+_OVERHEAD = 200  # states may take one byte in 200
+_GROUP_BYTES = 1 << 16
+_MAX_CHOSEN_GROUPS = 16
+_SAMPLES = 1 << 16  # positions per part that the layout estimate looks at
+_NATIVE_ERRORS = {"input": InputError, "truncated": TruncatedStreamError, "corrupt": CorruptStreamError}
+
+
+def available() -> tuple[bool, str]:
+    """Say whether the native coder can run, and which instruction sets it has or why it cannot."""
+    return _native is not None, _reason
+
+
+def choose_layout(payload_bytes: int) -> tuple[int, int]:
+    """Choose lanes and groups so that the coder states stay below 0.5 % of the payload where possible.
+
+    Args:
+        payload_bytes: expected size of the coded symbols, bytes.
+
+    Returns:
+        lanes (1, 2, 4, ... 32) and groups (1 .. 16).
+    """
+    lanes = max(n for n in LANES if n == 1 or n * _STATE_BYTES * _OVERHEAD <= payload_bytes)
+    return lanes, min(max(payload_bytes // _GROUP_BYTES, 1), _MAX_CHOSEN_GROUPS)
+
+
+class _DecoderImpl(Protocol):
+    def decode(self, rows: Rows) -> Values: ...
+
+    def finish(self) -> None: ...
+
+
+class Coder:
+    """Encodes and decodes streams with one set of tables. Safe to share between threads.
+
+    Args:
+        tables: probability tables, part of the model.
+        backend: "native", "python" (the executable specification, slow), or "auto".
+        isa: of the native coder: "scalar", "avx2", "avx512", or "auto": the environment variable DCA_ISA if
+            set, else the fastest that runs here.
+        threads: most threads that one call may use.
+
+    Raises:
+        WeightsError: the tables are inconsistent.
+        ConfigError: an argument is out of range.
+        BackendUnavailableError: the backend or instruction set cannot run here.
+    """
+
+    def __init__(
+        self, tables: Tables, backend: Backend = "auto", isa: str = "auto", threads: int = 1
+    ) -> None:
+        if backend not in ("auto", "native", "python"):
+            raise ConfigError(f"backend must be auto, native or python (got {backend!r})")
+        if threads < 1:
+            raise ConfigError(f"threads must be at least 1 (got {threads})")
+        if _native is None and (backend == "native" or (backend == "auto" and isa != "auto")):
+            raise BackendUnavailableError(_reason)
+        self.tables = tables.validate()
+        self.threads = threads
+        self.backend = "python" if backend == "python" or _native is None else "native"
+        self._row_bits = np.rint(tables.row_bits() * 256).astype(np.int64)
+        if self.backend == "native":
+            self.isa = _choose_isa(isa, _native.isas())
+            freq, shift = np.ascontiguousarray(tables.freq), np.ascontiguousarray(tables.shift)
+            self._tables = _native.Tables(freq, shift)
+
+    def encode(
+        self, parts: Sequence[tuple[Values, Rows]], lanes: int | None = None, groups: int | None = None
+    ) -> bytes:
+        """Encode all parts of an image into one stream.
+
+        Args:
+            parts: (values, rows) in decoding order; values [n] int16, rows [n] uint8: a table row or 255.
+                Where the row is 255 nothing is coded and the value is ignored.
+            lanes: 1, 2, 4, 8, 16 or 32; None to choose by the expected size.
+            groups: 1 .. 64 independent streams; None to choose by the expected size.
+
+        Returns:
+            The stream, the same bytes for every backend, instruction set and number of threads.
+
+        Raises:
+            InputError: an array of the wrong shape, type or content.
+            ConfigError: lanes or groups out of range.
+        """
+        for values, rows in parts:
+            _check("values", values, np.int16)
+            _check("rows", rows, np.uint8)
+            if len(values) != len(rows):
+                raise InputError(f"values and rows differ in length ({len(values)} and {len(rows)})")
+        chosen = choose_layout(self._estimate_bytes(parts))
+        lanes = chosen[0] if lanes is None else lanes
+        groups = chosen[1] if groups is None else groups
+        if lanes not in LANES or not 1 <= groups <= MAX_GROUPS:
+            raise ConfigError(f"no layout of {lanes} lanes in {groups} groups")
+        if self.backend == "python":
+            return rans.encode(self.tables, parts, lanes, groups)
+        with _translated_errors():
+            stream: bytes = self._tables.encode(list(parts), lanes, groups, self.isa, self.threads)
+            return stream
+
+    def decoder(self, stream: bytes | memoryview) -> "Decoder":
+        """Open a stream for decoding.
+
+        Raises:
+            TruncatedStreamError, CorruptStreamError: the stream's header or states are wrong.
+        """
+        if self.backend == "python":
+            return Decoder(rans.Decoder(self.tables, bytes(stream)))
+        with _translated_errors():
+            return Decoder(self._tables.decoder(stream, self.isa, self.threads))
+
+    def _estimate_bytes(self, parts: Sequence[tuple[Values, Rows]]) -> int:
+        """Expected payload from a sample of the rows; integers only, so that all machines choose alike."""
+        total = 0
+        for _, rows in parts:
+            sample = rows[:: len(rows) // _SAMPLES | 1]  # an odd stride does not follow columns of even width
+            counts = np.bincount(sample, minlength=256)[:ROWS]
+            total += int(counts @ self._row_bits) * len(rows) // max(1, len(sample))
+        return total // (256 * 8)
+
+
+class Decoder:
+    """Decodes the parts of one stream in the order they were encoded."""
+
+    def __init__(self, impl: _DecoderImpl) -> None:
+        self._impl = impl
+
+    def decode(self, rows: Rows) -> Values:
+        """Decode the next part.
+
+        Args:
+            rows: [n] uint8, as given to the encoder.
+
+        Returns:
+            [n] int16, 0 where the row is 255.
+
+        Raises:
+            InputError: rows of the wrong shape, type or content.
+            TruncatedStreamError: the stream ends before its symbols.
+        """
+        _check("rows", rows, np.uint8)
+        with _translated_errors():
+            return self._impl.decode(rows)
+
+    def finish(self) -> None:
+        """Check that the stream ends exactly here.
+
+        Raises:
+            CorruptStreamError: words are left over or the final states are wrong.
+        """
+        with _translated_errors():
+            self._impl.finish()
+
+
+def _choose_isa(isa: str, runnable: Sequence[str]) -> str:
+    isa = os.environ.get("DCA_ISA", "auto") if isa == "auto" else isa
+    if isa not in ISAS:
+        raise ConfigError(f"isa must be one of {', '.join(ISAS)} (got {isa!r})")
+    if isa != "auto" and isa not in runnable:
+        raise BackendUnavailableError(f"this processor or build cannot run {isa}, only {', '.join(runnable)}")
+    return runnable[0] if isa == "auto" else isa
+
+
+def _check(name: str, array: npt.NDArray[np.generic], dtype: npt.DTypeLike) -> None:
+    plain = isinstance(array, np.ndarray) and array.ndim == 1 and array.flags.c_contiguous
+    if not plain or array.dtype != dtype:
+        raise InputError(f"{name} must be a contiguous 1-D {np.dtype(dtype).name} array")
+
+
+@contextmanager
+def _translated_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if _native is None or not isinstance(error, _native.Error):
+            raise
+        kind, message = error.args
+        raise _NATIVE_ERRORS[kind](message) from None

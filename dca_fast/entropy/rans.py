@@ -1,0 +1,165 @@
+"""The coder in plain Python: the executable specification of the stream, written for clarity.
+
+Stream:  byte log2(lanes) | byte groups | LEB128 sizes of all groups but the last | group streams
+Group:   lanes x uint32 final states | uint16 words; all numbers little-endian
+A part of n positions is cut into the ranges [n*g//groups, n*(g+1)//groups). Positions with row 255
+hold value 0 and are not coded; coded symbol j of a range belongs to lane j % lanes. Symbols are
+processed in rounds of `lanes`. A decoder takes the words of one round in three sweeps over the
+lanes: refills of the frequency step, refills after the raw low bits, raw values of escapes. The
+encoder does exactly the opposite, from the last symbol of the last part to the first.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from dca_fast.entropy.tables import CENTER, ESCAPE, PROB_BITS, ROWS, SKIP_ROW, Tables
+from dca_fast.errors import CorruptStreamError, InputError, TruncatedStreamError
+
+__all__ = ["Decoder", "encode"]
+
+LOWER = 1 << 16  # states live in [LOWER, LOWER << 16)
+MAX_GROUPS = 64
+Values = npt.NDArray[np.int16]
+Rows = npt.NDArray[np.uint8]
+
+
+def encode(tables: Tables, parts: Sequence[tuple[Values, Rows]], lanes: int, groups: int) -> bytes:
+    """Encode parts of (values int16 [n], rows uint8 [n]) into one stream."""
+    streams = []
+    for g in range(groups):
+        states, words = [LOWER] * lanes, list[int]()  # words last first: rANS is a stack
+        for values, rows in reversed(parts):
+            coded = [(int(values[i]), row) for i, row in _coded(rows, g, groups)]
+            for first in reversed(range(0, len(coded), lanes)):
+                _encode_round(tables, coded[first : first + lanes], states, words)
+        streams.append(np.array(states, "<u4").tobytes() + np.array(words[::-1], "<u2").tobytes())
+    sizes = b"".join(_leb128(len(stream)) for stream in streams[:-1])
+    return bytes([lanes.bit_length() - 1, groups]) + sizes + b"".join(streams)
+
+
+def _encode_round(tables: Tables, coded: list[tuple[int, int]], states: list[int], words: list[int]) -> None:
+    def spill(lane: int, limit: int) -> None:
+        if states[lane] >= limit:
+            words.append(states[lane] & 0xFFFF)
+            states[lane] >>= 16
+
+    lanes = [(lane, value, row, _symbol(tables, value, row)) for lane, (value, row) in enumerate(coded)][::-1]
+    words.extend(value & 0xFFFF for _, value, _, symbol in lanes if symbol == ESCAPE)
+    for lane, value, row, symbol in lanes:
+        if symbol != ESCAPE and (shift := int(tables.shift[row])):
+            spill(lane, 1 << (32 - shift))
+            states[lane] = states[lane] << shift | value & ((1 << shift) - 1)
+    for lane, _, row, symbol in lanes:
+        freq, start = int(tables.freq[row, symbol]), int(tables.freq[row, :symbol].sum())
+        spill(lane, freq << (32 - PROB_BITS))
+        states[lane] = (states[lane] // freq << PROB_BITS) + states[lane] % freq + start
+
+
+class Decoder:
+    """Decodes the parts of one stream in the order they were encoded."""
+
+    def __init__(self, tables: Tables, stream: bytes) -> None:
+        self._tables = tables
+        self._lanes, self._states, self._words = _open(stream)
+
+    def decode(self, rows: Rows) -> Values:
+        """Decode the next part: rows uint8 [n] -> values int16 [n]."""
+        values = np.zeros(len(rows), np.int16)
+        for g, (states, words) in enumerate(zip(self._states, self._words, strict=True)):
+            coded = list(_coded(rows, g, len(self._states)))
+            for first in range(0, len(coded), self._lanes):
+                places, round_rows = zip(*coded[first : first + self._lanes], strict=True)
+                values[list(places)] = self._decode_round(round_rows, states, words)
+        return values
+
+    def _decode_round(self, rows: Sequence[int], states: list[int], words: list[int]) -> list[int]:
+        def word() -> int:
+            if not words:
+                raise TruncatedStreamError("a coder group ends before its symbols")
+            return words.pop()
+
+        def refill(lane: int) -> None:
+            if states[lane] < LOWER:
+                states[lane] = states[lane] << 16 | word()
+
+        symbols = []
+        for lane, row in enumerate(rows):
+            slot, freq = states[lane] % (1 << PROB_BITS), self._tables.freq[row]
+            symbol = int(np.searchsorted(freq.cumsum(), slot, side="right"))
+            states[lane] = int(freq[symbol]) * (states[lane] >> PROB_BITS) + slot - int(freq[:symbol].sum())
+            refill(lane)
+            symbols.append(symbol)
+        values = [symbol - CENTER for symbol in symbols]
+        for lane, row in enumerate(rows):
+            if symbols[lane] != ESCAPE and (shift := int(self._tables.shift[row])):
+                values[lane] = values[lane] << shift | states[lane] & ((1 << shift) - 1)
+                states[lane] >>= shift
+                refill(lane)
+        for lane, symbol in enumerate(symbols):
+            if symbol == ESCAPE:
+                values[lane] = (word() ^ 0x8000) - 0x8000  # int16 of a uint16
+        return values
+
+    def finish(self) -> None:
+        """Raise CorruptStreamError unless the stream ends exactly here."""
+        if any(self._words) or any(state != LOWER for states in self._states for state in states):
+            raise CorruptStreamError("coder words are left over or the final states are wrong")
+
+
+def _coded(rows: Rows, group: int, groups: int) -> Iterator[tuple[int, int]]:
+    """Positions and rows of the coded symbols of one group."""
+    n = len(rows)
+    for i in range(n * group // groups, n * (group + 1) // groups):
+        if ROWS <= rows[i] != SKIP_ROW:
+            raise InputError("a row is neither a table row nor 255")
+        if rows[i] != SKIP_ROW:
+            yield i, int(rows[i])
+
+
+def _symbol(tables: Tables, value: int, row: int) -> int:
+    symbol = (value >> int(tables.shift[row])) + CENTER
+    return symbol if 0 <= symbol < ESCAPE and tables.freq[row, symbol] > 0 else ESCAPE
+
+
+def _leb128(value: int) -> bytes:
+    return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + _leb128(value >> 7)
+
+
+def _take_size(stream: bytes, at: int) -> tuple[int, int]:
+    """Read a canonical LEB128 number of at most five bytes; return it and the place behind it."""
+    for end in range(at + 1, at + 6):
+        if end > len(stream):
+            raise TruncatedStreamError("the coder stream ends in its header")
+        if stream[end - 1] < 128:
+            size = sum((stream[i] & 127) << 7 * (i - at) for i in range(at, end))
+            if _leb128(size) == stream[at:end]:
+                return size, end
+            break
+    raise CorruptStreamError("a group size of the coder stream is not canonical")
+
+
+def _open(stream: bytes) -> tuple[int, list[list[int]], list[list[int]]]:
+    """Take a stream apart: number of lanes, states of each group, words of each group (last first)."""
+    if len(stream) < 2:
+        raise TruncatedStreamError("the coder stream ends in its header")
+    lanes, groups, at = 1 << min(stream[0], 6), stream[1], 2
+    if lanes > 32 or not 1 <= groups <= MAX_GROUPS:
+        raise CorruptStreamError("the coder stream has an unknown number of lanes or groups")
+    sizes = []
+    for _ in range(groups - 1):
+        size, at = _take_size(stream, at)
+        sizes.append(size)
+    states, words = [], []
+    for size in [*sizes, max(0, len(stream) - at - sum(sizes))]:
+        group, at = stream[at : at + size], at + size
+        if len(group) < max(size, 4 * lanes):
+            raise TruncatedStreamError("a coder group is cut short")
+        if size % 2:
+            raise CorruptStreamError("a coder group has an odd number of bytes")
+        states.append(np.frombuffer(group, "<u4", lanes).tolist())
+        words.append(np.frombuffer(group[4 * lanes :], "<u2").tolist()[::-1])
+        if min(states[-1]) < LOWER:
+            raise CorruptStreamError("a coder state is out of range")
+    return lanes, states, words

@@ -1,0 +1,149 @@
+"""Probability tables of the entropy coder: built once in float64, from then on data.
+
+A table has 128 rows, one per standard deviation 0.1 * 2**(row / 12). Row `r` codes an integer
+`v = (bucket << shift[r]) + low`: the bucket (-127..127) with a 12-bit frequency, `low` with `shift[r]`
+raw bits. Symbol 255 escapes to a raw 16-bit value.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dca_fast.errors import WeightsError
+
+__all__ = ["CENTER", "ESCAPE", "PROB_BITS", "ROWS", "SKIP_ROW", "SYMBOLS", "Tables", "build_gaussian_tables"]
+
+PROB_BITS = 12
+ROWS = 128
+SYMBOLS = 256
+ESCAPE = 255  # symbol: the value follows as one raw word
+CENTER = 127  # symbol of bucket 0
+SKIP_ROW = 255  # in a `rows` array: nothing is coded, the value is 0
+MAX_SHIFT = 8  # 127 << 8 still fits int16
+_RAW_BITS = 16
+_MAX_BUCKET_SIGMA = 24.0  # +-127 buckets are then more than five deviations
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """Frequencies and bypass shifts, as they are stored with the weights.
+
+    Args:
+        freq: [128, 256] uint16; every row sums to 4096; 0 = the symbol cannot be coded and escapes.
+        shift: [128] uint8, 0..8; number of low bits coded raw.
+    """
+
+    freq: npt.NDArray[np.uint16]
+    shift: npt.NDArray[np.uint8]
+
+    def validate(self) -> "Tables":
+        """Check every rule the coder relies on.
+
+        Returns:
+            The tables themselves.
+
+        Raises:
+            WeightsError: naming the first rule that does not hold.
+        """
+        freq, shift = self.freq, self.shift
+        if freq.shape != (ROWS, SYMBOLS) or freq.dtype != np.uint16:
+            raise WeightsError(f"freq must be uint16 [{ROWS}, {SYMBOLS}] (got {freq.dtype} {freq.shape})")
+        if shift.shape != (ROWS,) or shift.dtype != np.uint8:
+            raise WeightsError(f"shift must be uint8 [{ROWS}] (got {shift.dtype} {shift.shape})")
+        for name, bad in (
+            ("frequencies do not sum to 4096", freq.sum(axis=1, dtype=np.int64) != 1 << PROB_BITS),
+            ("the escape symbol has no frequency", freq[:, ESCAPE] == 0),
+            ("a frequency is above 4095", (freq >= 1 << PROB_BITS).any(axis=1)),
+            (f"the shift is above {MAX_SHIFT}", shift > MAX_SHIFT),
+        ):
+            if bad.any():
+                raise WeightsError(f"table row {int(bad.argmax())}: {name}")
+        return self
+
+    def digest(self) -> bytes:
+        """Return the SHA-256 (32 bytes) of the little-endian frequencies followed by the shifts."""
+        return hashlib.sha256(self.freq.astype("<u2").tobytes() + self.shift.tobytes()).digest()
+
+    def row_bits(self) -> npt.NDArray[np.float64]:
+        """Return the expected cost of one value of each row, [128] float64, bits per value."""
+        p = self.freq / float(1 << PROB_BITS)
+        bits = -(p * np.log2(np.where(p > 0, p, 1.0))).sum(axis=1)
+        escape = p[:, ESCAPE]
+        result: npt.NDArray[np.float64] = bits + escape * _RAW_BITS + (1 - escape) * self.shift
+        return result
+
+
+def build_gaussian_tables() -> Tables:
+    """Build the tables of 128 zero-mean Gaussians with deviations 0.1 * 2**(row / 12).
+
+    Returns:
+        Validated tables.
+    """
+    freq = np.zeros((ROWS, SYMBOLS), np.uint16)
+    shift = np.zeros(ROWS, np.uint8)
+    for row in range(ROWS):
+        shift[row] = row_shift(row)
+        freq[row] = row_frequencies(row, PROB_BITS)
+    return Tables(freq, shift).validate()
+
+
+def row_sigma(row: int) -> float:
+    """Return the standard deviation that table row `row` (0..127) stands for."""
+    return float(0.1 * 2.0 ** (row / 12))
+
+
+def row_shift(row: int) -> int:
+    """Return the smallest shift that brings the deviation of `row` to at most 24 buckets."""
+    return next(k for k in range(MAX_SHIFT + 1) if row_sigma(row) / (1 << k) <= _MAX_BUCKET_SIGMA)
+
+
+def row_frequencies(row: int, prob_bits: int) -> npt.NDArray[np.uint16]:
+    """Quantise one Gaussian row to `prob_bits` bits.
+
+    A bucket is kept when the raw bits of the escapes it saves outweigh the one slot it takes from
+    the others: p * 16 > log2(e) / 2**prob_bits. Buckets -1..1 are always kept, because real
+    residuals have heavier tails than the narrow rows.
+
+    Returns:
+        [256] uint16, sum 2**prob_bits.
+    """
+    p = _bucket_probabilities(row_sigma(row), 1 << row_shift(row))
+    worth = _RAW_BITS * p[CENTER:ESCAPE] > math.log2(math.e) / (1 << prob_bits)
+    radius = max(1, int(np.flatnonzero(worth).max()))
+    kept = np.r_[CENTER - radius : CENTER + radius + 1, ESCAPE]
+    p[ESCAPE] = max(0.0, 1.0 - float(p[kept[:-1]].sum()))
+    freq = np.zeros(SYMBOLS, np.uint16)
+    freq[kept] = _optimal_frequencies(p[kept], 1 << prob_bits)
+    return freq
+
+
+def _bucket_probabilities(sigma: float, width: int) -> npt.NDArray[np.float64]:
+    """Integrate the Gaussian over each bucket: [256] float64, the escape still 0."""
+    edges = (np.arange(-CENTER, CENTER + 2) * width - 0.5) / (sigma * math.sqrt(2.0))
+    upper = np.array([math.erfc(edge) for edge in edges])  # tail above each edge; mirrored for accuracy
+    lower = np.array([math.erfc(-edge) for edge in edges])
+    p = 0.5 * np.where(edges[:-1] > 0, upper[:-1] - upper[1:], lower[1:] - lower[:-1])
+    return np.append(p, 0.0)
+
+
+def _optimal_frequencies(p: npt.NDArray[np.float64], total: int) -> npt.NDArray[np.int64]:
+    """Minimise the expected code length -sum(p * log2(freq)) with freq >= 1 and sum(freq) == total.
+
+    The cost is convex and separable, so moving single slots until no move pays is optimal.
+    """
+    freq: npt.NDArray[np.int64] = np.maximum(1, np.floor(p * total).astype(np.int64))
+    while True:
+        gain = p * np.log2((freq + 1) / freq)
+        loss = np.where(freq > 1, p * np.log2(freq / np.maximum(1, freq - 1)), np.inf)
+        give, take = int(gain.argmax()), int(loss.argmin())
+        missing = total - int(freq.sum())
+        if missing == 0 and gain[give] <= loss[take]:
+            break
+        if missing >= 0:
+            freq[give] += 1
+        if missing <= 0:
+            freq[take] -= 1
+    return freq

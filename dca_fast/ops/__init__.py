@@ -1,0 +1,152 @@
+"""The integer operations of the codec: one record of callables per backend, and the weights they take.
+
+Every operation is an exact integer function: `dca_fast.ops.reference` defines it, every other backend
+implements the same name and signature and returns the same bits. Tensors are contiguous and channels-last
+([N, H, W, C]); "..." means any leading shape. 8-bit operands lie in +-127, 16-bit ones in +-32767,
+multipliers are finite float32. One rule rounds: requantise(acc, m) = RNE(fl32(fl32(acc) * m)), and clamps
+(`docs/numerics.md`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from types import ModuleType
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["DepthBlockParams", "Depthwise", "GatedFfnParams", "Head", "Linear", "Ops", "collect"]
+
+W = TypeVar("W", bound="_Weights")
+
+
+class _Weights:
+    """Tensors of one layer plus `cache`, where a backend keeps its packed form under its own name."""
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Returns the tensors in field order, without the cache."""
+        return tuple(getattr(self, f.name) for f in fields(self) if f.name != "cache")  # type: ignore[arg-type]
+
+    def to(self: W, device: torch.device | str) -> W:
+        """Returns the same layer on another device, with an empty cache."""
+        return type(self)(*(t.to(device) for t in self.tensors()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.tensors()
+
+
+@dataclass(frozen=True, eq=False)
+class Linear(_Weights):
+    """A 1x1 layer: acc = w . x + b, then requantise with m.
+
+    Args:
+        w: [O, K] int8 (or int16 for the `wide_*` operations); max|x| * sum|w| + |b| < 2^31 for every row.
+        b: [O] int32.
+        m: [O] float32.
+    """
+
+    w: Tensor
+    b: Tensor
+    m: Tensor
+    cache: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Depthwise(_Weights):
+    """A 3x3 depthwise layer: w [3, 3, C] int8 (dy, dx, channel), b [C] int32, m [C] float32."""
+
+    w: Tensor
+    b: Tensor
+    m: Tensor
+    cache: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Head(_Weights):
+    """The parameter head: one linear layer per quadtree group, G means then G table rows.
+
+    Args:
+        w: [4, 2G, C] int8.
+        b: [4, 2G] int32.
+        m_mean: [4, G] float32, to 1/16 quantiser steps.
+        m_scale: [4, G] float32, to 1/16 table rows.
+        offset: [4, G] int32, 1/16 table rows, |offset| <= 2^20.
+    """
+
+    w: Tensor
+    b: Tensor
+    m_mean: Tensor
+    m_scale: Tensor
+    offset: Tensor
+    cache: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+class DepthBlockParams(NamedTuple):
+    """1x1 C -> E, leaky, depthwise 3x3, 1x1 E -> C; m_in [C] float32 turns the feature into the operand."""
+
+    m_in: Tensor
+    expand: Linear
+    depthwise: Depthwise
+    project: Linear
+
+
+class GatedFfnParams(NamedTuple):
+    """1x1 C -> 2H, product of the halves times g, 1x1 H -> C; m_in [C] float32 as above."""
+
+    m_in: Tensor
+    gate: Linear
+    g: float
+    project: Linear
+
+
+@dataclass(frozen=True)
+class Ops:
+    """All operations of one backend. Exact: the same bits from every backend, device and thread count."""
+
+    name: str
+    # (x int16 [..., C], m float32 [C]) -> int8 / int16 [..., C]
+    operand8: Callable[[Tensor, Tensor], Tensor]
+    operand16: Callable[[Tensor, Tensor], Tensor]
+    # (x int8 [..., K], p [O, K], leaky) -> int8 [..., O]
+    linear_act: Callable[[Tensor, Linear, bool], Tensor]
+    # (x int8 [..., K], p [2H, K], g) -> int8 [..., H]
+    linear_gate: Callable[[Tensor, Linear, float], Tensor]
+    # (x int8 [..., K], p [O, K], residual int16 [..., O]) -> int16 [..., O]
+    linear_add: Callable[[Tensor, Linear, Tensor], Tensor]
+    # (x int16 [..., K], p int16 [O, K], residual int16 [..., O] or None) -> int16 [..., O]
+    wide_linear: Callable[..., Tensor]
+    # (x int16 [..., K], p int16 [O, K]) -> uint8 [..., O]
+    wide_pixels: Callable[[Tensor, Linear], Tensor]
+    # (x int8 [N, H, W, C], p) -> int8 [N, H, W, C]
+    depthwise3x3: Callable[[Tensor, Depthwise], Tensor]
+    # (q, k, v int8 [N, H, W, C], heads, window, shift, m, bias int32 [heads, window^2, window^2],
+    #  table uint8 [256]) -> int8 [N, H, W, C]
+    window_attention: Callable[[Tensor, Tensor, Tensor, int, int, int, float, Tensor, Tensor], Tensor]
+    # (q int8 [N, P, C], k and v int8 [N, T, C], heads, m, table uint8 [256]) -> int8 [N, P, C]
+    token_attention: Callable[[Tensor, Tensor, Tensor, int, float, Tensor], Tensor]
+    # (t int8 [N, H, W, C], p, step 0..3) -> mean int32, table row uint8, both [N, H, W, G]
+    head_params: Callable[[Tensor, Head, int], tuple[Tensor, Tensor]]
+    # (x int16 or int32 [N, H, W, 4G], step) -> [N, H, W, G]
+    quadtree_gather: Callable[[Tensor, int], Tensor]
+    # (y int16 [N, H, W, 4G], mean int32 [N, H, W, G], gain float32 [4G], step) -> int16 [N, H, W, G]
+    quantize: Callable[[Tensor, Tensor, Tensor, int], Tensor]
+    # (q int16 [N, H, W, G], mean int32 [N, H, W, G], inv float32 [4G], step, y_hat int16 [N, H, W, 4G]):
+    # writes the group of this step into y_hat
+    reconstruct: Callable[[Tensor, Tensor, Tensor, int, Tensor], None]
+    # (image uint8 [N, H, W, 3], size) -> int16 [N, H/size, W/size, 3 size^2], and back from uint8
+    patches_from_image: Callable[..., Tensor]
+    image_from_patches: Callable[..., Tensor]
+    # (x int8 or int16 [N, H, W, C]) -> [N, H/2, W/2, 4C], and back
+    space_to_depth2: Callable[[Tensor], Tensor]
+    depth_to_space2: Callable[[Tensor], Tensor]
+    # (x int16 [N, H, W, C], p) -> int16 [N, H, W, C]
+    depth_block: Callable[[Tensor, DepthBlockParams], Tensor]
+    # (x int16 [..., C], p) -> int16 [..., C]
+    gated_ffn: Callable[[Tensor, GatedFfnParams], Tensor]
+
+
+def collect(name: str, module: ModuleType) -> Ops:
+    """Returns the record whose operations are the functions of that name in `module`."""
+    return Ops(name, **{f.name: getattr(module, f.name) for f in fields(Ops) if f.name != "name"})

@@ -1,0 +1,153 @@
+"""The operations in C++ (`dca_fast._cpu`), on CPU tensors; same names, signatures and bits as the reference.
+
+The extension sees NumPy views of the tensors, checks every type, shape and layout, and raises `InputError` instead
+of copying or guessing. Weights are packed for the processor the first time a layer is used and kept in its `cache`.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dca_fast import _cpu
+from dca_fast.errors import InputError
+from dca_fast.ops import DepthBlockParams, Depthwise, GatedFfnParams, Head, Linear, Ops, collect
+
+_cpu.set_error_type(InputError)
+
+CACHE_KEY = "cpu"
+_tensor = torch.from_numpy
+
+
+def isas() -> list[str]:
+    """Returns the instruction sets this machine can run, slowest first: "scalar", "avx2", "avx512"."""
+    return list(_cpu.isas())
+
+
+def isa() -> str:
+    """Returns the instruction set in use."""
+    return str(_cpu.isa())
+
+
+def set_isa(name: str) -> None:
+    """Forces an instruction set, or "auto" for the fastest. Raises InputError if this machine cannot run it."""
+    _cpu.set_isa(name)
+
+
+def threads() -> int:
+    """Returns how many threads one call may use, the caller included."""
+    return int(_cpu.threads())
+
+
+def set_threads(count: int) -> None:
+    """Sets how many threads one call may use; clamped to 1..256."""
+    _cpu.set_threads(count)
+
+
+def _packed(p: Linear | Depthwise | Head) -> Any:
+    handle = p.cache.get(CACHE_KEY)
+    if handle is None:
+        make = getattr(_cpu, type(p).__name__)
+        handle = p.cache[CACHE_KEY] = make(*(t.numpy() for t in p.tensors()))
+    return handle
+
+
+def operand8(x: Tensor, m: Tensor) -> Tensor:
+    return _tensor(_cpu.operand8(x.numpy(), m.numpy()))
+
+
+def operand16(x: Tensor, m: Tensor) -> Tensor:
+    return _tensor(_cpu.operand16(x.numpy(), m.numpy()))
+
+
+def linear_act(x: Tensor, p: Linear, leaky: bool) -> Tensor:
+    return _tensor(_cpu.linear_act(x.numpy(), _packed(p), leaky))
+
+
+def linear_gate(x: Tensor, p: Linear, g: float) -> Tensor:
+    return _tensor(_cpu.linear_gate(x.numpy(), _packed(p), g))
+
+
+def linear_add(x: Tensor, p: Linear, residual: Tensor) -> Tensor:
+    return _tensor(_cpu.linear_add(x.numpy(), _packed(p), residual.numpy()))
+
+
+def wide_linear(x: Tensor, p: Linear, residual: Tensor | None = None) -> Tensor:
+    return _tensor(_cpu.wide_linear(x.numpy(), _packed(p), None if residual is None else residual.numpy()))
+
+
+def wide_pixels(x: Tensor, p: Linear) -> Tensor:
+    return _tensor(_cpu.wide_pixels(x.numpy(), _packed(p)))
+
+
+def depthwise3x3(x: Tensor, p: Depthwise) -> Tensor:
+    return _tensor(_cpu.depthwise3x3(x.numpy(), _packed(p)))
+
+
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    window: int,
+    shift: int,
+    m: float,
+    bias: Tensor,
+    table: Tensor,
+) -> Tensor:
+    out = _cpu.window_attention(
+        q.numpy(), k.numpy(), v.numpy(), heads, window, shift, m, bias.numpy(), table.numpy()
+    )
+    return _tensor(out)
+
+
+def token_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, m: float, table: Tensor) -> Tensor:
+    return _tensor(_cpu.token_attention(q.numpy(), k.numpy(), v.numpy(), heads, m, table.numpy()))
+
+
+def head_params(t: Tensor, p: Head, step: int) -> tuple[Tensor, Tensor]:
+    mean, row = _cpu.head_params(t.numpy(), _packed(p), step)
+    return _tensor(mean), _tensor(row)
+
+
+def quadtree_gather(x: Tensor, step: int) -> Tensor:
+    return _tensor(_cpu.quadtree_gather(x.numpy(), step))
+
+
+def quantize(y: Tensor, mean: Tensor, gain: Tensor, step: int) -> Tensor:
+    return _tensor(_cpu.quantize(y.numpy(), mean.numpy(), gain.numpy(), step))
+
+
+def reconstruct(q: Tensor, mean: Tensor, inv: Tensor, step: int, y_hat: Tensor) -> None:
+    _cpu.reconstruct(q.numpy(), mean.numpy(), inv.numpy(), step, y_hat.numpy())
+
+
+def patches_from_image(image: Tensor, size: int = 8) -> Tensor:
+    return _tensor(_cpu.patches_from_image(image.numpy(), size))
+
+
+def image_from_patches(patches: Tensor, size: int = 8) -> Tensor:
+    return _tensor(_cpu.image_from_patches(patches.numpy(), size))
+
+
+def space_to_depth2(x: Tensor) -> Tensor:
+    return _tensor(_cpu.space_to_depth2(x.numpy()))
+
+
+def depth_to_space2(x: Tensor) -> Tensor:
+    return _tensor(_cpu.depth_to_space2(x.numpy()))
+
+
+def depth_block(x: Tensor, p: DepthBlockParams) -> Tensor:
+    expand, depthwise, project = _packed(p.expand), _packed(p.depthwise), _packed(p.project)
+    return _tensor(_cpu.depth_block(x.numpy(), p.m_in.numpy(), expand, depthwise, project))
+
+
+def gated_ffn(x: Tensor, p: GatedFfnParams) -> Tensor:
+    return _tensor(_cpu.gated_ffn(x.numpy(), p.m_in.numpy(), _packed(p.gate), p.g, _packed(p.project)))
+
+
+OPS: Ops = collect("cpu", sys.modules[__name__])

@@ -1,0 +1,259 @@
+"""The definition of every operation in plain PyTorch: integers in, integers out, no speed intended.
+
+Products of integers are summed in float64, which is exact below 2^53 in any order. The only other floating
+point operation is one float32 multiply per output (`_requantise`), which IEEE 754 defines to the bit.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from dca_fast.ops import DepthBlockParams, Depthwise, GatedFfnParams, Head, Linear, Ops, collect
+
+LIMIT8 = 127
+LIMIT16 = 32767
+LIMIT_MEAN = 1 << 20  # of means, scores and scales, in sixteenths
+LIMIT_SYMBOL = 8191
+MAX_ROW = 127  # last row of the scale table
+QUADTREE = (0, 3, 2, 1)  # step -> what to xor to the parity of a site to get its channel group
+
+
+def _requantise(acc: Tensor, m: Tensor | float, limit: int, leaky: bool = False) -> Tensor:
+    """Integers times float32, rounded half to even, clamped to [-limit, limit]; int32."""
+    m = torch.as_tensor(m, dtype=torch.float32, device=acc.device)
+    r = acc.to(torch.float32) * m
+    if leaky:
+        r = torch.where(r < 0, r * 0.125, r)
+    return r.round().clamp(-limit, limit).to(torch.int32)
+
+
+def _accumulate(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """x [..., K] . w [O, K] + b [O] as int32 [..., O]."""
+    return (x.double() @ w.double().T + b.double()).to(torch.int32)
+
+
+def operand8(x: Tensor, m: Tensor) -> Tensor:
+    """Feature to 8-bit operand. x int16 [..., C], m float32 [C]; returns int8 [..., C] in +-127."""
+    return _requantise(x, m, LIMIT8).to(torch.int8)
+
+
+def operand16(x: Tensor, m: Tensor) -> Tensor:
+    """Feature to 16-bit operand. x int16 [..., C], m float32 [C]; returns int16 [..., C] in +-32767."""
+    return _requantise(x, m, LIMIT16).to(torch.int16)
+
+
+def linear_act(x: Tensor, p: Linear, leaky: bool) -> Tensor:
+    """1x1 layer, slope 1/8 below zero if `leaky`. x int8 [..., K]; returns int8 [..., O]."""
+    return _requantise(_accumulate(x, p.w, p.b), p.m, LIMIT8, leaky).to(torch.int8)
+
+
+def linear_gate(x: Tensor, p: Linear, g: float) -> Tensor:
+    """1x1 layer to 2H channels, the product of the halves times g. x int8 [..., K]; returns int8 [..., H]."""
+    u, v = linear_act(x, p, False).to(torch.int32).chunk(2, dim=-1)
+    return _requantise(u * v, g, LIMIT8).to(torch.int8)
+
+
+def linear_add(x: Tensor, p: Linear, residual: Tensor) -> Tensor:
+    """1x1 layer plus residual. x int8 [..., K], residual int16 [..., O]; returns int16 [..., O]."""
+    return _saturating_add(_requantise(_accumulate(x, p.w, p.b), p.m, LIMIT16), residual)
+
+
+def wide_linear(x: Tensor, p: Linear, residual: Tensor | None = None) -> Tensor:
+    """1x1 layer on 16-bit operands, plus residual if given. x int16 [..., K]; returns int16 [..., O]."""
+    r = _requantise(_accumulate(x, p.w, p.b), p.m, LIMIT16)
+    return r.to(torch.int16) if residual is None else _saturating_add(r, residual)
+
+
+def wide_pixels(x: Tensor, p: Linear) -> Tensor:
+    """1x1 layer on 16-bit operands to pixel values around 128. x int16 [..., K]; returns uint8 [..., O]."""
+    r = _requantise(_accumulate(x, p.w, p.b), p.m, LIMIT16)
+    return (r + 128).clamp(0, 255).to(torch.uint8)
+
+
+def _saturating_add(r: Tensor, residual: Tensor) -> Tensor:
+    return (r + residual.to(torch.int32)).clamp(-LIMIT16, LIMIT16).to(torch.int16)
+
+
+def depthwise3x3(x: Tensor, p: Depthwise) -> Tensor:
+    """3x3 convolution per channel, zero padding. x int8 [N, H, W, C]; returns the same shape."""
+    _, h, w, _ = x.shape
+    padded = torch.nn.functional.pad(x.to(torch.int32), (0, 0, 1, 1, 1, 1))
+    acc = p.b.expand(x.shape).clone()
+    for dy in range(3):
+        for dx in range(3):
+            acc += padded[:, dy : dy + h, dx : dx + w] * p.w[dy, dx].to(torch.int32)
+    return _requantise(acc, p.m, LIMIT8).to(torch.int8)
+
+
+def _exponentials(s: Tensor, allowed: Tensor | None, table: Tensor) -> Tensor:
+    """table[max s - s] along the last axis, zero where not allowed; int64."""
+    if allowed is not None:
+        s = torch.where(allowed, s, -(1 << 30))
+    d = (s.amax(dim=-1, keepdim=True) - s).clamp(max=255)
+    e = table.to(torch.int64)[d.long()]
+    return e if allowed is None else torch.where(allowed, e, 0)
+
+
+def _mix(e: Tensor, v: Tensor, bits: int) -> Tensor:
+    """Mean of v under the weights e by a rounded-down reciprocal of `bits` bits; int8."""
+    r = (1 << bits) // e.sum(dim=-1, keepdim=True)
+    acc = (e.double() @ v.double()).to(torch.int64)
+    return ((acc * r + (1 << (bits - 1))) >> bits).to(torch.int8)
+
+
+def _scores(q: Tensor, k: Tensor, m: float) -> Tensor:
+    return _requantise((q.double() @ k.double().transpose(-1, -2)).to(torch.int32), m, LIMIT_MEAN)
+
+
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    window: int,
+    shift: int,
+    m: float,
+    bias: Tensor,
+    table: Tensor,
+) -> Tensor:
+    """Attention inside windows of the map rolled by -shift; wrapped-around regions do not see each other.
+
+    Args:
+        q, k, v: int8 [N, H, W, C]; H and W multiples of `window`, C of `heads`.
+        shift: 0 <= shift < window.
+        m: float32 value; turns q.k into score units of 1/16 nat.
+        bias: int32 [heads, window^2, window^2] in score units, within +-2^20.
+        table: uint8 [256], exponential of minus the score difference: 0..127, table[0] = 127.
+
+    Returns:
+        int8 [N, H, W, C].
+    """
+    n, h, w, c = q.shape
+    ny, nx, area = h // window, w // window, window * window
+
+    def split(t: Tensor) -> Tensor:  # -> [N, ny, nx, heads, area, C / heads]
+        t = t.roll((-shift, -shift), (1, 2)).view(n, ny, window, nx, window, heads, c // heads)
+        return t.permute(0, 1, 3, 5, 2, 4, 6).reshape(n, ny, nx, heads, area, c // heads)
+
+    wrapped_y = torch.arange(h, device=q.device) >= h - shift
+    wrapped_x = torch.arange(w, device=q.device) >= w - shift
+    region = 2 * wrapped_y[:, None].int() + wrapped_x[None, :].int()
+    region = region.view(ny, window, nx, window).permute(0, 2, 1, 3).reshape(ny, nx, 1, area)
+    allowed = region[..., :, None] == region[..., None, :]
+    e = _exponentials(_scores(split(q), split(k), m) + bias, allowed, table)
+    out = _mix(e, split(v), 23).view(n, ny, nx, heads, window, window, c // heads)
+    return out.permute(0, 1, 4, 2, 5, 3, 6).reshape(n, h, w, c).roll((shift, shift), (1, 2))
+
+
+def token_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, m: float, table: Tensor) -> Tensor:
+    """Attention of P queries over T tokens. q int8 [N, P, C], k, v int8 [N, T, C]; returns int8 [N, P, C]."""
+    n, sites, c = q.shape
+
+    def split(t: Tensor) -> Tensor:  # -> [N, heads, T, C / heads]
+        return t.view(n, -1, heads, c // heads).transpose(1, 2)
+
+    e = _exponentials(_scores(split(q), split(k), m), None, table)
+    return _mix(e, split(v), 40).transpose(1, 2).reshape(n, sites, c)
+
+
+@cache
+def _groups(step: int) -> tuple[tuple[int, int, int], ...]:
+    """(y parity, x parity, channel group) of the four site classes in this step."""
+    return tuple((p >> 1, p & 1, p ^ QUADTREE[step]) for p in range(4))
+
+
+def head_params(t: Tensor, p: Head, step: int) -> tuple[Tensor, Tensor]:
+    """Mean and scale-table row of the symbols of one quadtree step.
+
+    Args:
+        t: int8 [N, H, W, C], H and W even.
+        step: 0..3.
+
+    Returns:
+        mean int32 [N, H, W, G] in 1/16 quantiser steps within +-2^20, row uint8 [N, H, W, G] in 0..127.
+    """
+    n, h, w, _ = t.shape
+    size = p.m_mean.shape[1]
+    mean = torch.empty(n, h, w, size, dtype=torch.int32, device=t.device)
+    row = torch.empty(n, h, w, size, dtype=torch.uint8, device=t.device)
+    for py, px, g in _groups(step):
+        acc = _accumulate(t[:, py::2, px::2], p.w[g], p.b[g])
+        mean[:, py::2, px::2] = _requantise(acc[..., :size], p.m_mean[g], LIMIT_MEAN)
+        scale = _requantise(acc[..., size:], p.m_scale[g], LIMIT_MEAN) + p.offset[g]
+        row[:, py::2, px::2] = ((scale + 8) >> 4).clamp(0, MAX_ROW).to(torch.uint8)
+    return mean, row
+
+
+def quadtree_gather(x: Tensor, step: int) -> Tensor:
+    """The channel group of each site in this step. x int16 or int32 [N, H, W, 4G]; returns [N, H, W, G]."""
+    n, h, w, c = x.shape
+    size = c // 4
+    out = x.new_empty(n, h, w, size)
+    for py, px, g in _groups(step):
+        out[:, py::2, px::2] = x[:, py::2, px::2, g * size : (g + 1) * size]
+    return out
+
+
+def quantize(y: Tensor, mean: Tensor, gain: Tensor, step: int) -> Tensor:
+    """Symbols of one step: y in quantiser steps minus mean, rounded; int16 in +-8191. Shapes: see `Ops`."""
+    t = quadtree_gather(_requantise(y, gain, LIMIT_MEAN), step)
+    return ((t - mean + 8) >> 4).clamp(-LIMIT_SYMBOL, LIMIT_SYMBOL).to(torch.int16)
+
+
+def reconstruct(q: Tensor, mean: Tensor, inv: Tensor, step: int, y_hat: Tensor) -> None:
+    """Writes (16 q + mean) * inv into this step's group of y_hat int16 [N, H, W, 4G]. Shapes: see `Ops`."""
+    value = 16 * q.to(torch.int32) + mean
+    size = q.shape[-1]
+    for py, px, g in _groups(step):
+        group = slice(g * size, (g + 1) * size)
+        r = _requantise(value[:, py::2, px::2], inv[group], LIMIT16)
+        y_hat[:, py::2, px::2, group] = r.to(torch.int16)
+
+
+def patches_from_image(image: Tensor, size: int = 8) -> Tensor:
+    """uint8 [N, H, W, 3] -> int16 [N, H/size, W/size, 3 size^2] of pixel - 128, order (dy, dx, colour)."""
+    return _space_to_depth(image.to(torch.int16) - 128, size)
+
+
+def image_from_patches(patches: Tensor, size: int = 8) -> Tensor:
+    """uint8 [N, h, w, 3 size^2] -> uint8 [N, size h, size w, 3], in the order of `patches_from_image`."""
+    return _depth_to_space(patches, size)
+
+
+def space_to_depth2(x: Tensor) -> Tensor:
+    """int8 or int16 [N, H, W, C] -> [N, H/2, W/2, 4C], channels in order (dy, dx, c)."""
+    return _space_to_depth(x, 2)
+
+
+def depth_to_space2(x: Tensor) -> Tensor:
+    """int8 or int16 [N, h, w, 4C] -> [N, 2h, 2w, C], the inverse of `space_to_depth2`."""
+    return _depth_to_space(x, 2)
+
+
+def _space_to_depth(x: Tensor, s: int) -> Tensor:
+    n, h, w, c = x.shape
+    return x.view(n, h // s, s, w // s, s, c).permute(0, 1, 3, 2, 4, 5).reshape(n, h // s, w // s, s * s * c)
+
+
+def _depth_to_space(x: Tensor, s: int) -> Tensor:
+    n, h, w, c = x.shape
+    x = x.view(n, h, w, s, s, c // (s * s)).permute(0, 1, 3, 2, 4, 5)
+    return x.reshape(n, h * s, w * s, c // (s * s))
+
+
+def depth_block(x: Tensor, p: DepthBlockParams) -> Tensor:
+    """Residual block 1x1, leaky, depthwise 3x3, 1x1. x int16 [N, H, W, C]; returns the same shape."""
+    hidden = linear_act(operand8(x, p.m_in), p.expand, True)
+    return linear_add(depthwise3x3(hidden, p.depthwise), p.project, x)
+
+
+def gated_ffn(x: Tensor, p: GatedFfnParams) -> Tensor:
+    """Residual block 1x1, gate, 1x1. x int16 [..., C]; returns the same shape."""
+    return linear_add(linear_gate(operand8(x, p.m_in), p.gate, p.g), p.project, x)
+
+
+OPS: Ops = collect("reference", sys.modules[__name__])

@@ -1,0 +1,63 @@
+"""For every test: the same random numbers, poisoned uninitialised memory, and the rule for GPU tests."""
+
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip `gpu` tests where there is no device, unless DCA_REQUIRE_GPU says that there must be one."""
+    if item.get_closest_marker("gpu") is None:
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    if os.environ.get("DCA_REQUIRE_GPU") == "1":
+        pytest.fail("DCA_REQUIRE_GPU=1, but PyTorch sees no CUDA device")
+    pytest.skip("PyTorch sees no CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    """Start every test from the same random state and restore the old one, whatever order tests run in."""
+    torch: Any = sys.modules.get("torch")
+    states = random.getstate(), np.random.get_state()
+    torch_state = torch.get_rng_state() if torch else None
+    random.seed(0)
+    np.random.seed(0)
+    if torch:
+        torch.manual_seed(0)
+    yield
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    if torch:
+        torch.set_rng_state(torch_state)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fill `torch.empty` and `torch.empty_like` with NaN or the largest integer: unwritten outputs fail."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None:
+        return
+
+    def poison(make: Callable[..., Any]) -> Callable[..., Any]:
+        def poisoned(*args: Any, **kwargs: Any) -> Any:
+            tensor = make(*args, **kwargs)
+            if tensor.is_floating_point() or tensor.is_complex():
+                value: float = float("nan")
+            else:
+                value = True if tensor.dtype == torch.bool else torch.iinfo(tensor.dtype).max
+            with torch.no_grad():
+                return tensor.fill_(value)
+
+        return poisoned
+
+    monkeypatch.setattr(torch, "empty", poison(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", poison(torch.empty_like))

@@ -1,0 +1,280 @@
+"""Rate, distortion and comparisons: exact on made-up codecs and curves, sane on real ones."""
+
+import json
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, JpegImagePlugin
+
+from dca_fast import Codec
+from dca_fast.errors import BackendUnavailableError, ConfigError, InputError
+from dca_fast.evaluate import (
+    Curve,
+    ImageFolder,
+    Row,
+    bd_rate,
+    evaluate,
+    load_anchors,
+    ms_ssim,
+    psnr,
+    rate_inversions,
+)
+from dca_fast.peers import FAMILIES, Peer, make_peers
+from dca_fast.report import environment, plot, report, summary
+
+PEERS = make_peers(FAMILIES)
+CURVE = [(0.1 * 1.7**i, 26.0 + 2.1 * i) for i in range(7)]
+ROW = Row("a", 10.0, 100, 0.5, 30.0, 0.9, 1.0, 1.0)
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    """Smooth colours, an edge and a little noise, [height, width, 3] uint8."""
+    y, x = np.mgrid[:height, :width]
+    planes = [128 + 100 * np.sin((x * (c + 1) + 2 * y) / 40) * np.cos(y / 30) for c in range(3)]
+    planes[0][x + y > (height + width) / 2] += 40
+    noise = np.random.default_rng(1).normal(0, 3, (height, width, 3))
+    return (np.stack(planes, 2) + noise).clip(0, 255).astype(np.uint8)
+
+
+class Coarse:
+    """Keeps the multiples of 101 - quality, in as many bytes as the quality says."""
+
+    def encode(self, image: np.ndarray, quality: float) -> bytes:
+        self.pixels = (image // int(101 - quality) * int(101 - quality)).astype(np.uint8)
+        return bytes(int(quality) + image.shape[0])
+
+    def decode(self, data: bytes, output: str) -> np.ndarray:
+        assert output == "numpy"
+        return self.pixels
+
+
+def test_psnr_is_that_of_8_bit_rgb() -> None:
+    black = np.zeros((4, 5, 3), np.uint8)
+    assert psnr(black, black) == math.inf
+    assert psnr(black, black + np.uint8(255)) == 0
+    assert psnr(black, black + np.uint8(5)) == pytest.approx(10 * math.log10(255**2 / 25))
+    one_sample = black.copy()
+    one_sample[0, 0, 0] = 60
+    assert psnr(black, one_sample) == psnr(one_sample, black) == pytest.approx(10 * math.log10(255**2 / 60))
+
+
+def test_ms_ssim_needs_161_pixels() -> None:
+    image = picture(161, 170)
+    assert ms_ssim(image, image) == pytest.approx(1)
+    assert ms_ssim(image[:160], image[:160]) is None
+    noisy = image ^ np.random.default_rng(0).integers(0, 32, image.shape, np.uint8)
+    near, far = ms_ssim(image, image ^ np.uint8(1)), ms_ssim(image, noisy)
+    assert near is not None
+    assert far is not None
+    assert 0 < far < near < 1
+
+
+def test_rows_and_means() -> None:
+    images = [("a", picture(40, 60)), ("b", picture(80, 30))]
+    seen: list[Row] = []
+    curve = evaluate(Coarse(), images, [90, 50], name="coarse", on_row=seen.append)
+    assert list(curve.rows) == seen
+    assert [(r.image, r.quality, r.bytes) for r in seen] == [
+        ("a", 90, 130),
+        ("a", 50, 90),
+        ("b", 90, 170),
+        ("b", 50, 130),
+    ]
+    assert seen[0].bpp == 8 * 130 / 2400
+    low, high = curve.points
+    assert (low.quality, high.quality, low.images) == (50, 90, 2)
+    assert high.bpp == pytest.approx((seen[0].bpp + seen[2].bpp) / 2)
+    assert high.psnr == pytest.approx((seen[0].psnr + seen[2].psnr) / 2)
+    assert low.psnr < high.psnr
+    assert low.ms_ssim is None
+    assert not rate_inversions(curve.rows)
+
+
+def test_ms_ssim_is_averaged_over_the_images_that_have_one() -> None:
+    rows = (
+        replace(ROW, ms_ssim=0.5),
+        replace(ROW, image="b", ms_ssim=0.7),
+        replace(ROW, image="c", ms_ssim=None),
+    )
+    assert Curve("x", rows).points[0].ms_ssim == pytest.approx(0.6)
+
+
+def test_nothing_to_measure_or_a_wrong_size_is_refused() -> None:
+    class Cropping(Coarse):
+        def decode(self, data: bytes, output: str) -> np.ndarray:
+            return super().decode(data, output)[1:]
+
+    with pytest.raises(InputError, match="no images"):
+        evaluate(Coarse(), [], [50])
+    with pytest.raises(InputError, match="came back as"):
+        evaluate(Cropping(), [("a", picture(8, 8))], [50])
+
+
+def test_shrinking_files_are_named() -> None:
+    rows = [replace(ROW, quality=q, bytes=b) for q, b in ((30.0, 90), (10.0, 80), (20.0, 95))]
+    assert rate_inversions(rows) == ["a: 95 bytes at 20, 90 at 30"]
+    assert rate_inversions([*rows[:2], replace(ROW, image="b", bytes=1)]) == []
+
+
+def test_bd_rate_of_known_shifts() -> None:
+    same = bd_rate(CURVE, CURVE)
+    assert same.rate_percent == pytest.approx(0, abs=1e-9)
+    assert same.psnr_db == pytest.approx(0, abs=1e-9)
+    assert same.overlap == 1
+    assert same.psnr_range == (CURVE[0][1], CURVE[-1][1])
+    cheaper = bd_rate([(0.8 * rate, level) for rate, level in CURVE[::-1]], CURVE)
+    assert cheaper.rate_percent == pytest.approx(-20)
+    assert cheaper.psnr_db is not None
+    assert cheaper.psnr_db > 0
+    better = bd_rate([(rate, level + 0.5) for rate, level in CURVE], CURVE)
+    assert better.psnr_db == pytest.approx(0.5)
+    assert 0.9 < better.overlap < 1
+    assert bd_rate(CURVE[::2], CURVE).overlap == 1  # unequal numbers of points
+
+
+def test_bd_rate_without_an_answer_says_why() -> None:
+    apart = bd_rate(CURVE, [(rate, level + 50) for rate, level in CURVE])
+    assert (apart.rate_percent, apart.overlap, apart.psnr_range) == (None, 0, None)
+    assert "no range" in apart.note
+    falling = [(rate, -level) for rate, level in CURVE]
+    for curve in (CURVE[:1], [], falling, [*CURVE, (9.0, math.inf)]):
+        assert "test curve" in bd_rate(curve, CURVE).note
+        assert "anchor curve" in bd_rate(CURVE, curve).note
+    rates_apart = bd_rate([(1000 * rate, level) for rate, level in CURVE], CURVE)
+    assert rates_apart.rate_percent == pytest.approx(99900)
+    assert rates_apart.psnr_db is None
+
+
+@pytest.fixture
+def anchors(tmp_path: Path) -> Path:
+    curve = {"source": "a table", "bpp": [0.1, 0.5, 1.0], "psnr_rgb": [27, 33, 37]}
+    path = tmp_path / "anchors.json"
+    path.write_text(json.dumps({"town": {"Old": curve, "New": curve}, "sea": {}}))
+    return path
+
+
+def test_anchors_by_set_and_name(anchors: Path) -> None:
+    assert list(load_anchors(anchors, "town")) == ["Old", "New"]
+    assert list(load_anchors(anchors, "town", ["New"])) == ["New"]
+    assert load_anchors(anchors, "sea") == {}
+    with pytest.raises(InputError, match="no set 'hill'; it has town, sea"):
+        load_anchors(anchors, "hill")
+    with pytest.raises(InputError, match="no curve 'Odd' for town; it has Old, New"):
+        load_anchors(anchors, "town", ["Odd"])
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"a": {"b": {"bpp": [1]}}}', '{"a": {"b": {"bpp": [1], "psnr_rgb": []}}}']
+)
+def test_files_that_hold_no_anchors(tmp_path: Path, text: str) -> None:
+    (tmp_path / "anchors.json").write_text(text)
+    with pytest.raises(InputError, match="holds no anchor curves"):
+        load_anchors(tmp_path / "anchors.json", "a")
+
+
+@pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
+def test_peers_code_better_at_higher_quality(peer: Peer) -> None:
+    image = picture(90, 130)
+    curve = evaluate(peer, [("a", image)], [peer.ladder[i] for i in (1, 4, -1)], name=peer.name)
+    levels = [(point.bpp, point.psnr) for point in curve.points]
+    assert levels == sorted(levels)
+    assert levels[0][1] < levels[1][1] < levels[2][1]
+    assert levels[-1][1] > 30
+    assert list(peer.ladder) == sorted(set(peer.ladder))
+    assert any(digit in peer.version for digit in "0123456789")
+
+
+def test_jpeg_has_the_chroma_its_name_says(tmp_path: Path) -> None:
+    sampling = {}
+    for peer in make_peers(["jpeg"]):
+        (tmp_path / "a.jpg").write_bytes(peer.encode(picture(16, 16), 50))
+        with Image.open(tmp_path / "a.jpg") as image:
+            sampling[peer.name] = JpegImagePlugin.get_sampling(image)
+    assert sampling == {"JPEG 4:2:0": 2, "JPEG 4:4:4": 0}
+
+
+def test_peers_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="unknown peer 'bpg'; known: jpeg"):
+        make_peers(["jpeg", "bpg"])
+    with pytest.raises(ConfigError, match="numpy"):
+        PEERS[0].decode(b"", "pil")
+    monkeypatch.setitem(sys.modules, "pillow_jxl", None)
+    with pytest.raises(BackendUnavailableError, match="pip install"):
+        make_peers(["jxl"])
+    monkeypatch.setattr("PIL.features.check", lambda feature: False)
+    with pytest.raises(BackendUnavailableError, match="built without webp"):
+        make_peers(["webp"])
+
+
+def facts_of(rows: tuple[Row, ...], anchors: Path) -> dict[str, Any]:
+    return report(
+        Curve("ours", rows), [(Curve("rival", rows), "lib 1.2")], load_anchors(anchors, "town"), "00c0ffee"
+    )
+
+
+def test_report_holds_everything_as_plain_json(anchors: Path) -> None:
+    rows = tuple(replace(ROW, quality=q, bpp=b, psnr=p) for q, b, p in ((10.0, 0.2, 29.0), (20.0, 0.4, 32.0)))
+    facts = json.loads(json.dumps(facts_of(rows, anchors), allow_nan=False))
+    assert facts["model_id"] == "00c0ffee"
+    assert facts["qualities"] == [10, 20]
+    assert [p["bpp"] for p in facts["points"]] == [0.2, 0.4]
+    assert len(facts["per_image"]) == 2
+    assert facts["peers"]["rival"]["version"] == "lib 1.2"
+    assert list(facts["bd_rate"]) == ["rival (lib 1.2)", "Old (published)", "New (published)"]
+    assert facts["bd_rate"]["rival (lib 1.2)"]["rate_percent"] == pytest.approx(0, abs=1e-9)
+    assert facts["versions"]["torch"]
+    assert facts["machine"] == environment()["machine"]
+    text = summary(facts)
+    assert "0.2000    29.00   0.9000  10.00" in text
+    assert "Old (published)" in text
+
+
+def test_lossless_and_small_images_stay_readable(anchors: Path, tmp_path: Path) -> None:
+    rows = (replace(ROW, ms_ssim=None), replace(ROW, quality=20.0, bytes=90, psnr=math.inf, ms_ssim=None))
+    facts = json.loads(json.dumps(facts_of(rows, anchors), allow_nan=False))
+    text = summary(facts)
+    assert "1 images are below 161 pixels" in text
+    assert "rate fell with rising quality: a: 100 bytes at 10, 90 at 20" in text
+    assert "the test curve does not rise" in text
+    plot(facts, tmp_path / "plot.png")
+    with Image.open(tmp_path / "plot.png") as image:
+        assert image.format == "PNG"
+        assert min(image.size) > 400
+
+
+def test_plots_of_unknown_kind_are_refused(tmp_path: Path, anchors: Path) -> None:
+    with pytest.raises(InputError, match=r"\.png, \.svg, \.pdf"):
+        plot(facts_of((ROW,), anchors), tmp_path / "plot.bmp")
+    assert not list(tmp_path.glob("plot*"))
+
+
+def test_packages_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pytorch_msssim", None)
+    image = picture(170, 170)
+    with pytest.raises(BackendUnavailableError, match=r"pip install 'dca-fast\[eval\]'"):
+        ms_ssim(image, image)
+
+
+def test_a_folder_is_read_when_iterated_over(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    for name in ("b.png", "deep/a.png"):
+        Image.fromarray(picture(9, 7)).save(tmp_path / name)
+    folder = ImageFolder(tmp_path)
+    assert len(folder) == 2
+    assert [name for name, _ in folder] == ["b.png", "deep/a.png"]
+    assert all(np.array_equal(pixels, picture(9, 7)) for _, pixels in folder)
+    with pytest.raises(InputError, match="no images"):
+        ImageFolder(tmp_path / "none")
+
+
+def test_our_codec_rises_with_quality() -> None:
+    curve = evaluate(Codec("dca-s", threads=1), [("a", picture(130, 190))], [0, 50, 100])
+    assert not rate_inversions(curve.rows)
+    levels = [(point.bpp, point.psnr) for point in curve.points]
+    assert levels[0][0] < levels[1][0] < levels[2][0]
+    assert levels[0][1] < levels[1][1] < levels[2][1]

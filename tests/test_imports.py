@@ -1,0 +1,171 @@
+"""Imports go downwards, and importing the package stays cheap."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Every module of the package and its layer; a name ending in ".*" stands for a package and all it contains.
+# A module may import its own layer and the ones below. The package itself is on top: nobody below imports it.
+LAYERS = {
+    "errors": 0,
+    "config": 0,
+    "_rans": 1,
+    "_cpu": 1,
+    "kernels.*": 1,
+    "ops.*": 1,
+    "container": 1,
+    "image_io": 1,
+    "weights": 1,
+    "entropy": 1,
+    "entropy.tables": 1,
+    "entropy.rans": 1,
+    "entropy.coder": 2,
+    "model.*": 2,
+    "program": 2,
+    "backends": 3,
+    "latents": 3,
+    "codec": 4,
+    "cli": 5,
+    "demo": 5,
+    "evaluate": 5,
+    "export": 5,
+    "peers": 5,
+    "profile": 5,
+    "report": 5,
+    "train.*": 5,
+    "__main__": 6,
+    "": 6,
+}
+TORCH_FREE = ["errors", "config", "container", "image_io", "entropy.tables", "entropy.rans"]
+HEAVY = {"torch", "triton", "compressai"}
+
+
+def module_name(path: Path) -> str:
+    """Name inside the package: dca_fast/entropy/rans.py -> entropy.rans, kernels/norm.py -> kernels.norm."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = parts[1:] if parts[0] == "dca_fast" else parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = {
+    module_name(path): path
+    for folder in ("dca_fast", "kernels")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+}
+
+
+def layer(module: str) -> int:
+    if module in LAYERS:
+        return LAYERS[module]
+    package = f"{module.split('.')[0]}.*"
+    assert package in LAYERS, f"dca_fast.{module} has no layer; give it one in LAYERS"
+    return LAYERS[package]
+
+
+def is_module(name: str) -> bool:
+    return name in SOURCES or name in ("_rans", "_cpu")
+
+
+def own_imports(module: str, source: str, is_package: bool) -> Iterator[str]:
+    """Names inside the package that a module imports anywhere, also inside functions."""
+    here = f"dca_fast.{module}".rstrip(".").split(".")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            up = node.level - is_package if node.level else 0
+            base = ".".join(here[: len(here) - up]) if node.level else ""
+            base = ".".join(filter(None, [base, node.module]))
+            # `from package import name` imports a module where there is one of that name
+            names = [f"{base}.{alias.name}" for alias in node.names]
+            targets = [name if is_module(name.removeprefix("dca_fast.")) else base for name in names]
+        else:
+            continue
+        for target in targets:
+            assert target.split(".")[0] != "kernels", f"{module} imports kernels/ past the package"
+            if target.split(".")[0] == "dca_fast":
+                yield target.removeprefix("dca_fast").removeprefix(".")
+
+
+@pytest.mark.parametrize("module", SOURCES, ids=lambda module: module or "dca_fast")
+def test_imports_go_downwards(module: str) -> None:
+    path = SOURCES[module]
+    for target in own_imports(module, path.read_text("utf-8"), path.name == "__init__.py"):
+        assert is_module(target), f"{module} imports dca_fast.{target}, which does not exist"
+        assert layer(target) <= layer(module), f"{module} imports {target} from a higher layer"
+        if module.split(".")[0] == "kernels":
+            assert target.split(".")[0] == "kernels", f"{module} must not know {target}"
+
+
+def test_the_reader_of_imports_sees_every_form() -> None:
+    source = (
+        "import dca_fast.codec\n"
+        "from dca_fast import errors\n"
+        "from dca_fast.config import ModelConfig\n"
+        "from . import rans\n"
+        "def f():\n    from ..container import parse\n    import numpy\n"
+    )
+    assert set(own_imports("entropy.tables", source, False)) == {
+        "codec",
+        "errors",
+        "config",
+        "entropy.rans",
+        "container",
+    }
+    with pytest.raises(AssertionError, match="no layer"):
+        layer("surprise")
+    with pytest.raises(AssertionError, match="past the package"):
+        list(own_imports("codec", "import kernels", False))
+
+
+def loaded_after(code: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has loaded after running `code`."""
+    script = f"{code}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_is_cheap() -> None:
+    loaded = loaded_after("import dca_fast; dca_fast.DcaError, dca_fast.__version__")
+    assert not loaded & (HEAVY | {"numpy", "PIL"})
+    assert not loaded_after("from dca_fast import inspect") & (HEAVY | {"numpy"})
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_modules_that_need_no_torch_do_not_load_it(module: str) -> None:
+    assert not loaded_after(f"import dca_fast.{module}") & HEAVY
+
+
+def test_the_codec_loads_neither_triton_nor_compressai() -> None:
+    loaded = loaded_after("from dca_fast import Codec")
+    assert "torch" in loaded
+    assert not loaded & {"triton", "compressai"}
+
+
+def test_the_kernels_folder_is_not_a_package_of_its_own() -> None:
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        loaded_after("import kernels")
+    assert "import this package as 'dca_fast.kernels'" in caught.value.stderr
+
+
+def test_kernels_say_whether_they_can_run() -> None:
+    from dca_fast import kernels
+
+    available, reason = kernels.is_available()
+    assert isinstance(available, bool)
+    assert reason
+
+
+def test_unknown_names_are_attribute_errors() -> None:
+    import dca_fast
+
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = dca_fast.nothing
+    assert set(dca_fast.__all__) - {"Codec"} <= set(dir(dca_fast)) | {"inspect"}

@@ -1,0 +1,124 @@
+"""The float network: any size, any contexts, the quadtree's order, what depends on what."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dca_fast.config import PRESETS, ModelConfig, preset, quality_to_lambda
+from dca_fast.errors import ConfigError
+from dca_fast.model.context import GROUP_OFFSET, parity_join, parity_split
+from dca_fast.model.cost import macs_per_pixel
+from dca_fast.model.layers import OPERAND_STEPS, operand, space_to_depth
+from dca_fast.model.layers import depth_to_space as to_space
+from dca_fast.model.network import Network, gaussian_bits
+
+TINY = ModelConfig("tiny", width=16, latent=64, latent_hidden=32, context_width=32, heads=2, local=4, regional=16, tokens=4)
+
+
+def photo(*shape: int) -> torch.Tensor:
+    torch.manual_seed(1)
+    return torch.randn(*shape, 3).cumsum(1).clamp(-128, 127)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 17), (65, 63), (64, 128)])
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_run_at_any_size(name: str, size: tuple[int, int]) -> None:
+    with torch.no_grad():
+        out = Network(preset(name)).eval()(photo(1, *size), torch.tensor([30.0]))
+    assert out["image"].shape == (1, *size, 3)
+    assert torch.isfinite(out["image"]).all()
+    assert (out["bits"] > 0).all()
+    assert torch.allclose(out["bits"], out["bits_y"].sum(1) + out["bits_z"].sum(1))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"contexts": ("regional",)},
+        {"contexts": ("regional", "local")},
+        {"contexts": ("local", "global", "regional")},
+        {"contexts": ("global",)},
+        {"merge_once": True},
+        {"shared": False},
+        {"local_blocks": 2},
+    ],
+)
+def test_every_configuration_trains(change: dict) -> None:
+    network = Network(replace(TINY, **change))
+    out = network(photo(2, 64, 64), torch.tensor([10.0, 90.0]))
+    (out["bits"].sum() + out["image"].square().mean()).backward()
+    without = [n for n, p in network.named_parameters() if p.grad is None]
+    # A context that is not used leaves no layers behind, and the last decoded step feeds nothing.
+    assert without == []
+
+
+def test_latents_do_not_depend_on_later_steps() -> None:
+    """Parameters of step s may only depend on what steps < s decoded."""
+    network = Network(TINY).eval()
+    torch.manual_seed(0)
+    features = network.context.prepare(
+        network.synthesise_hyper(
+            {"local": torch.zeros(1, 4, 4, 4), "regional": torch.zeros(1, 1, 1, 16), "global": torch.zeros(1, 1, 4, 16)},
+            torch.zeros(1, 1, 1, 1),
+        )
+    )
+    t = torch.zeros(1, 1, 1, 1)
+    none = network.context(0, None, features, t)
+    some = network.context(0, None, features, t)
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(none, some, strict=True))
+    y_hat = torch.randn(1, 4, 4, 64)
+    changed = network.context(1, y_hat, features, t)
+    assert not torch.equal(changed[0][0], network.context(1, y_hat * 0, features, t)[0][0])
+
+
+def test_quadtree_codes_every_value_once() -> None:
+    seen = {(p, p ^ GROUP_OFFSET[step]) for step in range(4) for p in range(4)}
+    assert len(seen) == 16
+    # A site has one quarter of its channels coded in each step.
+    assert all(len({p ^ GROUP_OFFSET[step] for step in range(4)}) == 4 for p in range(4))
+
+
+def test_layout_helpers_invert() -> None:
+    x = torch.randn(2, 8, 12, 5)
+    assert torch.equal(parity_join(parity_split(x)), x)
+    assert torch.equal(to_space(space_to_depth(x)), x)
+    assert torch.equal(space_to_depth(x)[0, 0, 0].view(2, 2, 5), x[0, :2, :2])
+
+
+def test_operand_grid_and_gradient() -> None:
+    x = torch.tensor([-100.0, -7.9, 0.03, 0.04, 1.0, 100.0], requires_grad=True)
+    y = operand(x)
+    assert y.detach().tolist() == [-127 / 16, -126 / 16, 0, 1 / 16, 1, 127 / 16]
+    assert ((y * OPERAND_STEPS) == (y * OPERAND_STEPS).round()).all()
+    y.sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [0, 1, 1, 1, 1, 0]
+
+
+def test_gaussian_bits_against_the_error_function() -> None:
+    v = torch.arange(-6, 7).double()
+    scale = torch.tensor(1.7).double()
+    p = torch.special.ndtr((v + 0.5) / scale) - torch.special.ndtr((v - 0.5) / scale)
+    assert torch.allclose(gaussian_bits(v, scale.log2()), -p.log2(), atol=1e-9)
+
+
+def test_configuration_round_trip_and_refusals() -> None:
+    config = preset("dca-s")
+    assert ModelConfig.from_dict(config.to_dict()) == config
+    for bad in ({"latent": 100}, {"contexts": ("nearby",)}, {"heads": 7}, {"width": 0}, {"transforms": "dct"}, {"window": 3}):
+        with pytest.raises(ConfigError):
+            replace(config, **bad)
+    with pytest.raises(ConfigError):
+        ModelConfig.from_dict({"name": "x", "depth": 3})
+    with pytest.raises(ConfigError):
+        preset("dca-xxl")
+    with pytest.raises(ConfigError):
+        quality_to_lambda(101)
+
+
+def test_cost_stays_in_budget() -> None:
+    cost = macs_per_pixel(preset("dca-s"))
+    assert 10_000 < cost["decode"] < 25_000
+    # ELIC's transforms: 255 kMAC per pixel each, as published.
+    assert abs(macs_per_pixel(preset("dca-paper"))["analysis"] / 255_000 - 1) < 0.01

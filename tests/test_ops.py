@@ -1,0 +1,408 @@
+"""The integer operations: the definition against hand-made cases, C++ against the definition, bit for bit."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dca_fast.errors import InputError
+from dca_fast.ops import DepthBlockParams, Depthwise, GatedFfnParams, Head, Linear, Ops, native, reference
+
+OP_NAMES = [f.name for f in fields(Ops) if f.name != "name"]
+TABLE = torch.tensor([round(127 * math.exp(-i / 16)) for i in range(256)], dtype=torch.uint8)
+
+
+@pytest.fixture(autouse=True)
+def _restore_native() -> Iterator[None]:
+    torch.manual_seed(0)
+    isa, threads = native.isa(), native.threads()
+    yield
+    native.set_isa(isa)
+    native.set_threads(threads)
+
+
+def outputs(module: ModuleType, function: str, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """What an operation returns, or the tensor it writes into, which is a copy of its last argument."""
+    if function == "reconstruct":
+        args = (*args[:-1], args[-1].clone())
+    out = getattr(module, function)(*args)
+    return out if isinstance(out, tuple) else (args[-1] if out is None else out,)
+
+
+def every_backend(function: str, *args: Any) -> None:
+    """Asserts that C++ equals the reference for every instruction set and 1 to 3 threads."""
+    expected = outputs(reference, function, args)
+    for isa, threads in itertools.product(native.isas(), (1, 2, 3)):
+        native.set_isa(isa)
+        native.set_threads(threads)
+        for want, have in zip(expected, outputs(native, function, args), strict=True):
+            assert have.dtype == want.dtype and have.shape == want.shape and have.is_contiguous()
+            assert torch.equal(want, have), f"{function} {isa} {threads} threads"
+
+
+def int8(*shape: int) -> Tensor:
+    return torch.randint(-127, 128, shape, dtype=torch.int8)
+
+
+def int16(*shape: int, limit: int = 32767) -> Tensor:
+    return torch.randint(-limit, limit + 1, shape, dtype=torch.int16)
+
+
+def int32(*shape: int, limit: int = 1 << 20) -> Tensor:
+    return torch.randint(-limit, limit + 1, shape, dtype=torch.int32)
+
+
+def multipliers(*shape: int, reach: float) -> Tensor:
+    """Multipliers of both signs that take a sum of deviation `reach` beyond and below the output range."""
+    return torch.randn(shape) / reach
+
+
+def linear(o: int, k: int, reach: float = 100.0) -> Linear:
+    return Linear(int8(o, k), int32(o, limit=5000), multipliers(o, reach=5000 * math.sqrt(k) / reach))
+
+
+def wide(o: int, k: int) -> Linear:
+    limit = min(32767, (1 << 31) // (32768 * k) - 40)
+    acc = limit * 20000 * math.sqrt(k) / 3
+    return Linear(int16(o, k, limit=limit), int32(o), multipliers(o, reach=acc / 20000))
+
+
+def depthwise(c: int) -> Depthwise:
+    return Depthwise(int8(3, 3, c), int32(c, limit=5000), multipliers(c, reach=200))
+
+
+SHAPES = list(itertools.product((1, 5, 63, 1000), (1, 3, 20, 33, 160), (1, 7, 96, 161)))
+
+
+def test_backends_have_the_same_operations_and_signatures() -> None:
+    for name in OP_NAMES:
+        assert inspect.signature(getattr(native, name)) == inspect.signature(getattr(reference, name)), name
+        assert getattr(native.OPS, name) is getattr(native, name)
+        assert getattr(reference.OPS, name) is getattr(reference, name)
+    assert (native.OPS.name, reference.OPS.name) == ("cpu", "reference")
+
+
+@pytest.mark.parametrize(("rows", "k", "o"), SHAPES)
+def test_linear(rows: int, k: int, o: int) -> None:
+    x, p, residual = int8(rows, k), linear(o, k), int16(rows, o)
+    every_backend("linear_act", x, p, True)
+    every_backend("linear_act", x, p, False)
+    every_backend("linear_add", x, linear(o, k, reach=20000.0), residual)
+    every_backend("linear_gate", x, linear(2 * o, k), 0.013)
+
+
+@pytest.mark.parametrize(("rows", "k", "o"), SHAPES)
+def test_wide(rows: int, k: int, o: int) -> None:
+    x, p = int16(rows, k), wide(o, k)
+    every_backend("wide_linear", x, p)
+    every_backend("wide_linear", x, p, int16(rows, o))
+    every_backend("wide_pixels", x, Linear(p.w, p.b, p.m / 128))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2, 20), (2, 5, 7, 33), (4, 700, 161)])
+def test_operands_and_gated_block(shape: tuple[int, ...]) -> None:
+    x, c = int16(*shape), shape[-1]
+    every_backend("operand8", x, multipliers(c, reach=200))
+    every_backend("operand16", x, multipliers(c, reach=0.7))
+    params = GatedFfnParams(multipliers(c, reach=200), linear(2 * 37, c), -0.02, linear(c, 37, reach=20000.0))
+    every_backend("gated_ffn", x, params)
+
+
+MAPS = [(1, 1, 1, 1), (2, 1, 5, 3), (1, 7, 1, 20), (2, 5, 13, 33), (1, 64, 96, 64), (3, 17, 31, 161)]
+
+
+@pytest.mark.parametrize("shape", MAPS)
+def test_depthwise_and_block(shape: tuple[int, ...]) -> None:
+    c, hidden = shape[-1], shape[-1] + 5
+    every_backend("depthwise3x3", int8(*shape), depthwise(c))
+    params = DepthBlockParams(
+        multipliers(c, reach=200), linear(hidden, c), depthwise(hidden), linear(c, hidden, reach=20000.0)
+    )
+    every_backend("depth_block", int16(*shape), params)
+
+
+@pytest.mark.parametrize(
+    ("shape", "heads", "window", "shift"),
+    [
+        ((1, 1, 1, 1), 1, 1, 0),
+        ((2, 4, 6, 6), 2, 2, 1),
+        ((1, 7, 14, 33), 3, 7, 0),
+        ((1, 8, 8, 20), 1, 8, 4),
+        ((2, 24, 32, 160), 8, 8, 3),
+        ((1, 24, 12, 34), 2, 12, 5),
+    ],
+)
+def test_window_attention(shape: tuple[int, ...], heads: int, window: int, shift: int) -> None:
+    q, k, v = (int8(*shape) for _ in range(3))
+    bias = int32(heads, window**2, window**2, limit=30)
+    every_backend("window_attention", q, k, v, heads, window, shift, 1e-3, bias, TABLE)
+    every_backend("window_attention", q, k, v, heads, window, shift, -3.0, bias * 30000, TABLE)
+
+
+@pytest.mark.parametrize(
+    ("n", "queries", "keys", "channels", "heads"),
+    [(1, 1, 1, 1, 1), (2, 8, 1000, 20, 4), (1, 1000, 8, 160, 5), (2, 100, 33, 33, 1), (1, 2, 20000, 6, 2)],
+)
+def test_token_attention(n: int, queries: int, keys: int, channels: int, heads: int) -> None:
+    q, k, v = int8(n, queries, channels), int8(n, keys, channels), int8(n, keys, channels)
+    every_backend("token_attention", q, k, v, heads, 1e-3, TABLE)
+    every_backend("token_attention", q, k, v, heads, 0.0, TABLE)
+
+
+@pytest.mark.parametrize("step", range(4))
+@pytest.mark.parametrize(("n", "h", "w", "c", "size"), [(1, 2, 2, 1, 1), (2, 6, 10, 33, 7), (1, 32, 48, 160, 80)])
+def test_latent_step(n: int, h: int, w: int, c: int, size: int, step: int) -> None:
+    scale = 5000 * math.sqrt(c)
+    head = Head(
+        int8(4, 2 * size, c),
+        int32(4, 2 * size, limit=5000),
+        multipliers(4, size, reach=scale / 3000),
+        multipliers(4, size, reach=scale / 2000),
+        int32(4, size, limit=2000),
+    )
+    t, y = int8(n, h, w, c), int16(n, h, w, 4 * size)
+    every_backend("head_params", t, head, step)
+    mean, _ = reference.head_params(t, head, step)
+    every_backend("quadtree_gather", y, step)
+    every_backend("quadtree_gather", y.int() * 30000, step)
+    gain = multipliers(4 * size, reach=1.0)
+    every_backend("quantize", y, mean, gain, step)
+    q = reference.quantize(y, mean, gain, step)
+    every_backend("reconstruct", q, mean, 1 / gain, step, y)
+
+
+@pytest.mark.parametrize(("n", "h", "w"), [(1, 8, 8), (2, 24, 40), (1, 256, 384)])
+def test_pixels_and_space(n: int, h: int, w: int) -> None:
+    image = torch.randint(0, 256, (n, h, w, 3), dtype=torch.uint8)
+    patches = (reference.patches_from_image(image) + 128).to(torch.uint8)
+    every_backend("patches_from_image", image)
+    every_backend("patches_from_image", image, 4)
+    every_backend("image_from_patches", patches)
+    assert torch.equal(native.image_from_patches(patches), image)
+    for x in (int8(n, h, w, 5), int16(n, h, w, 16)):
+        every_backend("space_to_depth2", x)
+        every_backend("depth_to_space2", reference.space_to_depth2(x))
+        assert torch.equal(native.depth_to_space2(native.space_to_depth2(x)), x)
+
+
+# ---- extremes ----------------------------------------------------------------------------------------------------
+
+EXTREME_M = [0.0, -0.0, 1e-45, 1e-38, 2.0**-31, 2.0**-16, 0.25, 0.5, -0.5, 1.0, 1e9, -1e30, 3e38]
+
+
+def test_extreme_accumulators_and_multipliers() -> None:
+    m = torch.tensor(EXTREME_M)
+    k, o = 1000, len(EXTREME_M)
+    for sign_x, sign_w in itertools.product((-127, 127), repeat=2):
+        x = torch.full((3, k), sign_x, dtype=torch.int8)
+        w = torch.full((o, k), sign_w, dtype=torch.int8)
+        p = Linear(w, torch.full((o,), (1 << 31) - 1 - 127 * 127 * k, dtype=torch.int32), m)
+        every_backend("linear_act", x, p, True)
+        every_backend("linear_add", x, p, torch.full((3, o), sign_x * 258, dtype=torch.int16))
+    for value, weight in itertools.product((-32767, 32767), (-65535 // 2, 32767)):
+        x = torch.full((3, 2), value, dtype=torch.int16)
+        w = torch.tensor([[weight, weight]] * o, dtype=torch.int16)
+        w[:, 1] = 2  # 32767 * (32767 + 2) + bias is 2^31 - 1 with this bias
+        p = Linear(w, torch.full((o,), (1 << 31) - 1 - 32767 * (abs(weight) + 2), dtype=torch.int32), m)
+        every_backend("wide_linear", x, p)
+        every_backend("wide_linear", x, p, torch.full((3, o), value, dtype=torch.int16))
+        every_backend("wide_pixels", x, p)
+
+
+def test_every_feature_value_with_ties_and_saturation() -> None:
+    x = torch.arange(-32767, 32768, dtype=torch.int16).repeat_interleave(2).view(-1, 2).contiguous()
+    for m in (*EXTREME_M, 1 / 3, 1.5, 2.0**-8):
+        scale = torch.tensor([m, -m])
+        every_backend("operand8", x, scale)
+        every_backend("operand16", x, scale)
+
+
+def test_large_sums_round_to_float_before_the_product() -> None:
+    acc = torch.arange((1 << 30) + 1, (1 << 30) + 4096, 3, dtype=torch.int32)
+    acc = torch.cat([acc, -acc])
+    p = Linear(torch.zeros(len(acc), 1, dtype=torch.int8), acc, torch.full((len(acc),), 2.0**-16))
+    every_backend("linear_add", int8(2, 1), p, int16(2, len(acc)))
+
+
+def test_attention_of_opposed_extremes() -> None:
+    high = torch.full((1, 4, 4, 6), 127, dtype=torch.int8)
+    for q, k, v in itertools.product((high, -high), repeat=3):
+        for m in (0.0, 1e-4, 1e30, -1e30):
+            bias = torch.full((2, 16, 16), 1 << 20, dtype=torch.int32)
+            every_backend("window_attention", q, k, v, 2, 4, 2, m, bias, TABLE)
+            assert torch.equal(native.window_attention(q, k, v, 2, 4, 2, m, bias, TABLE), v)
+
+
+def test_large_means_and_symbols_saturate() -> None:
+    y = torch.full((1, 2, 2, 4), 32767, dtype=torch.int16)
+    for mean, gain in itertools.product((-(1 << 20), 0, 1 << 20), (-1e9, -1.0, 1e9)):
+        means = torch.full((1, 2, 2, 1), mean, dtype=torch.int32)
+        every_backend("quantize", y, means, torch.full((4,), gain), 2)
+        every_backend("reconstruct", y[..., :1] // 4, means, torch.full((4,), gain), 1, y)
+
+
+# ---- the definition itself ---------------------------------------------------------------------------------------
+
+
+def test_requantise_rounds_half_to_even_and_clamps() -> None:
+    x = torch.tensor([-300, -5, -3, -1, 0, 1, 3, 5, 300], dtype=torch.int16)[:, None]
+    assert reference.operand8(x, torch.tensor([0.5])).flatten().tolist() == [-127, -2, -2, 0, 0, 0, 2, 2, 127]
+
+
+def test_leaky_slope_is_applied_before_rounding() -> None:
+    p = Linear(torch.ones(1, 1, dtype=torch.int8), torch.zeros(1, dtype=torch.int32), torch.ones(1))
+    x = torch.tensor([[-12], [-20], [-4], [7]], dtype=torch.int8)
+    assert reference.linear_act(x, p, True).flatten().tolist() == [-2, -2, 0, 7]
+
+
+def test_window_attention_from_first_principles() -> None:
+    size, window, shift, depth = 4, 2, 1, 3
+    q, k, v = (int8(1, size, size, depth) for _ in range(3))
+    bias = int32(1, 4, 4, limit=20)
+    got = reference.window_attention(q, k, v, 1, window, shift, 2.0**-9, bias, TABLE)
+
+    def rolled(t: Tensor, y: int, x: int) -> list[int]:
+        return t[0, (y + shift) % size, (x + shift) % size].tolist()  # type: ignore[no-any-return]
+
+    for y, x in itertools.product(range(size), repeat=2):
+        row = y % window * window + x % window
+        scores = {}
+        for dy, dx in itertools.product(range(window), repeat=2):
+            ky, kx = y // window * window + dy, x // window * window + dx
+            if (ky + shift >= size, kx + shift >= size) != (y + shift >= size, x + shift >= size):
+                continue
+            product = sum(a * b for a, b in zip(rolled(q, y, x), rolled(k, ky, kx), strict=True))
+            scores[ky, kx] = round(product / 512) + int(bias[0, row, dy * window + dx])
+        top = max(scores.values())
+        weights = {at: int(TABLE[min(top - s, 255)]) for at, s in scores.items()}
+        reciprocal = (1 << 23) // sum(weights.values())
+        for c in range(depth):
+            total = sum(e * rolled(v, *at)[c] for at, e in weights.items())
+            want = (total * reciprocal + (1 << 22)) >> 23
+            assert got[0, (y + shift) % size, (x + shift) % size, c] == want
+
+
+def test_four_steps_visit_every_latent_once() -> None:
+    y = torch.arange(4 * 4 * 8, dtype=torch.int32).view(1, 4, 4, 8)
+    seen = torch.cat([reference.quadtree_gather(y, step).flatten() for step in range(4)])
+    assert sorted(seen.tolist()) == y.flatten().tolist()
+    assert reference.quadtree_gather(y, 0)[0, 1, 0].tolist() == y[0, 1, 0, 4:6].tolist()  # parity 2, group 2
+
+
+def test_quantize_then_reconstruct_is_within_half_a_step() -> None:
+    y, mean = int16(1, 4, 4, 8, limit=3000), int32(1, 4, 4, 2, limit=500)
+    y_hat = torch.zeros_like(y)
+    for step in range(4):
+        q = reference.quantize(y, mean, torch.full((8,), 1.0), step)
+        reference.reconstruct(q, mean, torch.full((8,), 1.0), step, y_hat)
+    assert int((y.int() - y_hat.int()).abs().max()) <= 8  # units of 1/16 step
+
+
+# ---- behaviour of the extension ----------------------------------------------------------------------------------
+
+
+def _refusals() -> list[tuple[str, Callable[[], Any]]]:
+    x, p = int8(4, 8), linear(6, 8)
+    y, f = int16(2, 4, 4, 8), int8(2, 4, 4, 8)
+    m8, bias = torch.ones(8), int32(2, 4, 4)
+    head = Head(int8(4, 4, 8), int32(4, 4), torch.ones(4, 2), torch.ones(4, 2), int32(4, 2))
+    mean = int32(2, 4, 4, 2)
+    window = partial(native.window_attention, f, f, f)
+    block = DepthBlockParams(m8, linear(6, 8), depthwise(6), linear(8, 6))
+    bad_m = Linear(p.w, p.b, torch.full((6,), math.inf))
+    overflow = Linear(p.w, torch.full((6,), (1 << 31) - 1, dtype=torch.int32), p.m)
+    return [
+        ("dtype", lambda: native.linear_act(x.to(torch.int16), p, True)),
+        ("columns", lambda: native.linear_act(int8(4, 9), p, True)),
+        ("layout", lambda: native.linear_act(int8(8, 4).T, p, True)),
+        ("scalar", lambda: native.linear_act(torch.tensor(1, dtype=torch.int8), p, True)),
+        ("odd gate", lambda: native.linear_gate(x, linear(7, 8), 0.1)),
+        ("gate scale", lambda: native.linear_gate(x, p, math.nan)),
+        ("residual", lambda: native.linear_add(x, p, int16(4, 7))),
+        ("residual shape", lambda: native.linear_add(x, p, int16(1, 4, 6))),
+        ("wide weights", lambda: native.wide_linear(int16(4, 8), p)),
+        ("multipliers", lambda: native.linear_act(x, bad_m, True)),
+        ("overflow", lambda: native.linear_act(x, overflow, True)),
+        ("bias", lambda: native.linear_act(x, Linear(p.w, int32(5), p.m), True)),
+        ("scale", lambda: native.operand8(y, torch.ones(7))),
+        ("scale type", lambda: native.operand8(y, torch.ones(8, dtype=torch.float64))),
+        ("depthwise", lambda: native.depthwise3x3(int8(2, 4, 8), depthwise(8))),
+        ("window", lambda: window(2, 3, 0, 0.1, bias, TABLE)),
+        ("heads", lambda: window(3, 2, 0, 0.1, bias, TABLE)),
+        ("no heads", lambda: window(0, 2, 0, 0.1, bias, TABLE)),
+        ("shift", lambda: window(2, 2, 2, 0.1, bias, TABLE)),
+        ("table", lambda: window(2, 2, 0, 0.1, bias, TABLE[:255])),
+        ("empty table", lambda: window(2, 2, 0, 0.1, bias, torch.zeros_like(TABLE))),
+        ("keys", lambda: native.token_attention(int8(1, 2, 8), int8(1, 0, 8), int8(1, 0, 8), 2, 0.1, TABLE)),
+        ("values", lambda: native.token_attention(int8(1, 2, 8), int8(1, 3, 8), int8(1, 2, 8), 2, 0.1, TABLE)),
+        ("step", lambda: native.head_params(f, head, 4)),
+        ("negative step", lambda: native.quadtree_gather(y, -1)),
+        ("odd map", lambda: native.head_params(int8(1, 3, 4, 8), head, 0)),
+        ("groups", lambda: native.quadtree_gather(int16(1, 2, 2, 6), 0)),
+        ("mean", lambda: native.quantize(y, mean[:1], m8, 0)),
+        ("gain", lambda: native.quantize(y, mean, m8[:4], 0)),
+        ("symbols", lambda: native.reconstruct(int16(2, 4, 4, 3), mean, m8, 0, y)),
+        ("image", lambda: native.patches_from_image(torch.zeros(1, 8, 8, 4, dtype=torch.uint8))),
+        ("image size", lambda: native.patches_from_image(torch.zeros(1, 12, 8, 3, dtype=torch.uint8))),
+        ("patch size", lambda: native.image_from_patches(torch.zeros(1, 2, 2, 12, dtype=torch.uint8))),
+        ("odd space", lambda: native.space_to_depth2(int8(1, 3, 2, 4))),
+        ("depth", lambda: native.depth_to_space2(int8(1, 3, 2, 6))),
+        ("block", lambda: native.depth_block(y, block._replace(project=linear(8, 7)))),
+        ("ffn", lambda: native.gated_ffn(y, GatedFfnParams(m8, linear(6, 8), 0.1, linear(8, 4)))),
+        ("isa", lambda: native.set_isa("sse9")),
+    ]
+
+
+@pytest.mark.parametrize("name", [name for name, _ in _refusals()])
+def test_bad_arguments_are_refused(name: str) -> None:
+    with pytest.raises(InputError):
+        dict(_refusals())[name]()
+
+
+def test_empty_inputs_give_empty_outputs() -> None:
+    assert native.linear_act(int8(0, 8), linear(6, 8), True).shape == (0, 6)
+    block = DepthBlockParams(torch.ones(8), linear(6, 8), depthwise(6), linear(8, 6))
+    assert native.depth_block(int16(0, 4, 4, 8), block).shape == (0, 4, 4, 8)
+    assert native.token_attention(int8(1, 0, 8), int8(1, 2, 8), int8(1, 2, 8), 2, 0.1, TABLE).shape == (1, 0, 8)
+
+
+def test_concurrent_callers_do_not_disturb_each_other() -> None:
+    native.set_threads(3)
+    inputs, p = [int8(1500, 96) for _ in range(8)], linear(64, 96)
+    expected = [reference.linear_act(x, p, True) for x in inputs]
+    with ThreadPoolExecutor(4) as callers:
+        for _ in range(5):
+            got = list(callers.map(lambda x: native.linear_act(x, p, True), inputs))
+            assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
+
+
+def _child(x: np.ndarray[Any, Any], p: Linear, expected: np.ndarray[Any, Any]) -> None:
+    same = np.array_equal(native.linear_act(torch.from_numpy(x), p, True).numpy(), expected)
+    os._exit(0 if same else 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="fork is the default of no other platform")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_gets_its_own_threads() -> None:
+    native.set_threads(3)
+    x, p = int8(1500, 96), linear(64, 96)
+    expected = native.linear_act(x, p, True).numpy()
+    child = multiprocessing.get_context("fork").Process(target=_child, args=(x.numpy(), p, expected))
+    child.start()
+    child.join(timeout=30)
+    assert child.exitcode == 0

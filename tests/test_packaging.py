@@ -1,0 +1,86 @@
+"""What a source archive and a wheel contain, and that the wheel works from anywhere."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILT = ("__pycache__", "*.pyc", "*.so", "*.pyd", ".*")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sources alone, with dist/ holding the source archive and the wheel built from that archive."""
+    tree = tmp_path_factory.mktemp("packaging") / "tree"
+    tree.mkdir()
+    for name in ("csrc", "dca_fast", "docs", "kernels", "tests"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns(*BUILT))
+    for pattern in ("*.md", "*.toml", "*.in", "setup.py", "LICENSE"):
+        for path in ROOT.glob(pattern):
+            shutil.copy(path, tree)
+    run(sys.executable, "-m", "build", "--no-isolation", cwd=tree)
+    return tree
+
+
+@pytest.fixture(scope="module")
+def wheel(tree: Path) -> Path:
+    return next((tree / "dist").glob("*.whl"))
+
+
+def sources(folder: str) -> set[str]:
+    """Every file of a source folder, as a path relative to the root."""
+    files = (path for path in (ROOT / folder).rglob("*") if path.is_file())
+    return {p.relative_to(ROOT).as_posix() for p in files if not any(p.match(pattern) for pattern in BUILT)}
+
+
+def run(*command: str | Path, cwd: Path, path: Path | None = None) -> str:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    if path is not None:
+        environment["PYTHONPATH"] = str(path)
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_source_archive_has_all_sources(tree: Path) -> None:
+    with tarfile.open(next((tree / "dist").glob("*.tar.gz"))) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert sources("csrc") | sources("dca_fast") | sources("kernels") <= names
+    assert {"LICENSE", "README.md", "docs/bitstream.md", "tests/conftest.py"} <= names
+
+
+def test_wheel_has_one_top_level_package(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        top_level = next(name for name in names if name.endswith("/top_level.txt"))
+        assert archive.read(top_level).decode().split() == ["dca_fast"]
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"dca_fast"}
+
+
+def test_wheel_has_modules_kernels_extensions_and_data(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert sources("dca_fast") | {f"dca_fast/{name}" for name in sources("kernels")} <= names
+    for extension in ("_rans", "_cpu"):
+        assert any(name.startswith(f"dca_fast/{extension}.") for name in names), extension
+    assert not [name for name in names if name.endswith((".h", ".cpp"))]
+
+
+def test_wheel_works_in_the_source_tree_and_outside(wheel: Path, tree: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    install = "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", site, wheel
+    run(sys.executable, *install, cwd=tmp_path)
+    code = "import dca_fast, dca_fast._cpu, dca_fast._rans, dca_fast.kernels as kernels\n"
+    code += "print(dca_fast.__file__, kernels.__file__)"
+    outside = run(sys.executable, "-c", code, cwd=tmp_path, path=site).split()
+    assert outside == [str(site / "dca_fast/__init__.py"), str(site / "dca_fast/kernels/__init__.py")]
+    # in the tree its sources come first; what only an installation has is still found
+    inside = run(sys.executable, "-c", code, cwd=tree, path=site).split()
+    assert inside == [str(tree / "dca_fast/__init__.py"), outside[1]]

@@ -1,0 +1,199 @@
+"""Float network against integer program, export, weights, and the walk in both directions."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dca_fast import latents, weights
+from dca_fast.config import ModelConfig, preset
+from dca_fast.errors import ConfigError, WeightsError
+from dca_fast.export import SKIP_ROW, export, export_checkpoint, load_float, save_float
+from dca_fast.model.network import Network
+from dca_fast.ops.reference import OPS
+from dca_fast.program import Program, ProgramSet, exp2, interpolate
+from dca_fast.testing import photograph
+from dca_fast.train.klt import start_from_components
+
+TINY = ModelConfig(
+    "tiny", width=32, latent=64, latent_hidden=32, context_width=32, heads=2, local=4, regional=16, tokens=4, local_blocks=2
+)
+
+
+class SyntheticPhotographs:
+    """Stands in for `Photographs`: crops of synthetic pictures."""
+
+    def batch(self, generator: np.random.Generator, count: int, size: int) -> torch.Tensor:
+        seeds = generator.integers(1 << 30, size=count)
+        return torch.from_numpy(np.stack([photograph(size, size, int(s)) for s in seeds])).float() - 128
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    """Principal components, random elsewhere, so that symbols of all sizes occur."""
+    torch.manual_seed(3)
+    net = Network(TINY).eval()
+    start_from_components(net, SyntheticPhotographs())
+    with torch.no_grad():
+        for p in net.factorised.parameters():
+            p.add_(torch.randn_like(p) * 0.5 + 1)
+        for name, p in net.named_parameters():
+            if name.endswith(("slope", "bias")):
+                p.add_(torch.randn_like(p) * 0.2)
+    return net
+
+
+@pytest.fixture(scope="module")
+def packed(network: Network, tmp_path_factory: pytest.TempPathFactory) -> weights.Weights:
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    return weights.save(path, export(network), network.config, SKIP_ROW)
+
+
+def encode(program: Program, image: np.ndarray) -> tuple[latents.EncoderSource, torch.Tensor]:
+    y = program.analyse(torch.from_numpy(image)[None])
+    source = latents.EncoderSource(program, y, program.hyper_analyse(y))
+    return source, latents.code(program, source, (y.shape[1], y.shape[2]), (y.shape[1], y.shape[2]))
+
+
+@pytest.mark.parametrize("quality", [0, 3333, 10000])
+def test_integer_program_follows_the_float_network(network: Network, packed: weights.Weights, quality: int) -> None:
+    """Same picture within the rounding of the two paths, stage by stage."""
+    image = photograph(128, 64, seed=2)
+    program = Program(packed, OPS, quality, {})
+    x = torch.from_numpy(image)[None].float() - 128
+    q = torch.tensor([quality / 100])
+    t = (q / 50 - 1).view(1, 1, 1, 1)
+    with torch.no_grad():
+        y = network.analysis(x, t)
+        mine = program.analyse(torch.from_numpy(image)[None])
+        own = mine.double() * packed.tensors["latent.operand16"] / 256
+        assert (own - y).abs().mean() < 0.01 * y.abs().mean()
+        z = {name: pair.analyse(y, t) for name, pair in network.hyper.items()}
+        symbols = program.hyper_analyse(mine)
+        for name, value in z.items():
+            gain = program._hyper_gains[name, "gain"] * 256
+            expected = (value.reshape(1, -1, gain.numel()) * gain).round().view(value.shape)
+            assert (symbols[name] - expected).abs().double().mean() < 0.1 + 0.1 * expected.abs().mean()
+        out = program.synthesise(mine).float() - 128
+        expected = network.synthesis(y, t).round().clamp(-128, 127)
+    assert (out - expected).abs().mean() < 1.0
+
+
+@pytest.mark.parametrize("quality", [0, 5000, 10000])
+def test_decoder_walk_reproduces_the_encoder_walk(packed: weights.Weights, quality: int) -> None:
+    class Replay:
+        def __init__(self, parts: list) -> None:
+            self.parts = iter(parts)
+
+        def _next(self, rows: torch.Tensor) -> torch.Tensor:
+            symbols, expected = next(self.parts)
+            assert np.array_equal(rows.flatten().numpy(), expected)
+            return torch.from_numpy(symbols.copy()).view(rows.shape)
+
+        def hyper(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+            return self._next(rows)
+
+        def step(self, step: int, mean: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            return self._next(rows)
+
+    program = Program(packed, OPS, quality, {})
+    source, y_hat = encode(program, photograph(64, 128, seed=5))
+    again = latents.code(program, Replay(source.parts), (4, 8), (4, 8))
+    assert torch.equal(again, y_hat)
+    coded = sum(int((rows != latents.NOT_CODED).sum()) for _, rows in source.parts)
+    assert 0 < coded
+
+
+def test_skipped_and_outside_symbols_are_zero(packed: weights.Weights) -> None:
+    program = Program(packed, OPS, 5000, {})
+    y = program.analyse(torch.from_numpy(photograph(64, 64, seed=1))[None])
+    source = latents.EncoderSource(program, y, program.hyper_analyse(y))
+    latents.code(program, source, (4, 4), (1, 2))
+    for symbols, rows in source.parts:
+        assert (symbols[rows == latents.NOT_CODED] == 0).all()
+        assert ((rows >= packed.skip) | (rows == latents.NOT_CODED)).all()
+    step = source.parts[-1][1].reshape(4, 4, -1)
+    assert (step[1:] == latents.NOT_CODED).all()
+    assert (step[:, 2:] == latents.NOT_CODED).all()
+
+
+def test_quality_axis_is_continuous(packed: weights.Weights) -> None:
+    """Gains grow with every hundredth and meet the knots exactly."""
+    knots = np.array([[0, 100], [4096, 300], [9000, -5]], dtype=np.int64)
+    assert interpolate(knots, 0).tolist() == [0, 100]
+    assert interpolate(knots, 5000).tolist() == [4096, 300]
+    assert interpolate(knots, 10000).tolist() == [9000, -5]
+    line = np.array([interpolate(knots, q)[0] for q in range(10001)])
+    assert (np.diff(line) >= 0).all()
+    table = packed.tensors["tables.exp2"].numpy()
+    log2 = np.array([-40000, -1, 0, 1, 4096, 50000])
+    assert np.allclose(exp2(table, log2), 2.0 ** (log2 / 4096), rtol=1e-6)
+
+
+def test_programs_are_cached_and_share_layers(packed: weights.Weights) -> None:
+    programs = ProgramSet(packed, OPS)
+    assert programs.at(100) is programs.at(100)
+    name = "synthesis.split"
+    assert programs.at(100)._linear(name) is programs.at(200)._linear(name)
+    conditional = "synthesis.blocks8.0.depth.expand"
+    a, b = (programs.at(q)._linear(conditional) for q in (0, 10000))
+    slope = packed.tensors[f"{conditional}.slope"]
+    assert torch.equal(b.b - a.b, 2 * slope)
+
+
+def test_weights_refuse_what_could_overflow(packed: weights.Weights, tmp_path: Path) -> None:
+    bad = dict(packed.tensors)
+    bad["synthesis.split.w"] = torch.full_like(bad["synthesis.split.w"], 32767)
+    with pytest.raises(WeightsError, match="synthesis.split can overflow"):
+        weights.save(tmp_path / "bad.safetensors", bad, TINY, SKIP_ROW)
+    bad = dict(packed.tensors)
+    bad["synthesis.split.m"] = bad["synthesis.split.m"] * float("nan")
+    with pytest.raises(WeightsError, match="not finite"):
+        weights.check(bad)
+
+
+def test_weights_file_is_checked(packed: weights.Weights, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="cannot read"):
+        weights.load(tmp_path / "missing.safetensors")
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(b"not a safetensors file")
+    with pytest.raises(WeightsError, match="cannot read"):
+        weights.load(path)
+    save_file({"x": torch.zeros(1)}, str(path))
+    with pytest.raises(WeightsError, match="no dca-fast weights"):
+        weights.load(path)
+    save_file({"x": torch.zeros(1)}, str(path), {"dca_fast": json.dumps({"format": 99})})
+    with pytest.raises(WeightsError, match="format 99"):
+        weights.load(path)
+    with pytest.raises(WeightsError, match="no weights are shipped for 'dca-xl'"):
+        weights.find("dca-xl")
+
+
+def test_digest_names_the_weights(packed: weights.Weights, tmp_path: Path) -> None:
+    same = weights.save(tmp_path / "same.safetensors", packed.tensors, packed.config, packed.skip)
+    assert same.digest == packed.digest
+    changed = dict(packed.tensors)
+    changed["synthesis.split.b"] = changed["synthesis.split.b"] + 1
+    other = weights.save(tmp_path / "other.safetensors", changed, packed.config, packed.skip)
+    assert other.digest != packed.digest
+    assert weights.save(tmp_path / "skip.safetensors", packed.tensors, packed.config, 9).digest != packed.digest
+
+
+def test_float_weights_round_trip(network: Network, tmp_path: Path) -> None:
+    path = tmp_path / "float.safetensors"
+    save_float(network, path)
+    back = load_float(path)
+    state = network.state_dict()
+    assert all(torch.allclose(v, state[k], rtol=2e-3, atol=1e-4) for k, v in back.state_dict().items())
+    assert export_checkpoint(path, tmp_path / "int.safetensors").config == TINY
+    assert "synthesis.pixels.w" in load_file(tmp_path / "int.safetensors")
+    with pytest.raises(WeightsError):
+        load_float(tmp_path / "int.safetensors")
+
+
+def test_elic_transforms_have_no_integer_program() -> None:
+    with pytest.raises(ConfigError, match="patch"):
+        export(Network(preset("dca-paper")))

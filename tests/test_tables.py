@@ -1,0 +1,175 @@
+"""Probability tables: rules of the format, closeness to the Gaussian, and refusal of damaged tables."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from dca_fast.entropy.tables import (
+    CENTER,
+    ESCAPE,
+    PROB_BITS,
+    ROWS,
+    SYMBOLS,
+    Tables,
+    build_gaussian_tables,
+    row_frequencies,
+    row_shift,
+    row_sigma,
+)
+from dca_fast.errors import WeightsError
+
+TABLES = build_gaussian_tables()
+TOTAL = 1 << PROB_BITS
+Floats = npt.NDArray[np.float64]
+
+
+def gaussian(row: int) -> tuple[npt.NDArray[np.int64], Floats]:
+    """Integers -2000..2000 and the probability of each under the Gaussian of a row."""
+    values = np.arange(-2000, 2001)
+    edges = (np.arange(-2000, 2002) - 0.5) / (row_sigma(row) * math.sqrt(2))
+    above, below = (np.array([math.erfc(sign * edge) for edge in edges]) for sign in (1, -1))
+    p = np.where(edges[:-1] > 0, above[:-1] - above[1:], below[1:] - below[:-1]) / 2
+    return values, p
+
+
+def entropy_and_cost(row: int, freq: npt.NDArray[np.uint16]) -> tuple[float, float]:
+    """Entropy of a row's Gaussian and the expected cost of coding it with `freq`, bits per value."""
+    values, p = gaussian(row)
+    symbol = (values >> row_shift(row)) + CENTER
+    kept = (symbol >= 0) & (symbol < ESCAPE) & (freq[symbol.clip(0, ESCAPE)] > 0)
+    coded = np.where(kept, symbol, ESCAPE)
+    bits = math.log2(freq.sum()) - np.log2(freq[coded]) + np.where(kept, row_shift(row), 16)
+    return -float((p[p > 0] * np.log2(p[p > 0])).sum()), float((p * bits).sum())
+
+
+def test_the_tables_are_those_of_the_format() -> None:
+    assert (TABLES.freq.sum(axis=1) == TOTAL).all()
+    assert (TABLES.freq[:, ESCAPE] >= 1).all()
+    assert TABLES.freq.max() < TOTAL
+    shifts = [row_shift(row) for row in range(ROWS)]
+    assert TABLES.shift.tolist() == shifts == [0] * 95 + [1] * 12 + [2] * 12 + [3] * 9
+    assert all(row_sigma(row) / 2**shift <= 24 for row, shift in enumerate(shifts))
+    assert row_sigma(0) == 0.1
+    assert row_sigma(24) == pytest.approx(0.4)
+
+
+def test_every_row_codes_one_symmetric_range() -> None:
+    radii = []
+    for freq in TABLES.freq:
+        coded = np.flatnonzero(freq[:ESCAPE]) - CENTER
+        radii.append(int(coded[-1]))
+        assert coded.tolist() == list(range(-radii[-1], radii[-1] + 1))
+    assert min(radii) == 1
+    assert max(radii) < CENTER
+    assert radii[:95] == sorted(radii[:95])
+
+
+@pytest.mark.parametrize("row", range(ROWS))
+def test_the_cost_is_close_to_the_entropy(row: int) -> None:
+    entropy, cost = entropy_and_cost(row, TABLES.freq[row])
+    assert entropy - 1e-9 <= cost <= entropy + 0.001 + 0.001 * entropy
+
+
+def test_the_average_cost_is_within_a_twentieth_of_a_percent() -> None:
+    rows = [entropy_and_cost(row, TABLES.freq[row]) for row in range(12, 61)]
+    entropy, cost = np.sum(rows, axis=0)
+    assert cost < entropy * 1.0005
+
+
+@pytest.mark.parametrize("row", range(4, ROWS, 9))
+def test_no_other_frequencies_are_better(row: int) -> None:
+    freq = TABLES.freq[row]
+    entropy, best = entropy_and_cost(row, freq)
+    narrow, wide = (np.roll(freq, 0).copy() for _ in range(2))
+    edge = int(np.flatnonzero(freq[:ESCAPE])[-1])
+    for symbol in (edge, 2 * CENTER - edge):
+        narrow[CENTER] += narrow[symbol]
+        narrow[symbol] = 0
+        wide[CENTER] -= 1
+        wide[symbol + (1 if symbol > CENTER else -1)] += 1
+    moved = []
+    for give, take in ((g, t) for g in np.flatnonzero(freq) for t in np.flatnonzero(freq > 1)[::7] if g != t):
+        moved.append(freq.copy())
+        moved[-1][give] += 1
+        moved[-1][take] -= 1
+    for other in (narrow, wide, *moved[:: max(1, len(moved) // 200)]):
+        assert other.sum() == TOTAL
+        assert entropy_and_cost(row, other)[1] >= best - 1e-9 >= entropy - 2e-9
+
+
+@pytest.mark.parametrize("bits", [11, 12, 13])
+def test_more_bits_are_closer_to_the_entropy(bits: int) -> None:
+    coarse, fine = (
+        sum(entropy_and_cost(row, row_frequencies(row, b))[1] for row in range(0, ROWS, 8))
+        for b in (bits, bits + 1)
+    )
+    assert fine < coarse
+
+
+def test_row_bits_is_the_expected_cost_under_the_table_itself() -> None:
+    bits = TABLES.row_bits()
+    for row in range(12, ROWS):
+        assert bits[row] == pytest.approx(entropy_and_cost(row, TABLES.freq[row])[1], rel=0.02, abs=0.005)
+    p = np.array([0.5, 0.25, 0.25])
+    freq = np.zeros((ROWS, SYMBOLS), np.uint16)
+    freq[:, [CENTER, CENTER + 1, ESCAPE]] = p * TOTAL
+    assert Tables(freq, np.full(ROWS, 2, np.uint8)).row_bits() == pytest.approx(1.5 + 0.75 * 2 + 0.25 * 16)
+
+
+def test_the_digest_covers_both_arrays() -> None:
+    assert TABLES.digest() == build_gaussian_tables().digest()
+    other = TABLES.freq.copy()
+    other[3, CENTER] -= 1
+    other[3, CENTER + 1] += 1
+    shift = TABLES.shift.copy()
+    shift[0] = 1
+    digests = {TABLES.digest(), Tables(other, TABLES.shift).digest(), Tables(TABLES.freq, shift).digest()}
+    assert len(digests) == 3
+    assert TABLES.digest().hex().startswith("24f71c4da0d33b1e")
+
+
+def _add(row: int, symbol: int, step: int) -> Callable[[Tables], Tables]:
+    def change(tables: Tables) -> Tables:
+        tables.freq[row, symbol] += step
+        return tables
+
+    return change
+
+
+def _no_escape(tables: Tables) -> Tables:
+    tables.freq[5, CENTER] += tables.freq[5, ESCAPE]
+    tables.freq[5, ESCAPE] = 0
+    return tables
+
+
+def _one_symbol(tables: Tables) -> Tables:
+    tables.freq[9] = 0
+    tables.freq[9, ESCAPE] = TOTAL
+    return tables
+
+
+def _large_shift(tables: Tables) -> Tables:
+    tables.shift[100] = 9
+    return tables
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_add(7, CENTER, 1), "row 7: frequencies do not sum to 4096"),
+        (_add(127, CENTER + 1, -1), "row 127: frequencies do not sum to 4096"),
+        (_no_escape, "row 5: the escape symbol has no frequency"),
+        (_one_symbol, "row 9: a frequency is above 4095"),
+        (_large_shift, "row 100: the shift is above 8"),
+        (lambda t: Tables(t.freq.astype(np.int32), t.shift), "freq must be uint16"),
+        (lambda t: Tables(t.freq[:64], t.shift), "freq must be uint16"),
+        (lambda t: Tables(t.freq, t.shift.astype(np.int64)), "shift must be uint8"),
+        (lambda t: Tables(t.freq, t.shift[:, None]), "shift must be uint8"),
+    ],
+)
+def test_damaged_tables_are_refused(damage: Callable[[Tables], Tables], message: str) -> None:
+    with pytest.raises(WeightsError, match=message):
+        damage(Tables(TABLES.freq.copy(), TABLES.shift.copy())).validate()
