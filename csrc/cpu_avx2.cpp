@@ -23,8 +23,12 @@ constexpr int kTileRows = 6;
 constexpr int kTileBlocks = 1;
 constexpr bool kBytes = false;  // vpmaddubsw saturates, so bytes are widened to pairs of int16
 
-struct I16 { __m256i a, b; };
-struct F16 { __m256 a, b; };
+struct I16 {
+  __m256i a, b;
+};
+struct F16 {
+  __m256 a, b;
+};
 
 inline const __m256i* ymm(const void* p) { return static_cast<const __m256i*>(p); }
 inline const __m128i* xmm(const void* p) { return static_cast<const __m128i*>(p); }
@@ -58,7 +62,10 @@ inline I16 sub(I16 x, I16 y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_ep
 inline I16 mul(I16 x, I16 y) { return {_mm256_mullo_epi32(x.a, y.a), _mm256_mullo_epi32(x.b, y.b)}; }
 inline I16 min(I16 x, I16 y) { return {_mm256_min_epi32(x.a, y.a), _mm256_min_epi32(x.b, y.b)}; }
 inline I16 max(I16 x, I16 y) { return {_mm256_max_epi32(x.a, y.a), _mm256_max_epi32(x.b, y.b)}; }
-template <int N> inline I16 sra(I16 x) { return {_mm256_srai_epi32(x.a, N), _mm256_srai_epi32(x.b, N)}; }
+template <int N>
+inline I16 sra(I16 x) {
+  return {_mm256_srai_epi32(x.a, N), _mm256_srai_epi32(x.b, N)};
+}
 inline F16 to_float(I16 x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 inline F16 mul(F16 x, F16 y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
 inline F16 max(F16 x, F16 y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
@@ -87,9 +94,22 @@ inline void lookup(const uint8_t* table, const uint8_t* index, uint8_t* out, int
   for (int64_t i = 0; i < n; ++i) out[i] = table[index[i]];
 }
 
-bool supported() { return __builtin_cpu_supports("avx2"); }
-
 #include "cpu_kernels_impl.h"
+
+}  // namespace
+}  // namespace dca
+
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+// What runs before the processor is known has to do without its instructions.
+namespace dca {
+namespace {
+
+bool supported() { return __builtin_cpu_supports("avx2"); }
 
 }  // namespace
 
@@ -99,12 +119,6 @@ const Kernels* avx2_kernels() {
 }
 
 }  // namespace dca
-
-#ifdef __clang__
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
 
 #else
 

@@ -13,7 +13,8 @@
 #define UNROLL _Pragma("unroll")
 #else
 #pragma GCC push_options
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // a false alarm inside the intrinsics headers of GCC 12
+#pragma GCC diagnostic ignored \
+    "-Wmaybe-uninitialized"  // a false alarm inside the intrinsics headers of GCC 12
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
@@ -43,13 +44,18 @@ inline void store(int32_t* p, I16 x) { _mm512_storeu_si512(p, x); }
 inline void store(int16_t* p, I16 x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(x));
 }
-inline void store(int8_t* p, I16 x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x)); }
+inline void store(int8_t* p, I16 x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x));
+}
 inline I16 add(I16 a, I16 b) { return _mm512_add_epi32(a, b); }
 inline I16 sub(I16 a, I16 b) { return _mm512_sub_epi32(a, b); }
 inline I16 mul(I16 a, I16 b) { return _mm512_mullo_epi32(a, b); }
 inline I16 min(I16 a, I16 b) { return _mm512_min_epi32(a, b); }
 inline I16 max(I16 a, I16 b) { return _mm512_max_epi32(a, b); }
-template <int N> inline I16 sra(I16 a) { return _mm512_srai_epi32(a, N); }
+template <int N>
+inline I16 sra(I16 a) {
+  return _mm512_srai_epi32(a, N);
+}
 inline F16 to_float(I16 a) { return _mm512_cvtepi32_ps(a); }
 inline F16 mul(F16 a, F16 b) { return _mm512_mul_ps(a, b); }
 inline F16 max(F16 a, F16 b) { return _mm512_max_ps(a, b); }
@@ -64,7 +70,8 @@ inline I16 dot(I16 acc, I16 x, I16 w) {
   return STEP == 4 ? _mm512_dpbusd_epi32(acc, x, w) : _mm512_dpwssd_epi32(acc, x, w);
 }
 
-// 256 bytes are four registers of 32 words: two lookups of 64 words, chosen by the top bit, then the byte by the lowest.
+// 256 bytes are four registers of 32 words: two lookups of 64 words, chosen by the top bit, then the byte by
+// the lowest.
 inline void lookup(const uint8_t* table, const uint8_t* index, uint8_t* out, int64_t n) {
   I16 part[4];
   for (int i = 0; i < 4; ++i) part[i] = _mm512_loadu_si512(table + 64 * i);
@@ -81,15 +88,9 @@ inline void lookup(const uint8_t* table, const uint8_t* index, uint8_t* out, int
   }
 }
 
-bool supported() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512vnni");
-}
-
-// ---- depthwise 3x3: 64 channels, the three rows of a column interleaved to the four bytes of one dot product ------
-// Unpacking bytes, then words, inside 128-bit lanes sends channel 16 L + 4 s + i to register s, element 4 L + i; the
-// saturating packs at the end undo exactly that order.
+// Depthwise 3x3: 64 channels, the three rows of a column interleaved to the four bytes of one dot product.
+// Unpacking bytes, then words, inside 128-bit lanes sends channel 16 L + 4 s + i to register s, element
+// 4 L + i; the saturating packs at the end undo exactly that order.
 
 constexpr int kWide = 64;
 
@@ -121,8 +122,8 @@ inline I16 load_permuted(const T* p, int s) {  // elements 16 L + 4 s + i
   return _mm512_inserti32x4(v, _mm_loadu_si128(q + 12), 3);
 }
 
-void depthwise_columns(const int8_t* const rows[3], int width, int c, int base, __mmask64 valid, const char* w,
-                       const int32_t* bias, const float* m, int8_t* out) {
+void depthwise_columns(const int8_t* const rows[3], int width, int c, int base, __mmask64 valid,
+                       const char* w, const int32_t* bias, const float* m, int8_t* out) {
   const I16 offset = _mm512_set1_epi8(-128);
   I16 weight[3][4], start[4], before[4], now[4], column[4];
   F16 scale[4];
@@ -163,8 +164,8 @@ void depthwise_columns(const int8_t* const rows[3], int width, int c, int base, 
   }
 }
 
-void depthwise(const int8_t* const rows[3], int width, int c, const char* w, const int32_t* bias, const float* m,
-               int8_t* out) {
+void depthwise(const int8_t* const rows[3], int width, int c, const char* w, const int32_t* bias,
+               const float* m, int8_t* out) {
   for (int base = 0; base < c; base += kWide, w += 3 * 4 * kWide) {
     const __mmask64 valid = c - base >= kWide ? ~0ull : (1ull << (c - base)) - 1;
     depthwise_columns(rows, width, c, base, valid, w, bias, m, out);
@@ -174,12 +175,6 @@ void depthwise(const int8_t* const rows[3], int width, int c, const char* w, con
 #include "cpu_kernels_impl.h"
 
 }  // namespace
-
-const Kernels* avx512_kernels() {
-  static const Kernels kernels = {"avx512", 2, KERNEL_FIELDS};
-  return &kernels;
-}
-
 }  // namespace dca
 
 #ifdef __clang__
@@ -187,6 +182,25 @@ const Kernels* avx512_kernels() {
 #else
 #pragma GCC pop_options
 #endif
+
+// What runs before the processor is known has to do without its instructions.
+namespace dca {
+namespace {
+
+bool supported() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vnni");
+}
+
+}  // namespace
+
+const Kernels* avx512_kernels() {
+  static const Kernels kernels = {"avx512", 2, KERNEL_FIELDS};
+  return &kernels;
+}
+
+}  // namespace dca
 
 #else
 

@@ -26,12 +26,28 @@ struct BadInput : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-template <class T> constexpr const char* type_name();
-template <> constexpr const char* type_name<int8_t>() { return "int8"; }
-template <> constexpr const char* type_name<uint8_t>() { return "uint8"; }
-template <> constexpr const char* type_name<int16_t>() { return "int16"; }
-template <> constexpr const char* type_name<int32_t>() { return "int32"; }
-template <> constexpr const char* type_name<float>() { return "float32"; }
+template <class T>
+constexpr const char* type_name();
+template <>
+constexpr const char* type_name<int8_t>() {
+  return "int8";
+}
+template <>
+constexpr const char* type_name<uint8_t>() {
+  return "uint8";
+}
+template <>
+constexpr const char* type_name<int16_t>() {
+  return "int16";
+}
+template <>
+constexpr const char* type_name<int32_t>() {
+  return "int32";
+}
+template <>
+constexpr const char* type_name<float>() {
+  return "float32";
+}
 
 std::string shape_text(const py::array& a) {
   std::ostringstream out;
@@ -84,8 +100,10 @@ template <class T>
 const T* rows_of(const py::array& a, const char* name, int64_t last, int64_t& rows) {
   if (!is<T>(a) || a.ndim() < 1 || a.size() >= kMaxElements || a.shape(a.ndim() - 1) < 1 ||
       a.shape(a.ndim() - 1) > kMaxChannels || (last != kAny && a.shape(a.ndim() - 1) != last)) {
-    refuse(name, std::string("contiguous ") + type_name<T>() + " [..., " +
-                     (last == kAny ? std::string("channels") : std::to_string(last)) + "]", a);
+    refuse(name,
+           std::string("contiguous ") + type_name<T>() + " [..., " +
+               (last == kAny ? std::string("channels") : std::to_string(last)) + "]",
+           a);
   }
   rows = a.size() / a.shape(a.ndim() - 1);
   return static_cast<const T*>(a.data());
@@ -132,7 +150,7 @@ class Running {
   std::shared_lock<std::shared_mutex> lock_{kernel_mutex};
 };
 
-// ---- weights -----------------------------------------------------------------------------------------------------
+// Weights.
 
 template <class T>
 std::unique_ptr<PackedLinear> pack(const T* w, const int32_t* b, const float* m, int64_t o, int64_t k) {
@@ -172,7 +190,8 @@ std::unique_ptr<PackedHead> make_head(const py::array& w, const py::array& b, co
                                       const py::array& m_scale, const py::array& offset) {
   int64_t rows;
   const int8_t* values = rows_of<int8_t>(w, "w", kAny, rows);
-  require(w.ndim() == 3 && w.shape(0) == 4 && w.shape(1) >= 2 && w.shape(1) % 2 == 0 && w.shape(1) <= kMaxChannels,
+  require(w.ndim() == 3 && w.shape(0) == 4 && w.shape(1) >= 2 && w.shape(1) % 2 == 0 &&
+              w.shape(1) <= kMaxChannels,
           "w: expected [4, 2G, C]");
   const int64_t size = w.shape(1) / 2, c = w.shape(2);
   const int32_t* bias = data<int32_t>(b, "b", {4, 2 * size});
@@ -185,7 +204,8 @@ std::unique_ptr<PackedHead> make_head(const py::array& w, const py::array& b, co
   for (int64_t g = 0; g < 4; ++g) {
     const auto i = static_cast<size_t>(g);
     head->mean[i] = pack(values + g * 2 * size * c, bias + g * 2 * size, mean + g * size, size, c);
-    head->row[i] = pack(values + (g * 2 + 1) * size * c, bias + (g * 2 + 1) * size, scale + g * size, size, c);
+    head->row[i] =
+        pack(values + (g * 2 + 1) * size * c, bias + (g * 2 + 1) * size, scale + g * size, size, c);
     head->offset[i].assign(static_cast<size_t>(round_up(size, kLanes)), 0);
     for (int64_t j = 0; j < size; ++j) {
       const int32_t value = start[g * size + j];
@@ -196,7 +216,7 @@ std::unique_ptr<PackedHead> make_head(const py::array& w, const py::array& b, co
   return head;
 }
 
-// ---- operations --------------------------------------------------------------------------------------------------
+// Operations.
 
 template <class T>
 py::array_t<T> bind_operand(const py::array& x, const py::array& m) {
@@ -211,11 +231,12 @@ py::array_t<T> bind_operand(const py::array& x, const py::array& m) {
   return out;
 }
 
-// All linear layers without an input scale: operands In, outputs Out.
+// Operands In, outputs Out; `residual` only with Epilogue::add.
 template <class In, class Out>
 py::array_t<Out> bind_linear(const py::array& x, const PackedLinear& p, Epilogue epilogue,
-                             const py::array* residual = nullptr) {
-  require(p.bits == sizeof(In) * 8, sizeof(In) == 1 ? "w: expected int8 weights" : "w: expected int16 weights");
+                             const std::optional<py::array>& residual = std::nullopt) {
+  require(p.bits == sizeof(In) * 8,
+          sizeof(In) == 1 ? "w: expected int8 weights" : "w: expected int16 weights");
   int64_t rows;
   const In* in = rows_of<In>(x, "x", p.k, rows);
   auto out = like<Out>(x, p.o);
@@ -243,9 +264,10 @@ py::array_t<int8_t> bind_gate(const py::array& x, const PackedLinear& p, float g
   return out;
 }
 
-py::array_t<int16_t> bind_wide(const py::array& x, const PackedLinear& p, const std::optional<py::array>& residual) {
-  if (residual) return bind_linear<int16_t, int16_t>(x, p, Epilogue::add, &*residual);
-  return bind_linear<int16_t, int16_t>(x, p, Epilogue::wide);
+template <class In>
+py::array_t<int16_t> bind_feature(const py::array& x, const PackedLinear& p,
+                                  const std::optional<py::array>& residual) {
+  return bind_linear<In, int16_t>(x, p, residual ? Epilogue::add : Epilogue::feature, residual);
 }
 
 py::array_t<int8_t> bind_depthwise(const py::array& x, const PackedDepthwise& p) {
@@ -264,8 +286,8 @@ const uint8_t* exponential_table(const py::array& table) {
   return values;
 }
 
-py::array_t<int8_t> bind_window_attention(const py::array& q, const py::array& k, const py::array& v, int heads,
-                                          int window, int shift, float m, const py::array& bias,
+py::array_t<int8_t> bind_window_attention(const py::array& q, const py::array& k, const py::array& v,
+                                          int heads, int window, int shift, float m, const py::array& bias,
                                           const py::array& table) {
   Map map;
   const int8_t* query = map_of<int8_t>(q, "q", kAny, map);
@@ -286,8 +308,8 @@ py::array_t<int8_t> bind_window_attention(const py::array& q, const py::array& k
   return out;
 }
 
-py::array_t<int8_t> bind_token_attention(const py::array& q, const py::array& k, const py::array& v, int heads, float m,
-                                         const py::array& table) {
+py::array_t<int8_t> bind_token_attention(const py::array& q, const py::array& k, const py::array& v,
+                                         int heads, float m, const py::array& table) {
   const int8_t* query = data<int8_t>(q, "q", {kAny, kAny, kAny});
   const int64_t n = q.shape(0), queries = q.shape(1), c = q.shape(2);
   require(c >= 1 && c <= kMaxChannels, "q: too many channels");
@@ -345,7 +367,8 @@ py::array bind_gather(const py::array& x, int step) {
   return py::isinstance<py::array_t<int32_t>>(x) ? gather_as<int32_t>(x, step) : gather_as<int16_t>(x, step);
 }
 
-py::array_t<int16_t> bind_quantize(const py::array& y, const py::array& mean, const py::array& gain, int step) {
+py::array_t<int16_t> bind_quantize(const py::array& y, const py::array& mean, const py::array& gain,
+                                   int step) {
   Map map;
   const int16_t* in = group_map<int16_t>(y, "y", map);
   const int32_t* means = data<int32_t>(mean, "mean", {map.n, map.h, map.w, map.c / 4});
@@ -358,7 +381,8 @@ py::array_t<int16_t> bind_quantize(const py::array& y, const py::array& mean, co
   return out;
 }
 
-void bind_reconstruct(const py::array& q, const py::array& mean, const py::array& inv, int step, py::array& y_hat) {
+void bind_reconstruct(const py::array& q, const py::array& mean, const py::array& inv, int step,
+                      py::array& y_hat) {
   Map map;
   group_map<int16_t>(y_hat, "y_hat", map);
   require(y_hat.writeable(), "y_hat: not writable");
@@ -423,7 +447,9 @@ py::array bind_image(const py::array& patches, int size) {
 
 bool is_byte(const py::array& x) { return py::isinstance<py::array_t<int8_t>>(x); }
 
-py::array bind_to_depth(const py::array& x) { return is_byte(x) ? to_depth<int8_t>(x, 2) : to_depth<int16_t>(x, 2); }
+py::array bind_to_depth(const py::array& x) {
+  return is_byte(x) ? to_depth<int8_t>(x, 2) : to_depth<int16_t>(x, 2);
+}
 
 py::array bind_to_space(const py::array& x) {
   return is_byte(x) ? to_space<int8_t>(x, 2, kAny, "x") : to_space<int16_t>(x, 2, kAny, "x");
@@ -449,7 +475,8 @@ py::array_t<int16_t> bind_ffn(const py::array& x, const py::array& m_in, const P
   int64_t rows;
   const int16_t* in = rows_of<int16_t>(x, "x", gate.k, rows);
   require(gate.bits == 8 && project.bits == 8, "w: expected int8 weights");
-  require(gate.o == 2 * project.k && project.o == gate.k, "weights: the layers of the block do not fit each other");
+  require(gate.o == 2 * project.k && project.o == gate.k,
+          "weights: the layers of the block do not fit each other");
   finite(&g, 1);
   const float* scale = data<float>(m_in, "m_in", {gate.k});
   auto out = like<int16_t>(x, gate.k);
@@ -459,7 +486,7 @@ py::array_t<int16_t> bind_ffn(const py::array& x, const py::array& m_in, const P
   return out;
 }
 
-// ---- choices -----------------------------------------------------------------------------------------------------
+// Choices.
 
 void set_isa(const std::string& name) {
   const auto available = all_kernels();
@@ -511,10 +538,8 @@ PYBIND11_MODULE(_cpu, m) {
     return bind_linear<int8_t, int8_t>(x, p, leaky ? Epilogue::leaky : Epilogue::act);
   });
   m.def("linear_gate", &bind_gate);
-  m.def("linear_add", [](const py::array& x, const PackedLinear& p, const py::array& residual) {
-    return bind_linear<int8_t, int16_t>(x, p, Epilogue::add, &residual);
-  });
-  m.def("wide_linear", &bind_wide);
+  m.def("linear_add", &bind_feature<int8_t>);
+  m.def("wide_linear", &bind_feature<int16_t>);
   m.def("wide_pixels", [](const py::array& x, const PackedLinear& p) {
     return bind_linear<int16_t, uint8_t>(x, p, Epilogue::pixels);
   });

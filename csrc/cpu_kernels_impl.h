@@ -1,14 +1,14 @@
-// The kernels, written once over 16 lanes. Each instruction set includes this file inside its own anonymous namespace
-// after defining the types I16 and F16 (16 x int32, 16 x float), their operations, `dot`, `lookup`, and
+// The kernels, written once over 16 lanes. Each instruction set includes this file inside its own anonymous
+// namespace after it has defined I16 and F16 (16 x int32, 16 x float), their operations, `dot`, `lookup`, and
 //   kTileRows x kTileBlocks: accumulators of 16 lanes held in registers; kTileRows divides kStrip
 //   kBytes: whether dot<4> (unsigned bytes times signed bytes) exists besides dot<2> (pairs of int16).
 
-constexpr int kGroup = kTileBlocks * kLanes;  // columns of a tile
-constexpr int32_t kMasked = -(1 << 30);       // score of a pair that must not see each other
-constexpr int kKeyChunk = 8192;               // keys summed in 32 bits: 8192 * 127 * 127 < 2^31
+constexpr int kGroup = kTileBlocks * kLanes;     // columns of a tile
+constexpr int32_t kMasked = -(1 << 30);          // score of a pair that must not see each other
+constexpr int kKeyChunk = 8192;                  // keys summed in 32 bits: 8192 * 127 * 127 < 2^31
 constexpr int kNarrowBits = 23, kWideBits = 40;  // of the reciprocals of attention
 
-// ---- partial vectors: n < 16 valid lanes -------------------------------------------------------------------------
+// Partial vectors: n < 16 valid lanes.
 
 template <class T>
 inline void store_lanes(T* p, I16 v, int n) {
@@ -32,7 +32,7 @@ inline I16 requantise(I16 acc, F16 m, int limit) {
   return round_clamp(mul(to_float(acc), m), static_cast<float>(-limit), static_cast<float>(limit));
 }
 
-// ---- packed weights and strips of operands -----------------------------------------------------------------------
+// Packed weights and strips of operands.
 
 inline int step_of(int bits) { return kBytes && bits == 8 ? 4 : 2; }
 
@@ -56,8 +56,8 @@ void pack_row_blocks(const T* w, const int64_t* start, int o, int k, P* out) {
       }
 }
 
-Matrix pack_rows(const void* w, int bits, const int64_t* start, int o, int k, const int32_t* bias, char* blocks,
-                 int32_t* padded_bias) {
+Matrix pack_rows(const void* w, int bits, const int64_t* start, int o, int k, const int32_t* bias,
+                 char* blocks, int32_t* padded_bias) {
   const int step = step_of(bits);
   const int8_t* bytes = static_cast<const int8_t*>(w);
   int16_t* pairs = reinterpret_cast<int16_t*>(blocks);
@@ -88,8 +88,8 @@ inline void interleave(P* __restrict out, const int8_t* a, const int8_t* b, int 
   }
 }
 
-inline void interleave(int8_t* __restrict out, const int8_t* a, const int8_t* b, const int8_t* c, const int8_t* d,
-                       int n) {
+inline void interleave(int8_t* __restrict out, const int8_t* a, const int8_t* b, const int8_t* c,
+                       const int8_t* d, int n) {
   for (int i = 0; i < n; ++i) {
     out[4 * i] = a[i];
     out[4 * i + 1] = b[i];
@@ -158,26 +158,28 @@ void pack_strip(const LinearTask& t, char* strip, int64_t stride) {
   }
 }
 
-// ---- matrix product ----------------------------------------------------------------------------------------------
+// Matrix product.
 
 template <int STEP, class E>
-inline void tile(const char* a, int64_t stride, const char* w, int words, const int32_t* bias, int row, int rows,
-                 int col, int cols, const E& epilogue) {
+inline void tile(const char* a, int64_t stride, const char* w, int words, const int32_t* bias, int row,
+                 int rows, int col, int cols, const E& epilogue) {
   I16 acc[kTileRows][kTileBlocks];
-  UNROLL for (int i = 0; i < kTileRows; ++i) UNROLL for (int j = 0; j < kTileBlocks; ++j) {
-    acc[i][j] = load(bias + j * kLanes);
+  UNROLL for (int i = 0; i < kTileRows; ++i) {
+    UNROLL for (int j = 0; j < kTileBlocks; ++j) { acc[i][j] = load(bias + j * kLanes); }
   }
   const char* quad[3] = {a, a + 4 * stride, a + 8 * stride};
   const int64_t stride3 = 3 * stride;
   for (int word = 0; word < words; ++word, w += kGroup * 4) {
     I16 b[kTileBlocks];
-    UNROLL for (int j = 0; j < kTileBlocks; ++j) b[j] = load(reinterpret_cast<const int32_t*>(w) + j * kLanes);
+    UNROLL for (int j = 0; j < kTileBlocks; ++j)
+      b[j] = load(reinterpret_cast<const int32_t*>(w) + j * kLanes);
     UNROLL for (int i = 0; i < kTileRows; ++i) {
       const char* p = quad[i / 4] + (i % 4 == 3 ? stride3 : i % 4 * stride) + word * 4;
       int32_t operand;
       std::memcpy(&operand, p, 4);
       const I16 x = set(operand);
-      UNROLL for (int j = 0; j < kTileBlocks; ++j) acc[i][j] = dot<STEP>(acc[i][j], x, b[j]);
+      UNROLL for (int j = 0; j < kTileBlocks; ++j)
+        acc[i][j] = dot<STEP>(acc[i][j], x, b[j]);
     }
   }
   UNROLL for (int j = 0; j < kTileBlocks; ++j) {
@@ -257,14 +259,14 @@ void linear(const LinearTask& t) {
     case Epilogue::act: return product(t.w, t.scratch, stride, t.rows, Act<false>{{t}});
     case Epilogue::leaky: return product(t.w, t.scratch, stride, t.rows, Act<true>{{t}});
     case Epilogue::add: return product(t.w, t.scratch, stride, t.rows, Feature<true>{{t}});
-    case Epilogue::wide: return product(t.w, t.scratch, stride, t.rows, Feature<false>{{t}});
+    case Epilogue::feature: return product(t.w, t.scratch, stride, t.rows, Feature<false>{{t}});
     case Epilogue::pixels: return product(t.w, t.scratch, stride, t.rows, Pixels{{t}});
     case Epilogue::mean: return product(t.w, t.scratch, stride, t.rows, Mean{{t}});
     case Epilogue::row: return product(t.w, t.scratch, stride, t.rows, Row{{t}});
   }
 }
 
-// ---- element by element ------------------------------------------------------------------------------------------
+// Element by element.
 
 void operand(const int16_t* x, const float* m, int64_t rows, int c, int bits, void* out) {
   for (int64_t r = 0; r < rows; ++r)
@@ -287,8 +289,8 @@ void gate(const int8_t* x, int64_t rows, int h, float g, int8_t* out) {
     }
 }
 
-void quantize(const int16_t* y, const int32_t* mean, const float* const gain[2], const int group[2], int width,
-              int size, int16_t* q) {
+void quantize(const int16_t* y, const int32_t* mean, const float* const gain[2], const int group[2],
+              int width, int size, int16_t* q) {
   for (int x = 0; x < width; ++x)
     for (int i = 0; i < size; i += kLanes) {
       const int64_t at = static_cast<int64_t>(x) * size + i;
@@ -299,8 +301,8 @@ void quantize(const int16_t* y, const int32_t* mean, const float* const gain[2],
     }
 }
 
-void reconstruct(const int16_t* q, const int32_t* mean, const float* const inv[2], const int group[2], int width,
-                 int size, int16_t* y_hat) {
+void reconstruct(const int16_t* q, const int32_t* mean, const float* const inv[2], const int group[2],
+                 int width, int size, int16_t* y_hat) {
   for (int x = 0; x < width; ++x)
     for (int i = 0; i < size; i += kLanes) {
       const int64_t at = static_cast<int64_t>(x) * size + i;
@@ -310,11 +312,13 @@ void reconstruct(const int16_t* q, const int32_t* mean, const float* const inv[2
     }
 }
 
-// ---- depthwise 3x3 -----------------------------------------------------------------------------------------------
+// Depthwise 3x3.
 
 #ifndef OWN_DEPTHWISE
 
-inline size_t depthwise_bytes(int c) { return static_cast<size_t>(9 * round_up(c, kLanes)) * sizeof(int32_t); }
+inline size_t depthwise_bytes(int c) {
+  return static_cast<size_t>(9 * round_up(c, kLanes)) * sizeof(int32_t);
+}
 
 inline void pack_depthwise(const int8_t* w, const int32_t* bias, int c, char* packed, int32_t* padded_bias) {
   int32_t* out = reinterpret_cast<int32_t*>(packed);
@@ -323,8 +327,8 @@ inline void pack_depthwise(const int8_t* w, const int32_t* bias, int c, char* pa
   for (int i = 0; i < c; ++i) padded_bias[i] = bias[i];
 }
 
-inline void depthwise(const int8_t* const rows[3], int width, int c, const char* w, const int32_t* bias, const float* m,
-                      int8_t* out) {
+inline void depthwise(const int8_t* const rows[3], int width, int c, const char* w, const int32_t* bias,
+                      const float* m, int8_t* out) {
   const int32_t* weights = reinterpret_cast<const int32_t*>(w);
   const int64_t tap = round_up(c, kLanes);
   for (int x = 0; x < width; ++x)
@@ -342,7 +346,7 @@ inline void depthwise(const int8_t* const rows[3], int width, int c, const char*
 
 #endif
 
-// ---- attention ---------------------------------------------------------------------------------------------------
+// Attention.
 
 struct Scores {
   int32_t* out;
@@ -488,6 +492,6 @@ void attention(const AttentionTask& t) {
   product(v, s.e_strip, s.e_stride, t.rows, Means{t, reciprocal});
 }
 
-#define KERNEL_FIELDS                                                                                                  \
-  supported, matrix_bytes, pack_rows, strip_bytes, linear, operand, gate, depthwise_bytes, pack_depthwise, depthwise, \
-      attention_bytes, attention, quantize, reconstruct
+#define KERNEL_FIELDS                                                                                      \
+  supported, matrix_bytes, pack_rows, strip_bytes, linear, operand, gate, depthwise_bytes, pack_depthwise, \
+      depthwise, attention_bytes, attention, quantize, reconstruct

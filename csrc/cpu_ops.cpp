@@ -29,9 +29,8 @@ int64_t strip_rows(int64_t rows) {
 template <class F>
 void for_strips(int64_t rows, int64_t work, F&& body) {
   const int64_t size = strip_rows(rows);
-  parallel_for(divide_up(rows, size), work, [&](int64_t i) {
-    body(i * size, static_cast<int>(std::min(size, rows - i * size)));
-  });
+  parallel_for(divide_up(rows, size), work,
+               [&](int64_t i) { body(i * size, static_cast<int>(std::min(size, rows - i * size))); });
 }
 
 LinearTask strip_task(const PackedLinear& p, Epilogue epilogue) {
@@ -44,8 +43,8 @@ LinearTask strip_task(const PackedLinear& p, Epilogue epilogue) {
   return t;
 }
 
-void linear_strip(const PackedLinear& p, const int8_t* x, int rows, Epilogue epilogue, const int16_t* residual,
-                  void* out) {
+void linear_strip(const PackedLinear& p, const int8_t* x, int rows, Epilogue epilogue,
+                  const int16_t* residual, void* out) {
   LinearTask t = strip_task(p, epilogue);
   t.x = x;
   t.rows = rows;
@@ -66,7 +65,7 @@ void feature_strip(const PackedLinear& p, const int16_t* x, const float* m_in, i
 }
 
 int64_t output_bytes(Epilogue epilogue) {
-  return epilogue == Epilogue::add || epilogue == Epilogue::wide ? 2 : epilogue == Epilogue::mean ? 4 : 1;
+  return epilogue == Epilogue::add || epilogue == Epilogue::feature ? 2 : epilogue == Epilogue::mean ? 4 : 1;
 }
 
 }  // namespace
@@ -96,7 +95,8 @@ PackedLinear::PackedLinear(const void* w, int bits_, const int32_t* bias, const 
     : o(o_),
       k(k_),
       bits(bits_),
-      w_(static_cast<const char*>(w), static_cast<const char*>(w) + static_cast<int64_t>(o_) * k_ * (bits_ / 8)),
+      w_(static_cast<const char*>(w),
+         static_cast<const char*>(w) + static_cast<int64_t>(o_) * k_ * (bits_ / 8)),
       bias_(bias, bias + o_),
       m_(padded(m, o_)) {}
 
@@ -121,7 +121,8 @@ void PackedDepthwise::row(const int8_t* const rows[3], int width, int8_t* out) c
   Slot& slot = slots_[static_cast<size_t>(kernel.slot)];
   std::call_once(slot.once, [&] {
     slot.bias.resize(static_cast<size_t>(round_up(c, kParameterPad)));
-    kernel.pack_depthwise(w_.data(), bias_.data(), c, slot.w.reserve(kernel.depthwise_bytes(c)), slot.bias.data());
+    kernel.pack_depthwise(w_.data(), bias_.data(), c, slot.w.reserve(kernel.depthwise_bytes(c)),
+                          slot.bias.data());
   });
   kernel.depthwise(rows, width, c, slot.w.reserve(0), slot.bias.data(), m_.data(), out);
 }
@@ -129,11 +130,13 @@ void PackedDepthwise::row(const int8_t* const rows[3], int width, int8_t* out) c
 void operand(const int16_t* x, const float* m, int64_t rows, int c, int bits, void* out) {
   const std::vector<float> scale = padded(m, c);
   for_strips(rows, rows * c * kElementWork, [&](int64_t first, int count) {
-    kernels().operand(x + first * c, scale.data(), count, c, bits, static_cast<char*>(out) + first * c * (bits / 8));
+    kernels().operand(x + first * c, scale.data(), count, c, bits,
+                      static_cast<char*>(out) + first * c * (bits / 8));
   });
 }
 
-void linear(const void* x, int64_t rows, const PackedLinear& p, Epilogue epilogue, const int16_t* residual, void* out) {
+void linear(const void* x, int64_t rows, const PackedLinear& p, Epilogue epilogue, const int16_t* residual,
+            void* out) {
   for_strips(rows, rows * p.k * p.o, [&](int64_t first, int count) {
     LinearTask t = strip_task(p, epilogue);
     t.x = static_cast<const char*>(x) + first * p.k * (p.bits / 8);
@@ -216,7 +219,8 @@ struct DepthBlock {
       const int64_t at = (n * map.h + y) * map.w * map.c;
       for (int64_t i = 0; i < map.w; i += kStrip) {
         const int count = static_cast<int>(std::min<int64_t>(kStrip, map.w - i));
-        linear_strip(project, mixed + i * expand.o, count, Epilogue::add, x + at + i * map.c, out + at + i * map.c);
+        linear_strip(project, mixed + i * expand.o, count, Epilogue::add, x + at + i * map.c,
+                     out + at + i * map.c);
       }
     }
   }
@@ -231,7 +235,8 @@ void depth_block(const int16_t* x, const Map& map, const float* m_in, const Pack
   const int64_t sites = map.n * map.h * map.w;
   if (sites == 0) return;
   // Every part computes two hidden rows twice: parts as tall as keeps the threads busy.
-  const int64_t parts = threads() == 1 ? 1 : std::clamp<int64_t>(divide_up(2 * threads(), map.n), 1, divide_up(map.h, 4));
+  const int64_t parts =
+      threads() == 1 ? 1 : std::clamp<int64_t>(divide_up(2 * threads(), map.n), 1, divide_up(map.h, 4));
   const int64_t height = divide_up(map.h, parts);
   const int64_t per_map = divide_up(map.h, height);
   parallel_for(map.n * per_map, sites * 2 * map.c * expand.o, [&](int64_t i) {
@@ -240,8 +245,9 @@ void depth_block(const int16_t* x, const Map& map, const float* m_in, const Pack
   });
 }
 
-void window_attention(const int8_t* q, const int8_t* k, const int8_t* v, const Map& map, int heads, int window,
-                      int shift, float m, const int32_t* bias, const uint8_t* table, int8_t* out) {
+void window_attention(const int8_t* q, const int8_t* k, const int8_t* v, const Map& map, int heads,
+                      int window, int shift, float m, const int32_t* bias, const uint8_t* table,
+                      int8_t* out) {
   const int64_t ny = map.h / window, nx = map.w / window;
   const int area = window * window, depth = map.c / heads;
   parallel_for(map.n * ny * nx, map.n * map.h * map.w * area * map.c * 2, [&](int64_t i) {
@@ -278,8 +284,8 @@ void window_attention(const int8_t* q, const int8_t* k, const int8_t* v, const M
   });
 }
 
-void token_attention(const int8_t* q, const int8_t* k, const int8_t* v, int64_t n, int64_t queries, int64_t keys, int c,
-                     int heads, float m, const uint8_t* table, int8_t* out) {
+void token_attention(const int8_t* q, const int8_t* k, const int8_t* v, int64_t n, int64_t queries,
+                     int64_t keys, int c, int heads, float m, const uint8_t* table, int8_t* out) {
   constexpr int64_t kScores = 1 << 20;  // bounds the scratch: rows x keys
   const int depth = c / heads;
   const int64_t size = std::clamp<int64_t>(kScores / keys / 12 * 12, 12, strip_rows(queries));
@@ -303,12 +309,14 @@ void token_attention(const int8_t* q, const int8_t* k, const int8_t* v, int64_t 
   });
 }
 
-void head_params(const int8_t* t, const Map& map, const PackedHead& p, int step, int32_t* mean, uint8_t* row) {
+void head_params(const int8_t* t, const Map& map, const PackedHead& p, int step, int32_t* mean,
+                 uint8_t* row) {
   const int64_t half = map.w / 2, sites = map.h / 2 * half;
   const int64_t size = strip_rows(map.n * sites * 4), strips = divide_up(sites, size);
   parallel_for(map.n * 4 * strips, map.n * sites * 4 * map.c * p.size * 2, [&](int64_t i) {
     const int64_t first = i % strips * size, n = i / (strips * 4);
-    const int parity = static_cast<int>(i / strips % 4), count = static_cast<int>(std::min(size, sites - first));
+    const int parity = static_cast<int>(i / strips % 4),
+              count = static_cast<int>(std::min(size, sites - first));
     const auto group = static_cast<size_t>(quadtree_group(parity, step));
     int64_t* site = scratch_of<int64_t>(Scratch::sites, count);
     for (int j = 0; j < count; ++j) {
@@ -339,7 +347,8 @@ void quadtree_gather(const void* x, const Map& map, int element, int step, void*
     const int odd = static_cast<int>(i % map.h & 1) * 2;
     for (int64_t s = 0; s < map.w; ++s) {
       const int group = quadtree_group(odd + static_cast<int>(s & 1), step);
-      std::memcpy(to + s * group_bytes, from + (s * 4 + group) * group_bytes, static_cast<size_t>(group_bytes));
+      std::memcpy(to + s * group_bytes, from + (s * 4 + group) * group_bytes,
+                  static_cast<size_t>(group_bytes));
     }
   });
 }
@@ -363,13 +372,15 @@ void for_group_rows(const Map& map, const float* parameters, int step, F&& body)
 
 }  // namespace
 
-void quantize(const int16_t* y, const int32_t* mean, const float* gain, const Map& map, int step, int16_t* q) {
+void quantize(const int16_t* y, const int32_t* mean, const float* gain, const Map& map, int step,
+              int16_t* q) {
   for_group_rows(map, gain, step, [&](int64_t at, const int group[2], const float* const gains[2]) {
     kernels().quantize(y + 4 * at, mean + at, gains, group, static_cast<int>(map.w), map.c / 4, q + at);
   });
 }
 
-void reconstruct(const int16_t* q, const int32_t* mean, const float* inv, const Map& map, int step, int16_t* y_hat) {
+void reconstruct(const int16_t* q, const int32_t* mean, const float* inv, const Map& map, int step,
+                 int16_t* y_hat) {
   for_group_rows(map, inv, step, [&](int64_t at, const int group[2], const float* const rows[2]) {
     kernels().reconstruct(q + at, mean + at, rows, group, static_cast<int>(map.w), map.c / 4, y_hat + 4 * at);
   });

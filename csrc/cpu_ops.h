@@ -11,8 +11,8 @@
 
 namespace dca {
 
-const Kernels& kernels();                     // those in use
-std::vector<const Kernels*> all_kernels();    // those this machine can run, slowest first
+const Kernels& kernels();                   // those in use
+std::vector<const Kernels*> all_kernels();  // those this machine can run, slowest first
 void use_kernels(const Kernels& choice);
 
 std::vector<float> padded(const float* values, int64_t count);
@@ -68,17 +68,19 @@ struct Map {  // [n, h, w, c]
 };
 
 void operand(const int16_t* x, const float* m, int64_t rows, int c, int bits, void* out);
-void linear(const void* x, int64_t rows, const PackedLinear& p, Epilogue epilogue, const int16_t* residual, void* out);
+void linear(const void* x, int64_t rows, const PackedLinear& p, Epilogue epilogue, const int16_t* residual,
+            void* out);
 void linear_gate(const int8_t* x, int64_t rows, const PackedLinear& p, float g, int8_t* out);
 void depthwise3x3(const int8_t* x, const Map& map, const PackedDepthwise& p, int8_t* out);
-void window_attention(const int8_t* q, const int8_t* k, const int8_t* v, const Map& map, int heads, int window,
-                      int shift, float m, const int32_t* bias, const uint8_t* table, int8_t* out);
-void token_attention(const int8_t* q, const int8_t* k, const int8_t* v, int64_t n, int64_t queries, int64_t keys, int c,
-                     int heads, float m, const uint8_t* table, int8_t* out);
+void window_attention(const int8_t* q, const int8_t* k, const int8_t* v, const Map& map, int heads,
+                      int window, int shift, float m, const int32_t* bias, const uint8_t* table, int8_t* out);
+void token_attention(const int8_t* q, const int8_t* k, const int8_t* v, int64_t n, int64_t queries,
+                     int64_t keys, int c, int heads, float m, const uint8_t* table, int8_t* out);
 void head_params(const int8_t* t, const Map& map, const PackedHead& p, int step, int32_t* mean, uint8_t* row);
 void quadtree_gather(const void* x, const Map& map, int element, int step, void* out);
 void quantize(const int16_t* y, const int32_t* mean, const float* gain, const Map& map, int step, int16_t* q);
-void reconstruct(const int16_t* q, const int32_t* mean, const float* inv, const Map& map, int step, int16_t* y_hat);
+void reconstruct(const int16_t* q, const int32_t* mean, const float* inv, const Map& map, int step,
+                 int16_t* y_hat);
 void patches_from_image(const uint8_t* image, const Map& map, int size, int16_t* out);
 // Moves blocks of s x s sites into channels or back; `map` is the larger map, elements have `element` bytes.
 void space_to_depth(const void* x, const Map& map, int s, int element, void* out);

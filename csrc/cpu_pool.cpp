@@ -117,8 +117,8 @@ class Pool {
   int places_ = 0, workers_ = 0;
 };
 
-// Never destroyed: workers may outlive static destructors. A forked child has no workers and unknown locks, so it
-// forgets the pool and makes its own.
+// Never destroyed: workers may outlive static destructors. A forked child has no workers and unknown locks,
+// so it forgets the pool and makes its own.
 std::atomic<Pool*> the_pool{nullptr};
 std::atomic<int> thread_count{static_cast<int>(std::max(1u, std::thread::hardware_concurrency()))};
 

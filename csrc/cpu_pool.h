@@ -11,8 +11,8 @@ namespace dca {
 int threads();
 void set_threads(int count);  // how many threads one call may use, the caller included
 
-// Runs task(context, i) for i in [0, count) on the caller and idle workers; rethrows what a task throws. A call made
-// while another one uses the workers runs alone on its own thread. Safe in a child after fork.
+// Runs task(context, i) for i in [0, count) on the caller and idle workers; rethrows what a task throws. A
+// call made while another one uses the workers runs alone on its own thread. Safe in a child after fork.
 void run_parallel(int64_t count, void (*task)(void*, int64_t), void* context);
 
 // The same for a callable. `work` in operations: small jobs are not worth waking a thread.

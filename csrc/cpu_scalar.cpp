@@ -12,8 +12,12 @@ constexpr int kTileRows = 2;
 constexpr int kTileBlocks = 1;
 constexpr bool kBytes = false;
 
-struct I16 { int32_t v[kLanes]; };
-struct F16 { float v[kLanes]; };
+struct I16 {
+  int32_t v[kLanes];
+};
+struct F16 {
+  float v[kLanes];
+};
 
 // Sums wrap modulo 2^32 like those of the vector units.
 inline int32_t wrap_add(int32_t a, int32_t b) {
@@ -23,16 +27,20 @@ inline int32_t wrap_mul(int32_t a, int32_t b) {
   return static_cast<int32_t>(static_cast<uint32_t>(a) * static_cast<uint32_t>(b));
 }
 
-#define LANES(type, expression)                        \
-  type out;                                            \
+#define LANES(type, expression)                           \
+  type out;                                               \
   for (int i = 0; i < kLanes; ++i) out.v[i] = expression; \
   return out
 
 inline I16 set(int32_t x) { LANES(I16, x); }
-template <class T> inline I16 load(const T* p) { LANES(I16, p[i]); }
+template <class T>
+inline I16 load(const T* p) {
+  LANES(I16, p[i]);
+}
 inline F16 setf(float x) { LANES(F16, x); }
 inline F16 loadf(const float* p) { LANES(F16, p[i]); }
-template <class T> inline void store(T* p, I16 x) {
+template <class T>
+inline void store(T* p, I16 x) {
   for (int i = 0; i < kLanes; ++i) p[i] = static_cast<T>(x.v[i]);
 }
 inline I16 add(I16 a, I16 b) { LANES(I16, wrap_add(a.v[i], b.v[i])); }
@@ -40,7 +48,10 @@ inline I16 sub(I16 a, I16 b) { LANES(I16, wrap_add(a.v[i], wrap_add(~b.v[i], 1))
 inline I16 mul(I16 a, I16 b) { LANES(I16, wrap_mul(a.v[i], b.v[i])); }
 inline I16 min(I16 a, I16 b) { LANES(I16, a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
 inline I16 max(I16 a, I16 b) { LANES(I16, a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
-template <int N> inline I16 sra(I16 a) { LANES(I16, a.v[i] >> N); }
+template <int N>
+inline I16 sra(I16 a) {
+  LANES(I16, a.v[i] >> N);
+}
 inline F16 to_float(I16 a) { LANES(F16, static_cast<float>(a.v[i])); }
 inline F16 mul(F16 a, F16 b) { LANES(F16, a.v[i] * b.v[i]); }
 inline F16 max(F16 a, F16 b) { LANES(F16, a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }

@@ -85,7 +85,7 @@ class Exporter:
         self.linear(f"{name}.expand", block.expand, OPERAND_STEPS)
         if isinstance(block, DepthBlock):
             self.depthwise(f"{name}.depthwise", block.depthwise)
-        self.linear(f"{name}.project", block.project, unit / step)
+        self.linear(f"{name}.project", block.project, block.reach / step)
 
     def blocks(self, name: str, module: nn.Module, step: Tensor | float) -> None:
         """Every block and windowed attention below `module`."""

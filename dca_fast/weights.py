@@ -21,7 +21,7 @@ from dca_fast.config import ModelConfig
 from dca_fast.errors import ConfigError, WeightsError
 
 FORMAT = 1
-BUNDLED = Path(__file__).parent / "weights"
+BUNDLED = Path(__file__).parent / "data"
 ACCUMULATOR = 2**31 - 1
 OPERAND_BOUND = {torch.int8: 127, torch.int16: 32767}
 

@@ -26,19 +26,11 @@ from dca_fast.evaluate import (
 )
 from dca_fast.peers import FAMILIES, Peer, make_peers
 from dca_fast.report import environment, plot, report, summary
+from dca_fast.testing import photograph
 
 PEERS = make_peers(FAMILIES)
 CURVE = [(0.1 * 1.7**i, 26.0 + 2.1 * i) for i in range(7)]
 ROW = Row("a", 10.0, 100, 0.5, 30.0, 0.9, 1.0, 1.0)
-
-
-def picture(height: int, width: int) -> np.ndarray:
-    """Smooth colours, an edge and a little noise, [height, width, 3] uint8."""
-    y, x = np.mgrid[:height, :width]
-    planes = [128 + 100 * np.sin((x * (c + 1) + 2 * y) / 40) * np.cos(y / 30) for c in range(3)]
-    planes[0][x + y > (height + width) / 2] += 40
-    noise = np.random.default_rng(1).normal(0, 3, (height, width, 3))
-    return (np.stack(planes, 2) + noise).clip(0, 255).astype(np.uint8)
 
 
 class Coarse:
@@ -64,7 +56,7 @@ def test_psnr_is_that_of_8_bit_rgb() -> None:
 
 
 def test_ms_ssim_needs_161_pixels() -> None:
-    image = picture(161, 170)
+    image = photograph(161, 170)
     assert ms_ssim(image, image) == pytest.approx(1)
     assert ms_ssim(image[:160], image[:160]) is None
     noisy = image ^ np.random.default_rng(0).integers(0, 32, image.shape, np.uint8)
@@ -75,7 +67,7 @@ def test_ms_ssim_needs_161_pixels() -> None:
 
 
 def test_rows_and_means() -> None:
-    images = [("a", picture(40, 60)), ("b", picture(80, 30))]
+    images = [("a", photograph(40, 60)), ("b", photograph(80, 30))]
     seen: list[Row] = []
     curve = evaluate(Coarse(), images, [90, 50], name="coarse", on_row=seen.append)
     assert list(curve.rows) == seen
@@ -112,7 +104,7 @@ def test_nothing_to_measure_or_a_wrong_size_is_refused() -> None:
     with pytest.raises(InputError, match="no images"):
         evaluate(Coarse(), [], [50])
     with pytest.raises(InputError, match="came back as"):
-        evaluate(Cropping(), [("a", picture(8, 8))], [50])
+        evaluate(Cropping(), [("a", photograph(8, 8))], [50])
 
 
 def test_shrinking_files_are_named() -> None:
@@ -179,7 +171,7 @@ def test_files_that_hold_no_anchors(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
 def test_peers_code_better_at_higher_quality(peer: Peer) -> None:
-    image = picture(90, 130)
+    image = photograph(90, 130)
     curve = evaluate(peer, [("a", image)], [peer.ladder[i] for i in (1, 4, -1)], name=peer.name)
     levels = [(point.bpp, point.psnr) for point in curve.points]
     assert levels == sorted(levels)
@@ -192,7 +184,7 @@ def test_peers_code_better_at_higher_quality(peer: Peer) -> None:
 def test_jpeg_has_the_chroma_its_name_says(tmp_path: Path) -> None:
     sampling = {}
     for peer in make_peers(["jpeg"]):
-        (tmp_path / "a.jpg").write_bytes(peer.encode(picture(16, 16), 50))
+        (tmp_path / "a.jpg").write_bytes(peer.encode(photograph(16, 16), 50))
         with Image.open(tmp_path / "a.jpg") as image:
             sampling[peer.name] = JpegImagePlugin.get_sampling(image)
     assert sampling == {"JPEG 4:2:0": 2, "JPEG 4:4:4": 0}
@@ -255,7 +247,7 @@ def test_plots_of_unknown_kind_are_refused(tmp_path: Path, anchors: Path) -> Non
 
 def test_packages_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pytorch_msssim", None)
-    image = picture(170, 170)
+    image = photograph(170, 170)
     with pytest.raises(BackendUnavailableError, match=r"pip install 'dca-fast\[eval\]'"):
         ms_ssim(image, image)
 
@@ -263,17 +255,17 @@ def test_packages_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_folder_is_read_when_iterated_over(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     for name in ("b.png", "deep/a.png"):
-        Image.fromarray(picture(9, 7)).save(tmp_path / name)
+        Image.fromarray(photograph(9, 7)).save(tmp_path / name)
     folder = ImageFolder(tmp_path)
     assert len(folder) == 2
     assert [name for name, _ in folder] == ["b.png", "deep/a.png"]
-    assert all(np.array_equal(pixels, picture(9, 7)) for _, pixels in folder)
+    assert all(np.array_equal(pixels, photograph(9, 7)) for _, pixels in folder)
     with pytest.raises(InputError, match="no images"):
         ImageFolder(tmp_path / "none")
 
 
 def test_our_codec_rises_with_quality() -> None:
-    curve = evaluate(Codec("dca-s", threads=1), [("a", picture(130, 190))], [0, 50, 100])
+    curve = evaluate(Codec("dca-s", threads=1), [("a", photograph(130, 190))], [0, 50, 100])
     assert not rate_inversions(curve.rows)
     levels = [(point.bpp, point.psnr) for point in curve.points]
     assert levels[0][0] < levels[1][0] < levels[2][0]

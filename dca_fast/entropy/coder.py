@@ -125,9 +125,10 @@ class Coder:
             _check("rows", rows, np.uint8)
             if len(values) != len(rows):
                 raise InputError(f"values and rows differ in length ({len(values)} and {len(rows)})")
-        chosen = choose_layout(self._estimate_bytes(parts))
-        lanes = chosen[0] if lanes is None else lanes
-        groups = chosen[1] if groups is None else groups
+        if lanes is None or groups is None:
+            chosen = choose_layout(self._estimate_bytes(parts))
+            lanes = chosen[0] if lanes is None else lanes
+            groups = chosen[1] if groups is None else groups
         if lanes not in LANES or not 1 <= groups <= MAX_GROUPS:
             raise ConfigError(f"no layout of {lanes} lanes in {groups} groups")
         if self.backend == "python":

@@ -104,14 +104,15 @@ def row_frequencies(row: int, prob_bits: int) -> npt.NDArray[np.uint16]:
     """Quantise one Gaussian row to `prob_bits` bits.
 
     A bucket is kept when the raw bits of the escapes it saves outweigh the one slot it takes from
-    the others: p * 16 > log2(e) / 2**prob_bits. Buckets -1..1 are always kept, because real
-    residuals have heavier tails than the narrow rows.
+    the others: p * (16 - shift) > log2(e) / 2**prob_bits. Buckets -1..1 are always kept, because
+    real residuals have heavier tails than the narrow rows.
 
     Returns:
         [256] uint16, sum 2**prob_bits.
     """
-    p = _bucket_probabilities(row_sigma(row), 1 << row_shift(row))
-    worth = _RAW_BITS * p[CENTER:ESCAPE] > math.log2(math.e) / (1 << prob_bits)
+    shift = row_shift(row)
+    p = _bucket_probabilities(row_sigma(row), 1 << shift)
+    worth = (_RAW_BITS - shift) * p[CENTER:ESCAPE] > math.log2(math.e) / (1 << prob_bits)
     radius = max(1, int(np.flatnonzero(worth).max()))
     kept = np.r_[CENTER - radius : CENTER + radius + 1, ESCAPE]
     p[ESCAPE] = max(0.0, 1.0 - float(p[kept[:-1]].sum()))

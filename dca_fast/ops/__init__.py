@@ -50,7 +50,7 @@ class Linear(_Weights):
     w: Tensor
     b: Tensor
     m: Tensor
-    cache: dict[str, Any] = field(default_factory=dict, repr=False)
+    cache: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class Depthwise(_Weights):
     w: Tensor
     b: Tensor
     m: Tensor
-    cache: dict[str, Any] = field(default_factory=dict, repr=False)
+    cache: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ class Head(_Weights):
     m_mean: Tensor
     m_scale: Tensor
     offset: Tensor
-    cache: dict[str, Any] = field(default_factory=dict, repr=False)
+    cache: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
 
 class DepthBlockParams(NamedTuple):
@@ -113,8 +113,8 @@ class Ops:
     linear_act: Callable[[Tensor, Linear, bool], Tensor]
     # (x int8 [..., K], p [2H, K], g) -> int8 [..., H]
     linear_gate: Callable[[Tensor, Linear, float], Tensor]
-    # (x int8 [..., K], p [O, K], residual int16 [..., O]) -> int16 [..., O]
-    linear_add: Callable[[Tensor, Linear, Tensor], Tensor]
+    # (x int8 [..., K], p [O, K], residual int16 [..., O] or None) -> int16 [..., O]
+    linear_add: Callable[..., Tensor]
     # (x int16 [..., K], p int16 [O, K], residual int16 [..., O] or None) -> int16 [..., O]
     wide_linear: Callable[..., Tensor]
     # (x int16 [..., K], p int16 [O, K]) -> uint8 [..., O]

@@ -1,7 +1,8 @@
 """The operations in C++ (`dca_fast._cpu`), on CPU tensors; same names, signatures and bits as the reference.
 
-The extension sees NumPy views of the tensors, checks every type, shape and layout, and raises `InputError` instead
-of copying or guessing. Weights are packed for the processor the first time a layer is used and kept in its `cache`.
+The extension sees NumPy views of the tensors, checks every type, shape and layout, and raises `InputError`
+instead of copying or guessing. Weights are packed for the processor the first time a layer is used and kept
+in its `cache`, so a layer must not be changed in place afterwards.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dca_fast.ops import DepthBlockParams, Depthwise, GatedFfnParams, Head, Line
 
 _cpu.set_error_type(InputError)
 
-CACHE_KEY = "cpu"
+NAME = "native"
 _tensor = torch.from_numpy
 
 
@@ -33,7 +34,7 @@ def isa() -> str:
 
 
 def set_isa(name: str) -> None:
-    """Forces an instruction set, or "auto" for the fastest. Raises InputError if this machine cannot run it."""
+    """Forces an instruction set, or "auto" for the fastest. Raises InputError where it cannot run."""
     _cpu.set_isa(name)
 
 
@@ -48,10 +49,10 @@ def set_threads(count: int) -> None:
 
 
 def _packed(p: Linear | Depthwise | Head) -> Any:
-    handle = p.cache.get(CACHE_KEY)
+    handle = p.cache.get(NAME)
     if handle is None:
         make = getattr(_cpu, type(p).__name__)
-        handle = p.cache[CACHE_KEY] = make(*(t.numpy() for t in p.tensors()))
+        handle = p.cache[NAME] = make(*(t.numpy() for t in p.tensors()))
     return handle
 
 
@@ -71,8 +72,8 @@ def linear_gate(x: Tensor, p: Linear, g: float) -> Tensor:
     return _tensor(_cpu.linear_gate(x.numpy(), _packed(p), g))
 
 
-def linear_add(x: Tensor, p: Linear, residual: Tensor) -> Tensor:
-    return _tensor(_cpu.linear_add(x.numpy(), _packed(p), residual.numpy()))
+def linear_add(x: Tensor, p: Linear, residual: Tensor | None = None) -> Tensor:
+    return _tensor(_cpu.linear_add(x.numpy(), _packed(p), None if residual is None else residual.numpy()))
 
 
 def wide_linear(x: Tensor, p: Linear, residual: Tensor | None = None) -> Tensor:
@@ -150,4 +151,4 @@ def gated_ffn(x: Tensor, p: GatedFfnParams) -> Tensor:
     return _tensor(_cpu.gated_ffn(x.numpy(), p.m_in.numpy(), _packed(p.gate), p.g, _packed(p.project)))
 
 
-OPS: Ops = collect("cpu", sys.modules[__name__])
+OPS: Ops = collect(NAME, sys.modules[__name__])

@@ -57,15 +57,15 @@ def linear_gate(x: Tensor, p: Linear, g: float) -> Tensor:
     return _requantise(u * v, g, LIMIT8).to(torch.int8)
 
 
-def linear_add(x: Tensor, p: Linear, residual: Tensor) -> Tensor:
-    """1x1 layer plus residual. x int8 [..., K], residual int16 [..., O]; returns int16 [..., O]."""
-    return _saturating_add(_requantise(_accumulate(x, p.w, p.b), p.m, LIMIT16), residual)
+def linear_add(x: Tensor, p: Linear, residual: Tensor | None = None) -> Tensor:
+    """1x1 layer to a feature, plus residual if given. x int8 [..., K]; returns int16 [..., O]."""
+    r = _requantise(_accumulate(x, p.w, p.b), p.m, LIMIT16)
+    return r.to(torch.int16) if residual is None else _saturating_add(r, residual)
 
 
 def wide_linear(x: Tensor, p: Linear, residual: Tensor | None = None) -> Tensor:
-    """1x1 layer on 16-bit operands, plus residual if given. x int16 [..., K]; returns int16 [..., O]."""
-    r = _requantise(_accumulate(x, p.w, p.b), p.m, LIMIT16)
-    return r.to(torch.int16) if residual is None else _saturating_add(r, residual)
+    """`linear_add` on 16-bit operands and weights. x int16 [..., K]; returns int16 [..., O]."""
+    return linear_add(x, p, residual)
 
 
 def wide_pixels(x: Tensor, p: Linear) -> Tensor:

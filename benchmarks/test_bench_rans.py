@@ -1,0 +1,173 @@
+"""Speed of the entropy coder against the coders of compressai and constriction on the same symbols.
+
+Everybody gets the coded symbols only, in the arrays or tensors they like best, and hands back the
+same kind; tables are prepared beforehand. Results are verified before anything is timed. `compare`
+runs all coders in turns on any symbols, for example those of a photograph.
+"""
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from dca_fast.entropy.coder import ISAS, Coder, available
+from dca_fast.entropy.tables import SKIP_ROW, Tables, build_gaussian_tables, row_sigma
+from dca_fast.errors import BackendUnavailableError
+
+Symbols = npt.NDArray[np.int16]
+Rows = npt.NDArray[np.uint8]
+SIZE = 1 << 18
+
+
+class Ours:
+    """This package, one thread, one part."""
+
+    def __init__(self, symbols: Symbols, rows: Rows, tables: Tables, isa: str) -> None:
+        self.symbols, self.rows = symbols, rows
+        self.coder = Coder(tables, "native", isa)
+
+    def encode(self) -> bytes:
+        return self.coder.encode([(self.symbols, self.rows)])
+
+    def decode(self, stream: bytes) -> Any:
+        decoder = self.coder.decoder(stream)
+        symbols = decoder.decode(self.rows)
+        decoder.finish()
+        return symbols
+
+
+class CompressAI:
+    """compressai.ans as its models call it: tensors become lists; the lists of its tables are made once."""
+
+    def __init__(self, symbols: Symbols, rows: Rows, tables: Tables) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecations inside of compressai
+            self.torch = pytest.importorskip("torch")
+            self.ans = pytest.importorskip("compressai.ans")
+            models = pytest.importorskip("compressai.entropy_models")
+            model = models.GaussianConditional([row_sigma(row) for row in range(len(tables.shift))])
+            model.update()
+        self.tables = [t.tolist() for t in (model.quantized_cdf, model.cdf_length, model.offset)]
+        self.symbols = self.torch.from_numpy(symbols.astype(np.int32))
+        self.rows = self.torch.from_numpy(rows.astype(np.int32))
+
+    def encode(self) -> bytes:
+        encoder = self.ans.BufferedRansEncoder()
+        encoder.encode_with_indexes(self.symbols.tolist(), self.rows.tolist(), *self.tables)
+        stream: bytes = encoder.flush()
+        return stream
+
+    def decode(self, stream: bytes) -> Any:
+        decoder = self.ans.RansDecoder()
+        decoder.set_stream(stream)
+        return self.torch.tensor(decoder.decode_stream(self.rows.tolist(), *self.tables))
+
+
+class Constriction:
+    """constriction's ANS coder with its own Gaussian model of each symbol's deviation."""
+
+    def __init__(self, symbols: Symbols, rows: Rows, tables: Tables) -> None:
+        self.stream = pytest.importorskip("constriction").stream
+        reach = max(512, int(np.abs(symbols.astype(int)).max(initial=0)) + 1)
+        self.model = self.stream.model.QuantizedGaussian(-reach, reach)
+        self.symbols = symbols.astype(np.int32)
+        self.means = np.zeros(len(rows))
+        self.sigmas = np.array([row_sigma(row) for row in range(len(tables.shift))])[rows]
+
+    def encode(self) -> bytes:
+        coder = self.stream.stack.AnsCoder()
+        coder.encode_reverse(self.symbols, self.model, self.means, self.sigmas)
+        compressed: bytes = coder.get_compressed().tobytes()
+        return compressed
+
+    def decode(self, stream: bytes) -> Any:
+        coder = self.stream.stack.AnsCoder(np.frombuffer(stream, np.uint32))
+        return coder.decode(self.model, self.means, self.sigmas)
+
+
+Maker = Callable[[Symbols, Rows, Tables], Any]
+CODERS: dict[str, Maker] = {
+    **{f"dca-fast {isa}": lambda s, r, t, isa=isa: Ours(s, r, t, isa) for isa in ISAS[1:]},
+    "compressai": CompressAI,
+    "constriction": Constriction,
+}
+
+
+def make_symbols(size: int = SIZE) -> tuple[Symbols, Rows]:
+    """Gaussian symbols with the spread of deviations seen in latents: most below 1, few above 10."""
+    rng = np.random.default_rng(0)
+    rows = np.clip(rng.normal(34, 16, size), 8, 110).astype(np.uint8)
+    sigmas = np.array([row_sigma(row) for row in range(128)])[rows]
+    return np.rint(rng.standard_normal(size) * sigmas).astype(np.int16), rows
+
+
+def verified(make: Maker, symbols: Symbols, rows: Rows, tables: Tables) -> tuple[Any, bytes]:
+    """Build a coder and check its round trip; returns it and its stream."""
+    try:
+        coder = make(symbols, rows, tables)
+    except BackendUnavailableError as error:
+        pytest.skip(str(error))
+    stream = coder.encode()
+    np.testing.assert_array_equal(np.asarray(coder.decode(stream)), symbols)
+    return coder, stream
+
+
+def compare(symbols: Symbols, rows: Rows, tables: Tables, rounds: int = 7) -> dict[str, dict[str, float]]:
+    """Time all coders in turns (processor time of the one thread) and print the medians and their ratios.
+
+    Args:
+        symbols: [n] int16.
+        rows: [n] uint8 table rows; positions with 255 are left out for everybody.
+        tables: of dca-fast; the others use their own form of the same Gaussians.
+        rounds: how many times each coder runs.
+
+    Returns:
+        By coder: bytes, and nanoseconds per coded symbol to encode and to decode.
+    """
+    coded = rows != SKIP_ROW
+    symbols, rows = symbols[coded], rows[coded]
+    ready, results = {}, {}
+    for name, make in CODERS.items():
+        try:
+            ready[name] = verified(make, symbols, rows, tables)
+        except pytest.skip.Exception as reason:
+            print(f"{name:16} left out: {reason}")
+    seconds: dict[str, list[Sequence[float]]] = {name: [] for name in ready}
+    for _ in range(rounds):
+        for name, (coder, stream) in ready.items():
+            times = [time.thread_time()]
+            for run in (coder.encode, lambda c=coder, s=stream: c.decode(s)):
+                run()
+                times.append(time.thread_time())
+            seconds[name].append(np.diff(times).tolist())
+    for name, (_, stream) in ready.items():
+        encode, decode = (1e9 * statistics.median(t) / len(rows) for t in zip(*seconds[name], strict=True))
+        results[name] = {"bytes": len(stream), "encode_ns": encode, "decode_ns": decode}
+    best = {key: min(result[key] for result in results.values()) for key in ("encode_ns", "decode_ns")}
+    print(f"{len(rows)} symbols, one thread{'':19}encode            decode")
+    for name, result in results.items():
+        ratios = (f"{result[key]:9.2f} ns {result[key] / best[key]:5.1f}x" for key in best)
+        print(f"{name:16} {result['bytes']:9.0f} bytes " + " ".join(ratios))
+    return results
+
+
+@pytest.mark.parametrize("direction", ["encode", "decode"])
+@pytest.mark.parametrize("name", CODERS)
+def test_speed(benchmark: Any, name: str, direction: str) -> None:
+    if name.startswith("dca-fast") and not available()[0]:
+        pytest.skip(available()[1])
+    symbols, rows = make_symbols()
+    coder, stream = verified(CODERS[name], symbols, rows, build_gaussian_tables())
+    benchmark.group = f"rANS {direction}, {len(rows)} symbols"
+    benchmark.extra_info.update(symbols=len(rows), bytes=len(stream), coder=name)
+    benchmark(coder.encode) if direction == "encode" else benchmark(coder.decode, stream)
+    benchmark.extra_info["symbols_per_second"] = round(len(rows) / benchmark.stats["median"])
+
+
+if __name__ == "__main__":
+    compare(*make_symbols(), build_gaussian_tables())

@@ -1,0 +1,245 @@
+"""The codec with the shipped weights: exactness across backends, threads, batches and sizes; bad input; bad files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dca_fast import Codec, container, inspect
+from dca_fast.entropy import coder
+from dca_fast.errors import (
+    BackendUnavailableError,
+    BitstreamError,
+    ConfigError,
+    CorruptStreamError,
+    InputError,
+    LimitExceededError,
+    NotADcaFileError,
+    TruncatedStreamError,
+    UnknownModelError,
+    WeightsError,
+)
+from dca_fast.testing import photograph
+
+SIZES = [(1, 1), (1, 17), (16, 16), (63, 65), (255, 257), (1000, 3)]
+
+
+@pytest.fixture(scope="module")
+def native() -> Codec:
+    return Codec("dca-s", backend="native", threads=1)
+
+
+@pytest.fixture(scope="module")
+def reference() -> Codec:
+    return Codec("dca-s", backend="reference")
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / np.square(a.astype(np.float64) - b).mean()))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_backends_agree_at_every_size(native: Codec, reference: Codec, size: tuple[int, int]) -> None:
+    image = photograph(*size, seed=size[0])
+    for quality in (0, 61.37, 100):
+        data = native.encode(image, quality)
+        assert reference.encode(image, quality) == data
+        pixels = native.decode(data, "numpy")
+        assert pixels.shape == (*size, 3)
+        assert np.array_equal(reference.decode(data, "numpy"), pixels)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512"])
+def test_threads_and_instruction_sets_change_nothing(
+    native: Codec, monkeypatch: pytest.MonkeyPatch, isa: str, threads: int
+) -> None:
+    from dca_fast.ops import native as ops
+
+    if isa not in ops.isas():
+        pytest.skip(f"this processor has no {isa}")
+    image = photograph(190, 330, seed=8)
+    data = native.encode(image, 80)
+    pixels = native.decode(data, "numpy")
+    monkeypatch.setenv("DCA_ISA", isa)
+    try:
+        other = Codec("dca-s", backend="native", threads=threads)
+        assert ops.isa() == isa
+        assert other.encode(image, 80) == data
+        assert np.array_equal(other.decode(data, "numpy"), pixels)
+    finally:
+        ops.set_isa("auto")
+
+
+def test_batches_are_the_single_files(native: Codec) -> None:
+    images = [photograph(96, 64, seed=i) for i in range(3)] + [photograph(33, 70, seed=9)]
+    files = native.encode_batch(images, 40)
+    assert files == [native.encode(image, 40) for image in images]
+    for pixels, data in zip(native.decode_batch(files, "numpy"), files, strict=True):
+        assert np.array_equal(pixels, native.decode(data, "numpy"))
+
+
+def test_quality_buys_fidelity_with_bytes(native: Codec) -> None:
+    image = photograph(256, 384, seed=4)
+    sizes, fidelity = [], []
+    for quality in range(0, 101, 10):
+        data = native.encode(image, quality)
+        sizes.append(len(data))
+        fidelity.append(psnr(native.decode(data, "numpy"), image))
+    assert sizes == sorted(sizes)
+    assert fidelity[-1] > fidelity[0] + 4
+    assert fidelity[-1] > 30
+
+
+def test_quality_is_continuous(native: Codec) -> None:
+    image = photograph(128, 128, seed=4)
+    files = {native.encode(image, q) for q in (50, 50.5, 51)}
+    assert len(files) == 3
+    assert inspect(native.encode(image, 50.25)).quality == 50.25
+
+
+def test_every_input_type_gives_the_same_bytes(native: Codec) -> None:
+    image = photograph(40, 50)
+    data = native.encode(image)
+    assert native.encode(Image.fromarray(image)) == data
+    assert native.encode(torch.from_numpy(image).permute(2, 0, 1)) == data
+    assert native.encode(np.ascontiguousarray(image[:, ::-1])[:, ::-1]) == data
+
+
+def test_every_output_type_holds_the_same_pixels(native: Codec) -> None:
+    data = native.encode(photograph(40, 50))
+    pixels = native.decode(data, "numpy")
+    assert np.array_equal(np.asarray(native.decode(data)), pixels)
+    tensor = native.decode(data, "torch")
+    assert tensor.dtype == torch.uint8
+    assert np.array_equal(tensor.permute(1, 2, 0).numpy(), pixels)
+
+
+def test_gray_alpha_and_metadata_survive(native: Codec) -> None:
+    image = photograph(48, 32)
+    gray = native.decode(native.encode(image[:, :, 0]))
+    assert gray.mode == "L"
+    alpha = np.linspace(0, 255, 48 * 32).astype(np.uint8).reshape(48, 32)
+    source = Image.fromarray(np.dstack([image, alpha]))
+    source.info["icc_profile"] = b"profile"
+    back = native.decode(native.encode(source))
+    assert back.mode == "RGBA"
+    assert np.array_equal(np.asarray(back)[:, :, 3], alpha)
+    assert back.info["icc_profile"] == b"profile"
+    replaced = native.decode(native.encode(image, metadata={"xmp": b"<x/>"}))
+    assert replaced.info["xmp"] == b"<x/>"
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((2, 4, 4, 3), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        torch.zeros(4, 4, 3, dtype=torch.uint8),
+        torch.zeros(3, 4, 4),
+        "photo.png",
+        None,
+    ],
+)
+def test_wrong_images_are_refused_by_name(native: Codec, image: object) -> None:
+    with pytest.raises(InputError):
+        native.encode(image)  # type: ignore[arg-type]
+
+
+def test_wrong_arguments_are_refused_by_name(native: Codec, tmp_path: Path) -> None:
+    image = photograph(8, 8)
+    for quality in (-1, 100.01, float("nan"), "high", True):
+        with pytest.raises(ConfigError):
+            native.encode(image, quality)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="output"):
+        native.decode(native.encode(image), "jpeg")
+    with pytest.raises(ConfigError, match="threads"):
+        Codec(threads=0)
+    with pytest.raises(ConfigError, match="backend"):
+        Codec(backend="fpga")
+    with pytest.raises(BackendUnavailableError, match="CPU"):
+        Codec(device="cuda")
+    with pytest.raises(WeightsError, match="shipped: dca-s"):
+        Codec("dca-xxl")
+    with pytest.raises(WeightsError):
+        Codec(weights=tmp_path / "none.safetensors")
+    with pytest.raises(LimitExceededError):
+        Codec(max_pixels=63).encode(image)
+    with pytest.raises(LimitExceededError):
+        Codec(max_pixels=63).decode(native.encode(image))
+
+
+def test_every_truncation_is_refused(native: Codec) -> None:
+    data = native.encode(photograph(64, 48), 50)
+    for size in range(len(data)):
+        with pytest.raises((TruncatedStreamError, NotADcaFileError, CorruptStreamError)):
+            native.decode(data[:size])
+
+
+def _decodes_or_raises(codec: Codec, data: bytes, pixels: np.ndarray) -> bool:
+    """True if refused. A file that is not refused must give the identical picture."""
+    try:
+        back = codec.decode(data, "numpy")
+    except BitstreamError:
+        return True
+    assert np.array_equal(back, pixels)
+    return False
+
+
+def test_mutations_are_refused_even_with_a_mended_checksum(native: Codec) -> None:
+    """Bytes behind a correct CRC reach the entropy decoder: it and the symbol digest must hold the line."""
+    data = native.encode(photograph(64, 48), 50)
+    pixels = native.decode(data, "numpy")
+    generator = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        body = bytearray(data[:-4])
+        for _ in range(generator.integers(1, 4)):
+            body[generator.integers(len(container.MAGIC) + 1, len(body))] ^= 1 << generator.integers(8)
+        body += container.zlib.crc32(body).to_bytes(4, "little")
+        try:
+            header = container.parse(bytes(body), max_pixels=1 << 20).header
+        except BitstreamError:
+            refused += 1
+            continue
+        if (header.width, header.height) == (48, 64):
+            refused += _decodes_or_raises(native, bytes(body), pixels)
+    assert refused > 250
+
+
+def test_files_of_other_weights_are_refused_by_name(native: Codec) -> None:
+    dca = container.parse(native.encode(photograph(16, 16)))
+    header = container.Header(16, 16, dca.header.quality, b"abcd", dca.header.digest)
+    with pytest.raises(UnknownModelError, match="61626364"):
+        native.decode(container.pack(header, dca.stream))
+
+
+def test_a_wrong_digest_is_refused(native: Codec) -> None:
+    dca = container.parse(native.encode(photograph(16, 16)))
+    h = dca.header
+    header = container.Header(h.width, h.height, h.quality, h.model_id, h.digest ^ 1)
+    with pytest.raises(CorruptStreamError, match="digest"):
+        native.decode(container.pack(header, dca.stream))
+
+
+def test_one_codec_serves_many_threads(native: Codec) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    images = [photograph(70, 60 + i, seed=i) for i in range(6)]
+    expected = [native.encode(image, 30 + i) for i, image in enumerate(images)]
+    with ThreadPoolExecutor(4) as pool:
+        files = list(pool.map(lambda pair: native.encode(pair[1], 30 + pair[0]), enumerate(images)))
+        assert files == expected
+        decoded = list(pool.map(lambda data: native.decode(data, "numpy"), files))
+    for pixels, data in zip(decoded, expected, strict=True):
+        assert np.array_equal(pixels, native.decode(data, "numpy"))
+
+
+def test_the_python_coder_reads_native_streams(native: Codec, reference: Codec) -> None:
+    assert coder.available()[0]
+    data = native.encode(photograph(120, 100), 90)
+    assert np.array_equal(reference.decode(data, "numpy"), native.decode(data, "numpy"))

@@ -1,0 +1,145 @@
+"""The door of the entropy coder: layouts, arguments, settings, and what it says when it refuses."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from dca_fast.entropy import coder as coder_module
+from dca_fast.entropy import rans, tables
+from dca_fast.entropy.coder import Coder, available, choose_layout
+from dca_fast.entropy.tables import Tables, build_gaussian_tables
+from dca_fast.errors import BackendUnavailableError, ConfigError, InputError, WeightsError
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLES = build_gaussian_tables()
+CODERS = [Coder(TABLES, backend) for backend in (("python", "native") if available()[0] else ("python",))]
+FASTEST = CODERS[-1]
+native_only = pytest.mark.skipif(not available()[0], reason=available()[1])
+each_coder = pytest.mark.parametrize("coder", CODERS, ids=lambda coder: coder.backend)
+
+
+@pytest.mark.parametrize("payload", [0, 1, 799, 800, 1600, 5000, 25_599, 25_600, 65_536, 300_000, 10**7])
+def test_the_layout_keeps_states_small(payload: int) -> None:
+    lanes, groups = choose_layout(payload)
+    assert lanes in coder_module.LANES
+    assert 1 <= groups <= 16
+    assert lanes == 1 or 4 * lanes * groups * 200 <= payload
+    assert groups == 1 or groups * 65_536 <= payload
+    assert lanes == 32 or 4 * (2 * lanes) * 200 > payload
+
+
+def test_the_layout_follows_the_expected_size() -> None:
+    assert choose_layout(25_600) == (32, 1)
+    assert choose_layout(10**7) == (32, 16)
+    rng = np.random.default_rng(2)
+    for size, expected in ((100, (0, 1)), (12_000, (1, 1)), (60_000, (3, 1)), (200_000, (5, 1))):
+        rows = rng.integers(0, 60, size).astype(np.uint8)
+        values = (rng.standard_normal(size) * 0.1 * 2 ** (rows / 12)).round().astype(np.int16)
+        stream = FASTEST.encode([(values, rows)])
+        assert tuple(stream[:2]) == expected
+        assert abs(len(stream) - FASTEST._estimate_bytes([(values, rows)])) < 20 + 0.05 * len(stream)
+
+
+VALUES, ROWS = np.zeros(8, np.int16), np.zeros(8, np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("values", "rows"),
+    [
+        (VALUES.astype(np.int32), ROWS),
+        (VALUES, ROWS.astype(np.int8)),
+        (VALUES[::2], ROWS[:4]),
+        (VALUES.reshape(2, 4), ROWS.reshape(2, 4)),
+        (VALUES, ROWS[:7]),
+        (VALUES.tolist(), ROWS),
+        (VALUES.astype(">i2"), ROWS),
+        (VALUES, ROWS + np.uint8(128)),
+        (VALUES, ROWS + np.uint8(254)),
+    ],
+)
+@each_coder
+def test_wrong_arrays_are_refused(coder: Coder, values: object, rows: object) -> None:
+    with pytest.raises(InputError):
+        coder.encode([(values, rows)])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    "rows", [ROWS.astype(np.int64), ROWS[::2], ROWS.reshape(2, 4), [0, 1], ROWS + np.uint8(200)]
+)
+@each_coder
+def test_wrong_rows_are_refused(coder: Coder, rows: npt.NDArray[np.uint8]) -> None:
+    with pytest.raises(InputError):
+        coder.decoder(coder.encode([(VALUES, ROWS)])).decode(rows)
+
+
+@each_coder
+def test_buffers_of_any_kind_are_read(coder: Coder) -> None:
+    values, rows = np.arange(50, dtype=np.int16), np.full(50, 60, np.uint8)
+    values.flags.writeable = rows.flags.writeable = False
+    stream = coder.encode([(values, rows)])
+    for form in (memoryview(stream), bytearray(stream), memoryview(b"xx" + stream)[2:]):
+        np.testing.assert_array_equal(coder.decoder(form).decode(rows), values)
+
+
+@each_coder
+def test_impossible_layouts_are_refused(coder: Coder) -> None:
+    for lanes, groups in ((0, 1), (3, 1), (64, 1), (-1, 1), (1, 0), (1, 65)):
+        with pytest.raises(ConfigError, match="no layout"):
+            coder.encode([(VALUES, ROWS)], lanes, groups)
+
+
+def test_wrong_settings_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="backend"):
+        Coder(TABLES, "cuda")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="threads"):
+        Coder(TABLES, threads=0)
+    with pytest.raises(WeightsError):
+        Coder(Tables(TABLES.freq // 2, TABLES.shift))
+    monkeypatch.setattr(coder_module, "_native", None)
+    monkeypatch.setattr(coder_module, "_reason", "not here")
+    assert available() == (False, "not here")
+    assert Coder(TABLES).backend == "python"
+    with pytest.raises(BackendUnavailableError, match="not here"):
+        Coder(TABLES, "native")
+    with pytest.raises(BackendUnavailableError, match="not here"):
+        Coder(TABLES, isa="scalar")
+
+
+@native_only
+def test_the_instruction_set_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DCA_ISA", raising=False)
+    assert available()[0]
+    assert Coder(TABLES).backend == "native"
+    best = Coder(TABLES).isa
+    assert best in available()[1]
+    assert Coder(TABLES, isa=best).isa == best
+    monkeypatch.setenv("DCA_ISA", "scalar")
+    assert Coder(TABLES).isa == "scalar"
+    assert Coder(TABLES, isa=best).isa == best
+    monkeypatch.setenv("DCA_ISA", "sse9")
+    with pytest.raises(ConfigError, match="isa must be one of"):
+        Coder(TABLES)
+    with pytest.raises(BackendUnavailableError, match="cannot run avx2, only scalar"):
+        coder_module._choose_isa("avx2", ["scalar"])
+
+
+def test_both_languages_use_the_same_constants() -> None:
+    header = (ROOT / "csrc" / "rans.h").read_text("utf-8")
+    constants = dict(re.findall(r"constexpr int (k\w+) = (\d+);", header))
+    assert {name: int(constants[name]) for name in constants} == {
+        "kProbBits": tables.PROB_BITS,
+        "kRows": tables.ROWS,
+        "kSymbols": tables.SYMBOLS,
+        "kEscape": tables.ESCAPE,
+        "kCenter": tables.CENTER,
+        "kSkipRow": tables.SKIP_ROW,
+        "kMaxShift": tables.MAX_SHIFT,
+        "kMaxLanes": coder_module.LANES[-1],
+        "kMaxGroups": coder_module.MAX_GROUPS,
+        "kWordsPerSymbol": 2,
+    }
+    assert rans.MAX_GROUPS == coder_module.MAX_GROUPS
+    assert rans.LOWER == 1 << 16
