@@ -45,9 +45,7 @@ def check_image(codecs: dict[str, Codec], pixels: np.ndarray, quality: float) ->
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--model", default="dca-s")
@@ -77,9 +75,7 @@ def main() -> int:
         batch = cases[start : start + 4]
         compared += len(batch)
         out = native.encode_batch([pixels for _, pixels in batch], 50)
-        wrong += [
-            f"{n} batch: bytes" for (n, _), data in zip(batch, out, strict=True) if data != files[n, 50]
-        ]
+        wrong += [f"{n} batch: bytes" for (n, _), data in zip(batch, out, strict=True) if data != files[n, 50]]
     result = {
         "machine": platform.processor() or platform.machine(),
         "python": platform.python_version(),
@@ -95,9 +91,7 @@ def main() -> int:
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(result, indent=1) + "\n")
-    sys.stdout.write(
-        f"{compared} comparisons, {len(wrong)} differences\n" + "".join(f"  {w}\n" for w in wrong)
-    )
+    sys.stdout.write(f"{compared} comparisons, {len(wrong)} differences\n" + "".join(f"  {w}\n" for w in wrong))
     return 1 if wrong else 0
 
 

@@ -3,9 +3,9 @@
     python benchmarks/test_bench_codec.py --out benchmarks/results/codec.json
     pytest benchmarks/test_bench_codec.py --benchmark-only
 
-Times are from pixels in memory to a file in memory and back, colour conversion and entropy coding included, and
-are taken in turns, so that a change in the machine's speed meets all alike. Every codec is checked before it is
-timed. DCA_IMAGES names a folder of images; without it they are synthetic ones of 768x512.
+Times are from pixels in memory to a file in memory and back, colour conversion and entropy coding included,
+and are taken in turns, so that a change in the machine's speed meets all alike. Every codec is checked before
+it is timed. DCA_IMAGES names a folder of images; without it they are synthetic ones of 768x512.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ TIMED_PEERS = ("AVIF speed 6", "JPEG XL effort 7", "WebP method 4")
 class CompressAi:
     """CompressAI's mbt2018-mean at its quality 4, a hyperprior without autoregression: 128 and 192 channels.
 
-    The weights are random, so its pictures mean nothing; the arithmetic and the number of coded symbols, and
-    with them the time, are those of the trained model.
+    The weights are random, so its pictures mean nothing; the arithmetic and the number of coded symbols are
+    those of the trained model, and the time is about its time.
     """
 
     def __init__(self) -> None:
@@ -97,9 +97,7 @@ class Contestant:
         data = self.codec.encode(image, self.quality)
         decoded = self.codec.decode(data, "numpy")
         assert decoded.shape == image.shape, self.name
-        assert np.array_equal(self.codec.decode(data, "numpy"), decoded), (
-            f"{self.name} decodes to two pictures"
-        )
+        assert np.array_equal(self.codec.decode(data, "numpy"), decoded), f"{self.name} decodes to two pictures"
         assert not self.trained or psnr(image, decoded) > SANE_PSNR, f"{self.name} decodes to a wrong picture"
 
     def measure(self, turn: tuple[int, int], image: Pixels) -> None:
@@ -153,9 +151,7 @@ def make_contestants(image: Pixels) -> list[Contestant]:
     size = len(codec.encode(image, QUALITY))
     peers = [peer for peer in make_peers(("avif", "jxl", "webp"), THREADS) if peer.name in TIMED_PEERS]
     rivals = [Contestant(peer.name, peer.version, peer, same_rate(peer, image, size)) for peer in peers]
-    rival = Contestant(
-        "mbt2018-mean", f"compressai {metadata.version('compressai')}", CompressAi(), 4, trained=False
-    )
+    rival = Contestant("mbt2018-mean", f"compressai {metadata.version('compressai')}", CompressAi(), 4, trained=False)
     return [ours, *rivals, rival]
 
 
@@ -181,9 +177,7 @@ def as_text(facts: dict[str, Any]) -> str:
     lines = [f"{'':18}{'bpp':>7}{'PSNR':>7}{'encode ms':>11}{'ratio':>8}{'decode ms':>11}{'ratio':>8}"]
     for name, c in facts["codecs"].items():
         quality = f"{c['bpp']:7.3f}{c['psnr']:7.2f}" if "bpp" in c else f"{'-':>7}{'-':>7}"
-        times = (
-            f"{c['encode_ms']:11.1f}{c['encode_ratio']:8.2f}{c['decode_ms']:11.1f}{c['decode_ratio']:8.2f}"
-        )
+        times = f"{c['encode_ms']:11.1f}{c['encode_ratio']:8.2f}{c['decode_ms']:11.1f}{c['decode_ratio']:8.2f}"
         lines.append(f"{name:18}{quality}{times}")
     return "\n".join(lines)
 
@@ -203,9 +197,7 @@ def contestants(image: Pixels) -> dict[str, Contestant]:
 
 @pytest.mark.parametrize("name", ["dca-s", *TIMED_PEERS, "mbt2018-mean"])
 @pytest.mark.parametrize("direction", ["encode", "decode"])
-def test_codec(
-    name: str, direction: str, contestants: dict[str, Contestant], image: Pixels, benchmark: Any
-) -> None:
+def test_codec(name: str, direction: str, contestants: dict[str, Contestant], image: Pixels, benchmark: Any) -> None:
     contestant = contestants[name]
     benchmark.group = f"codec: {direction} {image.shape[1]}x{image.shape[0]}"
     data = contestant.codec.encode(image, contestant.quality)

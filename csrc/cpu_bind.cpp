@@ -231,6 +231,19 @@ py::array_t<T> bind_operand(const py::array& x, const py::array& m) {
   return out;
 }
 
+py::array_t<int16_t> bind_add(const py::array& x, const py::array& y) {
+  int64_t rows;
+  const int16_t* a = rows_of<int16_t>(x, "x", kAny, rows);
+  const int16_t* b = rows_of<int16_t>(y, "y", kAny, rows);
+  same_shape(x, y, "x and y: shapes differ");
+  auto out = like<int16_t>(x, x.shape(x.ndim() - 1));
+  int16_t* to = out.mutable_data();
+  const int64_t count = x.size();
+  Running running;
+  add(a, b, count, to);
+  return out;
+}
+
 // Operands In, outputs Out; `residual` only with Epilogue::add.
 template <class In, class Out>
 py::array_t<Out> bind_linear(const py::array& x, const PackedLinear& p, Epilogue epilogue,
@@ -494,6 +507,7 @@ void set_isa(const std::string& name) {
   for (const Kernels* k : available)
     if (name == k->name) choice = k;
   if (!choice) throw BadInput("instruction set '" + name + "' is not available on this machine");
+  if (choice == &kernels()) return;  // without the lock, which a forked child may find taken for ever
   py::gil_scoped_release release;
   std::unique_lock<std::shared_mutex> lock(kernel_mutex);
   use_kernels(*choice);
@@ -534,6 +548,7 @@ PYBIND11_MODULE(_cpu, m) {
 
   m.def("operand8", &bind_operand<int8_t>);
   m.def("operand16", &bind_operand<int16_t>);
+  m.def("add", &bind_add);
   m.def("linear_act", [](const py::array& x, const PackedLinear& p, bool leaky) {
     return bind_linear<int8_t, int8_t>(x, p, leaky ? Epilogue::leaky : Epilogue::act);
   });

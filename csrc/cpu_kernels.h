@@ -14,6 +14,7 @@ constexpr int kTableSize = 256;  // entries of an exponential table
 constexpr int kMeanLimit = 1 << 20;
 constexpr int kSymbolLimit = 8191;
 constexpr int kMaxRow = 127;
+constexpr int kMeanBits = 8;  // means and latents are held in 1/256 of a quantiser step
 
 constexpr int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
@@ -77,6 +78,7 @@ struct Kernels {
   size_t (*attention_bytes)(int rows, int keys, int depth);
   void (*attention)(const AttentionTask&);
   // One image row; group(x) of the sites alternates between even and odd x.
+  void (*add_rows)(const int16_t* x, const int16_t* y, int64_t count, int16_t* out);
   void (*quantize)(const int16_t* y, const int32_t* mean, const float* const gain[2], const int group[2],
                    int width, int size, int16_t* q);
   void (*reconstruct)(const int16_t* q, const int32_t* mean, const float* const inv[2], const int group[2],

@@ -289,6 +289,13 @@ void gate(const int8_t* x, int64_t rows, int h, float g, int8_t* out) {
     }
 }
 
+void add_rows(const int16_t* x, const int16_t* y, int64_t count, int16_t* out) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int n = count - i < kLanes ? static_cast<int>(count - i) : kLanes;
+    store_lanes(out + i, clamp(add(load_lanes(x + i, n), load_lanes(y + i, n)), -32767, 32767), n);
+  }
+}
+
 void quantize(const int16_t* y, const int32_t* mean, const float* const gain[2], const int group[2],
               int width, int size, int16_t* q) {
   for (int x = 0; x < width; ++x)
@@ -296,7 +303,7 @@ void quantize(const int16_t* y, const int32_t* mean, const float* const gain[2],
       const int64_t at = static_cast<int64_t>(x) * size + i;
       const I16 value = load_lanes(y + 4 * (at - i) + group[x & 1] * size + i, size - i);
       const I16 t = requantise(value, loadf(gain[x & 1] + i), kMeanLimit);
-      const I16 d = sra<4>(add(sub(t, load_lanes(mean + at, size - i)), set(8)));
+      const I16 d = sra<kMeanBits>(add(sub(t, load_lanes(mean + at, size - i)), set(1 << (kMeanBits - 1))));
       store_lanes(q + at, clamp(d, -kSymbolLimit, kSymbolLimit), size - i);
     }
 }
@@ -306,7 +313,7 @@ void reconstruct(const int16_t* q, const int32_t* mean, const float* const inv[2
   for (int x = 0; x < width; ++x)
     for (int i = 0; i < size; i += kLanes) {
       const int64_t at = static_cast<int64_t>(x) * size + i;
-      const I16 t = add(mul(load_lanes(q + at, size - i), set(16)), load_lanes(mean + at, size - i));
+      const I16 t = add(mul(load_lanes(q + at, size - i), set(1 << kMeanBits)), load_lanes(mean + at, size - i));
       int16_t* out = y_hat + 4 * (at - i) + group[x & 1] * size + i;
       store_lanes(out, requantise(t, loadf(inv[x & 1] + i), 32767), size - i);
     }
@@ -494,4 +501,4 @@ void attention(const AttentionTask& t) {
 
 #define KERNEL_FIELDS                                                                                      \
   supported, matrix_bytes, pack_rows, strip_bytes, linear, operand, gate, depthwise_bytes, pack_depthwise, \
-      depthwise, attention_bytes, attention, quantize, reconstruct
+      depthwise, attention_bytes, attention, add_rows, quantize, reconstruct

@@ -386,6 +386,13 @@ void reconstruct(const int16_t* q, const int32_t* mean, const float* inv, const 
   });
 }
 
+void add(const int16_t* x, const int16_t* y, int64_t count, int16_t* out) {
+  constexpr int64_t kRun = 1 << 14;
+  parallel_for((count + kRun - 1) / kRun, count * kElementWork, [&](int64_t i) {
+    kernels().add_rows(x + i * kRun, y + i * kRun, std::min(kRun, count - i * kRun), out + i * kRun);
+  });
+}
+
 namespace {
 
 // body(run of s * c elements in the larger map, the same run among the patches), both as element offsets.

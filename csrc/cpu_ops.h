@@ -78,6 +78,7 @@ void token_attention(const int8_t* q, const int8_t* k, const int8_t* v, int64_t 
                      int64_t keys, int c, int heads, float m, const uint8_t* table, int8_t* out);
 void head_params(const int8_t* t, const Map& map, const PackedHead& p, int step, int32_t* mean, uint8_t* row);
 void quadtree_gather(const void* x, const Map& map, int element, int step, void* out);
+void add(const int16_t* x, const int16_t* y, int64_t count, int16_t* out);
 void quantize(const int16_t* y, const int32_t* mean, const float* gain, const Map& map, int step, int16_t* q);
 void reconstruct(const int16_t* q, const int32_t* mean, const float* inv, const Map& map, int step,
                  int16_t* y_hat);

@@ -126,7 +126,8 @@ def _add_train(p: argparse.ArgumentParser) -> None:
     p.add_argument("--device", default="cpu", metavar="NAME", help="default: %(default)s")
     p.add_argument("--start", type=Path, metavar="FILE", help="a checkpoint or float weights to start from")
     p.add_argument("--cache", type=Path, metavar="STEM", help="decoded photographs (default: in --out)")
-    p.add_argument("--no-compile", dest="compile", action="store_const", const=False, help="start at once")
+    compile_help = "torch.compile: some minutes, then faster steps"
+    p.add_argument("--compile", action=argparse.BooleanOptionalAction, help=compile_help)
     p.set_defaults(command=commands.train)
 
 

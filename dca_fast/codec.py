@@ -1,7 +1,7 @@
 """Codec: images to bytes and back. The whole path is readable here; each stage has its own module.
 
-    encode: image -> pad -> analyse -> y, z -> walk (latents) -> rANS -> container
-    decode: container -> rANS <-> walk (latents) -> y_hat -> synthesise -> crop -> image
+encode: image -> pad -> analyse -> y, z -> walk (latents) -> rANS -> container
+decode: container -> rANS <-> walk (latents) -> y_hat -> synthesise -> crop -> image
 """
 
 from __future__ import annotations
@@ -108,12 +108,11 @@ class Codec:
             raise BackendUnavailableError(f"device {device!r}: this version runs on the CPU only")
         self.threads, self.max_pixels = _threads(threads), max_pixels
         ops = resolve(backend)
-        self.backend = "reference" if ops.name == "reference" else "native"
+        self.backend = ops.name
         self._weights = weights_io.load(Path(weights) if weights is not None else weights_io.find(model))
         t = self._weights.tensors
         tables = Tables(t["tables.freq"].numpy().astype(np.uint16), t["tables.shift"].numpy()).validate()
-        coder = "python" if ops.name == "reference" else "native"
-        self._coder = Coder(tables, backend=coder, threads=self.threads)
+        self._coder = Coder(tables, "python" if ops.name == "reference" else "native", threads=self.threads)
         self._programs = ProgramSet(self._weights, ops)
 
     @property
@@ -138,9 +137,7 @@ class Codec:
             set_threads(self.threads)
         return self._programs.at(quality)
 
-    def encode(
-        self, image: ImageLike, quality: float = 60.0, *, metadata: Mapping[str, bytes] | None = None
-    ) -> bytes:
+    def encode(self, image: ImageLike, quality: float = 60.0, *, metadata: Mapping[str, bytes] | None = None) -> bytes:
         """Compress one image.
 
         Args:
@@ -173,9 +170,7 @@ class Codec:
         return container.pack(header, self._coder.encode(parts.parts), self._sections(source, metadata))
 
     @staticmethod
-    def _sections(
-        source: image_io.ImageInput, metadata: Mapping[str, bytes] | None
-    ) -> dict[container.Section, bytes]:
+    def _sections(source: image_io.ImageInput, metadata: Mapping[str, bytes] | None) -> dict[container.Section, bytes]:
         blocks = source.metadata if metadata is None else metadata
         sections = {container.Section[key.upper()]: value for key, value in blocks.items()}
         if source.alpha is not None:

@@ -20,7 +20,7 @@ LAMBDA_MIN, LAMBDA_MAX = 0.0007, 0.15  # weight of the squared error in grey lev
 # The fixed-point grid of the integer line (docs/numerics.md).
 OPERAND_STEPS = 16  # int8 operands hold multiples of 1/16: range +-127/16
 FEATURE_STEPS = 256  # int16 features of the entropy model hold multiples of 1/256
-LATENT_STEPS = 16  # means and latents are held in 1/16 of a quantiser step
+LATENT_STEPS = 256  # means and latents are held in 1/256 of a quantiser step
 ROWS_PER_OCTAVE = 12  # rows of the scale table: scale = SCALE_MIN * 2 ** (row / ROWS_PER_OCTAVE)
 SCALE_MIN = 0.1
 ROWS = 128
@@ -112,7 +112,8 @@ class ModelConfig:
         known = {f.name for f in fields(cls)}
         if set(values) - known or "name" not in values:
             raise ConfigError(f"not a model configuration: unknown {sorted(set(values) - known)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**arguments)
 
 
 PRESETS = {

@@ -25,7 +25,7 @@ from dca_fast.config import (
 from dca_fast.entropy.tables import build_gaussian_tables
 from dca_fast.errors import ConfigError, WeightsError
 from dca_fast.model.hyper import GlobalHyper, LocalHyper, RegionalHyper
-from dca_fast.model.layers import Depthwise, DepthBlock, GatedFfn, Linear, WideLinear, WindowAttention
+from dca_fast.model.layers import DepthBlock, Depthwise, GatedFfn, Linear, WideLinear, WindowAttention
 from dca_fast.model.network import Network
 from dca_fast.model.transforms import OUTPUT_SCALE, PIXEL_SCALE, PatchAnalysis, PatchSynthesis
 from dca_fast.program import LOG2_STEPS
@@ -225,4 +225,3 @@ def export_checkpoint(checkpoint: Path, out: Path, skip: int = SKIP_ROW) -> weig
     """Integer weights of a checkpoint, written to `out` and returned as read back."""
     network = load_float(Path(checkpoint))
     return weights_io.save(Path(out), export(network), network.config, skip)
-

@@ -31,7 +31,7 @@ class Source(Protocol):
         """Symbols of a hyper latent."""
 
     def step(self, step: int, mean: Tensor, rows: Tensor) -> Tensor:
-        """Symbols of a quadtree step; mean int32 in 1/16 quantiser steps."""
+        """Symbols of a quadtree step; mean int32 in 1/256 quantiser steps."""
 
 
 class EncoderSource:

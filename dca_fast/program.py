@@ -3,7 +3,7 @@
     patches -> embed, merge, blocks -> y        (int16, coefficients in fixed point)
     y -> l_a, r_a, g_a -> z                     (int16 symbols)
     z -> l_s, r_s, g_s -> phi                   (int16 features; keys and values of the tokens int8)
-    per step: y_hat, phi -> c -> mean, row      (int32 sixteenths of a quantiser step, uint8)
+    per step: y_hat, phi -> c -> mean, row      (int32, 1/256 of a quantiser step; uint8)
     y_hat -> blocks, split, pixels -> patches   (uint8)
 
 It is written once, over an `Ops` record, so reference and fast backends differ in nothing else. Reference: DCA
@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -46,9 +47,11 @@ def exp2(table: np.ndarray, log2: np.ndarray) -> np.ndarray:
     return np.ldexp(table[log2 & (LOG2_STEPS - 1)], (log2 >> 12).astype(np.int32)).astype(np.float32)
 
 
-def _add(x: Tensor, y: Tensor) -> Tensor:
-    """Saturating sum of two int16 features."""
-    return (x.int() + y.int()).clamp_(-32767, 32767).to(torch.int16)
+class SharedLayers(NamedTuple):
+    """Layers of one model by name, built on first use, that serve every quality."""
+
+    linear: dict[str, Linear]
+    depthwise: dict[str, Depthwise]
 
 
 class Program:
@@ -58,15 +61,15 @@ class Program:
         weights: checked integer weights.
         ops: backend.
         quality: in 1/100, 0..10000.
-        shared: layers that do not depend on the quality, filled on first use (see `ProgramSet`).
+        shared: layers that do not depend on the quality.
     """
 
-    def __init__(self, weights: Weights, ops: Ops, quality: int, shared: dict[str, Linear | Depthwise]) -> None:
+    def __init__(self, weights: Weights, ops: Ops, quality: int, shared: SharedLayers) -> None:
         self.config: ModelConfig = weights.config
         self.ops, self.quality, self.skip = ops, quality, weights.skip
         self._t: Mapping[str, Tensor] = weights.tensors
         self._shared = shared
-        self._layers: dict[str, object] = {}
+        self._conditional: dict[str, Linear] = {}
         self.contexts = self.config.latents
         self.stages = self.config.stages
         self._table = self._t["tables.softmax"]
@@ -115,38 +118,29 @@ class Program:
 
     def _linear(self, name: str) -> Linear:
         t, slope = self._t, self._t.get(f"{name}.slope")
-        if slope is None:
-            if name not in self._shared:
-                self._shared[name] = Linear(t[f"{name}.w"], t[f"{name}.b"], t[f"{name}.m"])
-            layer = self._shared[name]
-            assert isinstance(layer, Linear)
-            return layer
-        if name not in self._layers:
-            half = QUALITY_RANGE // 2
-            shift = (slope.long() * (self.quality - half) + half // 2).div(half, rounding_mode="floor")
-            b = (t[f"{name}.b"].long() + shift).to(torch.int32)
-            self._layers[name] = Linear(t[f"{name}.w"], b, t[f"{name}.m"])
-        layer = self._layers[name]
-        assert isinstance(layer, Linear)
-        return layer
+        layers = self._shared.linear if slope is None else self._conditional
+        if name not in layers:
+            b = t[f"{name}.b"]
+            if slope is not None:
+                half = QUALITY_RANGE // 2
+                shift = (slope.long() * (self.quality - half) + half // 2).div(half, rounding_mode="floor")
+                b = (b.long() + shift).to(torch.int32)
+            layers[name] = Linear(t[f"{name}.w"], b, t[f"{name}.m"])
+        return layers[name]
 
     def _depthwise(self, name: str) -> Depthwise:
-        if name not in self._shared:
-            self._shared[name] = Depthwise(*(self._t[f"{name}.{k}"] for k in "wbm"))
-        layer = self._shared[name]
-        assert isinstance(layer, Depthwise)
-        return layer
+        layers = self._shared.depthwise
+        if name not in layers:
+            layers[name] = Depthwise(*(self._t[f"{name}.{k}"] for k in "wbm"))
+        return layers[name]
 
     def _depth(self, x: Tensor, name: str) -> Tensor:
-        if name not in self._layers:
-            self._layers[name] = DepthBlockParams(
-                self._t[f"{name}.m_in"],
-                self._linear(f"{name}.expand"),
-                self._depthwise(f"{name}.depthwise"),
-                self._linear(f"{name}.project"),
-            )
-        p = self._layers[name]
-        assert isinstance(p, DepthBlockParams)
+        p = DepthBlockParams(
+            self._t[f"{name}.m_in"],
+            self._linear(f"{name}.expand"),
+            self._depthwise(f"{name}.depthwise"),
+            self._linear(f"{name}.project"),
+        )
         return self.ops.depth_block(x, p)
 
     def _ffn(self, x: Tensor, name: str) -> Tensor:
@@ -162,8 +156,7 @@ class Program:
 
     def _feature(self, x: Tensor, name: str) -> Tensor:
         """int8 operand -> int16 [..., O], no residual."""
-        p = self._linear(name)
-        return self.ops.linear_add(x, p, torch.zeros(*x.shape[:-1], p.w.shape[0], dtype=torch.int16))
+        return self.ops.linear_add(x, self._linear(name))
 
     def _operand(self, x: Tensor) -> Tensor:
         """Feature of the entropy model (1/256) -> operand (1/16)."""
@@ -247,7 +240,7 @@ class Program:
         return out
 
     def step_parameters(self, step: int, y_hat: Tensor, features: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Mean (int32, 1/16 quantiser steps) and scale-table row (uint8) of step 0..3, [N, h, w, M/4] each."""
+        """Mean (int32, 1/256 quantiser steps) and scale-table row (uint8) of step 0..3, [N, h, w, M/4] each."""
         x = features[f"step{step}"]
         if step:
             decoded = self.ops.operand16(y_hat, self._t["latent.operand16"])
@@ -255,7 +248,7 @@ class Program:
         core = 0 if self.config.shared else step
         name = f"context.cores.{core}"
         if self.config.merge_once and "local" in features:
-            x = _add(x, features["local"])
+            x = self.ops.add(x, features["local"])
         for stage in self.stages:
             x = self._stage(stage, name, x, features)
         return self.ops.head_params(self._operand(x), self._heads[core], step)
@@ -264,7 +257,7 @@ class Program:
         if stage == "regional":
             return self._blocks(x, f"{name}.regional_blocks", self.config.context_blocks)
         if stage == "local":
-            x = x if self.config.merge_once else _add(x, features["local"])
+            x = x if self.config.merge_once else self.ops.add(x, features["local"])
             return self._ffn(x, f"{name}.local_ffn")
         n, h, w, d = x.shape
         q = self.ops.linear_act(self._operand(x), self._linear(f"{name}.global_attention.query"), False)
@@ -290,5 +283,5 @@ class ProgramSet:
     """
 
     def __init__(self, weights: Weights, ops: Ops) -> None:
-        shared: dict[str, Linear | Depthwise] = {}
+        shared = SharedLayers({}, {})
         self.at = lru_cache(CACHED_QUALITIES)(lambda quality: Program(weights, ops, quality, shared))

@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from dca_fast import Codec, demo, evaluate, inspect
-from dca_fast.cli import main
+from dca_fast.cli import _parser, main
 from dca_fast.container import parse
 from dca_fast.errors import BackendUnavailableError
 from dca_fast.image_io import load_image
@@ -431,3 +433,23 @@ def test_train_export_encode(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert inspect((tmp_path / "a.dca").read_bytes()).model_id == model_id
     assert run("decode", tmp_path / "a.dca", tmp_path / "back.png") == 3
     assert f"made with model {model_id}" in said(capsys)
+
+
+def readme_blocks(language: str) -> list[str]:
+    """Contents of the fenced blocks of README.md."""
+    text = (Path(__file__).resolve().parents[1] / "README.md").read_text("utf-8")
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [block for name, block in blocks if name == language]
+
+
+def test_the_readme_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = readme_blocks("python")
+    exec(compile(example, "README.md", "exec"), {})
+    assert re.fullmatch(r"\(512, 6\d\d\) RGB: \d+ bytes, \d\.\d{3} bits per pixel\n", capsys.readouterr().out)
+
+
+def test_the_commands_of_the_readme_exist() -> None:
+    text = "\n".join(readme_blocks(""))
+    commands = re.findall(r"(?:^|\| |/)dca-fast ([^|>&\n]*)", text, re.MULTILINE)
+    names = {_parser().parse_args(shlex.split(words, comments=True)).command.__name__ for words in commands}
+    assert names == {"encode", "decode", "info", "evaluate", "train", "export", "demo"}

@@ -32,6 +32,7 @@ LAYERS = {
     "latents": 3,
     "codec": 4,
     "cli": 5,
+    "commands": 5,
     "demo": 5,
     "evaluate": 5,
     "export": 5,

@@ -13,7 +13,9 @@ from dca_fast.model.layers import OPERAND_STEPS, operand, space_to_depth
 from dca_fast.model.layers import depth_to_space as to_space
 from dca_fast.model.network import Network, gaussian_bits
 
-TINY = ModelConfig("tiny", width=16, latent=64, latent_hidden=32, context_width=32, heads=2, local=4, regional=16, tokens=4)
+TINY = ModelConfig(
+    "tiny", width=16, latent=64, latent_hidden=32, context_width=32, heads=2, local=4, regional=16, tokens=4
+)
 
 
 def photo(*shape: int) -> torch.Tensor:
@@ -59,7 +61,11 @@ def test_latents_do_not_depend_on_later_steps() -> None:
     torch.manual_seed(0)
     features = network.context.prepare(
         network.synthesise_hyper(
-            {"local": torch.zeros(1, 4, 4, 4), "regional": torch.zeros(1, 1, 1, 16), "global": torch.zeros(1, 1, 4, 16)},
+            {
+                "local": torch.zeros(1, 4, 4, 4),
+                "regional": torch.zeros(1, 1, 1, 16),
+                "global": torch.zeros(1, 1, 4, 16),
+            },
             torch.zeros(1, 1, 1, 1),
         )
     )
@@ -106,7 +112,14 @@ def test_gaussian_bits_against_the_error_function() -> None:
 def test_configuration_round_trip_and_refusals() -> None:
     config = preset("dca-s")
     assert ModelConfig.from_dict(config.to_dict()) == config
-    for bad in ({"latent": 100}, {"contexts": ("nearby",)}, {"heads": 7}, {"width": 0}, {"transforms": "dct"}, {"window": 3}):
+    for bad in (
+        {"latent": 100},
+        {"contexts": ("nearby",)},
+        {"heads": 7},
+        {"width": 0},
+        {"transforms": "dct"},
+        {"window": 3},
+    ):
         with pytest.raises(ConfigError):
             replace(config, **bad)
     with pytest.raises(ConfigError):

@@ -5,22 +5,15 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
-import multiprocessing
-import os
-import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import fields
-from functools import partial
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from dca_fast.errors import InputError
 from dca_fast.ops import DepthBlockParams, Depthwise, GatedFfnParams, Head, Linear, Ops, native, reference
 
 OP_NAMES = [f.name for f in fields(Ops) if f.name != "name"]
@@ -124,6 +117,13 @@ def test_operands_and_gated_block(shape: tuple[int, ...]) -> None:
 
 
 MAPS = [(1, 1, 1, 1), (2, 1, 5, 3), (1, 7, 1, 20), (2, 5, 13, 33), (1, 64, 96, 64), (3, 17, 31, 161)]
+
+
+@pytest.mark.parametrize("shape", [(1,), (5, 7), (2, 40, 41, 33)])
+def test_add_saturates(shape: tuple[int, ...]) -> None:
+    x, y = int16(*shape), int16(*shape)
+    every_backend("add", x, y)
+    assert torch.equal(reference.add(x, y).int(), (x.int() + y.int()).clamp(-32767, 32767))
 
 
 @pytest.mark.parametrize("shape", MAPS)
@@ -335,101 +335,4 @@ def test_quantize_then_reconstruct_is_within_half_a_step() -> None:
     for step in range(4):
         q = reference.quantize(y, mean, torch.full((8,), 1.0), step)
         reference.reconstruct(q, mean, torch.full((8,), 1.0), step, y_hat)
-    assert int((y.int() - y_hat.int()).abs().max()) <= 8  # units of 1/16 step
-
-
-# Behaviour of the extension.
-
-
-def _refusals() -> list[tuple[str, Callable[[], Any]]]:
-    x, p = int8(4, 8), linear(6, 8)
-    y, f = int16(2, 4, 4, 8), int8(2, 4, 4, 8)
-    m8, bias = torch.ones(8), int32(2, 4, 4)
-    head = Head(int8(4, 4, 8), int32(4, 4), torch.ones(4, 2), torch.ones(4, 2), int32(4, 2))
-    mean = int32(2, 4, 4, 2)
-    window = partial(native.window_attention, f, f, f)
-    tokens = partial(native.token_attention, int8(1, 2, 8))
-    block = DepthBlockParams(m8, linear(6, 8), depthwise(6), linear(8, 6))
-    bad_m = Linear(p.w, p.b, torch.full((6,), math.inf))
-    overflow = Linear(p.w, torch.full((6,), (1 << 31) - 1, dtype=torch.int32), p.m)
-    return [
-        ("dtype", lambda: native.linear_act(x.to(torch.int16), p, True)),
-        ("columns", lambda: native.linear_act(int8(4, 9), p, True)),
-        ("layout", lambda: native.linear_act(int8(8, 4).T, p, True)),
-        ("scalar", lambda: native.linear_act(torch.tensor(1, dtype=torch.int8), p, True)),
-        ("odd gate", lambda: native.linear_gate(x, linear(7, 8), 0.1)),
-        ("gate scale", lambda: native.linear_gate(x, p, math.nan)),
-        ("residual", lambda: native.linear_add(x, p, int16(4, 7))),
-        ("residual shape", lambda: native.linear_add(x, p, int16(1, 4, 6))),
-        ("wide weights", lambda: native.wide_linear(int16(4, 8), p)),
-        ("multipliers", lambda: native.linear_act(x, bad_m, True)),
-        ("overflow", lambda: native.linear_act(x, overflow, True)),
-        ("bias", lambda: native.linear_act(x, Linear(p.w, int32(5), p.m), True)),
-        ("scale", lambda: native.operand8(y, torch.ones(7))),
-        ("scale type", lambda: native.operand8(y, torch.ones(8, dtype=torch.float64))),
-        ("depthwise", lambda: native.depthwise3x3(int8(2, 4, 8), depthwise(8))),
-        ("window", lambda: window(2, 3, 0, 0.1, bias, TABLE)),
-        ("heads", lambda: window(3, 2, 0, 0.1, bias, TABLE)),
-        ("no heads", lambda: window(0, 2, 0, 0.1, bias, TABLE)),
-        ("shift", lambda: window(2, 2, 2, 0.1, bias, TABLE)),
-        ("table", lambda: window(2, 2, 0, 0.1, bias, TABLE[:255])),
-        ("empty table", lambda: window(2, 2, 0, 0.1, bias, torch.zeros_like(TABLE))),
-        ("keys", lambda: tokens(int8(1, 0, 8), int8(1, 0, 8), 2, 0.1, TABLE)),
-        ("values", lambda: tokens(int8(1, 3, 8), int8(1, 2, 8), 2, 0.1, TABLE)),
-        ("step", lambda: native.head_params(f, head, 4)),
-        ("negative step", lambda: native.quadtree_gather(y, -1)),
-        ("odd map", lambda: native.head_params(int8(1, 3, 4, 8), head, 0)),
-        ("groups", lambda: native.quadtree_gather(int16(1, 2, 2, 6), 0)),
-        ("mean", lambda: native.quantize(y, mean[:1], m8, 0)),
-        ("gain", lambda: native.quantize(y, mean, m8[:4], 0)),
-        ("symbols", lambda: native.reconstruct(int16(2, 4, 4, 3), mean, m8, 0, y)),
-        ("image", lambda: native.patches_from_image(torch.zeros(1, 8, 8, 4, dtype=torch.uint8))),
-        ("image size", lambda: native.patches_from_image(torch.zeros(1, 12, 8, 3, dtype=torch.uint8))),
-        ("patch size", lambda: native.image_from_patches(torch.zeros(1, 2, 2, 12, dtype=torch.uint8))),
-        ("odd space", lambda: native.space_to_depth2(int8(1, 3, 2, 4))),
-        ("depth", lambda: native.depth_to_space2(int8(1, 3, 2, 6))),
-        ("block", lambda: native.depth_block(y, block._replace(project=linear(8, 7)))),
-        ("ffn", lambda: native.gated_ffn(y, GatedFfnParams(m8, linear(6, 8), 0.1, linear(8, 4)))),
-        ("isa", lambda: native.set_isa("sse9")),
-    ]
-
-
-@pytest.mark.parametrize("name", [name for name, _ in _refusals()])
-def test_bad_arguments_are_refused(name: str) -> None:
-    with pytest.raises(InputError):
-        dict(_refusals())[name]()
-
-
-def test_empty_inputs_give_empty_outputs() -> None:
-    assert native.linear_act(int8(0, 8), linear(6, 8), True).shape == (0, 6)
-    block = DepthBlockParams(torch.ones(8), linear(6, 8), depthwise(6), linear(8, 6))
-    assert native.depth_block(int16(0, 4, 4, 8), block).shape == (0, 4, 4, 8)
-    queries, keys = int8(1, 0, 8), int8(1, 2, 8)
-    assert native.token_attention(queries, keys, keys, 2, 0.1, TABLE).shape == (1, 0, 8)
-
-
-def test_concurrent_callers_do_not_disturb_each_other() -> None:
-    native.set_threads(3)
-    inputs, p = [int8(1500, 96) for _ in range(8)], linear(64, 96)
-    expected = [reference.linear_act(x, p, True) for x in inputs]
-    with ThreadPoolExecutor(4) as callers:
-        for _ in range(5):
-            got = list(callers.map(lambda x: native.linear_act(x, p, True), inputs))
-            assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
-
-
-def _child(x: np.ndarray[Any, Any], p: Linear, expected: np.ndarray[Any, Any]) -> None:
-    same = np.array_equal(native.linear_act(torch.from_numpy(x), p, True).numpy(), expected)
-    os._exit(0 if same else 1)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="fork is the default of no other platform")
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_forked_child_gets_its_own_threads() -> None:
-    native.set_threads(3)
-    x, p = int8(1500, 96), linear(64, 96)
-    expected = native.linear_act(x, p, True).numpy()
-    child = multiprocessing.get_context("fork").Process(target=_child, args=(x.numpy(), p, expected))
-    child.start()
-    child.join(timeout=30)
-    assert child.exitcode == 0
+    assert int((y.int() - y_hat.int()).abs().max()) <= 128  # units of 1/256 step

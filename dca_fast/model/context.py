@@ -84,7 +84,9 @@ class Contextualiser(nn.Module):
             ready["local"] = self.local(operand(features["local"]))
         return ready
 
-    def forward(self, step: int, y_hat: Tensor | None, features: dict[str, Tensor], t: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def forward(
+        self, step: int, y_hat: Tensor | None, features: dict[str, Tensor], t: Tensor
+    ) -> list[tuple[Tensor, Tensor]]:
         """Mean and log2 scale in the latent's own unit, for the four parities: `[N, H/2, W/2, M/4]` each.
 
         Args:

@@ -103,7 +103,7 @@ class GlobalHyper(nn.Module):
         self.synthesis_kv = Linear(d, 2 * d)
 
     def analyse(self, y: Tensor, t: Tensor) -> Tensor:
-        n, h, w, m = y.shape
+        n, h, w, _ = y.shape
         keys, values = operand(self.analysis_kv(operand(y), t)).view(n, h * w, -1).chunk(2, -1)
         queries = operand(self.queries).expand(n, -1, -1)
         pooled = operand(attend(queries, keys, values, self.heads))

@@ -180,6 +180,7 @@ class WindowAttention(nn.Module):
 
     def _regions(self, h: int, w: int, device: torch.device) -> Tensor:
         """0 where a pair of a rolled window belongs together, -inf where the roll wrapped around."""
+
         def label(n: int) -> Tensor:
             i = torch.arange(n, device=device)
             return (i >= n - self.window).long() + (i >= n - self.shift).long()

@@ -72,7 +72,11 @@ class _Residual(nn.Module):
     def __init__(self, n: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(n, n // 2, 1), nn.ReLU(), nn.Conv2d(n // 2, n // 2, 3, padding=1), nn.ReLU(), nn.Conv2d(n // 2, n, 1)
+            nn.Conv2d(n, n // 2, 1),
+            nn.ReLU(),
+            nn.Conv2d(n // 2, n // 2, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(n // 2, n, 1),
         )
 
     def forward(self, x: Tensor) -> Tensor:

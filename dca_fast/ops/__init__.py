@@ -70,7 +70,7 @@ class Head(_Weights):
     Args:
         w: [4, 2G, C] int8.
         b: [4, 2G] int32.
-        m_mean: [4, G] float32, to 1/16 quantiser steps.
+        m_mean: [4, G] float32, to 1/256 quantiser steps.
         m_scale: [4, G] float32, to 1/16 table rows.
         offset: [4, G] int32, 1/16 table rows, |offset| <= 2^20.
     """
@@ -115,6 +115,8 @@ class Ops:
     linear_gate: Callable[[Tensor, Linear, float], Tensor]
     # (x int8 [..., K], p [O, K], residual int16 [..., O] or None) -> int16 [..., O]
     linear_add: Callable[..., Tensor]
+    # (x and y int16 of one shape) -> int16, saturating
+    add: Callable[[Tensor, Tensor], Tensor]
     # (x int16 [..., K], p int16 [O, K], residual int16 [..., O] or None) -> int16 [..., O]
     wide_linear: Callable[..., Tensor]
     # (x int16 [..., K], p int16 [O, K]) -> uint8 [..., O]

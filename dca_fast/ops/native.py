@@ -76,6 +76,10 @@ def linear_add(x: Tensor, p: Linear, residual: Tensor | None = None) -> Tensor:
     return _tensor(_cpu.linear_add(x.numpy(), _packed(p), None if residual is None else residual.numpy()))
 
 
+def add(x: Tensor, y: Tensor) -> Tensor:
+    return _tensor(_cpu.add(x.numpy(), y.numpy()))
+
+
 def wide_linear(x: Tensor, p: Linear, residual: Tensor | None = None) -> Tensor:
     return _tensor(_cpu.wide_linear(x.numpy(), _packed(p), None if residual is None else residual.numpy()))
 

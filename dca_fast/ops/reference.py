@@ -16,7 +16,8 @@ from dca_fast.ops import DepthBlockParams, Depthwise, GatedFfnParams, Head, Line
 
 LIMIT8 = 127
 LIMIT16 = 32767
-LIMIT_MEAN = 1 << 20  # of means, scores and scales, in sixteenths
+LIMIT_MEAN = 1 << 20  # of means in 1/256, scores and scales in 1/16
+MEAN_BITS = 8  # means and latents are held in 1/256 of a quantiser step
 LIMIT_SYMBOL = 8191
 MAX_ROW = 127  # last row of the scale table
 QUADTREE = (0, 3, 2, 1)  # step -> what to xor to the parity of a site to get its channel group
@@ -72,6 +73,11 @@ def wide_pixels(x: Tensor, p: Linear) -> Tensor:
     """1x1 layer on 16-bit operands to pixel values around 128. x int16 [..., K]; returns uint8 [..., O]."""
     r = _requantise(_accumulate(x, p.w, p.b), p.m, LIMIT16)
     return (r + 128).clamp(0, 255).to(torch.uint8)
+
+
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """Saturating sum of two features. x, y int16 of one shape; returns int16."""
+    return _saturating_add(x.to(torch.int32), y)
 
 
 def _saturating_add(r: Tensor, residual: Tensor) -> Tensor:
@@ -174,7 +180,7 @@ def head_params(t: Tensor, p: Head, step: int) -> tuple[Tensor, Tensor]:
         step: 0..3.
 
     Returns:
-        mean int32 [N, H, W, G] in 1/16 quantiser steps within +-2^20, row uint8 [N, H, W, G] in 0..127.
+        mean int32 [N, H, W, G] in 1/256 quantiser steps within +-2^20, row uint8 [N, H, W, G] in 0..127.
     """
     n, h, w, _ = t.shape
     size = p.m_mean.shape[1]
@@ -201,12 +207,12 @@ def quadtree_gather(x: Tensor, step: int) -> Tensor:
 def quantize(y: Tensor, mean: Tensor, gain: Tensor, step: int) -> Tensor:
     """Symbols of one step: y in quantiser steps minus mean, rounded; int16 in +-8191. Shapes: see `Ops`."""
     t = quadtree_gather(_requantise(y, gain, LIMIT_MEAN), step)
-    return ((t - mean + 8) >> 4).clamp(-LIMIT_SYMBOL, LIMIT_SYMBOL).to(torch.int16)
+    return ((t - mean + (1 << (MEAN_BITS - 1))) >> MEAN_BITS).clamp(-LIMIT_SYMBOL, LIMIT_SYMBOL).to(torch.int16)
 
 
 def reconstruct(q: Tensor, mean: Tensor, inv: Tensor, step: int, y_hat: Tensor) -> None:
-    """Writes (16 q + mean) * inv into this step's group of y_hat int16 [N, H, W, 4G]. Shapes: see `Ops`."""
-    value = 16 * q.to(torch.int32) + mean
+    """Writes (256 q + mean) * inv into this step's group of y_hat int16 [N, H, W, 4G]. Shapes: see `Ops`."""
+    value = (q.to(torch.int32) << MEAN_BITS) + mean
     size = q.shape[-1]
     for py, px, g in _groups(step):
         group = slice(g * size, (g + 1) * size)

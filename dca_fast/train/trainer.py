@@ -166,8 +166,13 @@ class Trainer:
 
     def save(self) -> None:
         """Checkpoint with optimiser state, replaced atomically."""
-        state = {"network": self.network.state_dict(), "average": self.average, "step": self.step,
-                 "optimiser": self.optimiser.state_dict(), "config": self.network.config.to_dict()}
+        state = {
+            "network": self.network.state_dict(),
+            "average": self.average,
+            "step": self.step,
+            "optimiser": self.optimiser.state_dict(),
+            "config": self.network.config.to_dict(),
+        }
         part = self.folder / "checkpoint.part"
         torch.save(state, part)
         part.replace(self.folder / "checkpoint.pt")
@@ -179,16 +184,24 @@ class Trainer:
         window: list[float] = []
         with (self.folder / "log.jsonl").open("a") as sink, Progress() as progress:
             task = progress.add_task("training", total=r.minutes)
-            sink.write(json.dumps({"recipe": asdict(r), "config": self.network.config.to_dict(), "step": self.step}) + "\n")
+            sink.write(
+                json.dumps({"recipe": asdict(r), "config": self.network.config.to_dict(), "step": self.step}) + "\n"
+            )
             while (elapsed := (time.monotonic() - begin) / 60) < r.minutes:
                 loss, bpp, mse, quality = self.train_step(self.learning_rate(since, elapsed / r.minutes))
                 since += 1
                 window.append(loss)
                 now = time.monotonic()
                 if now - written > 20:
-                    line = {"step": self.step, "minutes": round(elapsed, 2), "loss": sum(window) / len(window),
-                            "steps_per_s": round(len(window) / (now - written), 3), "quality": quality.tolist(),
-                            "bpp": bpp.tolist(), "psnr": (10 * torch.log10(255**2 / mse)).tolist()}
+                    line = {
+                        "step": self.step,
+                        "minutes": round(elapsed, 2),
+                        "loss": sum(window) / len(window),
+                        "steps_per_s": round(len(window) / (now - written), 3),
+                        "quality": quality.tolist(),
+                        "bpp": bpp.tolist(),
+                        "psnr": (10 * torch.log10(255**2 / mse)).tolist(),
+                    }
                     sink.write(json.dumps(line) + "\n")
                     sink.flush()
                     progress.update(task, completed=elapsed, description=f"step {self.step} loss {line['loss']:.3f}")

@@ -1,0 +1,92 @@
+"""What the integer program costs: BD-rate of real files against the float network it was exported from.
+
+    python benchmarks/integer_loss.py CHECKPOINT FOLDER --out benchmarks/results/integer_loss.json
+
+The float side is charged the ideal code length of its symbols (no tables, no coder, no header); the integer side
+the bytes of its files. Three comparisons: files; files with the float network's picture in place of the integer
+one's (the entropy path alone, with coder and container); ideal code lengths with integer pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import bjontegaard
+import numpy as np
+import torch
+from rich.progress import track
+
+from dca_fast import Codec
+from dca_fast.export import export_checkpoint, load_float
+from dca_fast.image_io import load_image
+from dca_fast.model.network import Network
+from dca_fast.train.data import list_images
+
+QUALITIES = (0, 10, 30, 50, 70, 90, 100)
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / np.square(a.astype(np.float64) - b).mean()))
+
+
+@torch.no_grad()
+def float_point(network: Network, pixels: np.ndarray, quality: float) -> tuple[float, float]:
+    """Ideal bits per pixel and PSNR of the float network, rounding instead of noise."""
+    x = torch.from_numpy(pixels.copy())[None].float() - 128
+    out = network(x, torch.tensor([float(quality)]))
+    picture = (out["image"][0] + 128).round().clamp(0, 255).to(torch.uint8).numpy()
+    return float(out["bits"]) / (pixels.shape[0] * pixels.shape[1]), psnr(picture, pixels)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+
+    network = load_float(args.checkpoint)
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "weights.safetensors"
+        export_checkpoint(args.checkpoint, weights)
+        codec = Codec(weights=weights)
+    rows = []
+    for path in track(list_images(args.folder), "comparing", console=None):
+        pixels = load_image(path).pixels
+        for quality in QUALITIES:
+            data = codec.encode(pixels, quality)
+            bpp, fidelity = float_point(network, pixels, quality)
+            rows.append((8 * len(data) / (pixels.size / 3), psnr(codec.decode(data, "numpy"), pixels), bpp, fidelity))
+    mean = np.array(rows).reshape(-1, len(QUALITIES), 4).mean(0)
+    integer_bpp, integer_psnr, float_bpp, float_psnr = mean.T
+
+    def bd_rate(bpp: np.ndarray, fidelity: np.ndarray) -> float:
+        return float(
+            bjontegaard.bd_rate(float_bpp, float_psnr, bpp, fidelity, method="pchip", require_matching_points=False)
+        )
+
+    result = {
+        "model_id": codec.model_id,
+        "qualities": QUALITIES,
+        "images": len(rows) // len(QUALITIES),
+        "float": {"bpp": float_bpp.tolist(), "psnr": float_psnr.tolist()},
+        "integer": {"bpp": integer_bpp.tolist(), "psnr": integer_psnr.tolist()},
+        "bd_rate_percent": {
+            "files": bd_rate(integer_bpp, integer_psnr),
+            "entropy path, coder and container": bd_rate(integer_bpp, float_psnr),
+            "synthesis": bd_rate(float_bpp, integer_psnr),
+        },
+    }
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    sys.stdout.write(json.dumps(result["bd_rate_percent"], indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
