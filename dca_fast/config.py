@@ -15,7 +15,7 @@ TRANSFORMS = ("patch", "elic")
 
 # The quality axis, shared by trainer, exporter and codec.
 QUALITY_MAX = 100.0
-LAMBDA_MIN, LAMBDA_MAX = 0.0007, 0.15  # weight of the squared error in grey levels, bits per pixel
+LAMBDA_MIN, LAMBDA_MAX = 0.0004, 0.15  # weight of the squared error in grey levels, bits per pixel
 
 # The fixed-point grid of the integer line (docs/numerics.md).
 OPERAND_STEPS = 16  # int8 operands hold multiples of 1/16: range +-127/16
