@@ -5,16 +5,22 @@ same kind; tables are prepared beforehand. Results are verified before anything 
 runs all coders in turns on any symbols, for example those of a photograph.
 """
 
+import argparse
+import json
+import platform
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from dca_fast.config import ALIGN, STRIDE
+from dca_fast.container import parse
 from dca_fast.entropy.coder import ISAS, Coder, available
 from dca_fast.entropy.tables import SKIP_ROW, Tables, build_gaussian_tables, row_sigma
 from dca_fast.errors import BackendUnavailableError
@@ -169,5 +175,42 @@ def test_speed(benchmark: Any, name: str, direction: str) -> None:
     benchmark.extra_info["symbols_per_second"] = round(len(rows) / benchmark.stats["median"])
 
 
+def symbols_of(paths: Sequence[Path], quality: int) -> tuple[Symbols, Rows]:
+    """What the codec hands to the coder for these photographs, at a quality in 1/100."""
+    from dca_fast import Codec, latents
+    from dca_fast.image_io import load_image
+
+    codec, parts = Codec(threads=1), []
+    for path in paths:
+        data = codec.encode(load_image(path), quality / 100)
+        source = latents.DecoderSource(codec._coder.decoder(parse(data).stream))
+        header = parse(data).header
+        sites = [-(-side // ALIGN) * (ALIGN // STRIDE) for side in (header.height, header.width)]
+        valid = [-(-side // STRIDE) for side in (header.height, header.width)]
+        latents.code(codec._program(quality), source, (sites[0], sites[1]), (valid[0], valid[1]))
+        parts += source.parts
+    symbols, rows = zip(*parts, strict=True)
+    return np.concatenate(symbols), np.concatenate(rows)
+
+
+def main() -> None:
+    """Synthetic symbols, or those of photographs: `python benchmarks/test_bench_rans.py PHOTOGRAPH ... --out FILE`."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("photographs", nargs="*", type=Path)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    if not args.photographs:
+        compare(*make_symbols(), build_gaussian_tables())
+        return
+    results = {}
+    for quality in (3000, 7000):
+        symbols, rows = symbols_of(args.photographs, quality)
+        print(f"quality {quality / 100:g}: {len(rows)} positions, {int((rows != SKIP_ROW).sum())} coded")
+        results[f"quality {quality / 100:g}"] = compare(symbols, rows, build_gaussian_tables())
+    if args.out:
+        facts = {"photographs": [p.name for p in args.photographs], "python": platform.python_version()}
+        args.out.write_text(json.dumps({**facts, "results": results}, indent=1) + "\n")
+
+
 if __name__ == "__main__":
-    compare(*make_symbols(), build_gaussian_tables())
+    main()

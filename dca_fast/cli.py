@@ -59,6 +59,7 @@ def _parser() -> _Parser:
     p = add("export", help=commands.export.__doc__)
     p.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint.pt of a training")
     p.add_argument("out", type=Path, metavar="OUT", help="the .safetensors file to write")
+    p.add_argument("--float", type=Path, metavar="FILE", help="also float weights, for `train --start`")
     p.set_defaults(command=commands.export)
     p = add("demo", parents=[model], help=commands.demo.__doc__)
     p.add_argument("image", nargs="?", type=Path, metavar="IMAGE", help="default: a portrait in matplotlib")

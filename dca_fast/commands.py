@@ -296,9 +296,11 @@ def train(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     """Integer weights of a training checkpoint."""
-    from dca_fast.export import export_checkpoint
+    from dca_fast.export import export_checkpoint, load_float, save_float
 
     weights = export_checkpoint(args.checkpoint, args.out)
+    if args.float:
+        save_float(load_float(args.checkpoint), args.float)
     print(f"{args.out}: {weights.config.name}, model id {weights.model_id.hex()}")
     return OK
 

@@ -18,6 +18,7 @@ from dca_fast import Codec, demo, evaluate, inspect
 from dca_fast.cli import _parser, main
 from dca_fast.container import parse
 from dca_fast.errors import BackendUnavailableError
+from dca_fast.export import load_float
 from dca_fast.image_io import load_image
 from dca_fast.testing import photograph
 
@@ -426,7 +427,9 @@ def test_train_export_encode(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert json.loads((folder / "log.jsonl").read_text().splitlines()[0])["recipe"]["crop"] == 64
     capsys.readouterr()
     weights = tmp_path / "own.safetensors"
-    assert run("export", tmp_path / "again" / "checkpoint.pt", weights) == 0
+    floats = tmp_path / "float.safetensors"
+    assert run("export", tmp_path / "again" / "checkpoint.pt", weights, "--float", floats) == 0
+    assert load_float(floats).config.name == "dca-s"
     model_id = Codec(weights=weights, threads=1).model_id
     assert model_id in capsys.readouterr().out
     assert run("encode", data / "a.png", tmp_path / "a.dca", "--weights", weights) == 0

@@ -1,6 +1,7 @@
 """The trainer: data from a folder, initialisation, progress, resume."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 from dca_fast.config import LAMBDA_MAX, LAMBDA_MIN, ModelConfig
-from dca_fast.errors import InputError
+from dca_fast.errors import InputError, WeightsError
 from dca_fast.export import load_float
 from dca_fast.model.layers import depth_to_space, space_to_depth
 from dca_fast.model.network import Network
@@ -110,6 +111,12 @@ def test_training_lowers_the_loss_and_resumes(photographs: Photographs, tmp_path
     assert again.train_step(1.0)[0] == first
     for a, b in zip(trainer.average.values(), again.average.values(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_checkpoint_of_another_model_is_refused(photographs: Photographs, tmp_path: Path) -> None:
+    Trainer(TINY, photographs, tmp_path, RECIPE).save()
+    with pytest.raises(WeightsError, match="another configuration"):
+        Trainer(replace(TINY, tokens=8), photographs, tmp_path, RECIPE)
 
 
 def test_run_writes_log_and_checkpoint(photographs: Photographs, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from dca_fast.config import LAMBDA_MAX, LAMBDA_MIN, QUALITY_MAX, ModelConfig
+from dca_fast.errors import WeightsError
 from dca_fast.model.layers import WideLinear
 from dca_fast.model.network import Network
 from dca_fast.train.data import Photographs
@@ -55,7 +56,7 @@ class Recipe:
     average: float = 0.999
     seed: int = 0
     save_minutes: float = 5
-    compile: bool = True
+    compile: bool = False
 
 
 def loss_of(
@@ -97,6 +98,9 @@ class Trainer:
         recipe: see `Recipe`.
         device: torch device.
         start: float weights to start from when there is no checkpoint; default: principal components.
+
+    Raises:
+        WeightsError: the checkpoint in `folder` belongs to another configuration.
     """
 
     def __init__(
@@ -116,6 +120,8 @@ class Trainer:
         saved = self.folder / "checkpoint.pt"
         state = torch.load(saved, map_location="cpu", weights_only=True) if saved.exists() else None
         if state is not None:
+            if ModelConfig.from_dict(state["config"]) != config:
+                raise WeightsError(f"{saved} belongs to another configuration: {state['config']}")
             self.network.load_state_dict(state["network"])
             self.step = state["step"]
         elif start is not None:
