@@ -19,8 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from dca_fast.config import ALIGN, STRIDE
-from dca_fast.container import parse
 from dca_fast.entropy.coder import ISAS, Coder, available
 from dca_fast.entropy.tables import SKIP_ROW, Tables, build_gaussian_tables, row_sigma
 from dca_fast.errors import BackendUnavailableError
@@ -177,18 +175,12 @@ def test_speed(benchmark: Any, name: str, direction: str) -> None:
 
 def symbols_of(paths: Sequence[Path], quality: int) -> tuple[Symbols, Rows]:
     """What the codec hands to the coder for these photographs, at a quality in 1/100."""
-    from dca_fast import Codec, latents
+    from dca_fast import Codec
     from dca_fast.image_io import load_image
 
     codec, parts = Codec(threads=1), []
     for path in paths:
-        data = codec.encode(load_image(path), quality / 100)
-        source = latents.DecoderSource(codec._coder.decoder(parse(data).stream))
-        header = parse(data).header
-        sites = [-(-side // ALIGN) * (ALIGN // STRIDE) for side in (header.height, header.width)]
-        valid = [-(-side // STRIDE) for side in (header.height, header.width)]
-        latents.code(codec._program(quality), source, (sites[0], sites[1]), (valid[0], valid[1]))
-        parts += source.parts
+        parts += codec._symbols(load_image(path).pixels, quality).parts
     symbols, rows = zip(*parts, strict=True)
     return np.concatenate(symbols), np.concatenate(rows)
 

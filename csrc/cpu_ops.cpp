@@ -158,7 +158,7 @@ void linear_gate(const int8_t* x, int64_t rows, const PackedLinear& p, float g, 
 void gated_ffn(const int16_t* x, int64_t rows, const float* m_in, const PackedLinear& gate, float g,
                const PackedLinear& project, int16_t* out) {
   const std::vector<float> scale = padded(m_in, gate.k);
-  for_strips(rows, rows * (gate.k * gate.o + project.k * project.o), [&](int64_t first, int count) {
+  for_strips(rows, rows * (int64_t{gate.k} * gate.o + int64_t{project.k} * project.o), [&](int64_t first, int count) {
     const int16_t* feature = x + first * gate.k;
     int8_t* hidden = scratch_of<int8_t>(Scratch::hidden, static_cast<int64_t>(count) * gate.o);
     int8_t* mixed = scratch_of<int8_t>(Scratch::mixed, static_cast<int64_t>(count) * project.k);

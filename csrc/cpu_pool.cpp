@@ -8,6 +8,7 @@
 #include <exception>
 #include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
 
 #if defined(__unix__) || defined(__APPLE__)
@@ -68,7 +69,10 @@ class Pool {
     if (!turn) return job.work();
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      for (; workers_ < helpers; ++workers_) std::thread([this] { serve(); }).detach();
+      try {
+        for (; workers_ < helpers; ++workers_) std::thread([this] { serve(); }).detach();
+      } catch (const std::system_error&) {  // no more threads to be had: the ones there are do the work
+      }
       job_ = &job;
       places_ = helpers;
       epoch_.fetch_add(1, std::memory_order_release);

@@ -6,6 +6,7 @@ import logging
 import os
 
 from dca_fast.entropy.coder import available as coder_available
+from dca_fast.entropy.coder import choose_isa
 from dca_fast.errors import BackendUnavailableError, ConfigError
 from dca_fast.ops import Ops
 
@@ -37,7 +38,7 @@ def resolve(name: str = "auto") -> Ops:
         ConfigError: unknown name.
         BackendUnavailableError: it cannot run here; the message says why.
     """
-    name = os.environ.get("DCA_BACKEND", "auto") if name == "auto" else name
+    name = os.environ.get("DCA_BACKEND") or "auto" if name == "auto" else name
     states = available()
     if name == "auto":
         name = next(n for n in PREFERENCE if states[n][0])
@@ -48,9 +49,10 @@ def resolve(name: str = "auto") -> Ops:
     if not ok:
         raise BackendUnavailableError(f"backend {name!r} cannot run here: {reason}")
     if name == "reference":
-        from dca_fast.ops.reference import OPS
-    else:
-        from dca_fast.ops.native import OPS, set_isa
+        from dca_fast.ops import reference
 
-        set_isa(os.environ.get("DCA_ISA", "auto"))
-    return OPS
+        return reference.OPS
+    from dca_fast.ops import native
+
+    native.set_isa(choose_isa("auto", native.isas()[::-1]))
+    return native.OPS

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -19,7 +21,7 @@ from torch import Tensor
 from dca_fast import container, image_io, latents
 from dca_fast import weights as weights_io
 from dca_fast.backends import resolve
-from dca_fast.config import ALIGN, QUALITY_MAX, STRIDE
+from dca_fast.config import ALIGN, QUALITY_MAX, STRIDE, ModelConfig
 from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import Tables
 from dca_fast.errors import (
@@ -34,20 +36,21 @@ from dca_fast.program import QUALITY_STEPS, Program, ProgramSet
 
 ImageLike = Image.Image | np.ndarray | Tensor | image_io.ImageInput
 OUTPUTS = ("pil", "numpy", "torch")
+METADATA = ("icc", "exif", "xmp")
 
 
 def _threads(threads: int | None) -> int:
     """The argument, else DCA_THREADS, else the cores this process may use."""
     if threads is None:
         text = os.environ.get("DCA_THREADS")
-        if text is None:
+        if not text:
             return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         try:
             threads = int(text)
         except ValueError as error:
             raise ConfigError(f"DCA_THREADS must be a number, got {text!r}") from error
-    if threads < 1:
-        raise ConfigError(f"threads must be at least 1, got {threads}")
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise ConfigError(f"threads must be a whole number of at least 1, got {threads!r}")
     return threads
 
 
@@ -70,9 +73,9 @@ def _as_input(image: ImageLike) -> image_io.ImageInput:
 
 
 def _quality(quality: float) -> int:
-    if isinstance(quality, bool) or not isinstance(quality, int | float) or not 0 <= quality <= QUALITY_MAX:
+    if isinstance(quality, bool) or not isinstance(quality, Real) or not 0 <= quality <= QUALITY_MAX:
         raise ConfigError(f"quality must be a number within 0..{QUALITY_MAX:g}, got {quality!r}")
-    return round(quality * QUALITY_STEPS)
+    return round(float(quality) * QUALITY_STEPS)
 
 
 class Codec:
@@ -85,7 +88,8 @@ class Codec:
         weights: path of other weights; then `model` is not used.
         device: "cpu" or None.
         backend: "auto", "native" or "reference".
-        threads: CPU threads; default DCA_THREADS or all cores. Does not change any byte.
+        threads: CPU threads of the native backend; default DCA_THREADS or all cores. Does not change any byte. The
+            native thread pool is one for the process: the codec that works next sets its size.
         max_pixels: larger images are refused, in both directions.
 
     Raises:
@@ -116,7 +120,7 @@ class Codec:
         self._programs = ProgramSet(self._weights, ops)
 
     @property
-    def config(self) -> Any:
+    def config(self) -> ModelConfig:
         """The model's `ModelConfig`."""
         return self._weights.config
 
@@ -159,19 +163,28 @@ class Codec:
             raise InputError(f"sides must be 1..{container.MAX_SIDE}, got {width} x {height}")
         if height * width > self.max_pixels:
             raise LimitExceededError(f"{width} x {height} pixels exceed the limit of {self.max_pixels}")
-        program = self._program(q)
-        padded = np.pad(source.pixels, ((0, -height % ALIGN), (0, -width % ALIGN), (0, 0)), mode="edge")
+        sections = self._sections(source, metadata)
+        symbols = self._symbols(source.pixels, q)
+        header = container.Header(width, height, q, self._weights.model_id, symbols.digest, source.gray)
+        return container.pack(header, self._coder.encode(symbols.parts), sections)
+
+    def _symbols(self, pixels: npt.NDArray[np.uint8], quality: int) -> latents.EncoderSource:
+        """Everything of the encoder before the entropy coder; quality in 1/100."""
+        height, width = pixels.shape[:2]
+        program = self._program(quality)
+        padded = np.pad(pixels, ((0, -height % ALIGN), (0, -width % ALIGN), (0, 0)), mode="edge")
         y = program.analyse(torch.from_numpy(np.ascontiguousarray(padded))[None])
-        parts = latents.EncoderSource(program, y, program.hyper_analyse(y))
-        latents.code(program, parts, (y.shape[1], y.shape[2]), (-(-height // STRIDE), -(-width // STRIDE)))
-        header = container.Header(
-            width, height, q, self._weights.model_id, latents.symbol_digest(parts.parts), source.gray
-        )
-        return container.pack(header, self._coder.encode(parts.parts), self._sections(source, metadata))
+        source = latents.EncoderSource(program, y, program.hyper_analyse(y))
+        latents.code(program, source, (y.shape[1], y.shape[2]), (-(-height // STRIDE), -(-width // STRIDE)))
+        return source
 
     @staticmethod
     def _sections(source: image_io.ImageInput, metadata: Mapping[str, bytes] | None) -> dict[container.Section, bytes]:
         blocks = source.metadata if metadata is None else metadata
+        for key, value in blocks.items():
+            if key not in METADATA or not isinstance(value, bytes):
+                kind = type(value).__name__
+                raise InputError(f"metadata holds bytes under {', '.join(METADATA)}, got {kind} under {key!r}")
         sections = {container.Section[key.upper()]: value for key, value in blocks.items()}
         if source.alpha is not None:
             sections[container.Section.ALPHA] = image_io.pack_alpha(source.alpha)
@@ -194,6 +207,8 @@ class Codec:
         """
         if output not in OUTPUTS:
             raise ConfigError(f"output must be one of {OUTPUTS}, got {output!r}")
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise InputError(f"a file is bytes, got {type(data).__name__}")
         dca = container.parse(data, max_pixels=self.max_pixels)
         header = dca.header
         if header.model_id != self._weights.model_id:
@@ -216,7 +231,7 @@ class Codec:
         valid = (-(-header.height // STRIDE), -(-header.width // STRIDE))
         y_hat = latents.code(program, source, (sites[0], sites[1]), valid)
         decoder.finish()
-        if latents.symbol_digest(source.parts) != header.digest:
+        if source.digest != header.digest:
             raise CorruptStreamError("the decoded symbols do not have the digest in the header")
         pixels = program.synthesise(y_hat)[0, : header.height, : header.width].numpy()
         if header.grayscale:

@@ -289,7 +289,7 @@ def train(args: argparse.Namespace) -> int:
     start = load_float(args.start).state_dict() if args.start else None
     given = {name: getattr(args, name) for name in ("minutes", "batch", "crop", "rate", "compile")}
     recipe = Recipe(**{name: value for name, value in given.items() if value is not None})
-    photographs = Photographs(args.data, args.cache or args.out / "photographs")
+    photographs = Photographs(args.data, args.cache or args.out / "photographs", max(256, recipe.crop))
     Trainer(preset(args.preset), photographs, args.out, recipe, args.device, start).run()
     return OK
 

@@ -23,8 +23,10 @@ FEATURE_STEPS = 256  # int16 features of the entropy model hold multiples of 1/2
 LATENT_STEPS = 256  # means and latents are held in 1/256 of a quantiser step
 ROWS_PER_OCTAVE = 12  # rows of the scale table: scale = SCALE_MIN * 2 ** (row / ROWS_PER_OCTAVE)
 SCALE_MIN = 0.1
-ROWS = 128
 LEAKY_SLOPE = 0.125
+
+STEPS = 4  # of the quadtree
+QUADTREE = (0, 3, 2, 1)  # step s codes channel group p ^ QUADTREE[s] at the sites of parity p (DCVC-DC)
 
 PATCH = 8  # pixels per side of the first patch of the "patch" transforms
 STRIDE = 16  # pixels per latent site
@@ -149,10 +151,3 @@ def preset(name: str) -> ModelConfig:
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
     return PRESETS[name]
-
-
-def quality_to_lambda(quality: float) -> float:
-    """Weight of the squared error (grey levels squared) against bits per pixel, log-spaced in quality."""
-    if not 0 <= quality <= QUALITY_MAX:
-        raise ConfigError(f"quality must be within 0..{QUALITY_MAX:g}, got {quality}")
-    return float(LAMBDA_MIN * (LAMBDA_MAX / LAMBDA_MIN) ** (quality / QUALITY_MAX))

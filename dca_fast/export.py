@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from pickle import PickleError
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -32,8 +33,11 @@ from dca_fast.program import LOG2_STEPS
 
 # An orthonormal coefficient of 8x8x3 (16x16x3) pixels is at most 128 * sqrt(192) = 1774 (3547) grey levels.
 COEFFICIENT8, COEFFICIENT16 = 16, 8
-WIDE_LIMIT, WIDE_SUM = 32767, 60000  # of one int16 weight and of a row: 32767 * 60000 + |b| < 2^31
-SKIP_ROW = 6  # scales below 0.14 quantiser steps are not coded
+WIDE_LIMIT = 32767  # of one int16 weight or operand
+WIDE_SUM = 2**31 - 2**24  # of a row's accumulator; the margin covers rounding: 32767 / 2 for each weight
+# What torch and safetensors raise about files that are not theirs.
+UNREADABLE = (OSError, EOFError, LookupError, TypeError, RuntimeError, ValueError, PickleError, SafetensorError)
+FIRST_CODED_ROW = 6  # scales below 0.14 quantiser steps are not coded
 
 
 class Exporter:
@@ -66,7 +70,8 @@ class Exporter:
         """int16 rows; `inputs` is the real size of one integer input step, `out` as above."""
         out_column = out[:, None] if isinstance(out, Tensor) else out
         w = layer.weight.detach().double() * inputs * out_column
-        r = torch.minimum(WIDE_LIMIT / w.abs().amax(1), WIDE_SUM / w.abs().sum(1)).clamp_max(2.0**20)
+        worst = WIDE_LIMIT * w.abs().sum(1) + (layer.bias.detach().double() * out).abs()
+        r = torch.minimum(WIDE_LIMIT / w.abs().amax(1), WIDE_SUM / worst).clamp_max(2.0**20)
         self.put(f"{name}.w", w * r[:, None], torch.int16)
         self.put(f"{name}.b", layer.bias.double() * out * r, torch.int32)
         self.put(f"{name}.m", 1 / r, torch.float32)
@@ -210,7 +215,7 @@ def load_float(path: Path) -> Network:
             config, state = ModelConfig.from_dict(saved["config"]), saved["average"]
         network = Network(config)
         network.load_state_dict(state)
-    except (OSError, KeyError, TypeError, RuntimeError, ValueError, ConfigError) as error:
+    except UNREADABLE as error:
         raise WeightsError(f"cannot read a float model from {path}: {error}") from error
     return network.eval()
 
@@ -221,7 +226,7 @@ def save_float(network: Network, path: Path) -> None:
     save_file(state, str(path), {"config": json.dumps(network.config.to_dict())})
 
 
-def export_checkpoint(checkpoint: Path, out: Path, skip: int = SKIP_ROW) -> weights_io.Weights:
+def export_checkpoint(checkpoint: Path, out: Path, skip: int = FIRST_CODED_ROW) -> weights_io.Weights:
     """Integer weights of a checkpoint, written to `out` and returned as read back."""
     network = load_float(Path(checkpoint))
     return weights_io.save(Path(out), export(network), network.config, skip)

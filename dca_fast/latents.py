@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dca_fast.config import STEPS
+from dca_fast.entropy.tables import SKIP_ROW as NOT_CODED  # row of a symbol that is zero and costs nothing
+from dca_fast.ops.reference import LIMIT_SYMBOL
 from dca_fast.program import Program
 
 if TYPE_CHECKING:
     from dca_fast.entropy.coder import Decoder
 
-STEPS = 4
-NOT_CODED = 255  # row of a symbol that is zero and costs nothing
-LIMIT_SYMBOL = 8191  # of ops.quantize too
 ORDER = ("global", "local", "regional")  # of the hyper latents in the stream
 
 
@@ -34,16 +34,24 @@ class Source(Protocol):
         """Symbols of a quadtree step; mean int32 in 1/256 quantiser steps."""
 
 
+def symbol_digest(symbols: np.ndarray, digest: int = 0) -> int:
+    """CRC-32 of symbols as little-endian int16, going on from `digest` of the parts before."""
+    return zlib.crc32(symbols.astype("<i2", copy=False).tobytes(), digest)
+
+
 class EncoderSource:
-    """Quantises y and z of one image and keeps (symbols, rows) of each part, in stream order."""
+    """Quantises y and z of one image and keeps (symbols, rows) of each part, in stream order, and their digest."""
 
     def __init__(self, program: Program, y: Tensor, z: dict[str, Tensor]) -> None:
         self._program, self._y, self._z = program, y, z
         self.parts: list[tuple[np.ndarray, np.ndarray]] = []
+        self.digest = 0
 
     def _keep(self, symbols: Tensor, rows: Tensor) -> Tensor:
         symbols = torch.where(rows == NOT_CODED, torch.zeros_like(symbols), symbols)
-        self.parts.append((symbols.flatten().numpy(), rows.flatten().numpy()))
+        flat = symbols.flatten().numpy()
+        self.parts.append((flat, rows.flatten().numpy()))
+        self.digest = symbol_digest(flat, self.digest)
         return symbols
 
     def hyper(self, name: str, rows: Tensor) -> Tensor:
@@ -55,16 +63,15 @@ class EncoderSource:
 
 
 class DecoderSource:
-    """Takes the symbols of one image from an entropy decoder."""
+    """Takes the symbols of one image from an entropy decoder and keeps their digest."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
-        self.parts: list[tuple[np.ndarray, np.ndarray]] = []
+        self.digest = 0
 
     def _take(self, rows: Tensor) -> Tensor:
-        flat = rows.contiguous().flatten().numpy()
-        symbols = self._decoder.decode(flat)
-        self.parts.append((symbols, flat))
+        symbols = self._decoder.decode(rows.contiguous().flatten().numpy())
+        self.digest = symbol_digest(symbols, self.digest)
         return torch.from_numpy(symbols).view(rows.shape)
 
     def hyper(self, name: str, rows: Tensor) -> Tensor:
@@ -72,14 +79,6 @@ class DecoderSource:
 
     def step(self, step: int, mean: Tensor, rows: Tensor) -> Tensor:
         return self._take(rows)
-
-
-def symbol_digest(parts: list[tuple[np.ndarray, np.ndarray]]) -> int:
-    """CRC-32 of all symbols, int16 little-endian, in stream order."""
-    crc = 0
-    for symbols, _ in parts:
-        crc = zlib.crc32(symbols.astype("<i2", copy=False).tobytes(), crc)
-    return crc
 
 
 def _mask(rows: Tensor, skip: int, valid: tuple[int, int] | None) -> Tensor:
@@ -112,7 +111,7 @@ def code(program: Program, source: Source, grid: tuple[int, int], valid: tuple[i
             rows = rows.expand(1, *shapes[name], rows.shape[-1]).contiguous()
             z[name] = source.hyper(name, _mask(rows, program.skip, valid if name == "local" else None))
     features = program.hyper_features(z)
-    y_hat = torch.zeros(1, h, w, c.latent, dtype=torch.int16)
+    y_hat = torch.zeros(1, h, w, c.latent, dtype=torch.int16, device="cpu")
     for step in range(STEPS):
         mean, rows = program.step_parameters(step, y_hat, features)
         symbols = source.step(step, mean, _mask(rows, program.skip, valid))

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dca_fast.config import OPERAND_STEPS, QUALITY_MAX, ROWS_PER_OCTAVE, SCALE_MIN, ModelConfig
+from dca_fast.config import FEATURE_STEPS, OPERAND_STEPS, QUALITY_MAX, ROWS_PER_OCTAVE, SCALE_MIN, ModelConfig
 from dca_fast.ops import DepthBlockParams, Depthwise, GatedFfnParams, Head, Linear, Ops
 from dca_fast.weights import Weights
 
@@ -74,6 +74,8 @@ class Program:
         self.stages = self.config.stages
         self._table = self._t["tables.softmax"]
         d = self.config.context_width // self.config.heads
+        # Features of the entropy model (1/256) to operands (1/16); explicit, whatever the host's torch defaults are.
+        self._to_operand = OPERAND_STEPS / FEATURE_STEPS
         self._score = float(np.float32(OPERAND_STEPS / (OPERAND_STEPS**2 * math.sqrt(d))))
         self._hyper_gains: dict[tuple[str, str], Tensor] = {}
         self._gains()
@@ -160,7 +162,8 @@ class Program:
 
     def _operand(self, x: Tensor) -> Tensor:
         """Feature of the entropy model (1/256) -> operand (1/16)."""
-        return self.ops.operand8(x, torch.full((x.shape[-1],), 1 / 16))
+        m = torch.full((x.shape[-1],), self._to_operand, dtype=torch.float32, device="cpu")
+        return self.ops.operand8(x, m)
 
     def _windows(self, x: Tensor, name: str) -> Tensor:
         for i in range(self.config.local_blocks):

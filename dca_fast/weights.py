@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 from dca_fast.config import ModelConfig
@@ -23,6 +23,7 @@ from dca_fast.errors import ConfigError, WeightsError
 FORMAT = 1
 BUNDLED = Path(__file__).parent / "data"
 ACCUMULATOR = 2**31 - 1
+SCORE_LIMIT = 2**20
 OPERAND_BOUND = {torch.int8: 127, torch.int16: 32767}
 
 
@@ -81,13 +82,19 @@ def check(tensors: dict[str, Tensor]) -> None:
                 worst = worst + tensors[f"{base}.slope"].long().abs()
             if int(worst.max()) > ACCUMULATOR:
                 raise WeightsError(f"{base} can overflow a 32-bit accumulator")
+        elif name.endswith(".bias") and int(t.long().abs().max()) > SCORE_LIMIT:
+            raise WeightsError(f"{name} exceeds the range of attention scores")
+        elif name == "tables.softmax" and (int(t[0]) != 127 or int(t.max()) > 127):
+            raise WeightsError(f"{name} must start with its largest value, 127")
 
 
 def save(path: Path, tensors: dict[str, Tensor], config: ModelConfig, skip: int) -> Weights:
     """Write and return checked weights."""
     check(tensors)
     metadata = json.dumps({"format": FORMAT, "config": config.to_dict(), "skip": skip}, sort_keys=True)
-    save_file({k: v.contiguous() for k, v in tensors.items()}, str(path), {"dca_fast": metadata})
+    digest = _digest(tensors, metadata).hex()
+    content = save_bytes({k: v.contiguous() for k, v in tensors.items()}, {"dca_fast": metadata, "sha256": digest})
+    path.write_bytes(content)
     return load(path)
 
 
@@ -99,12 +106,13 @@ def load(path: Path) -> Weights:
     """
     try:
         with safe_open(str(path), framework="pt") as f:
-            metadata = (f.metadata() or {}).get("dca_fast")
+            stored = f.metadata() or {}
             tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"cannot read weights {path}: {error}") from error
-    if metadata is None:
+    if "dca_fast" not in stored:
         raise WeightsError(f"{path} holds no dca-fast weights")
+    metadata = stored["dca_fast"]
     try:
         facts: dict[str, Any] = json.loads(metadata)
         if facts["format"] != FORMAT:
@@ -112,8 +120,11 @@ def load(path: Path) -> Weights:
         config, skip = ModelConfig.from_dict(facts["config"]), int(facts["skip"])
     except (ValueError, KeyError, TypeError, ConfigError) as error:
         raise WeightsError(f"{path}: bad metadata: {error}") from error
+    digest = _digest(tensors, metadata)
+    if digest.hex() != stored.get("sha256"):
+        raise WeightsError(f"{path} is damaged: its tensors do not have the digest it was written with")
     check(tensors)
-    return Weights(tensors, config, skip, _digest(tensors, metadata))
+    return Weights(tensors, config, skip, digest)
 
 
 def find(name: str) -> Path:

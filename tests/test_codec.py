@@ -1,5 +1,6 @@
 """The codec with the shipped weights: exactness across backends, threads, batches and sizes; bad input; bad files."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from dca_fast.errors import (
 )
 from dca_fast.testing import photograph
 
+GOLDEN = Path(__file__).parent / "golden"
 SIZES = [(1, 1), (1, 17), (16, 16), (63, 65), (255, 257), (1000, 3)]
 
 
@@ -49,6 +51,15 @@ def test_backends_agree_at_every_size(native: Codec, reference: Codec, size: tup
         pixels = native.decode(data, "numpy")
         assert pixels.shape == (*size, 3)
         assert np.array_equal(reference.decode(data, "numpy"), pixels)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_the_golden_file(backend: str) -> None:
+    """Bytes and pixels that another machine wrote down."""
+    codec, data = Codec(backend=backend), (GOLDEN / "photograph.dca").read_bytes()
+    assert codec.encode(photograph(120, 168, seed=11), 55) == data
+    digest = hashlib.sha256(codec.decode(data, "numpy").tobytes()).hexdigest()
+    assert digest == (GOLDEN / "pixels.sha256").read_text().strip()
 
 
 @pytest.mark.parametrize("threads", [2, 3])
@@ -152,13 +163,18 @@ def test_wrong_images_are_refused_by_name(native: Codec, image: object) -> None:
 
 def test_wrong_arguments_are_refused_by_name(native: Codec, tmp_path: Path) -> None:
     image = photograph(8, 8)
+    assert native.encode(image, np.float32(60)) == native.encode(image, np.int64(60)) == native.encode(image)  # type: ignore[arg-type]
     for quality in (-1, 100.01, float("nan"), "high", True):
         with pytest.raises(ConfigError):
             native.encode(image, quality)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="output"):
         native.decode(native.encode(image), "jpeg")
-    with pytest.raises(ConfigError, match="threads"):
-        Codec(threads=0)
+    for threads in (0, 1.5, True, "2"):
+        with pytest.raises(ConfigError, match="threads"):
+            Codec(threads=threads)  # type: ignore[arg-type]
+    for data in (5, None, "file", [1, 2]):
+        with pytest.raises(InputError, match="bytes"):
+            native.decode(data)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="backend"):
         Codec(backend="fpga")
     with pytest.raises(BackendUnavailableError, match="CPU"):
@@ -171,6 +187,41 @@ def test_wrong_arguments_are_refused_by_name(native: Codec, tmp_path: Path) -> N
         Codec(max_pixels=63).encode(image)
     with pytest.raises(LimitExceededError):
         Codec(max_pixels=63).decode(native.encode(image))
+
+
+@pytest.mark.parametrize("metadata", [{"foo": b"x"}, {"xmp": "text"}, {"alpha": b"junk"}])
+def test_wrong_metadata_is_refused_by_name(native: Codec, metadata: dict) -> None:
+    with pytest.raises(InputError, match="metadata"):
+        native.encode(photograph(8, 8), metadata=metadata)
+
+
+@pytest.mark.parametrize(("isa", "error"), [("foo", ConfigError), ("", None)])
+def test_instruction_sets_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, isa: str, error: type[Exception] | None
+) -> None:
+    monkeypatch.setenv("DCA_ISA", isa)
+    monkeypatch.setenv("DCA_THREADS", "")
+    if error is None:
+        assert Codec().threads >= 1
+    else:
+        with pytest.raises(error, match="avx512"):
+            Codec()
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_the_hosts_torch_defaults_change_nothing(native: Codec, backend: str) -> None:
+    image = photograph(64, 80, seed=1)
+    data = native.encode(image, 70)
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        codec = Codec(backend=backend)
+        assert codec.encode(image, 70) == data
+        pixels = codec.decode(data, "numpy")
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert np.array_equal(pixels, native.decode(data, "numpy"))
 
 
 def test_every_truncation_is_refused(native: Codec) -> None:

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dca_fast.config import PRESETS, ModelConfig, preset, quality_to_lambda
+from dca_fast.config import PRESETS, QUADTREE, ModelConfig, preset
 from dca_fast.errors import ConfigError
-from dca_fast.model.context import GROUP_OFFSET, parity_join, parity_split
+from dca_fast.model.context import parity_join, parity_split
 from dca_fast.model.cost import macs_per_pixel
 from dca_fast.model.layers import OPERAND_STEPS, operand, space_to_depth
 from dca_fast.model.layers import depth_to_space as to_space
@@ -55,34 +55,41 @@ def test_every_configuration_trains(change: dict) -> None:
     assert without == []
 
 
-def test_latents_do_not_depend_on_later_steps() -> None:
-    """Parameters of step s may only depend on what steps < s decoded."""
+def test_parameters_depend_only_on_earlier_steps() -> None:
+    """Change y where step s and later code it: mean and scale of step s must stay, those of s + 1 must not."""
     network = Network(TINY).eval()
-    torch.manual_seed(0)
-    features = network.context.prepare(
-        network.synthesise_hyper(
-            {
-                "local": torch.zeros(1, 4, 4, 4),
-                "regional": torch.zeros(1, 1, 1, 16),
-                "global": torch.zeros(1, 1, 4, 16),
-            },
-            torch.zeros(1, 1, 1, 1),
-        )
-    )
+    z = {"local": torch.zeros(1, 4, 4, 4), "regional": torch.zeros(1, 1, 1, 16), "global": torch.zeros(1, 1, 4, 16)}
     t = torch.zeros(1, 1, 1, 1)
-    none = network.context(0, None, features, t)
-    some = network.context(0, None, features, t)
-    assert all(torch.equal(a[0], b[0]) for a, b in zip(none, some, strict=True))
-    y_hat = torch.randn(1, 4, 4, 64)
-    changed = network.context(1, y_hat, features, t)
-    assert not torch.equal(changed[0][0], network.context(1, y_hat * 0, features, t)[0][0])
+    seen: list[list[torch.Tensor]] = []
+
+    def record(step: int, y_hat: torch.Tensor | None, features: dict, t: torch.Tensor) -> list:
+        out = forward(step, y_hat, features, t)
+        seen[-1].append(torch.cat([torch.cat(pair, -1) for pair in out]))
+        return out
+
+    forward, network.context.forward = network.context.forward, record
+    y = torch.randn(1, 4, 4, 64)
+    with torch.no_grad():
+        features = network.context.prepare(network.synthesise_hyper(z, t))
+        for step in range(5):
+            parts = [list(part.chunk(4, -1)) for part in parity_split(y)]
+            for late in range(step, 4):
+                for p in range(4):
+                    parts[p][p ^ QUADTREE[late]] = parts[p][p ^ QUADTREE[late]] + 1
+            changed = parity_join([torch.cat(groups, -1) for groups in parts])
+            seen.append([])
+            network.code_latent(changed, features, torch.tensor([50.0]), t, False)
+    plain = seen.pop()
+    for step, run in enumerate(seen):
+        assert all(torch.equal(run[s], plain[s]) for s in range(step + 1))
+        assert step == 3 or not torch.equal(run[step + 1], plain[step + 1])
 
 
 def test_quadtree_codes_every_value_once() -> None:
-    seen = {(p, p ^ GROUP_OFFSET[step]) for step in range(4) for p in range(4)}
+    seen = {(p, p ^ QUADTREE[step]) for step in range(4) for p in range(4)}
     assert len(seen) == 16
     # A site has one quarter of its channels coded in each step.
-    assert all(len({p ^ GROUP_OFFSET[step] for step in range(4)}) == 4 for p in range(4))
+    assert all(len({p ^ QUADTREE[step] for step in range(4)}) == 4 for p in range(4))
 
 
 def test_layout_helpers_invert() -> None:
@@ -126,8 +133,6 @@ def test_configuration_round_trip_and_refusals() -> None:
         ModelConfig.from_dict({"name": "x", "depth": 3})
     with pytest.raises(ConfigError):
         preset("dca-xxl")
-    with pytest.raises(ConfigError):
-        quality_to_lambda(101)
 
 
 def test_cost_stays_in_budget() -> None:

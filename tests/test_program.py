@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from dca_fast import latents, weights
 from dca_fast.config import ModelConfig, preset
 from dca_fast.errors import ConfigError, WeightsError
-from dca_fast.export import SKIP_ROW, export, export_checkpoint, load_float, save_float
+from dca_fast.export import FIRST_CODED_ROW, export, export_checkpoint, load_float, save_float
 from dca_fast.model.network import Network
 from dca_fast.ops.reference import OPS
 from dca_fast.program import Program, ProgramSet, SharedLayers, exp2, interpolate
@@ -58,7 +58,7 @@ def network() -> Network:
 @pytest.fixture(scope="module")
 def packed(network: Network, tmp_path_factory: pytest.TempPathFactory) -> weights.Weights:
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    return weights.save(path, export(network), network.config, SKIP_ROW)
+    return weights.save(path, export(network), network.config, FIRST_CODED_ROW)
 
 
 def encode(program: Program, image: np.ndarray) -> tuple[latents.EncoderSource, torch.Tensor]:
@@ -157,7 +157,7 @@ def test_weights_refuse_what_could_overflow(packed: weights.Weights, tmp_path: P
     bad = dict(packed.tensors)
     bad["synthesis.split.w"] = torch.full_like(bad["synthesis.split.w"], 32767)
     with pytest.raises(WeightsError, match=r"synthesis\.split can overflow"):
-        weights.save(tmp_path / "bad.safetensors", bad, TINY, SKIP_ROW)
+        weights.save(tmp_path / "bad.safetensors", bad, TINY, FIRST_CODED_ROW)
     bad = dict(packed.tensors)
     bad["synthesis.split.m"] = bad["synthesis.split.m"] * float("nan")
     with pytest.raises(WeightsError, match="not finite"):
@@ -179,6 +179,42 @@ def test_weights_file_is_checked(packed: weights.Weights, tmp_path: Path) -> Non
         weights.load(path)
     with pytest.raises(WeightsError, match="no weights are shipped for 'dca-xl'"):
         weights.find("dca-xl")
+
+
+def test_damaged_weights_are_refused(packed: weights.Weights, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    weights.save(path, packed.tensors, packed.config, packed.skip)
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match="damaged"):
+        weights.load(path)
+    for name, value, message in (
+        ("tables.softmax", torch.full((256,), 255, dtype=torch.uint8), "127"),
+        ("hyper.local.synthesis_blocks.attention.0.bias", torch.full((2, 16, 16), 2**21, dtype=torch.int32), "scores"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            weights.save(path, {**packed.tensors, name: value}, packed.config, packed.skip)
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"garbage that is long enough for any header"])
+def test_float_weights_that_are_none_are_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError, match="cannot read a float model"):
+        load_float(tmp_path / name)
+
+
+def test_a_dead_output_with_a_bias_is_exported(network: Network) -> None:
+    layer = network.hyper["local"].synthesis_in
+    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
+    with torch.no_grad():
+        layer.weight[0] *= 1e-3
+        layer.bias[0] = 2
+        tensors = export(network)
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias)
+    weights.check(tensors)
 
 
 def test_digest_names_the_weights(packed: weights.Weights, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ else:
     _native = _rans
     _reason = f"native coder with {', '.join(_rans.isas())}"
 
-__all__ = ["Coder", "Decoder", "available", "choose_layout"]
+__all__ = ["Coder", "Decoder", "available", "choose_isa", "choose_layout"]
 
 Backend = Literal["auto", "native", "python"]
 Values = npt.NDArray[np.int16]
@@ -98,7 +98,7 @@ class Coder:
         self.backend = "python" if backend == "python" or _native is None else "native"
         self._row_bits = np.rint(tables.row_bits() * 256).astype(np.int64)
         if self.backend == "native":
-            self.isa = _choose_isa(isa, _native.isas())
+            self.isa = choose_isa(isa, _native.isas())
             freq, shift = np.ascontiguousarray(tables.freq), np.ascontiguousarray(tables.shift)
             self._tables = _native.Tables(freq, shift)
 
@@ -191,8 +191,14 @@ class Decoder:
             self._impl.finish()
 
 
-def _choose_isa(isa: str, runnable: Sequence[str]) -> str:
-    isa = os.environ.get("DCA_ISA", "auto") if isa == "auto" else isa
+def choose_isa(isa: str, runnable: Sequence[str]) -> str:
+    """The instruction set to use: `isa`, or with "auto" that of DCA_ISA, or the first of `runnable` (best first).
+
+    Raises:
+        ConfigError: unknown name.
+        BackendUnavailableError: not among `runnable`.
+    """
+    isa = (os.environ.get("DCA_ISA") or "auto") if isa == "auto" else isa
     if isa not in ISAS:
         raise ConfigError(f"isa must be one of {', '.join(ISAS)} (got {isa!r})")
     if isa != "auto" and isa not in runnable:

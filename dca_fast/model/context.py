@@ -9,11 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dca_fast.config import ModelConfig
+from dca_fast.config import QUADTREE, STEPS, ModelConfig
 from dca_fast.model.layers import Block, GatedFfn, Linear, TokenAttention, WideLinear, operand
-
-STEPS = 4
-GROUP_OFFSET = (0, 3, 2, 1)  # step s codes channel group p ^ GROUP_OFFSET[s] at the sites of parity p
 
 
 def parity_split(x: Tensor) -> list[Tensor]:
@@ -69,7 +66,6 @@ class Contextualiser(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         d = config.context_width
-        self.group = config.latent // 4
         self.decoded = nn.ModuleList(WideLinear(config.latent, d) for _ in range(STEPS - 1))
         self.feature = nn.ModuleList(Linear(d, d, conditional=True) for _ in range(STEPS))
         self.local = Linear(d, d) if "local" in config.contexts else None
@@ -102,6 +98,6 @@ class Contextualiser(nn.Module):
         x = core(x, features, t)
         out = []
         for p, part in enumerate(parity_split(x)):
-            mean, scale = core.heads[p ^ GROUP_OFFSET[step]](part).chunk(2, -1)
+            mean, scale = core.heads[p ^ QUADTREE[step]](part).chunk(2, -1)
             out.append((mean, scale))
         return out

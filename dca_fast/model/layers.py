@@ -183,9 +183,9 @@ class WindowAttention(nn.Module):
 
         def label(n: int) -> Tensor:
             i = torch.arange(n, device=device)
-            return (i >= n - self.window).long() + (i >= n - self.shift).long()
+            return (i >= n - self.shift).long()
 
-        labels = (label(h)[:, None] * 3 + label(w)[None, :]).view(1, h, w, 1)
+        labels = (label(h)[:, None] * 2 + label(w)[None, :]).view(1, h, w, 1)
         flat = space_to_depth(labels, self.window).view(-1, self.window**2)
         return torch.zeros(flat.shape[0], 1, *self.pairs.shape, device=device).masked_fill(
             (flat[:, :, None] != flat[:, None, :])[:, None], -math.inf

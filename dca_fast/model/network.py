@@ -13,8 +13,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dca_fast.config import ALIGN, QUALITY_MAX, SCALE_MIN, ModelConfig
-from dca_fast.model.context import GROUP_OFFSET, STEPS, Contextualiser, parity_join, parity_split
+from dca_fast.config import ALIGN, QUADTREE, QUALITY_MAX, SCALE_MIN, STEPS, ModelConfig
+from dca_fast.model.context import Contextualiser, parity_join, parity_split
 from dca_fast.model.hyper import GlobalHyper, LocalHyper, RegionalHyper
 from dca_fast.model.layers import ste_round
 from dca_fast.model.transforms import build_transforms, pad_image
@@ -129,7 +129,7 @@ class Network(nn.Module):
         for step in range(STEPS):
             bits, square = y.new_zeros(y.shape[0]), y.new_zeros(y.shape[0])
             for p, (mean, log2_scale) in enumerate(self.context(step, y_hat, features, t)):
-                g = p ^ GROUP_OFFSET[step]
+                g = p ^ QUADTREE[step]
                 log2_scale = (log2_scale + gains[g]).clamp_min(math.log2(SCALE_MIN))
                 gain = torch.exp2(gains[g])
                 residual = (targets[p][g] - mean) * gain

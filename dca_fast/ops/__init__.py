@@ -33,8 +33,6 @@ class _Weights:
         """Returns the same layer on another device, with an empty cache."""
         return type(self)(*(t.to(device) for t in self.tensors()))
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self.tensors()
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from dca_fast.config import QUADTREE
 from dca_fast.ops import DepthBlockParams, Depthwise, GatedFfnParams, Head, Linear, Ops, collect
 
 LIMIT8 = 127
@@ -20,7 +21,6 @@ LIMIT_MEAN = 1 << 20  # of means in 1/256, scores and scales in 1/16
 MEAN_BITS = 8  # means and latents are held in 1/256 of a quantiser step
 LIMIT_SYMBOL = 8191
 MAX_ROW = 127  # last row of the scale table
-QUADTREE = (0, 3, 2, 1)  # step -> what to xor to the parity of a site to get its channel group
 
 
 def _requantise(acc: Tensor, m: Tensor | float, limit: int, leaky: bool = False) -> Tensor:

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -50,11 +50,15 @@ class Photographs:
 
     def __init__(self, folder: Path, cache: Path, smallest: int = 256) -> None:
         blob, index = cache.with_suffix(".bin"), cache.with_suffix(".json")
-        if not index.exists():
+        wanted = {"folder": str(Path(folder).resolve()), "smallest": smallest}
+        facts = json.loads(index.read_text()) if index.exists() else {}
+        if {key: facts.get(key) for key in wanted} != wanted:
             cache.parent.mkdir(parents=True, exist_ok=True)
-            self._pack(list_images(folder), blob, index, smallest)
-        facts = json.loads(index.read_text())
+            facts = wanted | self._pack(list_images(folder), blob, smallest)
+            index.write_text(json.dumps(facts))
         self.skipped: int = facts["skipped"]
+        if not facts["shapes"]:
+            raise InputError(f"no usable photographs of at least {smallest} pixels a side in {folder}")
         pixels = np.memmap(blob, dtype=np.uint8, mode="r")
         self.images: list[np.ndarray] = []
         start = 0
@@ -62,13 +66,11 @@ class Photographs:
             size = height * width * 3
             self.images.append(pixels[start : start + size].reshape(height, width, 3))
             start += size
-        if not self.images:
-            raise InputError(f"no usable photographs of at least {smallest} pixels a side in {folder}")
         weights = np.array([im.shape[0] * im.shape[1] for im in self.images], dtype=np.float64)
         self.weights = weights / weights.sum()
 
     @staticmethod
-    def _pack(paths: list[Path], blob: Path, index: Path, smallest: int) -> None:
+    def _pack(paths: list[Path], blob: Path, smallest: int) -> dict[str, Any]:
         shapes, skipped = [], 0
         part = blob.with_suffix(f".{os.getpid()}.part")
         with part.open("wb") as out:
@@ -85,7 +87,7 @@ class Photographs:
                 out.write(pixels.tobytes())
                 shapes.append(pixels.shape[:2])
         part.replace(blob)
-        index.write_text(json.dumps({"shapes": shapes, "skipped": skipped}))
+        return {"shapes": shapes, "skipped": skipped}
 
     def crop(self, generator: np.random.Generator, size: int) -> np.ndarray:
         """One random crop `[size, size, 3] uint8`, flipped and turned at random."""
