@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 
 def photograph(height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8]:
-    """Smooth shading, edges and texture, uint8 [height, width, 3]; the same for a seed on every machine."""
+    """Smooth shading, edges and texture, uint8 [height, width, 3]."""
     generator = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width].astype(np.float64)
     image = np.empty((height, width, 3))
