@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code. Usage mistakes and --help end the process instead, as argparse does.
     """
-    args = _parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
     with warnings.catch_warnings():
         commands.show_warnings()
         try:
@@ -40,17 +40,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             return INTERRUPTED
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line instead of the usage text."""
         commands.say("error", message)
         sys.exit(commands.BAD_INPUT)
 
 
-def _parser() -> _Parser:
-    parser = _Parser("dca-fast", description="An exact neural image codec.")
+def make_parser() -> Parser:
+    parser = Parser("dca-fast", description="An exact neural image codec.")
     add = parser.add_subparsers(metavar="COMMAND", required=True).add_parser
-    model = _model_options()
+    model = model_options()
     for name, command in (("encode", commands.encode), ("decode", commands.decode)):
         _add_conversion(add(name, parents=[model], help=command.__doc__), command)
     _add_info(add("info", help=commands.info.__doc__))
@@ -68,13 +68,13 @@ def _parser() -> _Parser:
     return parser
 
 
-def _model_options() -> _Parser:
+def model_options() -> Parser:
     """Options of every command that builds a codec."""
-    p = _Parser(add_help=False)
+    p = Parser(add_help=False)
     p.add_argument("--preset", default="dca-s", metavar="NAME", help="shipped weights (default: %(default)s)")
     p.add_argument("--weights", metavar="FILE", help="other weights, as `export` writes them")
     p.add_argument("--backend", choices=("auto", *commands.BACKENDS), default="auto")
-    p.add_argument("--threads", type=_count, metavar="N", help="default: DCA_THREADS or all cores")
+    p.add_argument("--threads", type=count, metavar="N", help="default: DCA_THREADS or all cores")
     p.add_argument("--device", metavar="NAME", help="default: cpu")
     return p
 
@@ -87,7 +87,7 @@ def _add_conversion(p: argparse.ArgumentParser, command: Any) -> None:
     p.add_argument("-o", "--out-dir", metavar="DIR", help="convert all inputs into this folder")
     p.add_argument("--no-overwrite", action="store_true", help="refuse, in a batch: keep, what exists")
     if encoding:
-        p.add_argument("-q", "--quality", type=_quality, default=60.0, help="0 to 100 (default: %(default)g)")
+        p.add_argument("-q", "--quality", type=quality, default=60.0, help="0 to 100 (default: %(default)g)")
         p.add_argument("--strip", action="store_true", help="drop EXIF and XMP, turn the picture upright")
         p.add_argument("--verify", action="store_true", help="decode with every backend before writing")
     else:
@@ -120,10 +120,10 @@ def _add_train(p: argparse.ArgumentParser) -> None:
     p.add_argument("--data", type=Path, required=True, metavar="DIR", help="searched recursively")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="its checkpoint is resumed")
     p.add_argument("--minutes", type=float, help="length of this run")
-    p.add_argument("--batch", type=_count, metavar="N", help="crops in a step")
+    p.add_argument("--batch", type=count, metavar="N", help="crops in a step")
     p.add_argument("--crop", type=_crop, metavar="N", help=f"side of a crop in pixels, a multiple of {ALIGN}")
     p.add_argument("--rate", type=float, help="learning rate")
-    p.add_argument("--threads", type=_count, metavar="N", help="default: PyTorch's choice")
+    p.add_argument("--threads", type=count, metavar="N", help="default: PyTorch's choice")
     p.add_argument("--device", default="cpu", metavar="NAME", help="default: %(default)s")
     p.add_argument("--start", type=Path, metavar="FILE", help="a checkpoint or float weights to start from")
     p.add_argument("--cache", type=Path, metavar="STEM", help="decoded photographs (default: in --out)")
@@ -132,7 +132,7 @@ def _add_train(p: argparse.ArgumentParser) -> None:
     p.set_defaults(command=commands.train)
 
 
-def _quality(text: str) -> float:
+def quality(text: str) -> float:
     value = float(text)
     if not 0 <= value <= QUALITY_MAX:
         raise argparse.ArgumentTypeError(f"must be within 0..{QUALITY_MAX:g}, got {text}")
@@ -140,14 +140,14 @@ def _quality(text: str) -> float:
 
 
 def _qualities(text: str) -> tuple[float, ...]:
-    return tuple(sorted({_quality(part) for part in text.split(",")}))
+    return tuple(sorted({quality(part) for part in text.split(",")}))
 
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, text.split(","))))
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
     if int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
     return int(text)

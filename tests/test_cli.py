@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from dca_fast import Codec, demo, evaluate, inspect
-from dca_fast.cli import _parser, main
+from dca_fast.cli import main, make_parser
 from dca_fast.container import parse
 from dca_fast.errors import BackendUnavailableError
 from dca_fast.export import load_float
@@ -116,7 +116,7 @@ def test_help_and_mistakes_need_no_heavy_modules() -> None:
     [
         ((), "required: COMMAND"),
         (("encode", "-q", "101", "a", "b"), "must be within 0..100, got 101"),
-        (("encode", "-q", "best", "a", "b"), "invalid _quality value: 'best'"),
+        (("encode", "-q", "best", "a", "b"), "invalid quality value: 'best'"),
         (("encode", "--threads", "0", "a", "b"), "must be at least 1, got 0"),
         (("decode", "--backend", "magic", "a", "b"), "invalid choice: 'magic'"),
         (("eval", "DIR", "--qualities", "10,-1"), "must be within 0..100, got -1"),
@@ -454,5 +454,5 @@ def test_the_readme_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_commands_of_the_readme_exist() -> None:
     text = "\n".join(readme_blocks(""))
     commands = re.findall(r"(?:^|\| |/)dca-fast ([^|>&\n]*)", text, re.MULTILINE)
-    names = {_parser().parse_args(shlex.split(words, comments=True)).command.__name__ for words in commands}
+    names = {make_parser().parse_args(shlex.split(words, comments=True)).command.__name__ for words in commands}
     assert names == {"encode", "decode", "info", "evaluate", "train", "export", "demo"}

@@ -1,0 +1,143 @@
+"""Single operations and one quadtree step at the sizes of a picture, native against reference.
+
+    pytest benchmarks/test_bench_stages.py --benchmark-only
+
+Inputs are those of the codec itself: one encode is recorded, and a call of each operation kept. Native and reference
+must give the same bits before either is timed. `python -m dca_fast.profile` times them inside of the codec.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dca_fast import Codec
+from dca_fast.backends import available
+from dca_fast.ops import Ops
+from dca_fast.profile import instrument, synthetic
+from dca_fast.program import QUALITY_STEPS, Program
+from dca_fast.timing import Recorder, work_of
+
+WIDTH, HEIGHT, QUALITY = 1280, 704, 60.0  # sides are multiples of 64
+THREADS = 1
+STEP = 2  # of 0..3: one that reads what is decoded so far
+BACKENDS = ("native", "reference")
+ATTENTION = ("window_attention", "token_attention")
+OPERATIONS = (*ATTENTION, "head_params", "quantize", "depth_block", "gated_ffn", "wide_linear")
+
+
+@dataclass
+class Call:
+    """A call of an operation, and its work."""
+
+    arguments: tuple[Any, ...]
+    macs: int
+    bytes: int
+
+    def results(self, ops: Ops, name: str) -> list[Tensor]:
+        """What the operation gives, as a list of tensors."""
+        result = getattr(ops, name)(*self.arguments)
+        return list(result) if isinstance(result, tuple) else [result]
+
+
+class Keeping(Recorder):
+    """Keeps the largest call of each operation, with its arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: dict[str, Call] = {}
+
+    def operations(self, ops: Ops) -> Ops:
+        """The same operations; each keeps its arguments."""
+
+        def keeping(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*arguments: Any) -> Any:
+                result = function(*arguments)
+                work = work_of(name, arguments, result)
+                if name not in self.calls or work.bytes > self.calls[name].bytes:
+                    self.calls[name] = Call(arguments, work.macs, work.bytes)
+                return result
+
+            return call
+
+        kept = {name: keeping(name, getattr(ops, name)) for name in OPERATIONS}
+        return type(ops)(**{**vars(ops), **kept})
+
+
+@pytest.fixture(scope="module")
+def calls() -> dict[str, Call]:
+    if not available()["native"][0]:
+        pytest.skip(available()["native"][1])
+    codec, keeping = Codec(backend="native", threads=THREADS), Keeping()
+    instrument(codec, keeping, []).encode(synthetic(HEIGHT, WIDTH), QUALITY)
+    assert set(keeping.calls) == set(OPERATIONS)
+    return keeping.calls
+
+
+def ops_of(backend: str) -> Ops:
+    from dca_fast.ops import native, reference
+
+    native.set_threads(THREADS)
+    return {"native": native.OPS, "reference": reference.OPS}[backend]
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return len(a) == len(b) and all(x.dtype == y.dtype and x.equal(y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operation(name: str, backend: str, calls: dict[str, Call], benchmark: Any) -> None:
+    call = calls[name]
+    assert same(call.results(ops_of("native"), name), call.results(ops_of("reference"), name))
+    benchmark.group = f"operation: {name}, {WIDTH}x{HEIGHT}"
+    benchmark.extra_info.update(threads=THREADS, macs=call.macs, bytes=call.bytes)
+    benchmark.pedantic(getattr(ops_of(backend), name), call.arguments, rounds=5, warmup_rounds=1)
+    if benchmark.stats and call.macs:
+        benchmark.extra_info["gop_per_s"] = 2e-9 * call.macs / benchmark.stats["median"]
+
+
+def encode_step(program: Program, step: int, y: Tensor, y_hat: Tensor, features: dict[str, Tensor]) -> list[Tensor]:
+    """One quadtree step of the encoder but for the coder; writes into y_hat."""
+    mean, rows = program.step_parameters(step, y_hat, features)
+    symbols = program.ops.quantize(y, mean, program.gain, step)
+    program.ops.reconstruct(symbols, mean, program.inverse, step, y_hat)
+    return [mean, rows, symbols]
+
+
+Step = Callable[[], list[Tensor]]
+
+
+@pytest.fixture(scope="module")
+def steps() -> dict[str, Step]:
+    """By backend: step `STEP` after the ones before it; gives all it computes."""
+    if not available()["native"][0]:
+        pytest.skip(available()["native"][1])
+    native, reference = (
+        Codec(backend=name, threads=THREADS)._program(round(QUALITY_STEPS * QUALITY)) for name in BACKENDS
+    )
+    y = native.analyse(torch.from_numpy(synthetic(HEIGHT, WIDTH))[None])
+    features = native.hyper_features(native.hyper_analyse(y))
+    before = torch.zeros_like(y)
+    for step in range(STEP):
+        encode_step(native, step, y, before, features)
+
+    def run(program: Program) -> list[Tensor]:
+        y_hat = before.clone()
+        return [*encode_step(program, STEP, y, y_hat, features), y_hat]
+
+    return {"native": partial(run, native), "reference": partial(run, reference)}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_step(backend: str, steps: dict[str, Step], benchmark: Any) -> None:
+    assert same(steps["native"](), steps["reference"]())
+    benchmark.group = f"quadtree step {STEP + 1}, {WIDTH}x{HEIGHT}"
+    benchmark.extra_info.update(threads=THREADS)
+    benchmark.pedantic(steps[backend], rounds=3, warmup_rounds=1)

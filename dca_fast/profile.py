@@ -1,0 +1,322 @@
+"""Where the time, the work and the bits of a codec go: `python -m dca_fast.profile --resolution 4k`.
+
+The codec itself runs, unchanged: a copy of it is given a program, operations and a coder that note when they are
+called. Before anything is timed, that copy must give the same bytes and pixels as the codec.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import importlib.util
+import json
+import os
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dca_fast import cli, commands, latents
+from dca_fast.codec import Codec
+from dca_fast.config import ALIGN, STEPS
+from dca_fast.container import DEFAULT_MAX_PIXELS, MAX_SIDE
+from dca_fast.entropy.coder import Coder, Decoder
+from dca_fast.entropy.tables import CENTER, ESCAPE, PROB_BITS, SKIP_ROW, Tables
+from dca_fast.errors import DcaError, InputError
+from dca_fast.evaluate import need
+from dca_fast.image_io import load_image, write_atomic
+from dca_fast.model.cost import macs_per_pixel
+from dca_fast.profile_report import advice, as_text, direction_facts, operation_facts, plot
+from dca_fast.program import Program
+from dca_fast.report import PLOT_FORMATS, environment
+from dca_fast.testing import photograph
+from dca_fast.timing import Ceilings, Recorder, Rounds, Run, measure_ceilings, timed, trace
+
+__all__ = ["instrument", "main", "part_bits", "profile", "synthetic"]
+
+RESOLUTIONS = {"720p": (1280, 720), "1080p": (1920, 1080), "4k": (3840, 2160), "8k": (7680, 4320)}
+TILE = 512, 768  # of a synthetic picture; made one by one, so that they do not show in the peak of memory
+FIRST_STAGE = {"encode": "pad", "decode": "container"}
+WAYS = tuple(FIRST_STAGE)
+# Method of the program, its stage, and what comes after it.
+STAGES = (
+    ("analyse", "analysis", "hyper: operands"),
+    ("hyper_analyse", "hyper: operands", "hyper: symbols"),
+    *((f"_analyse_{name}", f"hyper: {name} analysis", "hyper: operands") for name in latents.ORDER),
+    ("hyper_features", "hyper: features", "step 1: parameters"),
+    ("step_parameters", "step {}: parameters", "step {}: symbols"),
+    ("synthesise", "synthesis", "crop"),
+)
+Pixels = npt.NDArray[np.uint8]
+Part = tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]  # symbols, rows
+
+
+class _Coder:
+    """A coder that notes its stages and keeps what it was given to encode."""
+
+    def __init__(self, coder: Coder, recorder: Recorder, parts: list[Part]) -> None:
+        self._coder, self._recorder, self._parts = coder, recorder, parts
+
+    def encode(self, parts: list[Part]) -> bytes:
+        self._parts[:] = parts
+        self._recorder.enter("coder")
+        stream = self._coder.encode(parts)
+        self._recorder.enter("container")
+        return stream
+
+    def decoder(self, stream: bytes) -> _Decoder:
+        opened = _Decoder(self._coder.decoder(stream), self._recorder)
+        self._recorder.enter("hyper: symbols")
+        return opened
+
+
+class _Decoder:
+    """A decoder whose stages are named after those that ask it for symbols."""
+
+    def __init__(self, decoder: Decoder, recorder: Recorder) -> None:
+        self._decoder, self._recorder, self.finish = decoder, recorder, decoder.finish
+
+    def decode(self, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.int16]:
+        stage = self._recorder.stage
+        self._recorder.enter(stage.replace("symbols", "coder"))
+        symbols = self._decoder.decode(rows)
+        self._recorder.enter(stage)
+        return symbols
+
+
+def instrument(codec: Codec, recorder: Recorder, parts: list[Part]) -> Codec:
+    """A copy of the codec that tells `recorder` what it does.
+
+    Args:
+        codec: stays as it is.
+        recorder: the caller enters the first stage before each call and finishes after it.
+        parts: filled with what the last encode gave to the coder.
+    """
+
+    def program(quality: int) -> Program:
+        twin = copy.copy(codec._program(quality))
+        twin.ops = recorder.operations(twin.ops)
+        for name, stage, after in STAGES:
+            vars(twin)[name] = recorder.staged(getattr(twin, name), stage, after)
+        return twin
+
+    twin = copy.copy(codec)
+    vars(twin).update(_program=program, _coder=_Coder(codec._coder, recorder, parts))
+    return twin
+
+
+def profile(codec: Codec, pixels: Pixels, quality: float, repeat: int) -> tuple[dict[str, Any], dict[str, Run]]:
+    """Time encode and decode of one picture, stage by stage.
+
+    Args:
+        codec: any.
+        pixels: uint8 [H, W, 3].
+        quality: 0..100.
+        repeat: rounds; in each, ceilings, the codec as it is and the recorded one take turns.
+
+    Returns:
+        Facts for `as_text` and JSON, and the last run of each direction with its work.
+    """
+    used = {"before_bytes": memory(peak=False)}
+    data = codec.encode(pixels, quality)
+    decoded = codec.decode(data, "numpy")
+    used["peak_bytes"] = memory(peak=True)  # before recording and ceilings take their own
+    parts: list[Part] = []
+    recorder = Recorder(counting=True)
+    twin = instrument(codec, recorder, parts)
+    inputs: dict[str, tuple[Any, ...]] = {"encode": (pixels, quality), "decode": (data, "numpy")}
+    counted = {way: _record(twin, recorder, way, inputs[way]) for way in WAYS}
+    for (result, _, _), expected in zip(counted.values(), (data, decoded), strict=True):
+        assert memoryview(result).tobytes() == memoryview(expected).tobytes(), "recording changed a result"
+    recorder.counting = False
+    ceilings, measured = Ceilings(0, 0, 0), {way: Rounds(counted[way][2]) for way in WAYS}
+    for _ in range(repeat):
+        ceilings = ceilings.best(measure_ceilings(codec._program(0).ops, codec.threads))
+        for way, m in measured.items():
+            m.plain.append(timed(getattr(codec, way), *inputs[way])[1])
+            _, total, run = _record(twin, recorder, way, inputs[way])
+            m.total.append(total)
+            m.runs.append(run)
+    megapixels = pixels.shape[0] * pixels.shape[1] / 1e6
+    facts: dict[str, Any] = {"ceilings": asdict(ceilings), "memory": used, "file_bytes": len(data)}
+    facts["bits"] = _bits(codec, parts, len(data))
+    facts |= {way: direction_facts(m, megapixels, ceilings) for way, m in measured.items()}
+    facts["operations"] = operation_facts(list(measured.values()), ceilings)
+    coded = sum(part["coded"] for part in facts["bits"])
+    facts["next"] = {way: advice(facts[way], m.runs[-1], coded) for way, m in measured.items()}
+    return facts, {way: replace(m.runs[-1], work=m.counted.work) for way, m in measured.items()}
+
+
+def _record(twin: Codec, recorder: Recorder, way: str, arguments: Sequence[Any]) -> tuple[Any, float, Run]:
+    """Result, milliseconds around the whole call, and the run."""
+
+    def call() -> tuple[Any, Run]:
+        recorder.enter(FIRST_STAGE[way])
+        result = getattr(twin, way)(*arguments)
+        return result, recorder.finish()
+
+    (result, run), ms = timed(call)
+    return result, ms, run
+
+
+def memory(peak: bool) -> int | None:
+    """Bytes of this process in memory, now or at most so far; None where the system does not tell."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(x.split()[1] for x in lines if x.startswith("VmHWM" if peak else "VmRSS")))
+    with contextlib.suppress(ImportError):
+        import resource  # its peak may be that of a parent process: only the second choice
+
+        usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return usage * (1 if sys.platform == "darwin" else 1024)
+    return None
+
+
+def part_bits(tables: Tables, symbols: npt.NDArray[np.int16], rows: npt.NDArray[np.uint8]) -> float:
+    """Bits that the tables give to the coded symbols of one part."""
+    coded = rows != SKIP_ROW
+    rows, shift = rows[coded], tables.shift[rows[coded]]
+    bucket = (symbols[coded] >> shift) + CENTER
+    bucket = np.where((bucket < 0) | (bucket > ESCAPE), ESCAPE, bucket)
+    bucket = np.where(tables.freq[rows, bucket] == 0, ESCAPE, bucket)
+    raw = np.where(bucket == ESCAPE, 16, shift)
+    return float((PROB_BITS - np.log2(tables.freq[rows, bucket]) + raw).sum())
+
+
+def _bits(codec: Codec, parts: Sequence[Part], file_bytes: int) -> list[dict[str, Any]]:
+    """What each part of the stream costs; what the file has beyond them comes last."""
+    names = [f"z {name}" for name in latents.ORDER if name in codec.config.latents]
+    names += [f"step {step + 1}" for step in range(STEPS)]
+    out: list[dict[str, Any]] = []
+    for name, (symbols, rows) in zip(names, parts, strict=True):
+        bits = part_bits(codec._coder.tables, symbols, rows)
+        out.append({"name": name, "positions": rows.size, "coded": int((rows != SKIP_ROW).sum()), "bits": bits})
+    rest = 8 * file_bytes - sum(part["bits"] for part in out)
+    return [*out, {"name": "coder states, header", "positions": 0, "coded": 0, "bits": rest}]
+
+
+def synthetic(height: int, width: int) -> Pixels:
+    """A picture of many synthetic photographs, uint8 [height, width, 3]."""
+    image = np.empty((height, width, 3), np.uint8)
+    tiles = ((top, left) for top in range(0, height, TILE[0]) for left in range(0, width, TILE[1]))
+    for seed, (top, left) in enumerate(tiles):
+        place = image[top : top + TILE[0], left : left + TILE[1]]
+        place[:] = photograph(place.shape[0], place.shape[1], seed)
+    return image
+
+
+def _setup(codec: Codec, image: Pixels, args: argparse.Namespace) -> dict[str, Any]:
+    """What runs where."""
+    height, width = image.shape[:2]
+    padded = [-(-side // ALIGN) * ALIGN for side in (width, height)]
+    specs = {name: importlib.util.find_spec(f"dca_fast.{name}") for name in ("_cpu", "_rans")}
+    paths = {name: spec.origin if spec and spec.origin else "not built" for name, spec in specs.items()}
+    isa = "PyTorch"
+    if codec.backend == "native":
+        from dca_fast.ops.native import isa as operations_isa
+
+        isa = operations_isa()
+    return {
+        **environment(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "loaded": {"dca_fast": str(Path(__file__).parent), **paths},
+        "backend": codec.backend,
+        "isa": {"operations": isa, "coder": getattr(codec._coder, "isa", "Python")},
+        "threads": codec.threads,
+        "torch_threads": torch.get_num_threads(),
+        "model": {"name": codec.config.name, "id": codec.model_id, "parameters": codec.parameters},
+        "image": {"source": args.image or "synthetic", "size": [width, height], "padded": padded},
+        "pixels": height * width,
+        "quality": args.quality,
+        "repeat": args.repeat,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the profiler; arguments and exit codes are those of `dca-fast`."""
+    args = make_parser().parse_args(argv)
+    with warnings.catch_warnings():
+        commands.show_warnings()
+        try:
+            return _main(args)
+        except (DcaError, OSError) as error:
+            return commands.fail(error)
+        except KeyboardInterrupt:
+            return cli.INTERRUPTED
+
+
+def _main(args: argparse.Namespace) -> int:
+    if args.dry_run and (args.trace or args.plot):
+        raise InputError("--dry-run times nothing: there is no --trace or --plot of it")
+    if args.plot:
+        need("matplotlib.figure")  # before minutes of work
+        if args.plot.suffix not in PLOT_FORMATS:
+            raise InputError(f"a plot is {', '.join(PLOT_FORMATS)}, not {args.plot.name}")
+    for target in filter(None, (args.json, args.trace, args.plot)):
+        if not target.resolve().parent.is_dir():
+            raise InputError(f"{target}: its folder does not exist")
+    if args.image:
+        image = load_image(args.image).pixels
+    else:
+        height, width = args.resolution[::-1]
+        image = np.broadcast_to(np.uint8(0), (height, width, 3)) if args.dry_run else synthetic(height, width)
+    codec = Codec(
+        args.preset, weights=args.weights, device=args.device, backend=args.backend, threads=args.threads
+    )
+    facts = _setup(codec, image, args)
+    runs: dict[str, Run] = {}
+    if args.dry_run:
+        pixels = facts["image"]["padded"][0] * facts["image"]["padded"][1]
+        facts["plan"] = {name: 2e-9 * macs * pixels for name, macs in macs_per_pixel(codec.config).items()}
+    else:
+        measured, runs = profile(codec, image, args.quality, args.repeat)
+        facts |= measured
+    encoding = sys.stdout.encoding or "utf-8"
+    print(as_text(facts).encode(encoding, "replace").decode(encoding))
+    if args.json:
+        write_atomic(args.json, (json.dumps(facts, indent=1, allow_nan=False) + "\n").encode())
+    if args.trace:
+        write_atomic(args.trace, json.dumps(trace(runs)).encode())
+    if args.plot:
+        plot(facts, args.plot)
+    return commands.OK
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = cli.Parser("python -m dca_fast.profile", parents=[cli.model_options()], description=__doc__)
+    picture = parser.add_mutually_exclusive_group()
+    sizes = ", ".join(RESOLUTIONS)
+    picture.add_argument(
+        "--resolution", type=_size, default="1080p", metavar="SIZE", help=f"{sizes} or WIDTHxHEIGHT (default: 1080p)"
+    )
+    picture.add_argument("--image", metavar="FILE", help="a picture instead of a synthetic one")
+    parser.add_argument("-q", "--quality", type=cli.quality, default=60.0, help="0 to 100 (default: %(default)g)")
+    parser.add_argument("--repeat", type=cli.count, default=3, metavar="N", help="rounds (default: %(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="say what would run; time nothing")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all facts")
+    parser.add_argument("--trace", type=Path, metavar="FILE", help="write a trace for chrome://tracing or Perfetto")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the stages (.png, .svg, .pdf)")
+    return parser
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Width and height."""
+    match = re.fullmatch(r"([0-9]+)x([0-9]+)", text)
+    if text not in RESOLUTIONS and match is None:
+        raise argparse.ArgumentTypeError(f"must be {', '.join(RESOLUTIONS)} or WIDTHxHEIGHT, got {text!r}")
+    width, height = RESOLUTIONS[text] if match is None else (int(match[1]), int(match[2]))
+    if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE and width * height <= DEFAULT_MAX_PIXELS):
+        raise argparse.ArgumentTypeError(f"1 to {MAX_SIDE} a side, {DEFAULT_MAX_PIXELS} pixels, got {text}")
+    return width, height
+
+
+if __name__ == "__main__":
+    sys.exit(main())

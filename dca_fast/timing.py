@@ -1,0 +1,249 @@
+"""Recording where time goes, what operations must compute and move, how fast this machine could do it.
+
+Stages lie end to end along one run: entering one ends the one before, so every nanosecond belongs to exactly one.
+Operations are spans inside them. Only time is taken while the codec runs; work is counted in a run of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dca_fast.ops import Depthwise, Head, Linear, Ops
+
+__all__ = [
+    "Ceilings",
+    "Recorder",
+    "Rounds",
+    "Run",
+    "Span",
+    "Work",
+    "measure_ceilings",
+    "timed",
+    "trace",
+    "work_of",
+]
+
+ATTENTION = ("window_attention", "token_attention")
+_QUARTER = ("quantize", "reconstruct", "quadtree_gather")  # touch one channel group of their largest tensor
+_GEMM = (4096, 512, 512)  # rows, inputs, outputs: operands stay in the cache, sums are long
+_COPY_BYTES = 1 << 26  # of each thread; far above any cache
+_TRIES = 3
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an operation cannot avoid.
+
+    Args:
+        macs8, macs16: multiply-accumulates with 8-bit and with 16-bit operands.
+        bytes: of inputs, weights and outputs, each touched once.
+    """
+
+    macs8: int = 0
+    macs16: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.macs8 + other.macs8, self.macs16 + other.macs16, self.bytes + other.bytes)
+
+    @property
+    def macs(self) -> int:
+        """All multiply-accumulates."""
+        return self.macs8 + self.macs16
+
+
+@dataclass(frozen=True)
+class Span:
+    """An interval of `time.perf_counter_ns`; `stage` is the stage an operation ran in, "" for a stage."""
+
+    name: str
+    start: int
+    end: int
+    stage: str = ""
+
+    @property
+    def ms(self) -> float:
+        """Milliseconds."""
+        return (self.end - self.start) / 1e6
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recorded call; `work` has an entry for each operation if it was counted, else it is empty."""
+
+    stages: list[Span] = field(default_factory=list)
+    operations: list[Span] = field(default_factory=list)
+    work: list[Work] = field(default_factory=list)
+
+    def counts(self) -> Iterator[tuple[Span, Work]]:
+        """Operations of a counted run with their work."""
+        return zip(self.operations, self.work, strict=True)
+
+
+class Recorder:
+    """Collects one `Run` after another, from one thread.
+
+    Args:
+        counting: count the work of operations, which takes time of its own.
+    """
+
+    def __init__(self, counting: bool = False) -> None:
+        self.counting, self.stage = counting, ""
+        self._run, self._since = Run(), 0
+
+    def enter(self, stage: str) -> None:
+        """End the current stage and begin another; "" begins none."""
+        now = time.perf_counter_ns()
+        if self.stage:
+            self._run.stages.append(Span(self.stage, self._since, now))
+        self.stage, self._since = stage, now
+
+    def finish(self) -> Run:
+        """End the current stage; returns everything since the last call."""
+        self.enter("")
+        run, self._run = self._run, Run()
+        return run
+
+    def staged(self, function: Callable[..., Any], stage: str, after: str) -> Callable[..., Any]:
+        """`function` in `stage`, followed by `after`; "{}" in them stands for a first argument counted from 1."""
+
+        def call(*arguments: Any) -> Any:
+            number = arguments[0] + 1 if isinstance(arguments[0], int) else None
+            self.enter(stage.format(number))
+            result = function(*arguments)
+            self.enter(after.format(number))
+            return result
+
+        return call
+
+    def operations(self, ops: Ops) -> Ops:
+        """The same operations, each call a span."""
+        names = [f.name for f in fields(ops) if f.name != "name"]
+        calls: dict[str, Any] = {name: self._operation(name, getattr(ops, name)) for name in names}
+        return Ops(ops.name, **calls)
+
+    def _operation(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            start = time.perf_counter_ns()
+            result = function(*arguments)
+            self._run.operations.append(Span(name, start, time.perf_counter_ns(), self.stage))
+            if self.counting:
+                self._run.work.append(work_of(name, arguments, result))
+            return result
+
+        return call
+
+
+def work_of(name: str, arguments: Sequence[Any], result: Any) -> Work:
+    """What a call of the operation `name` with these arguments and this result must do."""
+    leaves = list(_leaves([*arguments, result]))
+    sizes = [t.nbytes for leaf in leaves for t in ([leaf] if isinstance(leaf, Tensor) else leaf.tensors())]
+    moved = sum(sizes) - (max(sizes) * 3 // 4 if name in _QUARTER else 0)
+    x = arguments[0]
+    if name == "window_attention":
+        return Work(macs8=2 * x.numel() * arguments[4] ** 2, bytes=moved)
+    if name == "token_attention":
+        return Work(macs8=2 * x.numel() * arguments[1].shape[1], bytes=moved)
+    sites, macs = x.numel() // x.shape[-1], {torch.int8: 0, torch.int16: 0}
+    for layer in leaves:
+        if not isinstance(layer, Tensor):  # a head holds four layers, one of which serves a site
+            macs[layer.w.dtype] += sites * layer.w.numel() // (4 if isinstance(layer, Head) else 1)
+    return Work(macs[torch.int8], macs[torch.int16], moved)
+
+
+def _leaves(values: Sequence[Any]) -> Iterator[Any]:
+    """Tensors and layers, also those inside of tuples."""
+    for value in values:
+        if isinstance(value, Tensor | Linear | Depthwise | Head):
+            yield value
+        elif isinstance(value, tuple):
+            yield from _leaves(value)
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """The best rates seen on this machine, in this process.
+
+    Args:
+        macs8, macs16: multiply-accumulates per second of a large product with 8-bit and with 16-bit operands.
+        bytes: read and written per second by copies of large arrays.
+    """
+
+    macs8: float
+    macs16: float
+    bytes: float
+
+    def best(self, other: Ceilings) -> Ceilings:
+        """The higher of each."""
+        macs8, macs16 = max(self.macs8, other.macs8), max(self.macs16, other.macs16)
+        return Ceilings(macs8, macs16, max(self.bytes, other.bytes))
+
+    def compute_ms(self, work: Work) -> float:
+        """Milliseconds that the products take at best."""
+        return 1e3 * (work.macs8 / self.macs8 + work.macs16 / self.macs16)
+
+    def memory_ms(self, work: Work) -> float:
+        """Milliseconds that the traffic takes at best."""
+        return 1e3 * work.bytes / self.bytes
+
+
+def measure_ceilings(ops: Ops, threads: int) -> Ceilings:
+    """Large products with the backend's own 1x1 layers, and NumPy copies in as many threads."""
+    rows, k, o = _GEMM
+    b, m = torch.zeros(o, dtype=torch.int32), torch.full((o,), 1 / 4096)
+    rates = []
+    for dtype, layer, last in ((torch.int8, ops.linear_act, (False,)), (torch.int16, ops.wide_linear, ())):
+        p = Linear(torch.randint(-100, 101, (o, k), dtype=dtype), b, m)
+        x = torch.randint(-127, 128, (rows, k), dtype=dtype)
+        layer(x[:1], p, *last)  # packs the weights
+        rates.append(rows * k * o / _seconds(layer, x, p, *last))
+    arrays = [(np.zeros(_COPY_BYTES, np.uint8), np.ones(_COPY_BYTES, np.uint8)) for _ in range(threads)]
+    with ThreadPoolExecutor(threads) as pool:
+        seconds = _seconds(lambda: list(pool.map(lambda pair: np.copyto(*pair), arrays)))
+    return Ceilings(rates[0], rates[1], 2 * threads * _COPY_BYTES / seconds)
+
+
+def _seconds(function: Callable[..., Any], *arguments: Any) -> float:
+    return min(timed(function, *arguments)[1] for _ in range(_TRIES)) / 1e3
+
+
+def timed(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    """Result and milliseconds of one call."""
+    start = time.perf_counter_ns()
+    result = function(*arguments)
+    return result, (time.perf_counter_ns() - start) / 1e6
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Of one direction: its counted run; by round, milliseconds without and with recording, and the recorded run."""
+
+    counted: Run
+    plain: list[float] = field(default_factory=list)
+    total: list[float] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+
+
+def trace(runs: dict[str, Run]) -> dict[str, Any]:
+    """Counted runs by name as a Chrome trace (chrome://tracing, ui.perfetto.dev): run, stages, operations, nested."""
+    zero = min(run.stages[0].start for run in runs.values())
+
+    def event(name: str, kind: str, start: int, end: int, arguments: dict[str, Any]) -> dict[str, Any]:
+        place = {"ph": "X", "pid": 1, "tid": 1, "ts": (start - zero) / 1e3, "dur": (end - start) / 1e3}
+        return {"name": name, "cat": kind, **place, "args": arguments}
+
+    events = []
+    for name, run in runs.items():
+        events.append(event(name, "run", run.stages[0].start, run.stages[-1].end, {}))
+        events += [event(s.name, "stage", s.start, s.end, {}) for s in run.stages]
+        for s, work in run.counts():
+            events.append(event(s.name, "operation", s.start, s.end, {"macs": work.macs, "bytes": work.bytes}))
+    return {"displayTimeUnit": "ms", "traceEvents": events}

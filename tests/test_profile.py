@@ -1,0 +1,270 @@
+"""The profiler: it changes nothing, loses no time and no bits, counts what the model costs, and refuses in one line."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dca_fast import Codec, container
+from dca_fast.errors import BackendUnavailableError
+from dca_fast.model.cost import macs_per_pixel
+from dca_fast.ops import Depthwise, Head, Linear, reference
+from dca_fast.profile import instrument, main, part_bits, profile, synthetic
+from dca_fast.profile_report import advice, as_text
+from dca_fast.timing import Ceilings, Recorder, Run, Span, Work, measure_ceilings, trace, work_of
+
+SIDE = 256  # the side for which model.cost counts
+ATTENTION = ("window_attention", "token_attention")
+OPTIONS = ["--resolution", "64x48", "--repeat", "1", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    return Codec("dca-s", threads=1)
+
+
+@pytest.fixture(scope="module")
+def measured(codec: Codec) -> tuple[dict[str, Any], dict[str, Run]]:
+    return profile(codec, synthetic(SIDE, SIDE), 60, 3)
+
+
+def test_recording_changes_neither_bytes_nor_the_codec(codec: Codec) -> None:
+    image = synthetic(100, 140)
+    before = {**vars(codec)}, {**vars(codec._program(3000))}
+    data, parts, recorder = codec.encode(image, 30), [], Recorder()
+    twin = instrument(codec, recorder, parts)
+    assert twin.encode(image, 30) == data
+    assert np.array_equal(twin.decode(data, "numpy"), codec.decode(data, "numpy"))
+    assert ({**vars(codec)}, {**vars(codec._program(3000))}) == before
+    assert codec._coder.encode(parts) == container.parse(data).stream
+    run = recorder.finish()
+    assert run.stages
+    assert not run.work
+
+
+@pytest.mark.parametrize("way", ["encode", "decode"])
+def test_stages_add_up_to_the_whole(measured: tuple[dict[str, Any], dict[str, Run]], way: str) -> None:
+    facts, run = measured[0][way], measured[1][way]
+    assert 0 <= facts["unaccounted"] < 0.15
+    assert all(a.end == b.start for a, b in zip(run.stages, run.stages[1:], strict=False))
+    assert all(0 <= s["operations_share"] <= 1.1 for s in facts["stages"] if s["calls"])
+    names = [stage["name"] for stage in facts["stages"]]
+    steps = [f"step {i}: {kind}" for i in (1, 2, 3, 4) for kind in ("parameters", "symbols")]
+    assert [name for name in names if name in steps] == steps
+    assert [f"step {i}: coder" in names for i in (1, 2, 3, 4)] == [way == "decode"] * 4
+    assert set(names) >= ({"pad", "analysis", "coder"} if way == "encode" else {"synthesis", "crop"})
+
+
+def test_operations_are_those_of_the_model(codec: Codec, measured: tuple[dict[str, Any], dict[str, Run]]) -> None:
+    """What ran, counted from tensors, against what the float model costs, counted from its layers."""
+    cost = {name: macs * SIDE**2 for name, macs in macs_per_pixel(codec.config).items()}
+    for way, run in measured[1].items():
+        products = [(s.stage, work.macs) for s, work in run.counts() if s.name not in ATTENTION]
+        assert sum(macs for _, macs in products) == pytest.approx(cost[way], rel=1e-12)
+        parts = ["analysis"] if way == "encode" else ["synthesis"]
+        for part in parts:
+            assert sum(macs for stage, macs in products if stage == part) == cost[part]
+        hyper = sum(macs for stage, macs in products if stage.endswith("analysis") and "hyper" in stage)
+        assert hyper == (cost["hyper_analysis"] if way == "encode" else 0)
+        attention = sum(work.macs for s, work in run.counts() if s.name in ATTENTION)
+        assert 0 < attention < 0.02 * cost[way]
+
+
+def test_bits_of_the_parts_add_up_to_the_stream(codec: Codec, measured: tuple[dict[str, Any], dict[str, Run]]) -> None:
+    facts = measured[0]
+    data = codec.encode(synthetic(SIDE, SIDE), 60)
+    stream = 8 * len(container.parse(data).stream)
+    *parts, rest = facts["bits"]
+    assert [p["name"] for p in parts] == [
+        *("z global", "z local", "z regional"), *(f"step {i}" for i in (1, 2, 3, 4)),
+    ]  # fmt: skip
+    assert sum(p["bits"] for p in parts) == pytest.approx(stream, rel=0.02)
+    assert sum(p["bits"] for p in facts["bits"]) == pytest.approx(8 * len(data))
+    assert rest["bits"] > 0
+    assert all(0 <= p["coded"] <= p["positions"] for p in parts)
+
+
+def test_bits_of_raw_and_escaped_values(codec: Codec) -> None:
+    tables = codec._coder.tables
+    symbols, rows = np.array([0, 8000, 5, 100], np.int16), np.array([20, 20, 255, 127], np.uint8)
+    shift = int(tables.shift[127])
+    expected = -np.log2(tables.freq[20, 127] / 4096) - np.log2(tables.freq[20, 255] / 4096) + 16
+    expected += shift - np.log2(tables.freq[127, (100 >> shift) + 127] / 4096)
+    assert part_bits(tables, symbols, rows) == pytest.approx(expected)
+
+
+def test_work_of_single_operations() -> None:
+    x = torch.zeros(1, 4, 6, 8, dtype=torch.int8)
+    linear = Linear(torch.zeros(16, 8, dtype=torch.int8), torch.zeros(16, dtype=torch.int32), torch.zeros(16))
+    out = reference.linear_act(x, linear, False)
+    assert work_of("linear_act", (x, linear, False), out) == Work(24 * 128, 0, 24 * 8 + 128 + 128 + 24 * 16)
+    wide = Linear(linear.w.short(), linear.b, linear.m)
+    assert work_of("wide_linear", (x.short(), wide), x.short()).macs16 == 24 * 128
+    depth = Depthwise(torch.zeros(3, 3, 8, dtype=torch.int8), linear.b[:8], linear.m[:8])
+    assert work_of("depthwise3x3", (x, depth), x).macs == 24 * 9 * 8
+    group = torch.zeros(4, 2)
+    head = Head(torch.zeros(4, 4, 8, dtype=torch.int8), torch.zeros(4, 4), group, group, group)
+    assert work_of("head_params", (x, head, 0), (x, x)).macs == 24 * 4 * 8
+    assert work_of("window_attention", (x, x, x, 2, 2, 0), x).macs == 24 * 2 * 4 * 8
+    assert work_of("token_attention", (x.view(1, 24, 8), x.view(1, 24, 8)[:, :5]), x).macs == 24 * 2 * 5 * 8
+    y, mean = torch.zeros(1, 4, 6, 8, dtype=torch.int16), torch.zeros(1, 4, 6, 2, dtype=torch.int32)
+    assert work_of("quantize", (y, mean, torch.zeros(8), 0), y[..., :2]).bytes == 24 * (2 * 2 + 2 * 4 + 2 * 2) + 32
+
+
+def test_ceilings_are_the_best_of_all_rounds() -> None:
+    found = measure_ceilings(reference.OPS, 1)
+    assert min(asdict(found).values()) > 1e6
+    assert Ceilings(1, 5, 3).best(Ceilings(2, 4, 3)) == Ceilings(2, 5, 3)
+    ceilings = Ceilings(4e3, 2e3, 1e3)
+    assert ceilings.compute_ms(Work(4, 2, 9)) == 2
+    assert ceilings.memory_ms(Work(4, 2, 9)) == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "compute", "memory", "inside", "bound"),
+    [
+        ("analysis", 0.8, 0.2, 0.9, "compute"),
+        ("analysis", 0.2, 0.8, 0.9, "memory"),
+        ("analysis", 0.2, 0.2, 0.9, "kernel"),
+        ("analysis", 0.8, 0.2, 0.3, "overhead"),
+        ("step 2: parameters", 0.8, 0.2, 0.9, "compute"),
+        ("step 2: coder", 0, 0, 0, "coder"),
+    ],
+)
+def test_advice(name: str, compute: float, memory: float, inside: float, bound: str) -> None:
+    shares = {"compute_share": compute, "memory_share": memory, "operations_share": inside, "calls": 3}
+    way = {"ms": 80, "stages": [{"name": name, "ms": 60, **shares}, {"name": "crop", "ms": 20, **shares}]}
+    run = Run(operations=[Span("gated_ffn", 0, 9, name), Span("add", 10, 12, name), Span("copy", 0, 90, "crop")])
+    found = advice(way, run, 10**6)
+    assert found["bound"] == bound
+    assert found["share"] == 0.75
+    assert ("gated_ffn" in found["text"]) == (bound in ("compute", "memory", "kernel"))
+
+
+def test_trace_events_nest(measured: tuple[dict[str, Any], dict[str, Run]]) -> None:
+    events = json.loads(json.dumps(trace(measured[1])))["traceEvents"]
+    levels = {kind: [e for e in events if e["cat"] == kind] for kind in ("run", "stage", "operation")}
+    assert [e["name"] for e in levels["run"]] == ["encode", "decode"]
+    assert all(e["ph"] == "X" and e["dur"] >= 0 for e in events)
+    for inner, outer in (("stage", "run"), ("operation", "stage")):
+        for e in levels[inner]:
+            around = [
+                o for o in levels[outer] if o["ts"] <= e["ts"] and e["ts"] + e["dur"] <= o["ts"] + o["dur"] + 1e-3
+            ]
+            assert around, e
+    assert sum(e["args"]["macs"] for e in levels["operation"]) > 0
+
+
+def test_the_command_from_another_folder(tmp_path: Path) -> None:
+    outputs = ["--json", "facts.json", "--trace", "trace.json"]
+    env = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-m", "dca_fast.profile", *OPTIONS, *outputs]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", check=True, env=env)
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    assert {"machine", "versions", "loaded", "backend", "isa", "threads", "torch_threads", "load"} <= set(facts)
+    assert {"ceilings", "memory", "encode", "decode", "bits", "operations", "next"} <= set(facts)
+    assert {"image", "pixels", "model", "quality", "repeat", "file_bytes"} <= set(facts)
+    assert facts["image"]["size"] == [64, 48]
+    assert facts["image"]["padded"] == [64, 64]
+    assert facts["memory"]["before_bytes"] <= facts["memory"]["peak_bytes"] < 4 << 30
+    assert done.stdout == as_text(facts) + "\n"
+    assert not done.stderr
+    lines = done.stdout.splitlines()
+    paths = tuple(facts["loaded"].values())
+    assert not [line for line in lines if len(line) > 100 and not line.endswith(paths)]
+    assert {"encode", "decode", "bits", "operations,"} <= {line.split()[0] for line in lines if line}
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+
+
+def test_a_dry_run_times_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a dry run must not encode")
+
+    monkeypatch.setattr(Codec, "encode", refuse)
+    monkeypatch.setattr("dca_fast.profile.measure_ceilings", refuse)
+    target = tmp_path / "plan.json"
+    assert main(["--dry-run", "--resolution", "4k", "--json", str(target)]) == 0
+    facts = json.loads(target.read_text())
+    assert facts["plan"]["decode"] == pytest.approx(2e-9 * 3840 * 2176 * macs_per_pixel(Codec().config)["decode"])
+    text = capsys.readouterr().out
+    assert "3840 x 2176" in text
+    assert "synthesis" in text
+    assert "encode" not in facts
+
+
+def test_pictures_and_plots(tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray(synthetic(40, 70)).save(tmp_path / "a.png")
+    arguments = ["--image", str(tmp_path / "a.png"), "--repeat", "1", "--plot", str(tmp_path / "p.svg")]
+    assert main([*arguments, "--json", str(tmp_path / "f.json")]) == 0
+    assert json.loads((tmp_path / "f.json").read_text())["image"]["size"] == [70, 40]
+    assert "synthesis" in (tmp_path / "p.svg").read_text() or "<svg" in (tmp_path / "p.svg").read_text()
+
+
+def test_without_matplotlib_the_plot_is_refused_first(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main([*OPTIONS, "--plot", "p.png"]) == 4
+    message = capsys.readouterr().err
+    assert "dca-fast[eval]" in message
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--resolution", "5k"],
+        ["--resolution", "0x9"],
+        ["--resolution", "70000x1"],
+        ["--resolution", "60000x60000"],
+        ["--repeat", "0"],
+        ["--quality", "101"],
+        ["--threads", "none"],
+        ["--backend", "cuda"],
+        ["--image", "missing.png"],
+        ["--image", "missing.png", "--resolution", "4k"],
+        ["--plot", "p.gif"],
+        ["--json", "missing/facts.json"],
+        ["--dry-run", "--trace", "t.json"],
+        ["surprise"],
+    ],
+)
+def test_bad_arguments_are_one_line_and_exit_2(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    try:
+        code: Any = main(arguments)
+    except SystemExit as exit_:
+        code = exit_.code
+    assert code == 2
+    output = capsys.readouterr()
+    assert not output.out
+    assert output.err.startswith("dca-fast: error: ")
+    assert output.err.count("\n") == 1
+
+
+def test_a_device_is_the_codecs_own_refusal(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(BackendUnavailableError) as caught:
+        Codec(device="tpu")
+    assert main([*OPTIONS, "--device", "tpu"]) == 4
+    assert str(caught.value) in capsys.readouterr().err
+
+
+def test_synthetic_pictures_are_tiled_and_repeatable() -> None:
+    image = synthetic(520, 800)
+    assert image.shape == (520, 800, 3)
+    assert image.dtype == np.uint8
+    assert np.array_equal(image, synthetic(520, 800))
+    assert not np.array_equal(image[:8, :32], image[512:, :32])
