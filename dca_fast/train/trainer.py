@@ -49,7 +49,7 @@ class Recipe:
     log_rate: float = 3.0
     ramp: int = 2000
     warmup: int = 100
-    cooldown: float = 0.2
+    cooldown: float = 0.35
     final: float = 0.02
     clip: float = 1.0
     balance: float = 0.4
