@@ -95,7 +95,7 @@ class Photographs:
         top = generator.integers(image.shape[0] - size + 1)
         left = generator.integers(image.shape[1] - size + 1)
         crop = image[top : top + size, left : left + size]
-        crop = np.rot90(crop, generator.integers(4))
+        crop = np.rot90(crop, int(generator.integers(4)))
         return crop[:, ::-1] if generator.integers(2) else crop
 
     def batch(self, generator: np.random.Generator, count: int, size: int) -> Tensor:
