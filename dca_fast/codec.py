@@ -172,8 +172,10 @@ class Codec:
         """Everything of the encoder before the entropy coder; quality in 1/100."""
         height, width = pixels.shape[:2]
         program = self._program(quality)
-        padded = np.pad(pixels, ((0, -height % ALIGN), (0, -width % ALIGN), (0, 0)), mode="edge")
-        y = program.analyse(torch.from_numpy(np.ascontiguousarray(padded))[None])
+        if height % ALIGN or width % ALIGN:
+            pixels = np.pad(pixels, ((0, -height % ALIGN), (0, -width % ALIGN), (0, 0)), mode="edge")
+        pixels = np.require(pixels, requirements="CW")  # PyTorch warns of arrays that it may not write to
+        y = program.analyse(torch.from_numpy(pixels)[None])
         source = latents.EncoderSource(program, y, program.hyper_analyse(y))
         latents.code(program, source, (y.shape[1], y.shape[2]), (-(-height // STRIDE), -(-width // STRIDE)))
         return source
