@@ -119,6 +119,14 @@ def test_a_checkpoint_of_another_model_is_refused(photographs: Photographs, tmp_
         Trainer(replace(TINY, tokens=8), photographs, tmp_path, RECIPE)
 
 
+def test_a_start_from_weights_is_past_the_ramp(photographs: Photographs, tmp_path: Path) -> None:
+    first = Trainer(TINY, photographs, tmp_path / "first", RECIPE)
+    state = {key: value.clone() for key, value in first.network.state_dict().items()}
+    again = Trainer(TINY, photographs, tmp_path / "again", RECIPE, start=state)
+    assert again.step == RECIPE.ramp
+    assert all(torch.equal(value, state[key]) for key, value in again.network.state_dict().items())
+
+
 def test_run_writes_log_and_checkpoint(photographs: Photographs, tmp_path: Path) -> None:
     trainer = Trainer(TINY, photographs, tmp_path, RECIPE)
     trainer.run()

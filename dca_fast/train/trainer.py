@@ -126,6 +126,7 @@ class Trainer:
             self.step = state["step"]
         elif start is not None:
             self.network.load_state_dict(start)
+            self.step = recipe.ramp  # trained before, so past the ramp
         else:
             start_from_components(self.network, photographs, recipe.seed)
         self.network.to(device).train()
