@@ -174,7 +174,7 @@ class Codec:
         program = self._program(quality)
         if height % ALIGN or width % ALIGN:
             pixels = np.pad(pixels, ((0, -height % ALIGN), (0, -width % ALIGN), (0, 0)), mode="edge")
-        pixels = np.require(pixels, requirements="CW")  # PyTorch warns of arrays that it may not write to
+        pixels = np.require(pixels, requirements=["C", "W"])  # PyTorch warns of arrays that it may not write to
         y = program.analyse(torch.from_numpy(pixels)[None])
         source = latents.EncoderSource(program, y, program.hyper_analyse(y))
         latents.code(program, source, (y.shape[1], y.shape[2]), (-(-height // STRIDE), -(-width // STRIDE)))
