@@ -20,10 +20,9 @@ import torch
 from rich.progress import track
 
 from dca_fast import Codec
-from dca_fast.image_io import load_image
+from dca_fast.evaluate import ImageFolder
 from dca_fast.ops import native as ops
 from dca_fast.testing import photograph
-from dca_fast.train.data import list_images
 
 QUALITIES = (10, 30, 50, 70, 90)
 SIZES = ((1, 1), (1, 17), (16, 16), (63, 65), (255, 257), (1000, 3))
@@ -56,7 +55,7 @@ def main() -> int:
     native = codecs["native, 1 threads"]
     wrong: list[str] = []
     compared = 0
-    cases = [(p.name, load_image(p).pixels) for p in list_images(args.folder)]
+    cases = list(ImageFolder(args.folder))
     cases += [(f"synthetic {h}x{w}", photograph(h, w, seed=h + w)) for h, w in SIZES]
     files: dict[tuple[str, float], bytes] = {}
     for name, pixels in track(cases, "comparing", console=None):

@@ -21,16 +21,11 @@ import torch
 from rich.progress import track
 
 from dca_fast import Codec
+from dca_fast.evaluate import ImageFolder, psnr
 from dca_fast.export import export_checkpoint, load_float
-from dca_fast.image_io import load_image
 from dca_fast.model.network import Network
-from dca_fast.train.data import list_images
 
 QUALITIES = (0, 10, 30, 50, 70, 90, 100)
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    return float(10 * np.log10(255**2 / np.square(a.astype(np.float64) - b).mean()))
 
 
 @torch.no_grad()
@@ -55,8 +50,8 @@ def main() -> int:
         export_checkpoint(args.checkpoint, weights)
         codec = Codec(weights=weights)
     rows = []
-    for path in track(list_images(args.folder), "comparing", console=None):
-        pixels = load_image(path).pixels
+    images = ImageFolder(args.folder)
+    for _, pixels in track(images, "comparing", total=len(images)):
         for quality in QUALITIES:
             data = codec.encode(pixels, quality)
             bpp, fidelity = float_point(network, pixels, quality)

@@ -74,8 +74,6 @@ class Program:
         self.stages = self.config.stages
         self._table = self._t["tables.softmax"]
         d = self.config.context_width // self.config.heads
-        # Features of the entropy model (1/256) to operands (1/16); explicit, whatever the host's torch defaults are.
-        self._to_operand = OPERAND_STEPS / FEATURE_STEPS
         self._score = float(np.float32(OPERAND_STEPS / (OPERAND_STEPS**2 * math.sqrt(d))))
         self._hyper_gains: dict[tuple[str, str], Tensor] = {}
         self._gains()
@@ -162,7 +160,8 @@ class Program:
 
     def _operand(self, x: Tensor) -> Tensor:
         """Feature of the entropy model (1/256) -> operand (1/16)."""
-        m = torch.full((x.shape[-1],), self._to_operand, dtype=torch.float32, device="cpu")
+        # Type and device are spelled out because the host program may have changed torch's defaults.
+        m = torch.full((x.shape[-1],), OPERAND_STEPS / FEATURE_STEPS, dtype=torch.float32, device="cpu")
         return self.ops.operand8(x, m)
 
     def _windows(self, x: Tensor, name: str) -> Tensor:

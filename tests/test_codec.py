@@ -22,6 +22,7 @@ from dca_fast.errors import (
     UnknownModelError,
     WeightsError,
 )
+from dca_fast.evaluate import psnr
 from dca_fast.testing import photograph
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -36,10 +37,6 @@ def native() -> Codec:
 @pytest.fixture(scope="module")
 def reference() -> Codec:
     return Codec("dca-s", backend="reference")
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    return float(10 * np.log10(255**2 / np.square(a.astype(np.float64) - b).mean()))
 
 
 @pytest.mark.parametrize("size", SIZES)
