@@ -28,8 +28,17 @@ WIDTH, HEIGHT, QUALITY = 1280, 704, 60.0  # sides are multiples of 64
 THREADS = 1
 STEP = 2  # of 0..3: one that reads what is decoded so far
 BACKENDS = ("native", "reference")
-ATTENTION = ("window_attention", "token_attention")
-OPERATIONS = (*ATTENTION, "head_params", "quantize", "depth_block", "gated_ffn", "wide_linear")
+OPERATIONS = (
+    "window_block",
+    "token_block",
+    "token_attention",
+    "head_params",
+    "quantize",
+    "depth_block",
+    "gated_ffn",
+    "wide_linear",
+    "decoded_linear",
+)
 
 
 @dataclass
@@ -105,8 +114,8 @@ def test_operation(name: str, backend: str, calls: dict[str, Call], benchmark: A
 
 def encode_step(program: Program, step: int, y: Tensor, y_hat: Tensor, features: dict[str, Tensor]) -> list[Tensor]:
     """One quadtree step of the encoder but for the coder; writes into y_hat."""
-    mean, rows = program.step_parameters(step, y_hat, features)
-    symbols = program.ops.quantize(y, mean, program.gain, step)
+    mean, rows = program.step_parameters(step, y_hat, features, (y.shape[1], y.shape[2]))
+    symbols = program.ops.quantize(y, mean, rows, program.gain, step)
     program.ops.reconstruct(symbols, mean, program.inverse, step, y_hat)
     return [mean, rows, symbols]
 

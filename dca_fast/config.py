@@ -28,6 +28,8 @@ LEAKY_SLOPE = 0.125
 STEPS = 4  # of the quadtree
 QUADTREE = (0, 3, 2, 1)  # step s codes channel group p ^ QUADTREE[s] at the sites of parity p (DCVC-DC)
 
+SKIP_ROW = 255  # table row of a symbol that is not coded: it is zero and costs nothing
+
 PATCH = 8  # pixels per side of the first patch of the "patch" transforms
 STRIDE = 16  # pixels per latent site
 ALIGN = 64  # images are padded to multiples of this: two more halvings for the regional hyper latent

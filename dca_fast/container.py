@@ -1,6 +1,6 @@
 """The .dca file, as docs/bitstream.md specifies it: bytes only, no arrays.
 
-    magic | version | flags | model id | width | height | quality | digest | sections | stream | CRC-32
+magic | version | flags | model id | width | height | quality | digest | sections | stream | CRC-32
 """
 
 import struct

@@ -1,18 +1,18 @@
 """Every exception and warning this package raises on purpose.
 
-    DcaError
-    |-- ConfigError (ValueError)              an argument or preset that makes no sense
-    |-- InputError (ValueError)               an image of the wrong shape, type or size
-    |-- WeightsError                          a weight file that is missing, damaged or does not fit
-    |-- BackendUnavailableError (RuntimeError)  what was asked for cannot run here, and why
-    `-- BitstreamError (ValueError)           bytes that cannot be decoded exactly
-        |-- NotADcaFileError                  the first bytes are not those of a .dca file
-        |-- UnsupportedVersionError           a newer format, or flags this version does not know
-        |-- UnknownModelError                 no weights with the model id of the file
-        |-- TruncatedStreamError              the file ends too early
-        |-- CorruptStreamError                bytes were changed, or decode to something impossible
-        `-- LimitExceededError                more pixels or bytes than the caller allows
-    InputWarning (UserWarning)                a lossy step taken while reading an image
+DcaError
+|-- ConfigError (ValueError)              an argument or preset that makes no sense
+|-- InputError (ValueError)               an image of the wrong shape, type or size
+|-- WeightsError                          a weight file that is missing, damaged or does not fit
+|-- BackendUnavailableError (RuntimeError)  what was asked for cannot run here, and why
+`-- BitstreamError (ValueError)           bytes that cannot be decoded exactly
+    |-- NotADcaFileError                  the first bytes are not those of a .dca file
+    |-- UnsupportedVersionError           a newer format, or flags this version does not know
+    |-- UnknownModelError                 no weights with the model id of the file
+    |-- TruncatedStreamError              the file ends too early
+    |-- CorruptStreamError                bytes were changed, or decode to something impossible
+    `-- LimitExceededError                more pixels or bytes than the caller allows
+InputWarning (UserWarning)                a lossy step taken while reading an image
 """
 
 __all__ = [

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dca_fast.config import STEPS
-from dca_fast.entropy.tables import SKIP_ROW as NOT_CODED  # row of a symbol that is zero and costs nothing
+from dca_fast.config import SKIP_ROW, STEPS
 from dca_fast.ops.reference import LIMIT_SYMBOL
 from dca_fast.program import Program
 
@@ -48,18 +47,18 @@ class EncoderSource:
         self.digest = 0
 
     def _keep(self, symbols: Tensor, rows: Tensor) -> Tensor:
-        symbols = torch.where(rows == NOT_CODED, torch.zeros_like(symbols), symbols)
         flat = symbols.flatten().numpy()
         self.parts.append((flat, rows.flatten().numpy()))
         self.digest = symbol_digest(flat, self.digest)
         return symbols
 
     def hyper(self, name: str, rows: Tensor) -> Tensor:
-        return self._keep(self._z[name].clamp(-LIMIT_SYMBOL, LIMIT_SYMBOL), rows)
+        symbols = self._z[name].clamp(-LIMIT_SYMBOL, LIMIT_SYMBOL)
+        return self._keep(symbols.masked_fill_(rows == SKIP_ROW, 0), rows)
 
     def step(self, step: int, mean: Tensor, rows: Tensor) -> Tensor:
         p = self._program
-        return self._keep(p.ops.quantize(self._y, mean, p.gain, step), rows)
+        return self._keep(p.ops.quantize(self._y, mean, rows, p.gain, step), rows)
 
 
 class DecoderSource:
@@ -81,15 +80,6 @@ class DecoderSource:
         return self._take(rows)
 
 
-def _mask(rows: Tensor, skip: int, valid: tuple[int, int] | None) -> Tensor:
-    """Rows that are not worth coding, and sites that lie wholly outside the image, become `NOT_CODED`."""
-    rows = torch.where(rows < skip, NOT_CODED, rows)
-    if valid is not None:
-        rows[:, valid[0] :] = NOT_CODED
-        rows[:, :, valid[1] :] = NOT_CODED
-    return rows
-
-
 def code(program: Program, source: Source, grid: tuple[int, int], valid: tuple[int, int]) -> Tensor:
     """Run the walk for one image.
 
@@ -109,11 +99,14 @@ def code(program: Program, source: Source, grid: tuple[int, int], valid: tuple[i
         if name in program.contexts:
             rows = program.hyper_rows[name].view(1, *((1, c.tokens) if name == "global" else (1, 1)), -1)
             rows = rows.expand(1, *shapes[name], rows.shape[-1]).contiguous()
-            z[name] = source.hyper(name, _mask(rows, program.skip, valid if name == "local" else None))
+            if name == "local":
+                rows[:, valid[0] :] = SKIP_ROW
+                rows[:, :, valid[1] :] = SKIP_ROW
+            z[name] = source.hyper(name, rows)
     features = program.hyper_features(z)
     y_hat = torch.zeros(1, h, w, c.latent, dtype=torch.int16, device="cpu")
     for step in range(STEPS):
-        mean, rows = program.step_parameters(step, y_hat, features)
-        symbols = source.step(step, mean, _mask(rows, program.skip, valid))
+        mean, rows = program.step_parameters(step, y_hat, features, valid)
+        symbols = source.step(step, mean, rows)
         program.ops.reconstruct(symbols, mean, program.inverse, step, y_hat)
     return y_hat

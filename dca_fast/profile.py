@@ -268,9 +268,7 @@ def _main(args: argparse.Namespace) -> int:
     else:
         height, width = args.resolution[::-1]
         image = np.broadcast_to(np.uint8(0), (height, width, 3)) if args.dry_run else synthetic(height, width)
-    codec = Codec(
-        args.preset, weights=args.weights, device=args.device, backend=args.backend, threads=args.threads
-    )
+    codec = Codec(args.preset, weights=args.weights, device=args.device, backend=args.backend, threads=args.threads)
     facts = _setup(codec, image, args)
     runs: dict[str, Run] = {}
     if args.dry_run:

@@ -142,7 +142,7 @@ def _conclusions(facts: dict[str, Any]) -> list[str]:
         lines.append(f"           {n['bound']}-bound: {n['text']}")
     gains = [(o["ms"] * (1 - max(o["compute_share"], o["memory_share"])), o["name"]) for o in facts["operations"]]
     best = ", ".join(f"{name} {ms:.1f} ms" for ms, name in sorted(gains, reverse=True)[:3])
-    lines.append(f"to gain    at their ceilings, both ways: {best}")
+    lines.append(f"to gain    at their ceilings: {best}")
     spread = max(facts[way]["spread_ms"] / facts[way]["ms"] for way in facts["next"])
     if spread > _NOISY:
         lines.append(f"note       times vary by ±{spread:.0%}: does other work run on this machine?")

@@ -21,8 +21,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dca_fast.config import FEATURE_STEPS, OPERAND_STEPS, QUALITY_MAX, ROWS_PER_OCTAVE, SCALE_MIN, ModelConfig
-from dca_fast.ops import DepthBlockParams, Depthwise, GatedFfnParams, Head, Linear, Ops
+from dca_fast.config import (
+    FEATURE_STEPS,
+    OPERAND_STEPS,
+    QUALITY_MAX,
+    ROWS_PER_OCTAVE,
+    SCALE_MIN,
+    SKIP_ROW,
+    ModelConfig,
+)
+from dca_fast.ops import (
+    DepthBlockParams,
+    Depthwise,
+    GatedFfnParams,
+    Head,
+    Linear,
+    Ops,
+    TokenParams,
+    WindowParams,
+)
+from dca_fast.ops.reference import MAX_ROW
 from dca_fast.weights import Weights
 
 QUALITY_STEPS = 100  # a file holds quality * 100
@@ -109,10 +127,10 @@ class Program:
                 self._hyper_gains[name, key] = torch.from_numpy(exp2(table, direction * log2 + shift))
 
     def _factorised_rows(self, name: str) -> Tensor:
-        """Scale-table row of every channel of a hyper latent, uint8 [C]."""
+        """Scale-table row of every channel of a hyper latent, uint8 [C]; SKIP_ROW where not worth coding."""
         log2 = interpolate(self._t[f"factorised.{name}.log2_scale"].numpy().astype(np.int64), self.quality)
         rows = ((log2 + _ROW_OFFSET) * ROWS_PER_OCTAVE + LOG2_STEPS // 2) // LOG2_STEPS
-        return torch.from_numpy(rows.clip(0, 127).astype(np.uint8))
+        return torch.from_numpy(np.where(rows < self.skip, SKIP_ROW, rows.clip(0, MAX_ROW)).astype(np.uint8))
 
     # Layers by name, built once.
 
@@ -158,22 +176,23 @@ class Program:
         """int8 operand -> int16 [..., O], no residual."""
         return self.ops.linear_add(x, self._linear(name))
 
-    def _operand(self, x: Tensor) -> Tensor:
-        """Feature of the entropy model (1/256) -> operand (1/16)."""
+    @staticmethod
+    def _to_operand(x: Tensor) -> Tensor:
+        """Multipliers from a feature of the entropy model (1/256) to an operand (1/16)."""
         # Type and device are spelled out because the host program may have changed torch's defaults.
-        m = torch.full((x.shape[-1],), OPERAND_STEPS / FEATURE_STEPS, dtype=torch.float32, device="cpu")
-        return self.ops.operand8(x, m)
+        return torch.full((x.shape[-1],), OPERAND_STEPS / FEATURE_STEPS, dtype=torch.float32, device="cpu")
+
+    def _operand(self, x: Tensor) -> Tensor:
+        return self.ops.operand8(x, self._to_operand(x))
 
     def _windows(self, x: Tensor, name: str) -> Tensor:
-        for i in range(self.config.local_blocks):
+        c, m = self.config, self._to_operand(x)
+        for i in range(c.local_blocks):
             p = f"{name}.attention.{i}"
-            qkv = self.ops.linear_act(self._operand(x), self._linear(f"{p}.qkv"), False)
-            q, k, v = (s.contiguous() for s in qkv.chunk(3, -1))
-            c = self.config
-            y = self.ops.window_attention(
-                q, k, v, c.heads, c.window, (i % 2) * c.window // 2, self._score, self._t[f"{p}.bias"], self._table
-            )
-            x = self._ffn(self.ops.linear_add(y, self._linear(f"{p}.out"), x), f"{name}.ffn.{i}")
+            qkv, out, bias = self._linear(f"{p}.qkv"), self._linear(f"{p}.out"), self._t[f"{p}.bias"]
+            shift = (i % 2) * c.window // 2
+            params = WindowParams(m, qkv, c.heads, c.window, shift, self._score, bias, self._table, out)
+            x = self._ffn(self.ops.window_block(x, params), f"{name}.ffn.{i}")
         return x
 
     # The stages, in the order of the data.
@@ -241,19 +260,24 @@ class Program:
             out["keys"], out["values"] = (s.contiguous() for s in kv.chunk(2, -1))
         return out
 
-    def step_parameters(self, step: int, y_hat: Tensor, features: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Mean (int32, 1/256 quantiser steps) and scale-table row (uint8) of step 0..3, [N, h, w, M/4] each."""
+    def step_parameters(
+        self, step: int, y_hat: Tensor, features: dict[str, Tensor], valid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Mean (int32, 1/256 quantiser steps) and scale-table row (uint8) of step 0..3, [N, h, w, M/4] each.
+
+        Sites outside of `valid` (h, w) and rows below the skip threshold have SKIP_ROW.
+        """
         x = features[f"step{step}"]
         if step:
-            decoded = self.ops.operand16(y_hat, self._t["latent.operand16"])
-            x = self.ops.wide_linear(decoded, self._linear(f"context.decoded.{step - 1}"), x)
+            layer = self._linear(f"context.decoded.{step - 1}")
+            x = self.ops.decoded_linear(y_hat, self._t["latent.operand16"], layer, x, step)
         core = 0 if self.config.shared else step
         name = f"context.cores.{core}"
         if self.config.merge_once and "local" in features:
             x = self.ops.add(x, features["local"])
         for stage in self.stages:
             x = self._stage(stage, name, x, features)
-        return self.ops.head_params(self._operand(x), self._heads[core], step)
+        return self.ops.head_params(self._operand(x), self._heads[core], step, self.skip, valid)
 
     def _stage(self, stage: str, name: str, x: Tensor, features: dict[str, Tensor]) -> Tensor:
         if stage == "regional":
@@ -261,12 +285,10 @@ class Program:
         if stage == "local":
             x = x if self.config.merge_once else self.ops.add(x, features["local"])
             return self._ffn(x, f"{name}.local_ffn")
-        n, h, w, d = x.shape
-        q = self.ops.linear_act(self._operand(x), self._linear(f"{name}.global_attention.query"), False)
-        y = self.ops.token_attention(
-            q.view(n, h * w, d), features["keys"], features["values"], self.config.heads, self._score, self._table
-        )
-        x = self.ops.linear_add(y.view(n, h, w, d), self._linear(f"{name}.global_attention.out"), x)
+        p = f"{name}.global_attention"
+        query, out = self._linear(f"{p}.query"), self._linear(f"{p}.out")
+        params = TokenParams(self._to_operand(x), query, self.config.heads, self._score, self._table, out)
+        x = self.ops.token_block(x, features["keys"], features["values"], params)
         return self._ffn(x, f"{name}.global_ffn")
 
     def synthesise(self, y_hat: Tensor) -> Tensor:

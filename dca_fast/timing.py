@@ -31,7 +31,6 @@ __all__ = [
     "work_of",
 ]
 
-ATTENTION = ("window_attention", "token_attention")
 _QUARTER = ("quantize", "reconstruct", "quadtree_gather")  # touch one channel group of their largest tensor
 _GEMM = (4096, 512, 512)  # rows, inputs, outputs: operands stay in the cache, sums are long
 _COPY_BYTES = 1 << 26  # of each thread; far above any cache
@@ -45,14 +44,16 @@ class Work:
     Args:
         macs8, macs16: multiply-accumulates with 8-bit and with 16-bit operands.
         bytes: of inputs, weights and outputs, each touched once.
+        attention: those of `macs8` that are between data (scores, mixtures), not with weights.
     """
 
     macs8: int = 0
     macs16: int = 0
     bytes: int = 0
+    attention: int = 0
 
     def __add__(self, other: Work) -> Work:
-        return Work(self.macs8 + other.macs8, self.macs16 + other.macs16, self.bytes + other.bytes)
+        return Work(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Work)))
 
     @property
     def macs(self) -> int:
@@ -148,15 +149,23 @@ def work_of(name: str, arguments: Sequence[Any], result: Any) -> Work:
     sizes = [t.nbytes for leaf in leaves for t in ([leaf] if isinstance(leaf, Tensor) else leaf.tensors())]
     moved = sum(sizes) - (max(sizes) * 3 // 4 if name in _QUARTER else 0)
     x = arguments[0]
-    if name == "window_attention":
-        return Work(macs8=2 * x.numel() * arguments[4] ** 2, bytes=moved)
-    if name == "token_attention":
-        return Work(macs8=2 * x.numel() * arguments[1].shape[1], bytes=moved)
-    sites, macs = x.numel() // x.shape[-1], {torch.int8: 0, torch.int16: 0}
+    attention = 2 * x.numel() * _seen(name, arguments)
+    sites, macs = x.numel() // x.shape[-1], {torch.int8: attention, torch.int16: 0}
+    if name == "decoded_linear":
+        sites = sites * arguments[4] // 4
     for layer in leaves:
         if not isinstance(layer, Tensor):  # a head holds four layers, one of which serves a site
             macs[layer.w.dtype] += sites * layer.w.numel() // (4 if isinstance(layer, Head) else 1)
-    return Work(macs[torch.int8], macs[torch.int16], moved)
+    return Work(macs[torch.int8], macs[torch.int16], moved, attention)
+
+
+def _seen(name: str, arguments: Sequence[Any]) -> int:
+    """Sites or tokens that each query of an attention sees."""
+    if name == "window_attention":
+        return int(arguments[4]) ** 2
+    if name == "window_block":
+        return int(arguments[1].window) ** 2
+    return int(arguments[1].shape[1]) if name in ("token_attention", "token_block") else 0
 
 
 def _leaves(values: Sequence[Any]) -> Iterator[Any]:

@@ -66,9 +66,7 @@ def test_wrong_arrays_are_refused(coder: Coder, values: object, rows: object) ->
         coder.encode([(values, rows)])  # type: ignore[list-item]
 
 
-@pytest.mark.parametrize(
-    "rows", [ROWS.astype(np.int64), ROWS[::2], ROWS.reshape(2, 4), [0, 1], ROWS + np.uint8(200)]
-)
+@pytest.mark.parametrize("rows", [ROWS.astype(np.int64), ROWS[::2], ROWS.reshape(2, 4), [0, 1], ROWS + np.uint8(200)])
 @each_coder
 def test_wrong_rows_are_refused(coder: Coder, rows: npt.NDArray[np.uint8]) -> None:
     with pytest.raises(InputError):

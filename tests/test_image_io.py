@@ -167,9 +167,7 @@ def test_huge_images_are_refused_before_decoding(monkeypatch: pytest.MonkeyPatch
         load_image(undecodable)
 
 
-@pytest.mark.parametrize(
-    "format_name", ["PNG", "JPEG", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "PPM", "JPEG2000"]
-)
+@pytest.mark.parametrize("format_name", ["PNG", "JPEG", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "PPM", "JPEG2000"])
 def test_damaged_files_are_input_errors(format_name: str) -> None:
     data = file_of(Image.fromarray(COLOUR), format_name)
     load_image(data)

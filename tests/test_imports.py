@@ -58,9 +58,7 @@ def module_name(path: Path) -> str:
 
 
 SOURCES = {
-    module_name(path): path
-    for folder in ("dca_fast", "kernels")
-    for path in sorted((ROOT / folder).rglob("*.py"))
+    module_name(path): path for folder in ("dca_fast", "kernels") for path in sorted((ROOT / folder).rglob("*.py"))
 }
 
 

@@ -74,7 +74,7 @@ def _refusals() -> list[tuple[str, Callable[[], Any]]]:
     y, f = int16(2, 4, 4, 8), int8(2, 4, 4, 8)
     m8, bias = torch.ones(8), int32(2, 4, 4)
     head = Head(int8(4, 4, 8), int32(4, 4), torch.ones(4, 2), torch.ones(4, 2), int32(4, 2))
-    mean = int32(2, 4, 4, 2)
+    mean, rows = int32(2, 4, 4, 2), torch.zeros(2, 4, 4, 2, dtype=torch.uint8)
     window = partial(native.window_attention, f, f, f)
     tokens = partial(native.token_attention, int8(1, 2, 8))
     block = DepthBlockParams(m8, linear(6, 8), depthwise(6), linear(8, 6))
@@ -104,12 +104,12 @@ def _refusals() -> list[tuple[str, Callable[[], Any]]]:
         ("empty table", lambda: window(2, 2, 0, 0.1, bias, torch.zeros_like(TABLE))),
         ("keys", lambda: tokens(int8(1, 0, 8), int8(1, 0, 8), 2, 0.1, TABLE)),
         ("values", lambda: tokens(int8(1, 3, 8), int8(1, 2, 8), 2, 0.1, TABLE)),
-        ("step", lambda: native.head_params(f, head, 4)),
+        ("step", lambda: native.head_params(f, head, 4, 6, (4, 4))),
         ("negative step", lambda: native.quadtree_gather(y, -1)),
-        ("odd map", lambda: native.head_params(int8(1, 3, 4, 8), head, 0)),
+        ("odd map", lambda: native.head_params(int8(1, 3, 4, 8), head, 0, 6, (3, 4))),
         ("groups", lambda: native.quadtree_gather(int16(1, 2, 2, 6), 0)),
-        ("mean", lambda: native.quantize(y, mean[:1], m8, 0)),
-        ("gain", lambda: native.quantize(y, mean, m8[:4], 0)),
+        ("mean", lambda: native.quantize(y, mean[:1], rows, m8, 0)),
+        ("gain", lambda: native.quantize(y, mean, rows, m8[:4], 0)),
         ("symbols", lambda: native.reconstruct(int16(2, 4, 4, 3), mean, m8, 0, y)),
         ("image", lambda: native.patches_from_image(torch.zeros(1, 8, 8, 4, dtype=torch.uint8))),
         ("image size", lambda: native.patches_from_image(torch.zeros(1, 12, 8, 3, dtype=torch.uint8))),

@@ -14,7 +14,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from dca_fast.ops import DepthBlockParams, Depthwise, GatedFfnParams, Head, Linear, Ops, native, reference
+from dca_fast.config import SKIP_ROW
+from dca_fast.ops import (
+    DepthBlockParams,
+    Depthwise,
+    GatedFfnParams,
+    Head,
+    Linear,
+    Ops,
+    TokenParams,
+    WindowParams,
+    native,
+    reference,
+)
 
 OP_NAMES = [f.name for f in fields(Ops) if f.name != "name"]
 TABLE = torch.tensor([round(127 * math.exp(-i / 16)) for i in range(256)], dtype=torch.uint8)
@@ -165,9 +177,7 @@ def test_token_attention(n: int, queries: int, keys: int, channels: int, heads: 
 
 
 @pytest.mark.parametrize("step", range(4))
-@pytest.mark.parametrize(
-    ("n", "h", "w", "c", "size"), [(1, 2, 2, 1, 1), (2, 6, 10, 33, 7), (1, 32, 48, 160, 80)]
-)
+@pytest.mark.parametrize(("n", "h", "w", "c", "size"), [(1, 2, 2, 1, 1), (2, 6, 10, 33, 7), (1, 32, 48, 160, 80)])
 def test_latent_step(n: int, h: int, w: int, c: int, size: int, step: int) -> None:
     scale = 5000 * math.sqrt(c)
     head = Head(
@@ -178,13 +188,16 @@ def test_latent_step(n: int, h: int, w: int, c: int, size: int, step: int) -> No
         int32(4, size, limit=2000),
     )
     t, y = int8(n, h, w, c), int16(n, h, w, 4 * size)
-    every_backend("head_params", t, head, step)
-    mean, _ = reference.head_params(t, head, step)
+    for skip, valid in ((0, (h, w)), (40, (h - 1, w)), (128, (h, w)), (0, (0, w - 2))):
+        every_backend("head_params", t, head, step, skip, valid)
+    mean, row = reference.head_params(t, head, step, 40, (h, w - 1))
+    assert int((row == SKIP_ROW).sum()) >= n * h * size
     every_backend("quadtree_gather", y, step)
     every_backend("quadtree_gather", y.int() * 30000, step)
     gain = multipliers(4 * size, reach=1.0)
-    every_backend("quantize", y, mean, gain, step)
-    q = reference.quantize(y, mean, gain, step)
+    every_backend("quantize", y, mean, row, gain, step)
+    q = reference.quantize(y, mean, row, gain, step)
+    assert not q[row == SKIP_ROW].any()
     every_backend("reconstruct", q, mean, 1 / gain, step, y)
 
 
@@ -254,7 +267,8 @@ def test_large_means_and_symbols_saturate() -> None:
     y = torch.full((1, 2, 2, 4), 32767, dtype=torch.int16)
     for mean, gain in itertools.product((-(1 << 20), 0, 1 << 20), (-1e9, -1.0, 1e9)):
         means = torch.full((1, 2, 2, 1), mean, dtype=torch.int32)
-        every_backend("quantize", y, means, torch.full((4,), gain), 2)
+        for row in (torch.zeros_like(means), torch.full_like(means, SKIP_ROW)):
+            every_backend("quantize", y, means, row.to(torch.uint8), torch.full((4,), gain), 2)
         every_backend("reconstruct", y[..., :1] // 4, means, torch.full((4,), gain), 1, y)
 
 
@@ -265,9 +279,7 @@ def test_random_shapes(seed: int) -> None:
     heads, depth, c, o, size = (int(i) for i in torch.randint(1, 40, (5,)))
     every_backend("linear_act", int8(rows, c), linear(o, c), True)
     every_backend("wide_linear", int16(rows, c), wide(o, c), int16(rows, o))
-    params = DepthBlockParams(
-        multipliers(c, reach=200), linear(o, c), depthwise(o), linear(c, o, reach=20000.0)
-    )
+    params = DepthBlockParams(multipliers(c, reach=200), linear(o, c), depthwise(o), linear(c, o, reach=20000.0))
     every_backend("depth_block", int16(n, h, w, c), params)
     ffn = GatedFfnParams(multipliers(c, reach=200), linear(2 * o, c), 0.01, linear(c, o, reach=20000.0))
     every_backend("gated_ffn", int16(n, h, w, c), ffn)
@@ -278,7 +290,18 @@ def test_random_shapes(seed: int) -> None:
     q, k, v = (int8(n, 2 * window, 3 * window, heads * depth) for _ in range(3))
     every_backend("window_attention", q, k, v, heads, window, shift, 1e-3, bias, TABLE)
     y, mean = int16(n, 2 * h, 2 * w, 4 * size), int32(n, 2 * h, 2 * w, size, limit=9000)
-    every_backend("quantize", y, mean, multipliers(4 * size, reach=1.0), seed % 4)
+    row = torch.randint(0, 256, mean.shape, dtype=torch.uint8)
+    every_backend("quantize", y, mean, row, multipliers(4 * size, reach=1.0), seed % 4)
+    m, layer = multipliers(4 * size, reach=4.0), wide(o, 4 * size)
+    every_backend("decoded_linear", y, m, layer, int16(n, 2 * h, 2 * w, o), 1 + seed % 3)
+    x = int16(n, 2 * h, 2 * w, heads * depth)
+    m, out = multipliers(heads * depth, reach=200), linear(heads * depth, heads * depth, reach=20000.0)
+    k, v = int8(n, keys, heads * depth), int8(n, keys, heads * depth)
+    query = linear(heads * depth, heads * depth)
+    every_backend("token_block", x, k, v, TokenParams(m, query, heads, 1e-3, TABLE, out))
+    x = int16(n, 2 * window, 3 * window, heads * depth)
+    qkv = linear(3 * heads * depth, heads * depth)
+    every_backend("window_block", x, WindowParams(m, qkv, heads, window, shift, 1e-3, bias, TABLE, out))
 
 
 # The definition itself.
@@ -322,6 +345,17 @@ def test_window_attention_from_first_principles() -> None:
             assert got[0, (y + shift) % size, (x + shift) % size, c] == want
 
 
+def test_decoded_linear_reads_nothing_that_is_not_decoded() -> None:
+    y, m = int16(1, 4, 6, 8), torch.ones(8)
+    p, residual = wide(5, 8), int16(1, 4, 6, 5)
+    known, mean = torch.zeros_like(y), torch.zeros(1, 4, 6, 2, dtype=torch.int32)
+    for step in range(3):
+        group = reference.quadtree_gather(y, step)
+        reference.reconstruct(torch.zeros_like(group), group.int() + mean, torch.ones(8), step, known)
+        want = reference.wide_linear(reference.operand16(known, m), p, residual)
+        assert reference.decoded_linear(y, m, p, residual, step + 1).equal(want)
+
+
 def test_four_steps_visit_every_latent_once() -> None:
     y = torch.arange(4 * 4 * 8, dtype=torch.int32).view(1, 4, 4, 8)
     seen = torch.cat([reference.quadtree_gather(y, step).flatten() for step in range(4)])
@@ -333,6 +367,6 @@ def test_quantize_then_reconstruct_is_within_half_a_step() -> None:
     y, mean = int16(1, 4, 4, 8, limit=3000), int32(1, 4, 4, 2, limit=500)
     y_hat = torch.zeros_like(y)
     for step in range(4):
-        q = reference.quantize(y, mean, torch.full((8,), 1.0), step)
+        q = reference.quantize(y, mean, torch.zeros_like(mean, dtype=torch.uint8), torch.full((8,), 1.0), step)
         reference.reconstruct(q, mean, torch.full((8,), 1.0), step, y_hat)
     assert int((y.int() - y_hat.int()).abs().max()) <= 128  # units of 1/256 step

@@ -21,7 +21,6 @@ from dca_fast.profile_report import advice, as_text
 from dca_fast.timing import Ceilings, Recorder, Run, Span, Work, measure_ceilings, trace, work_of
 
 SIDE = 256  # the side for which model.cost counts
-ATTENTION = ("window_attention", "token_attention")
 OPTIONS = ["--resolution", "64x48", "--repeat", "1", "--threads", "1"]
 
 
@@ -66,14 +65,14 @@ def test_operations_are_those_of_the_model(codec: Codec, measured: tuple[dict[st
     """What ran, counted from tensors, against what the float model costs, counted from its layers."""
     cost = {name: macs * SIDE**2 for name, macs in macs_per_pixel(codec.config).items()}
     for way, run in measured[1].items():
-        products = [(s.stage, work.macs) for s, work in run.counts() if s.name not in ATTENTION]
+        products = [(s.stage, work.macs - work.attention) for s, work in run.counts()]
         assert sum(macs for _, macs in products) == pytest.approx(cost[way], rel=1e-12)
         parts = ["analysis"] if way == "encode" else ["synthesis"]
         for part in parts:
             assert sum(macs for stage, macs in products if stage == part) == cost[part]
         hyper = sum(macs for stage, macs in products if stage.endswith("analysis") and "hyper" in stage)
         assert hyper == (cost["hyper_analysis"] if way == "encode" else 0)
-        attention = sum(work.macs for s, work in run.counts() if s.name in ATTENTION)
+        attention = sum(work.attention for _, work in run.counts())
         assert 0 < attention < 0.02 * cost[way]
 
 

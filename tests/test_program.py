@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dca_fast import latents, weights
-from dca_fast.config import ModelConfig, preset
+from dca_fast.config import SKIP_ROW, ModelConfig, preset
 from dca_fast.errors import ConfigError, WeightsError
 from dca_fast.export import FIRST_CODED_ROW, export, export_checkpoint, load_float, save_float
 from dca_fast.model.network import Network
@@ -112,7 +112,7 @@ def test_decoder_walk_reproduces_the_encoder_walk(packed: weights.Weights, quali
     source, y_hat = encode(program, photograph(64, 128, seed=5))
     again = latents.code(program, Replay(source.parts), (4, 8), (4, 8))
     assert torch.equal(again, y_hat)
-    coded = sum(int((rows != latents.NOT_CODED).sum()) for _, rows in source.parts)
+    coded = sum(int((rows != SKIP_ROW).sum()) for _, rows in source.parts)
     assert coded > 0
 
 
@@ -122,11 +122,11 @@ def test_skipped_and_outside_symbols_are_zero(packed: weights.Weights) -> None:
     source = latents.EncoderSource(program, y, program.hyper_analyse(y))
     latents.code(program, source, (4, 4), (1, 2))
     for symbols, rows in source.parts:
-        assert (symbols[rows == latents.NOT_CODED] == 0).all()
-        assert ((rows >= packed.skip) | (rows == latents.NOT_CODED)).all()
+        assert (symbols[rows == SKIP_ROW] == 0).all()
+        assert ((rows >= packed.skip) | (rows == SKIP_ROW)).all()
     step = source.parts[-1][1].reshape(4, 4, -1)
-    assert (step[1:] == latents.NOT_CODED).all()
-    assert (step[:, 2:] == latents.NOT_CODED).all()
+    assert (step[1:] == SKIP_ROW).all()
+    assert (step[:, 2:] == SKIP_ROW).all()
 
 
 def test_quality_axis_is_continuous(packed: weights.Weights) -> None:

@@ -105,9 +105,7 @@ def test_long_runs_of_skipped_and_coded_positions() -> None:
 
 def test_extreme_values_on_every_row() -> None:
     values = np.array([-32768, -32767, -1024, -129, -128, -127, -1, 0, 1, 127, 128, 1023, 32767], np.int16)
-    parts = [
-        (np.full(tables.ROWS, value, np.int16), np.arange(tables.ROWS, dtype=np.uint8)) for value in values
-    ]
+    parts = [(np.full(tables.ROWS, value, np.int16), np.arange(tables.ROWS, dtype=np.uint8)) for value in values]
     assert_round_trip(parts, 32, 1)
 
 

@@ -108,8 +108,7 @@ def test_no_other_frequencies_are_better(row: int) -> None:
 @pytest.mark.parametrize("bits", [11, 12, 13])
 def test_more_bits_are_closer_to_the_entropy(bits: int) -> None:
     coarse, fine = (
-        sum(entropy_and_cost(row, row_frequencies(row, b))[1] for row in range(0, ROWS, 8))
-        for b in (bits, bits + 1)
+        sum(entropy_and_cost(row, row_frequencies(row, b))[1] for row in range(0, ROWS, 8)) for b in (bits, bits + 1)
     )
     assert fine < coarse
 

@@ -84,9 +84,7 @@ class Coder:
         BackendUnavailableError: the backend or instruction set cannot run here.
     """
 
-    def __init__(
-        self, tables: Tables, backend: Backend = "auto", isa: str = "auto", threads: int = 1
-    ) -> None:
+    def __init__(self, tables: Tables, backend: Backend = "auto", isa: str = "auto", threads: int = 1) -> None:
         if backend not in ("auto", "native", "python"):
             raise ConfigError(f"backend must be auto, native or python (got {backend!r})")
         if threads < 1:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from dca_fast.config import SKIP_ROW
 from dca_fast.errors import WeightsError
 
 __all__ = ["CENTER", "ESCAPE", "PROB_BITS", "ROWS", "SKIP_ROW", "SYMBOLS", "Tables", "build_gaussian_tables"]
@@ -21,7 +22,6 @@ ROWS = 128
 SYMBOLS = 256
 ESCAPE = 255  # symbol: the value follows as one raw word
 CENTER = 127  # symbol of bucket 0
-SKIP_ROW = 255  # in a `rows` array: nothing is coded, the value is 0
 MAX_SHIFT = 8  # 127 << 8 still fits int16
 _RAW_BITS = 16
 _MAX_BUCKET_SIGMA = 24.0  # +-127 buckets are then more than five deviations

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dca_fast.config import ModelConfig
+from dca_fast.config import STEPS, ModelConfig
 from dca_fast.model.layers import Depthwise, Linear, WideLinear
 from dca_fast.model.network import Network
 
@@ -48,10 +48,15 @@ def macs_per_pixel(config: ModelConfig) -> dict[str, float]:
 
             return count
 
+        def decoded(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            # Before step i + 1, i + 1 of the four groups are known; training multiplies the zeros of the others.
+            counts["context"] += _macs(layer, inputs, output) * (known[layer] + 1) // STEPS
+
+        known = {layer: i for i, layer in enumerate(network.context.decoded)}
         kinds = (Linear, WideLinear, Depthwise, nn.Conv2d, nn.ConvTranspose2d)
         for name, layer in network.named_modules():
             if isinstance(layer, kinds):
-                layer.register_forward_hook(hook(stage(name)))
+                layer.register_forward_hook(decoded if layer in known else hook(stage(name)))
         network(torch.zeros(1, SIDE, SIDE, 3), torch.zeros(1))
     out = {name: value / SIDE**2 for name, value in counts.items()}
     out["encode"] = sum(out.values()) - out["synthesis"]

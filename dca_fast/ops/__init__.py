@@ -17,7 +17,18 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["DepthBlockParams", "Depthwise", "GatedFfnParams", "Head", "Linear", "Ops", "collect"]
+__all__ = [
+    "DepthBlockParams",
+    "Depthwise",
+    "GatedFfnParams",
+    "Head",
+    "Linear",
+    "Ops",
+    "TokenParams",
+    "WindowParams",
+    "collect",
+]
+
 
 W = TypeVar("W", bound="_Weights")
 
@@ -32,7 +43,6 @@ class _Weights:
     def to(self: W, device: torch.device | str) -> W:
         """Returns the same layer on another device, with an empty cache."""
         return type(self)(*(t.to(device) for t in self.tensors()))
-
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +109,31 @@ class GatedFfnParams(NamedTuple):
     project: Linear
 
 
+class WindowParams(NamedTuple):
+    """1x1 C -> 3C (q, k, v), attention inside windows, 1x1 C -> C; the other fields as in `window_attention`."""
+
+    m_in: Tensor
+    qkv: Linear
+    heads: int
+    window: int
+    shift: int
+    m: float
+    bias: Tensor
+    table: Tensor
+    out: Linear
+
+
+class TokenParams(NamedTuple):
+    """1x1 C -> C (q), attention over tokens, 1x1 C -> C; the other fields as in `token_attention`."""
+
+    m_in: Tensor
+    query: Linear
+    heads: int
+    m: float
+    table: Tensor
+    out: Linear
+
+
 @dataclass(frozen=True)
 class Ops:
     """All operations of one backend. Exact: the same bits from every backend, device and thread count."""
@@ -117,6 +152,9 @@ class Ops:
     add: Callable[[Tensor, Tensor], Tensor]
     # (x int16 [..., K], p int16 [O, K], residual int16 [..., O] or None) -> int16 [..., O]
     wide_linear: Callable[..., Tensor]
+    # (y_hat int16 [N, H, W, 4G], m float32 [4G], p int16 [O, 4G], residual int16 [N, H, W, O], step 1..3)
+    # -> int16 [N, H, W, O]; reads the groups of the steps before `step` only
+    decoded_linear: Callable[[Tensor, Tensor, Linear, Tensor, int], Tensor]
     # (x int16 [..., K], p int16 [O, K]) -> uint8 [..., O]
     wide_pixels: Callable[[Tensor, Linear], Tensor]
     # (x int8 [N, H, W, C], p) -> int8 [N, H, W, C]
@@ -126,12 +164,14 @@ class Ops:
     window_attention: Callable[[Tensor, Tensor, Tensor, int, int, int, float, Tensor, Tensor], Tensor]
     # (q int8 [N, P, C], k and v int8 [N, T, C], heads, m, table uint8 [256]) -> int8 [N, P, C]
     token_attention: Callable[[Tensor, Tensor, Tensor, int, float, Tensor], Tensor]
-    # (t int8 [N, H, W, C], p, step 0..3) -> mean int32, table row uint8, both [N, H, W, G]
-    head_params: Callable[[Tensor, Head, int], tuple[Tensor, Tensor]]
+    # (t int8 [N, H, W, C], p, step 0..3, skip 0..128, valid (h, w)) -> mean int32, row uint8, both [N, H, W, G];
+    # rows below `skip` and at sites outside of `valid` are SKIP_ROW
+    head_params: Callable[[Tensor, Head, int, int, tuple[int, int]], tuple[Tensor, Tensor]]
     # (x int16 or int32 [N, H, W, 4G], step) -> [N, H, W, G]
     quadtree_gather: Callable[[Tensor, int], Tensor]
-    # (y int16 [N, H, W, 4G], mean int32 [N, H, W, G], gain float32 [4G], step) -> int16 [N, H, W, G]
-    quantize: Callable[[Tensor, Tensor, Tensor, int], Tensor]
+    # (y int16 [N, H, W, 4G], mean int32 and row uint8 [N, H, W, G], gain float32 [4G], step)
+    # -> int16 [N, H, W, G], zero where the row is SKIP_ROW
+    quantize: Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
     # (q int16 [N, H, W, G], mean int32 [N, H, W, G], inv float32 [4G], step, y_hat int16 [N, H, W, 4G]):
     # writes the group of this step into y_hat
     reconstruct: Callable[[Tensor, Tensor, Tensor, int, Tensor], None]
@@ -145,6 +185,10 @@ class Ops:
     depth_block: Callable[[Tensor, DepthBlockParams], Tensor]
     # (x int16 [..., C], p) -> int16 [..., C]
     gated_ffn: Callable[[Tensor, GatedFfnParams], Tensor]
+    # (x int16 [N, H, W, C], p) -> int16 [N, H, W, C]
+    window_block: Callable[[Tensor, WindowParams], Tensor]
+    # (x int16 [N, H, W, C], k and v int8 [N, T, C], p) -> int16 [N, H, W, C]
+    token_block: Callable[[Tensor, Tensor, Tensor, TokenParams], Tensor]
 
 
 def collect(name: str, module: ModuleType) -> Ops:

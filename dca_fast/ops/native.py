@@ -14,8 +14,19 @@ import torch
 from torch import Tensor
 
 from dca_fast import _cpu
+from dca_fast.config import QUADTREE, SKIP_ROW
 from dca_fast.errors import InputError
-from dca_fast.ops import DepthBlockParams, Depthwise, GatedFfnParams, Head, Linear, Ops, collect
+from dca_fast.ops import (
+    DepthBlockParams,
+    Depthwise,
+    GatedFfnParams,
+    Head,
+    Linear,
+    Ops,
+    TokenParams,
+    WindowParams,
+    collect,
+)
 
 _cpu.set_error_type(InputError)
 
@@ -84,6 +95,17 @@ def wide_linear(x: Tensor, p: Linear, residual: Tensor | None = None) -> Tensor:
     return _tensor(_cpu.wide_linear(x.numpy(), _packed(p), None if residual is None else residual.numpy()))
 
 
+def decoded_linear(y_hat: Tensor, m: Tensor, p: Linear, residual: Tensor, step: int) -> Tensor:
+    size = y_hat.shape[-1] // 4
+    known = torch.zeros_like(y_hat)
+    for earlier in range(step):
+        for site in range(4):
+            py, px, group = site >> 1, site & 1, site ^ QUADTREE[earlier]
+            at = (slice(None), slice(py, None, 2), slice(px, None, 2), slice(group * size, (group + 1) * size))
+            known[at] = y_hat[at]
+    return wide_linear(operand16(known, m), p, residual)
+
+
 def wide_pixels(x: Tensor, p: Linear) -> Tensor:
     return _tensor(_cpu.wide_pixels(x.numpy(), _packed(p)))
 
@@ -103,9 +125,7 @@ def window_attention(
     bias: Tensor,
     table: Tensor,
 ) -> Tensor:
-    out = _cpu.window_attention(
-        q.numpy(), k.numpy(), v.numpy(), heads, window, shift, m, bias.numpy(), table.numpy()
-    )
+    out = _cpu.window_attention(q.numpy(), k.numpy(), v.numpy(), heads, window, shift, m, bias.numpy(), table.numpy())
     return _tensor(out)
 
 
@@ -113,17 +133,21 @@ def token_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, m: float, table
     return _tensor(_cpu.token_attention(q.numpy(), k.numpy(), v.numpy(), heads, m, table.numpy()))
 
 
-def head_params(t: Tensor, p: Head, step: int) -> tuple[Tensor, Tensor]:
-    mean, row = _cpu.head_params(t.numpy(), _packed(p), step)
-    return _tensor(mean), _tensor(row)
+def head_params(t: Tensor, p: Head, step: int, skip: int, valid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    mean, packed = _cpu.head_params(t.numpy(), _packed(p), step)
+    row = _tensor(packed)
+    row.masked_fill_(row < skip, SKIP_ROW)
+    row[:, valid[0] :] = SKIP_ROW
+    row[:, :, valid[1] :] = SKIP_ROW
+    return _tensor(mean), row
 
 
 def quadtree_gather(x: Tensor, step: int) -> Tensor:
     return _tensor(_cpu.quadtree_gather(x.numpy(), step))
 
 
-def quantize(y: Tensor, mean: Tensor, gain: Tensor, step: int) -> Tensor:
-    return _tensor(_cpu.quantize(y.numpy(), mean.numpy(), gain.numpy(), step))
+def quantize(y: Tensor, mean: Tensor, row: Tensor, gain: Tensor, step: int) -> Tensor:
+    return _tensor(_cpu.quantize(y.numpy(), mean.numpy(), gain.numpy(), step)).masked_fill_(row == SKIP_ROW, 0)
 
 
 def reconstruct(q: Tensor, mean: Tensor, inv: Tensor, step: int, y_hat: Tensor) -> None:
@@ -153,6 +177,18 @@ def depth_block(x: Tensor, p: DepthBlockParams) -> Tensor:
 
 def gated_ffn(x: Tensor, p: GatedFfnParams) -> Tensor:
     return _tensor(_cpu.gated_ffn(x.numpy(), p.m_in.numpy(), _packed(p.gate), p.g, _packed(p.project)))
+
+
+def window_block(x: Tensor, p: WindowParams) -> Tensor:
+    q, k, v = (s.contiguous() for s in linear_act(operand8(x, p.m_in), p.qkv, False).chunk(3, -1))
+    y = window_attention(q, k, v, p.heads, p.window, p.shift, p.m, p.bias, p.table)
+    return linear_add(y, p.out, x)
+
+
+def token_block(x: Tensor, k: Tensor, v: Tensor, p: TokenParams) -> Tensor:
+    q = linear_act(operand8(x, p.m_in), p.query, False)
+    y = token_attention(q.flatten(1, 2), k, v, p.heads, p.m, p.table).view(x.shape)
+    return linear_add(y, p.out, x)
 
 
 OPS: Ops = collect(NAME, sys.modules[__name__])

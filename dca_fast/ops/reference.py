@@ -12,8 +12,18 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from dca_fast.config import QUADTREE
-from dca_fast.ops import DepthBlockParams, Depthwise, GatedFfnParams, Head, Linear, Ops, collect
+from dca_fast.config import QUADTREE, SKIP_ROW
+from dca_fast.ops import (
+    DepthBlockParams,
+    Depthwise,
+    GatedFfnParams,
+    Head,
+    Linear,
+    Ops,
+    TokenParams,
+    WindowParams,
+    collect,
+)
 
 LIMIT8 = 127
 LIMIT16 = 32767
@@ -67,6 +77,25 @@ def linear_add(x: Tensor, p: Linear, residual: Tensor | None = None) -> Tensor:
 def wide_linear(x: Tensor, p: Linear, residual: Tensor | None = None) -> Tensor:
     """`linear_add` on 16-bit operands and weights. x int16 [..., K]; returns int16 [..., O]."""
     return linear_add(x, p, residual)
+
+
+def decoded_linear(y_hat: Tensor, m: Tensor, p: Linear, residual: Tensor, step: int) -> Tensor:
+    """`wide_linear` of y_hat made an operand by m, of the groups decoded before `step` only.
+
+    Args:
+        y_hat: int16 [N, H, W, 4G], H and W even.
+        step: 1..3.
+
+    Returns:
+        int16 [N, H, W, O].
+    """
+    known = torch.zeros_like(y_hat)
+    size = y_hat.shape[-1] // 4
+    for earlier in range(step):
+        for py, px, g in _groups(earlier):
+            at = (slice(None), slice(py, None, 2), slice(px, None, 2), slice(g * size, (g + 1) * size))
+            known[at] = y_hat[at]
+    return wide_linear(operand16(known, m), p, residual)
 
 
 def wide_pixels(x: Tensor, p: Linear) -> Tensor:
@@ -172,15 +201,17 @@ def _groups(step: int) -> tuple[tuple[int, int, int], ...]:
     return tuple((p >> 1, p & 1, p ^ QUADTREE[step]) for p in range(4))
 
 
-def head_params(t: Tensor, p: Head, step: int) -> tuple[Tensor, Tensor]:
+def head_params(t: Tensor, p: Head, step: int, skip: int, valid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Mean and scale-table row of the symbols of one quadtree step.
 
     Args:
         t: int8 [N, H, W, C], H and W even.
         step: 0..3.
+        skip: rows below it are not worth coding, 0..128.
+        valid: sites (h, w) that touch the image, from the upper left corner; 0 <= h <= H, 0 <= w <= W.
 
     Returns:
-        mean int32 [N, H, W, G] in 1/256 quantiser steps within +-2^20, row uint8 [N, H, W, G] in 0..127.
+        mean int32 [N, H, W, G] in 1/256 quantiser steps within +-2^20, row uint8 [N, H, W, G] in 0..127, or SKIP_ROW.
     """
     n, h, w, _ = t.shape
     size = p.m_mean.shape[1]
@@ -191,6 +222,9 @@ def head_params(t: Tensor, p: Head, step: int) -> tuple[Tensor, Tensor]:
         mean[:, py::2, px::2] = _requantise(acc[..., :size], p.m_mean[g], LIMIT_MEAN)
         scale = _requantise(acc[..., size:], p.m_scale[g], LIMIT_MEAN) + p.offset[g]
         row[:, py::2, px::2] = ((scale + 8) >> 4).clamp(0, MAX_ROW).to(torch.uint8)
+    row.masked_fill_(row < skip, SKIP_ROW)
+    row[:, valid[0] :] = SKIP_ROW
+    row[:, :, valid[1] :] = SKIP_ROW
     return mean, row
 
 
@@ -204,10 +238,11 @@ def quadtree_gather(x: Tensor, step: int) -> Tensor:
     return out
 
 
-def quantize(y: Tensor, mean: Tensor, gain: Tensor, step: int) -> Tensor:
+def quantize(y: Tensor, mean: Tensor, row: Tensor, gain: Tensor, step: int) -> Tensor:
     """Symbols of one step: y in quantiser steps minus mean, rounded; int16 in +-8191. Shapes: see `Ops`."""
     t = quadtree_gather(_requantise(y, gain, LIMIT_MEAN), step)
-    return ((t - mean + (1 << (MEAN_BITS - 1))) >> MEAN_BITS).clamp(-LIMIT_SYMBOL, LIMIT_SYMBOL).to(torch.int16)
+    q = ((t - mean + (1 << (MEAN_BITS - 1))) >> MEAN_BITS).clamp(-LIMIT_SYMBOL, LIMIT_SYMBOL)
+    return q.masked_fill(row == SKIP_ROW, 0).to(torch.int16)
 
 
 def reconstruct(q: Tensor, mean: Tensor, inv: Tensor, step: int, y_hat: Tensor) -> None:
@@ -260,6 +295,20 @@ def depth_block(x: Tensor, p: DepthBlockParams) -> Tensor:
 def gated_ffn(x: Tensor, p: GatedFfnParams) -> Tensor:
     """Residual block 1x1, gate, 1x1. x int16 [..., C]; returns the same shape."""
     return linear_add(linear_gate(operand8(x, p.m_in), p.gate, p.g), p.project, x)
+
+
+def window_block(x: Tensor, p: WindowParams) -> Tensor:
+    """Residual window attention: 1x1 to q, k, v, `window_attention`, 1x1. x int16 [N, H, W, C]; returns the same."""
+    q, k, v = (s.contiguous() for s in linear_act(operand8(x, p.m_in), p.qkv, False).chunk(3, -1))
+    y = window_attention(q, k, v, p.heads, p.window, p.shift, p.m, p.bias, p.table)
+    return linear_add(y, p.out, x)
+
+
+def token_block(x: Tensor, k: Tensor, v: Tensor, p: TokenParams) -> Tensor:
+    """Residual attention of every site over T tokens. x int16 [N, H, W, C], k, v int8 [N, T, C]; returns as x."""
+    q = linear_act(operand8(x, p.m_in), p.query, False)
+    y = token_attention(q.flatten(1, 2), k, v, p.heads, p.m, p.table).view(x.shape)
+    return linear_add(y, p.out, x)
 
 
 OPS: Ops = collect("reference", sys.modules[__name__])
