@@ -104,7 +104,7 @@ def code(program: Program, source: Source, grid: tuple[int, int], valid: tuple[i
                 rows[:, :, valid[1] :] = SKIP_ROW
             z[name] = source.hyper(name, rows)
     features = program.hyper_features(z)
-    y_hat = torch.zeros(1, h, w, c.latent, dtype=torch.int16, device="cpu")
+    y_hat = torch.zeros(1, h, w, c.latent, dtype=torch.int16, device=program.device)
     for step in range(STEPS):
         mean, rows = program.step_parameters(step, y_hat, features, valid)
         symbols = source.step(step, mean, rows)

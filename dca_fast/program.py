@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -65,85 +64,100 @@ def exp2(table: np.ndarray, log2: np.ndarray) -> np.ndarray:
     return np.ldexp(table[log2 & (LOG2_STEPS - 1)], (log2 >> 12).astype(np.int32)).astype(np.float32)
 
 
-class SharedLayers(NamedTuple):
-    """Layers of one model by name, built on first use, that serve every quality."""
+def settings(weights: Weights, quality: int) -> dict[str, Tensor]:
+    """Everything in the network that depends on the quality, by name, on the CPU.
 
-    linear: dict[str, Linear]
-    depthwise: dict[str, Depthwise]
+    Args:
+        weights: checked integer weights.
+        quality: in 1/100, 0..10000.
+
+    Returns:
+        "gain" and "inverse" float32 [M] of y; of each head "*.m_mean" float32 and "*.offset" int32 [4, G]; of each
+        hyper latent "gain.*" and "inverse.*" float32 and "rows.*" uint8 [C], SKIP_ROW where not worth coding; the
+        bias "*.b" int32 [O] of each layer that is conditioned on the quality.
+    """
+    t, out = weights.tensors, {}
+    table = t["tables.exp2"].numpy()
+
+    def log2_of(name: str) -> np.ndarray:
+        return interpolate(t[name].numpy().astype(np.int64), quality)
+
+    log2 = log2_of("latent.log2_gain")
+    gain = exp2(table, log2)
+    out["gain"], out["inverse"] = (
+        t["latent.quantise"].numpy() * gain,
+        t["latent.dequantise"].numpy() * exp2(table, -log2),
+    )
+    groups = gain.reshape(4, -1)
+    offset = ((log2 + _ROW_OFFSET) * 16 * ROWS_PER_OCTAVE + LOG2_STEPS // 2) // LOG2_STEPS
+    for i in range(1 if weights.config.shared else 4):
+        name = f"context.cores.{i}.heads"
+        out[f"{name}.m_mean"] = t[f"{name}.m"].numpy()[:, : groups.shape[1]] * groups
+        out[f"{name}.offset"] = offset.reshape(4, -1).astype(np.int32)
+    for name in weights.config.latents:
+        scale = log2_of(f"factorised.{name}.log2_scale")
+        rows = ((scale + _ROW_OFFSET) * ROWS_PER_OCTAVE + LOG2_STEPS // 2) // LOG2_STEPS
+        out[f"rows.{name}"] = np.where(rows < weights.skip, SKIP_ROW, rows.clip(0, MAX_ROW)).astype(np.uint8)
+        hyper = log2_of(f"factorised.{name}.log2_gain")
+        for key, direction in (("gain", 1), ("inverse", -1)):
+            # A feature of 1/256 to the step of z, and back: shifts of the exponent, so still exact.
+            shift = np.int64(-direction * _FEATURE_BITS * LOG2_STEPS)
+            out[f"{key}.{name}"] = exp2(table, direction * hyper + shift)
+    half = QUALITY_RANGE // 2
+    for name, slope in t.items():
+        if name.endswith(".slope"):
+            bias = name.removesuffix(".slope") + ".b"
+            shift = (slope.numpy().astype(np.int64) * (quality - half) + half // 2) // half
+            out[bias] = (t[bias].numpy() + shift).astype(np.int32)
+    return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in out.items()}
+
+
+class Model:
+    """What serves every quality: the weights on a backend's device and the layers made of them on first use."""
+
+    def __init__(self, weights: Weights, ops: Ops, device: torch.device | str = "cpu") -> None:
+        self.weights, self.ops, self.device = weights, ops, torch.device(device)
+        self.tensors = {name: tensor.to(self.device) for name, tensor in weights.tensors.items()}
+        self.linear: dict[str, Linear] = {}
+        self.depthwise: dict[str, Depthwise] = {}
 
 
 class Program:
     """The integer network at one quality.
 
     Args:
-        weights: checked integer weights.
-        ops: backend.
-        quality: in 1/100, 0..10000.
-        shared: layers that do not depend on the quality.
+        model: weights and backend.
+        settings: what `settings` gives for the quality, on the model's device.
     """
 
-    def __init__(self, weights: Weights, ops: Ops, quality: int, shared: SharedLayers) -> None:
-        self.config: ModelConfig = weights.config
-        self.ops, self.quality, self.skip = ops, quality, weights.skip
-        self._t: Mapping[str, Tensor] = weights.tensors
-        self._shared = shared
+    def __init__(self, model: Model, settings: Mapping[str, Tensor]) -> None:
+        self.config: ModelConfig = model.weights.config
+        self.ops, self.skip, self.device = model.ops, model.weights.skip, model.device
+        self._t: Mapping[str, Tensor] = model.tensors
+        self._shared, self._settings = model, settings
         self._conditional: dict[str, Linear] = {}
         self.contexts = self.config.latents
         self.stages = self.config.stages
         self._table = self._t["tables.softmax"]
         d = self.config.context_width // self.config.heads
         self._score = float(np.float32(OPERAND_STEPS / (OPERAND_STEPS**2 * math.sqrt(d))))
-        self._hyper_gains: dict[tuple[str, str], Tensor] = {}
-        self._gains()
-
-    def _gains(self) -> None:
-        t = self._t
-        table = t["tables.exp2"].numpy()
-        log2 = interpolate(t["latent.log2_gain"].numpy().astype(np.int64), self.quality)
-        gain, inverse = exp2(table, log2), exp2(table, -log2)
-        self.gain = torch.from_numpy(t["latent.quantise"].numpy() * gain)
-        self.inverse = torch.from_numpy(t["latent.dequantise"].numpy() * inverse)
-        groups = gain.reshape(4, -1)
-        offset = ((log2 + _ROW_OFFSET) * 16 * ROWS_PER_OCTAVE + LOG2_STEPS // 2) // LOG2_STEPS
-        self._heads = []
-        for i in range(1 if self.config.shared else 4):
-            name = f"context.cores.{i}.heads"
-            m, size = t[f"{name}.m"].numpy(), groups.shape[1]
-            self._heads.append(
-                Head(
-                    t[f"{name}.w"],
-                    t[f"{name}.b"],
-                    torch.from_numpy(np.ascontiguousarray(m[:, :size] * groups)),
-                    torch.from_numpy(np.ascontiguousarray(m[:, size:])),
-                    torch.from_numpy(offset.reshape(4, -1).astype(np.int32)),
-                )
-            )
-        self.hyper_rows = {name: self._factorised_rows(name) for name in self.contexts}
-        for name in self.contexts:
-            log2 = interpolate(t[f"factorised.{name}.log2_gain"].numpy().astype(np.int64), self.quality)
-            for key, direction in (("gain", 1), ("inverse", -1)):
-                # A feature of 1/256 to the step of z, and back: shifts of the exponent, so still exact.
-                shift = np.int64(-direction * _FEATURE_BITS * LOG2_STEPS)
-                self._hyper_gains[name, key] = torch.from_numpy(exp2(table, direction * log2 + shift))
-
-    def _factorised_rows(self, name: str) -> Tensor:
-        """Scale-table row of every channel of a hyper latent, uint8 [C]; SKIP_ROW where not worth coding."""
-        log2 = interpolate(self._t[f"factorised.{name}.log2_scale"].numpy().astype(np.int64), self.quality)
-        rows = ((log2 + _ROW_OFFSET) * ROWS_PER_OCTAVE + LOG2_STEPS // 2) // LOG2_STEPS
-        return torch.from_numpy(np.where(rows < self.skip, SKIP_ROW, rows.clip(0, MAX_ROW)).astype(np.uint8))
+        self.gain, self.inverse = settings["gain"], settings["inverse"]
+        self.hyper_rows = {name: settings[f"rows.{name}"] for name in self.contexts}
+        self._heads = [self._head(f"context.cores.{i}.heads") for i in range(1 if self.config.shared else 4)]
 
     # Layers by name, built once.
 
+    def _head(self, name: str) -> Head:
+        t, s = self._t, self._settings
+        size = s[f"{name}.offset"].shape[1]
+        m_scale = t[f"{name}.m"][:, size:].contiguous()
+        return Head(t[f"{name}.w"], t[f"{name}.b"], s[f"{name}.m_mean"], m_scale, s[f"{name}.offset"])
+
     def _linear(self, name: str) -> Linear:
-        t, slope = self._t, self._t.get(f"{name}.slope")
-        layers = self._shared.linear if slope is None else self._conditional
+        t, bias = self._t, self._settings.get(f"{name}.b")
+        layers = self._shared.linear if bias is None else self._conditional
         if name not in layers:
-            b = t[f"{name}.b"]
-            if slope is not None:
-                half = QUALITY_RANGE // 2
-                shift = (slope.long() * (self.quality - half) + half // 2).div(half, rounding_mode="floor")
-                b = (b.long() + shift).to(torch.int32)
-            layers[name] = Linear(t[f"{name}.w"], b, t[f"{name}.m"])
+            layers[name] = Linear(t[f"{name}.w"], t[f"{name}.b"] if bias is None else bias, t[f"{name}.m"])
         return layers[name]
 
     def _depthwise(self, name: str) -> Depthwise:
@@ -176,11 +190,10 @@ class Program:
         """int8 operand -> int16 [..., O], no residual."""
         return self.ops.linear_add(x, self._linear(name))
 
-    @staticmethod
-    def _to_operand(x: Tensor) -> Tensor:
+    def _to_operand(self, x: Tensor) -> Tensor:
         """Multipliers from a feature of the entropy model (1/256) to an operand (1/16)."""
         # Type and device are spelled out because the host program may have changed torch's defaults.
-        return torch.full((x.shape[-1],), OPERAND_STEPS / FEATURE_STEPS, dtype=torch.float32, device="cpu")
+        return torch.full((x.shape[-1],), OPERAND_STEPS / FEATURE_STEPS, dtype=torch.float32, device=self.device)
 
     def _operand(self, x: Tensor) -> Tensor:
         return self.ops.operand8(x, self._to_operand(x))
@@ -213,7 +226,7 @@ class Program:
 
     def _scale(self, z: Tensor, name: str, key: str) -> Tensor:
         """Feature of a hyper latent to its symbols ("gain"), or back ("inverse")."""
-        m = self._hyper_gains[name, key]
+        m = self._settings[f"{key}.{name}"]
         return self.ops.operand16(z.reshape(z.shape[0], -1, m.shape[0]), m).view(z.shape)
 
     def _analyse_local(self, operand: Tensor) -> Tensor:
@@ -306,6 +319,10 @@ class ProgramSet:
     Layers that do not depend on the quality are shared; the most recent `CACHED_QUALITIES` are kept.
     """
 
-    def __init__(self, weights: Weights, ops: Ops) -> None:
-        shared = SharedLayers({}, {})
-        self.at = lru_cache(CACHED_QUALITIES)(lambda quality: Program(weights, ops, quality, shared))
+    def __init__(self, weights: Weights, ops: Ops, device: torch.device | str = "cpu") -> None:
+        self.model = Model(weights, ops, device)
+        self.at = lru_cache(CACHED_QUALITIES)(self._at)
+
+    def _at(self, quality: int) -> Program:
+        values = settings(self.model.weights, quality)
+        return Program(self.model, {name: value.to(self.model.device) for name, value in values.items()})

@@ -14,7 +14,7 @@ from dca_fast.errors import ConfigError, WeightsError
 from dca_fast.export import FIRST_CODED_ROW, export, export_checkpoint, load_float, save_float
 from dca_fast.model.network import Network
 from dca_fast.ops.reference import OPS
-from dca_fast.program import Program, ProgramSet, SharedLayers, exp2, interpolate
+from dca_fast.program import Program, ProgramSet, exp2, interpolate
 from dca_fast.testing import photograph
 from dca_fast.train.klt import start_from_components
 
@@ -71,7 +71,7 @@ def encode(program: Program, image: np.ndarray) -> tuple[latents.EncoderSource, 
 def test_integer_program_follows_the_float_network(network: Network, packed: weights.Weights, quality: int) -> None:
     """Same picture within the rounding of the two paths, stage by stage."""
     image = photograph(128, 64, seed=2)
-    program = Program(packed, OPS, quality, SharedLayers({}, {}))
+    program = ProgramSet(packed, OPS).at(quality)
     x = torch.from_numpy(image)[None].float() - 128
     q = torch.tensor([quality / 100])
     t = (q / 50 - 1).view(1, 1, 1, 1)
@@ -83,7 +83,7 @@ def test_integer_program_follows_the_float_network(network: Network, packed: wei
         z = {name: pair.analyse(y, t) for name, pair in network.hyper.items()}
         symbols = program.hyper_analyse(mine)
         for name, value in z.items():
-            gain = program._hyper_gains[name, "gain"] * 256
+            gain = program._settings[f"gain.{name}"] * 256
             expected = (value.reshape(1, -1, gain.numel()) * gain).round().view(value.shape)
             assert (symbols[name] - expected).abs().double().mean() < 0.1 + 0.1 * expected.abs().mean()
         out = program.synthesise(mine).float() - 128
@@ -108,7 +108,7 @@ def test_decoder_walk_reproduces_the_encoder_walk(packed: weights.Weights, quali
         def step(self, step: int, mean: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
             return self._next(rows)
 
-    program = Program(packed, OPS, quality, SharedLayers({}, {}))
+    program = ProgramSet(packed, OPS).at(quality)
     source, y_hat = encode(program, photograph(64, 128, seed=5))
     again = latents.code(program, Replay(source.parts), (4, 8), (4, 8))
     assert torch.equal(again, y_hat)
@@ -117,7 +117,7 @@ def test_decoder_walk_reproduces_the_encoder_walk(packed: weights.Weights, quali
 
 
 def test_skipped_and_outside_symbols_are_zero(packed: weights.Weights) -> None:
-    program = Program(packed, OPS, 5000, SharedLayers({}, {}))
+    program = ProgramSet(packed, OPS).at(5000)
     y = program.analyse(torch.from_numpy(photograph(64, 64, seed=1))[None])
     source = latents.EncoderSource(program, y, program.hyper_analyse(y))
     latents.code(program, source, (4, 4), (1, 2))
