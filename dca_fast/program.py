@@ -13,7 +13,7 @@ It is written once, over an `Ops` record, so reference and fast backends differ 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -27,6 +27,7 @@ from dca_fast.config import (
     ROWS_PER_OCTAVE,
     SCALE_MIN,
     SKIP_ROW,
+    STRIDE,
     ModelConfig,
 )
 from dca_fast.ops import (
@@ -107,8 +108,8 @@ def settings(weights: Weights, quality: int) -> dict[str, Tensor]:
     for name, slope in t.items():
         if name.endswith(".slope"):
             bias = name.removesuffix(".slope") + ".b"
-            shift = (slope.numpy().astype(np.int64) * (quality - half) + half // 2) // half
-            out[bias] = (t[bias].numpy() + shift).astype(np.int32)
+            change = (slope.numpy().astype(np.int64) * (quality - half) + half // 2) // half
+            out[bias] = (t[bias].numpy() + change).astype(np.int32)
     return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in out.items()}
 
 
@@ -210,8 +211,14 @@ class Program:
 
     # The stages, in the order of the data.
 
-    def analyse(self, image: Tensor) -> Tensor:
-        """uint8 [N, H, W, 3], sides multiples of 64 -> y int16 [N, H/16, W/16, M]."""
+    def analyse(self, image: Tensor, rows: int | None = None) -> Tensor:
+        """uint8 [N, H, W, 3], sides multiples of 64 -> y int16 [N, H/16, W/16, M].
+
+        `rows` of y are computed at a time; fewer take less memory and a little more work, and change no bit.
+        """
+        return _by_rows(self._analyse, image, rows, STRIDE, 1, self.config.analysis_blocks)
+
+    def _analyse(self, image: Tensor) -> Tensor:
         fine, coarse = self.config.analysis_blocks
         x = self.ops.wide_linear(self.ops.patches_from_image(image), self._linear("analysis.embed"))
         x = self._blocks(x, "analysis.blocks8", fine)
@@ -304,13 +311,38 @@ class Program:
         x = self.ops.token_block(x, features["keys"], features["values"], params)
         return self._ffn(x, f"{name}.global_ffn")
 
-    def synthesise(self, y_hat: Tensor) -> Tensor:
-        """y_hat int16 [N, h, w, M] -> image uint8 [N, 16h, 16w, 3]."""
+    def synthesise(self, y_hat: Tensor, rows: int | None = None) -> Tensor:
+        """y_hat int16 [N, h, w, M] -> image uint8 [N, 16h, 16w, 3]; `rows` as in `analyse`."""
+        return _by_rows(self._synthesise, y_hat, rows, 1, STRIDE, self.config.synthesis_blocks)
+
+    def _synthesise(self, y_hat: Tensor) -> Tensor:
         fine, coarse = self.config.synthesis_blocks
         x = self._blocks(y_hat, "synthesis.blocks16", coarse)
         x = self.ops.depth_to_space2(self.ops.wide_linear(x, self._linear("synthesis.split")))
         x = self._blocks(x, "synthesis.blocks8", fine)
         return self.ops.image_from_patches(self.ops.wide_pixels(x, self._linear("synthesis.pixels")))
+
+
+def _by_rows(
+    transform: Callable[[Tensor], Tensor], x: Tensor, rows: int | None, scale: int, out: int, blocks: tuple[int, int]
+) -> Tensor:
+    """`transform` of strips of x, each with as much around it as its blocks see: the same bits as of all at once.
+
+    Args:
+        rows: latent rows of a strip; None for all.
+        scale, out: rows of x, and of the result, in a latent row.
+        blocks: how many 3x3 layers at 1/8 and at 1/16.
+    """
+    height = x.shape[1] // scale
+    if rows is None or rows >= height:
+        return transform(x)
+    reach = blocks[1] + -(-blocks[0] // 2)
+    strips = []
+    for top in range(0, height, rows):
+        first, last = max(0, top - reach), min(height, top + rows + reach)
+        strip = transform(x[:, first * scale : last * scale].contiguous())
+        strips.append(strip[:, (top - first) * out : (min(height, top + rows) - first) * out])
+    return torch.cat(strips, 1)
 
 
 class ProgramSet:

@@ -14,7 +14,7 @@ from dca_fast.errors import ConfigError, WeightsError
 from dca_fast.export import FIRST_CODED_ROW, export, export_checkpoint, load_float, save_float
 from dca_fast.model.network import Network
 from dca_fast.ops.reference import OPS
-from dca_fast.program import Program, ProgramSet, exp2, interpolate
+from dca_fast.program import Program, ProgramSet, _by_rows, exp2, interpolate
 from dca_fast.testing import photograph
 from dca_fast.train.klt import start_from_components
 
@@ -127,6 +127,20 @@ def test_skipped_and_outside_symbols_are_zero(packed: weights.Weights) -> None:
     step = source.parts[-1][1].reshape(4, 4, -1)
     assert (step[1:] == SKIP_ROW).all()
     assert (step[:, 2:] == SKIP_ROW).all()
+
+
+def test_strips_change_no_bit() -> None:
+    program = ProgramSet(weights.load(weights.find("dca-s")), OPS).at(7000)
+    image = torch.from_numpy(photograph(256, 64, seed=4))[None]
+    y = program.analyse(image)
+    pixels = program.synthesise(y)
+    for rows in (1, 3, 8, 15, 16):
+        assert program.analyse(image, rows).equal(y)
+        assert program.synthesise(y, rows).equal(pixels)
+    # one row less around a strip shows: the reach is as small as it can be
+    fine, coarse = program.config.synthesis_blocks
+    short = _by_rows(program._synthesise, y, 8, 1, 16, (fine, coarse - 1))
+    assert not short.equal(pixels)
 
 
 def test_quality_axis_is_continuous(packed: weights.Weights) -> None:
