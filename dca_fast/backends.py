@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 
 from dca_fast.entropy.coder import available as coder_available
 from dca_fast.entropy.coder import choose_isa
@@ -11,12 +12,24 @@ from dca_fast.errors import BackendUnavailableError, ConfigError
 from dca_fast.ops import Ops
 
 log = logging.getLogger(__name__)
-PREFERENCE = ("native", "reference")
+ON_CPU = ("native", "reference")
 
 
 def available() -> dict[str, tuple[bool, str]]:
-    """(ok, reason) of every backend, fastest first."""
-    return {"native": _native(), "reference": (True, "pure PyTorch, the definition")}
+    """(ok, reason) of every backend, fastest first. Where there is a CUDA device, this may build the CUDA coder."""
+    return {"cuda": _cuda(), "native": _native(), "reference": (True, "pure PyTorch, the definition")}
+
+
+def _cuda() -> tuple[bool, str]:
+    from dca_fast import kernels
+
+    ok, reason = kernels.is_available()
+    if not ok:
+        return False, reason
+    from dca_fast.entropy import device
+
+    coder_ok, coder_reason = device.available()
+    return coder_ok, f"{reason}; {coder_reason}"
 
 
 def _native() -> tuple[bool, str]:
@@ -28,26 +41,42 @@ def _native() -> tuple[bool, str]:
     return coder_ok, f"C++ with {', '.join(native.isas())}; {coder_reason}"
 
 
-def resolve(name: str = "auto") -> Ops:
+def resolve(name: str = "auto", device: str | None = None) -> Ops:
     """The operations of a backend.
 
     Args:
-        name: "auto", "native" (C++) or "reference" (PyTorch). DCA_BACKEND overrides "auto".
+        name: "auto", "cuda" (Triton and CUDA), "native" (C++) or "reference" (PyTorch). DCA_BACKEND overrides "auto".
+        device: "cpu", a CUDA device, or None: that of the backend, the CPU with "auto".
 
     Raises:
-        ConfigError: unknown name.
+        ConfigError: unknown name, or a backend that does not work on this device.
         BackendUnavailableError: it cannot run here; the message says why.
     """
+    kind = None if device is None else str(device).split(":")[0]
+    if kind not in (None, "cpu", "cuda"):
+        raise BackendUnavailableError(f"device {device!r}: only cpu and cuda are known")
+    asked = name
     name = os.environ.get("DCA_BACKEND") or "auto" if name == "auto" else name
-    states = available()
+    states = {"cuda": _cuda, "native": _native, "reference": lambda: (True, "pure PyTorch, the definition")}
     if name == "auto":
-        name = next(n for n in PREFERENCE if states[n][0])
-        log.info("backend %s: %s", name, states[name][1])
+        name = "cuda" if kind == "cuda" else next(n for n in ON_CPU if states[n]()[0])
     if name not in states:
         raise ConfigError(f"unknown backend {name!r}; known: auto, {', '.join(states)}")
-    ok, reason = states[name]
+    if kind is not None and (kind == "cuda") != (name == "cuda"):
+        raise ConfigError(f"backend {name!r} does not run on device {device!r}")
+    ok, reason = states[name]()
     if not ok:
         raise BackendUnavailableError(f"backend {name!r} cannot run here: {reason}")
+    if asked == "auto":
+        log.info("backend %s: %s", name, reason)
+    return _load(name)
+
+
+def _load(name: str) -> Ops:
+    if name == "cuda":
+        from dca_fast.kernels.ops import OPS
+
+        return replace(OPS, name="cuda")
     if name == "reference":
         from dca_fast.ops import reference
 

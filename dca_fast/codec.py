@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,6 @@ from dca_fast.config import ALIGN, QUALITY_MAX, STRIDE, ModelConfig
 from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import Tables
 from dca_fast.errors import (
-    BackendUnavailableError,
     ConfigError,
     CorruptStreamError,
     InputError,
@@ -33,6 +32,9 @@ from dca_fast.errors import (
     UnknownModelError,
 )
 from dca_fast.program import QUALITY_STEPS, Program, ProgramSet
+
+if TYPE_CHECKING:
+    from dca_fast.device import DeviceCodec
 
 ImageLike = Image.Image | np.ndarray | Tensor | image_io.ImageInput
 OUTPUTS = ("pil", "numpy", "torch")
@@ -61,9 +63,7 @@ def _as_input(image: ImageLike) -> image_io.ImageInput:
     if isinstance(image, Image.Image):
         return image_io.from_pil(image)
     if isinstance(image, Tensor):
-        if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3:
-            raise InputError(f"a tensor must be uint8 [3, H, W], got {image.dtype} {list(image.shape)}")
-        return _as_input(image.permute(1, 2, 0).cpu().numpy())
+        return _as_input(_as_pixels(image).cpu().numpy())
     if not isinstance(image, np.ndarray):
         raise InputError(f"expected a Pillow image, an array or a tensor, got {type(image).__name__}")
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
@@ -78,6 +78,24 @@ def _quality(quality: float) -> int:
     return round(float(quality) * QUALITY_STEPS)
 
 
+def _as_pixels(image: Tensor) -> Tensor:
+    """uint8 [3, H, W] as [H, W, 3], on its device."""
+    if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3:
+        raise InputError(f"a tensor must be uint8 [3, H, W], got {image.dtype} {list(image.shape)}")
+    return image.permute(1, 2, 0).contiguous()
+
+
+def _luma(pixels: Tensor) -> Tensor:
+    """Luma of ITU-R BT.601 in integers: uint8 [H, W, 3] to [H, W]."""
+    red, green, blue = pixels.to(torch.int32).unbind(-1)
+    return ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).to(torch.uint8)
+
+
+def _compare(digest: int, expected: int) -> None:
+    if digest != expected:
+        raise CorruptStreamError("the decoded symbols do not have the digest in the header")
+
+
 class Codec:
     """A DCA codec with one set of weights. Safe to share between threads.
 
@@ -86,8 +104,9 @@ class Codec:
     Args:
         model: name of shipped weights.
         weights: path of other weights; then `model` is not used.
-        device: "cpu" or None.
-        backend: "auto", "native" or "reference".
+        device: "cpu" (the default) or a CUDA device. On a CUDA device images may be tensors there, and
+            `decode(..., output="torch")` leaves the image there.
+        backend: "auto", "native" or "reference" on the CPU, "auto" or "cuda" on a CUDA device.
         threads: CPU threads of the native backend; default DCA_THREADS or all cores. Does not change any byte. The
             native thread pool is one for the process: the codec that works next sets its size.
         max_pixels: larger images are refused, in both directions.
@@ -108,14 +127,18 @@ class Codec:
         threads: int | None = None,
         max_pixels: int = container.DEFAULT_MAX_PIXELS,
     ) -> None:
-        if device not in (None, "cpu"):
-            raise BackendUnavailableError(f"device {device!r}: this version runs on the CPU only")
         self.threads, self.max_pixels = _threads(threads), max_pixels
-        ops = resolve(backend)
+        ops = resolve(backend, device)
         self.backend = ops.name
         self._weights = weights_io.load(Path(weights) if weights is not None else weights_io.find(model))
         t = self._weights.tensors
         tables = Tables(t["tables.freq"].numpy().astype(np.uint16), t["tables.shift"].numpy()).validate()
+        self._device: DeviceCodec | None = None
+        if ops.name == "cuda":
+            from dca_fast.device import DeviceCodec
+
+            self._device = DeviceCodec(self._weights, ops, tables, "cuda" if device is None else device)
+            return
         self._coder = Coder(tables, "python" if ops.name == "reference" else "native", threads=self.threads)
         self._programs = ProgramSet(self._weights, ops)
 
@@ -157,16 +180,35 @@ class Codec:
             LimitExceededError: more than `max_pixels`.
             ConfigError: quality out of range.
         """
-        source, q = _as_input(image), _quality(quality)
-        height, width = source.pixels.shape[:2]
+        q = _quality(quality)
+        source: image_io.ImageInput | None = None
+        pixels: npt.NDArray[np.uint8] | Tensor
+        if self._device is not None and isinstance(image, Tensor):
+            pixels = _as_pixels(image)
+        else:
+            source = _as_input(image)
+            pixels = source.pixels
+        height, width = pixels.shape[:2]
         if not (0 < height <= container.MAX_SIDE and 0 < width <= container.MAX_SIDE):
             raise InputError(f"sides must be 1..{container.MAX_SIDE}, got {width} x {height}")
         if height * width > self.max_pixels:
             raise LimitExceededError(f"{width} x {height} pixels exceed the limit of {self.max_pixels}")
         sections = self._sections(source, metadata)
-        symbols = self._symbols(source.pixels, q)
-        header = container.Header(width, height, q, self._weights.model_id, symbols.digest, source.gray)
-        return container.pack(header, self._coder.encode(symbols.parts), sections)
+        stream, digest = self._encode_pixels(pixels, q)
+        gray = source is not None and source.gray
+        return container.pack(
+            container.Header(width, height, q, self._weights.model_id, digest, gray), stream, sections
+        )
+
+    def _encode_pixels(self, pixels: npt.NDArray[np.uint8] | Tensor, quality: int) -> tuple[bytes, int]:
+        """The stream and the digest of its symbols; quality in 1/100."""
+        if self._device is not None:
+            image = (
+                pixels if isinstance(pixels, Tensor) else torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
+            )
+            return self._device.encode(image.to(self._device.device), quality)
+        symbols = self._symbols(np.asarray(pixels), quality)
+        return self._coder.encode(symbols.parts), symbols.digest
 
     def _symbols(self, pixels: npt.NDArray[np.uint8], quality: int) -> latents.EncoderSource:
         """Everything of the encoder before the entropy coder; quality in 1/100."""
@@ -181,14 +223,16 @@ class Codec:
         return source
 
     @staticmethod
-    def _sections(source: image_io.ImageInput, metadata: Mapping[str, bytes] | None) -> dict[container.Section, bytes]:
-        blocks = source.metadata if metadata is None else metadata
+    def _sections(
+        source: image_io.ImageInput | None, metadata: Mapping[str, bytes] | None
+    ) -> dict[container.Section, bytes]:
+        blocks = metadata if metadata is not None else {} if source is None else source.metadata
         for key, value in blocks.items():
             if key not in METADATA or not isinstance(value, bytes):
                 kind = type(value).__name__
                 raise InputError(f"metadata holds bytes under {', '.join(METADATA)}, got {kind} under {key!r}")
         sections = {container.Section[key.upper()]: value for key, value in blocks.items()}
-        if source.alpha is not None:
+        if source is not None and source.alpha is not None:
             sections[container.Section.ALPHA] = image_io.pack_alpha(source.alpha)
         return sections
 
@@ -218,14 +262,22 @@ class Codec:
         alpha = dca.sections.get(container.Section.ALPHA)
         plane = None if alpha is None else image_io.unpack_alpha(alpha, header.width, header.height)
         pixels = self._decode_pixels(header, dca.stream)
-        if output == "numpy":
-            return pixels
+        if header.grayscale:
+            pixels = _luma(pixels)[:, :, None].expand(-1, -1, 3)  # all three planes equal, as they were
         if output == "torch":
-            return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+            return pixels.permute(2, 0, 1).contiguous()
+        array = pixels.contiguous().cpu().numpy()
+        if output == "numpy":
+            return array
         blocks = {tag.name.lower(): b for tag, b in dca.sections.items() if tag != container.Section.ALPHA}
-        return image_io.to_pil(pixels, alpha=plane, gray=header.grayscale, metadata=blocks)
+        return image_io.to_pil(array, alpha=plane, gray=header.grayscale, metadata=blocks)
 
-    def _decode_pixels(self, header: container.Header, stream: bytes) -> np.ndarray:
+    def _decode_pixels(self, header: container.Header, stream: bytes) -> Tensor:
+        """uint8 [H, W, 3]."""
+        if self._device is not None:
+            pixels, digest = self._device.decode(stream, header.height, header.width, header.quality)
+            _compare(digest, header.digest)
+            return pixels
         program = self._program(header.quality)
         sites = [-(-side // ALIGN) * (ALIGN // STRIDE) for side in (header.height, header.width)]
         decoder = self._coder.decoder(stream)
@@ -233,14 +285,20 @@ class Codec:
         valid = (-(-header.height // STRIDE), -(-header.width // STRIDE))
         y_hat = latents.code(program, source, (sites[0], sites[1]), valid)
         decoder.finish()
-        if source.digest != header.digest:
-            raise CorruptStreamError("the decoded symbols do not have the digest in the header")
-        pixels = program.synthesise(y_hat)[0, : header.height, : header.width].numpy()
-        if header.grayscale:
-            # Luma of ITU-R BT.601 in integers; all three planes equal, as they were.
-            luma = (pixels.astype(np.int32) @ np.array([19595, 38470, 7471], np.int32) + 32768) >> 16
-            return np.repeat(luma.astype(np.uint8)[:, :, None], 3, 2)
-        return np.ascontiguousarray(pixels)
+        _compare(source.digest, header.digest)
+        return program.synthesise(y_hat)[0, : header.height, : header.width]
+
+    def warm_up(self, height: int, width: int) -> None:
+        """Prepare for images of one size: on a CUDA device, compile and record what they need. Else there is no need.
+
+        Args:
+            height, width: pixels.
+
+        Raises:
+            DeviceMemoryError: the device cannot hold it.
+        """
+        if self._device is not None:
+            self._device.warm_up(height, width)
 
     def encode_batch(self, images: Sequence[ImageLike], quality: float = 60.0) -> list[bytes]:
         """`encode` of each; the bytes do not depend on the batch."""

@@ -5,6 +5,7 @@ DcaError
 |-- InputError (ValueError)               an image of the wrong shape, type or size
 |-- WeightsError                          a weight file that is missing, damaged or does not fit
 |-- BackendUnavailableError (RuntimeError)  what was asked for cannot run here, and why
+|-- DeviceMemoryError (MemoryError)       the device has too little memory for this image
 `-- BitstreamError (ValueError)           bytes that cannot be decoded exactly
     |-- NotADcaFileError                  the first bytes are not those of a .dca file
     |-- UnsupportedVersionError           a newer format, or flags this version does not know
@@ -21,6 +22,7 @@ __all__ = [
     "ConfigError",
     "CorruptStreamError",
     "DcaError",
+    "DeviceMemoryError",
     "InputError",
     "InputWarning",
     "LimitExceededError",
@@ -50,6 +52,10 @@ class WeightsError(DcaError):
 
 class BackendUnavailableError(DcaError, RuntimeError):
     """The requested backend cannot run on this machine; the message says why."""
+
+
+class DeviceMemoryError(DcaError, MemoryError):
+    """The device has too little memory for this image, even strip by strip."""
 
 
 class BitstreamError(DcaError, ValueError):

@@ -7,7 +7,7 @@ program, so both reconstruct the same y_hat.
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class EncoderSource:
 
     def __init__(self, program: Program, y: Tensor, z: dict[str, Tensor]) -> None:
         self._program, self._y, self._z = program, y, z
-        self.parts: list[tuple[np.ndarray, np.ndarray]] = []
+        self.parts: list[tuple[Any, Any]] = []
         self.digest = 0
 
     def _keep(self, symbols: Tensor, rows: Tensor) -> Tensor:

@@ -174,8 +174,13 @@ def test_wrong_arguments_are_refused_by_name(native: Codec, tmp_path: Path) -> N
             native.decode(data)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="backend"):
         Codec(backend="fpga")
-    with pytest.raises(BackendUnavailableError, match="CPU"):
-        Codec(device="cuda")
+    with pytest.raises(BackendUnavailableError, match="abacus"):
+        Codec(device="abacus")
+    with pytest.raises(ConfigError, match="does not run on"):
+        Codec(device="cpu", backend="cuda")
+    if not torch.cuda.is_available():
+        with pytest.raises(BackendUnavailableError, match="CUDA device"):
+            Codec(device="cuda")
     with pytest.raises(WeightsError, match="shipped: dca-s"):
         Codec("dca-xxl")
     with pytest.raises(WeightsError):

@@ -17,7 +17,7 @@ LAYERS = {
     "config": 0,
     "_rans": 1,
     "_cpu": 1,
-    "kernels.*": 1,
+    "kernels.*": 2,
     "ops.*": 1,
     "container": 1,
     "image_io": 1,
@@ -28,11 +28,17 @@ LAYERS = {
     "entropy.tables": 1,
     "entropy.rans": 1,
     "entropy.coder": 2,
+    "entropy.cuda_library": 2,
+    "entropy.device": 2,
     "model.*": 2,
     "program": 2,
     "backends": 3,
     "latents": 3,
+    "device": 4,
     "codec": 4,
+    "ablate": 5,
+    "ablate_report": 5,
+    "compressai_models": 5,
     "cli": 5,
     "commands": 5,
     "demo": 5,
@@ -102,7 +108,7 @@ def test_imports_go_downwards(module: str) -> None:
         assert is_module(target), f"{module} imports dca_fast.{target}, which does not exist"
         assert layer(target) <= layer(module), f"{module} imports {target} from a higher layer"
         if module.split(".")[0] == "kernels":
-            assert target.split(".")[0] == "kernels", f"{module} must not know {target}"
+            assert target.split(".")[0] in ("kernels", "ops", "config", "errors"), f"{module} must not know {target}"
 
 
 def test_the_reader_of_imports_sees_every_form() -> None:

@@ -1,0 +1,273 @@
+"""The codec on a CUDA device: from image tensor to byte buffer and back with everything between them there.
+
+Walk, program and file are those of the CPU. What is here is where tensors live and how launches are recorded: for each
+size of the latent grid one CUDA graph that encodes and one that decodes, at every quality.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from dca_fast import latents
+from dca_fast.config import ALIGN, STRIDE
+from dca_fast.entropy.coder import choose_layout
+from dca_fast.entropy.device import DeviceCoder, DeviceDecoder
+from dca_fast.entropy.tables import Tables
+from dca_fast.errors import DeviceMemoryError
+from dca_fast.ops import Ops
+from dca_fast.program import Model, Program, ProgramSet, settings
+from dca_fast.weights import Weights
+
+CACHED_GRAPHS = 8  # of each direction
+LARGEST_GRAPH = 1 << 25  # pixels: above, launches cost little beside the work, and a graph keeps its memory
+STRIP_ROWS = (None, 64, 16)  # latent rows that the transforms compute at a time, tried in turn when memory is short
+_STREAM_ROOM = 1 << 16  # bytes that a recorded decoder takes beyond one for each pixel
+_ALIGNMENT = 256
+_PACKED_QUALITIES = 64  # kept on the host, about 100 KiB each
+
+T = TypeVar("T")
+Size = tuple[int, int]
+
+
+class _Settings:
+    """What depends on the quality, in fixed device memory, so that recorded launches follow its changes."""
+
+    def __init__(self, model: Model) -> None:
+        values = settings(model.weights, 0)
+        self._weights, self._places, end = model.weights, {}, 0
+        for name, value in values.items():
+            self._places[name] = end
+            end += -(-value.nbytes // _ALIGNMENT) * _ALIGNMENT
+        self._flat = torch.zeros(end, dtype=torch.uint8, device=model.device)
+        self.views = {
+            name: self._flat[at : at + values[name].nbytes].view(values[name].dtype).view(values[name].shape)
+            for name, at in self._places.items()
+        }
+        self._packed = lru_cache(_PACKED_QUALITIES)(self._pack)
+
+    def _pack(self, quality: int) -> Tensor:
+        flat = torch.zeros(self._flat.shape, dtype=torch.uint8, device="cpu", pin_memory=self._flat.is_cuda)
+        for name, value in settings(self._weights, quality).items():
+            at = self._places[name]
+            flat[at : at + value.nbytes] = value.view(-1).view(torch.uint8)
+        return flat
+
+    def load(self, quality: int) -> None:
+        """Copy the settings of a quality to the device, on the current stream."""
+        self._flat.copy_(self._packed(quality), non_blocking=True)
+
+
+class _EncoderSource(latents.EncoderSource):
+    """Keeps symbols and rows as tensors; the coder takes their digest."""
+
+    def _keep(self, symbols: Tensor, rows: Tensor) -> Tensor:
+        self.parts.append((symbols.flatten(), rows.flatten()))
+        return symbols
+
+
+class _DecoderSource:
+    """Symbols that stay on the device; the decoder takes their digest."""
+
+    def __init__(self, decoder: DeviceDecoder) -> None:
+        self._decoder = decoder
+
+    def hyper(self, name: str, rows: Tensor) -> Tensor:
+        return self._decoder.decode(rows.flatten()).view(rows.shape)
+
+    def step(self, step: int, mean: Tensor, rows: Tensor) -> Tensor:
+        return self._decoder.decode(rows.flatten()).view(rows.shape)
+
+
+def _analyse(program: Program, image: Tensor, valid: Size, rows: int | None) -> list[tuple[Tensor, Tensor]]:
+    """Everything of the encoder before the coder: image uint8 [1, H, W, 3] to (symbols, rows) of each part."""
+    y = program.analyse(image, rows)
+    source = _EncoderSource(program, y, program.hyper_analyse(y))
+    latents.code(program, source, (y.shape[1], y.shape[2]), valid)
+    return source.parts
+
+
+def _synthesise(program: Program, decoder: DeviceDecoder, grid: Size, valid: Size, rows: int | None) -> Tensor:
+    """Everything of the decoder after `reset`: uint8 [1, H, W, 3]."""
+    y_hat = latents.code(program, _DecoderSource(decoder), grid, valid)
+    decoder.close()
+    return program.synthesise(y_hat, rows)
+
+
+def _record(function: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
+    """A graph of the launches of `function`, and its outputs."""
+    function()  # compiles, loads, and packs the weights of layers that no other program has
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        out = function()
+    return graph, out
+
+
+class _EncoderGraph:
+    """Recorded analysis and walk for one image size."""
+
+    def __init__(self, model: Model, image: Tensor, valid: Size) -> None:
+        self.lock, self.settings, self.image = threading.Lock(), _Settings(model), image.clone()
+        program = Program(model, self.settings.views)
+        self.graph, self.parts = _record(partial(_analyse, program, self.image, valid, None))
+
+
+class _DecoderGraph:
+    """Recorded walk, entropy decoder and synthesis for one image size."""
+
+    def __init__(self, model: Model, coder: DeviceCoder, grid: Size, valid: Size, stream: bytes) -> None:
+        self.lock, self.settings = threading.Lock(), _Settings(model)
+        sites = grid[0] * grid[1]
+        self.decoder = coder.decoder(
+            stream, capacity=_capacity(grid), positions=sites * model.weights.config.latent // 4
+        )
+        program = Program(model, self.settings.views)
+        self.graph, self.pixels = _record(partial(_synthesise, program, self.decoder, grid, valid, None))
+
+
+def _capacity(grid: Size) -> int:
+    return grid[0] * grid[1] * STRIDE**2 + _STREAM_ROOM
+
+
+def _sites(height: int, width: int) -> tuple[Size, Size]:
+    """Latent sites of the padded image, and those that touch the image."""
+    grid = tuple(-(-side // ALIGN) * (ALIGN // STRIDE) for side in (height, width))
+    return (grid[0], grid[1]), (-(-height // STRIDE), -(-width // STRIDE))
+
+
+class DeviceCodec:
+    """Pixels to streams and back on one CUDA device. Safe to share between threads and CUDA streams.
+
+    The first image of a size is coded launch by launch, the second one is recorded as a CUDA graph; `warm_up` does both
+    at once. The `CACHED_GRAPHS` sizes used last are kept.
+
+    Args:
+        weights: checked integer weights.
+        ops: a backend for CUDA tensors.
+        device: a CUDA device.
+    """
+
+    def __init__(self, weights: Weights, ops: Ops, tables: Tables, device: torch.device | str) -> None:
+        self.coder = DeviceCoder(tables, device)
+        self.device = self.coder.device
+        self._programs = ProgramSet(weights, ops, self.device)
+        self._model = self._programs.model
+        self._seen: OrderedDict[tuple[str, Size, Size], _EncoderGraph | _DecoderGraph | None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def warm_up(self, height: int, width: int) -> None:
+        """Compile, load and record everything for images of one size, so that the next ones take no longer than others.
+
+        Args:
+            height, width: pixels.
+
+        Raises:
+            DeviceMemoryError: the device cannot hold it.
+        """
+        image = torch.zeros(height, width, 3, dtype=torch.uint8, device=self.device)
+        for _ in range(2):
+            stream, _ = self.encode(image, 0)
+            self.decode(stream, height, width, 0)
+
+    def encode(self, image: Tensor, quality: int) -> tuple[bytes, int]:
+        """Compress uint8 [H, W, 3] on the device.
+
+        Args:
+            quality: in 1/100, 0..10000.
+
+        Returns:
+            The stream and the digest of its symbols, as on every other backend.
+
+        Raises:
+            DeviceMemoryError: the device has too little memory even by strips.
+        """
+        height, width = image.shape[:2]
+        grid, valid = _sites(height, width)
+        with torch.cuda.device(self.device):
+            down = torch.arange(grid[0] * STRIDE, device=self.device).clamp_(max=height - 1)
+            across = torch.arange(grid[1] * STRIDE, device=self.device).clamp_(max=width - 1)
+            padded = image[down][:, across][None]
+            graph = self._graph("encode", grid, valid, lambda: _EncoderGraph(self._model, padded, valid))
+            if isinstance(graph, _EncoderGraph):
+                with graph.lock:  # until the outputs are read: the next replay overwrites them
+                    graph.settings.load(quality)
+                    graph.image.copy_(padded)
+                    graph.graph.replay()
+                    return self._code(graph.parts)
+            program = self._programs.at(quality)
+            return self._code(self._in_memory(lambda rows: _analyse(program, padded, valid, rows)))
+
+    def _code(self, parts: list[tuple[Tensor, Tensor]]) -> tuple[bytes, int]:
+        layout = choose_layout(self.coder.estimate_bytes([rows for _, rows in parts]))
+        return self.coder.start_encode(parts, *layout).read()
+
+    def decode(self, stream: bytes, height: int, width: int, quality: int) -> tuple[Tensor, int]:
+        """Decompress a stream.
+
+        Returns:
+            uint8 [H, W, 3] on the device, and the digest of the symbols.
+
+        Raises:
+            BitstreamError: one of its kinds.
+            DeviceMemoryError: as in `encode`.
+        """
+        grid, valid = _sites(height, width)
+        with torch.cuda.device(self.device):
+            graph = None
+            if len(stream) <= _capacity(grid):
+                make = partial(_DecoderGraph, self._model, self.coder, grid, valid, stream)
+                graph = self._graph("decode", grid, valid, make)
+            if isinstance(graph, _DecoderGraph):
+                with graph.lock:
+                    graph.settings.load(quality)
+                    graph.decoder.reset(stream)
+                    graph.graph.replay()
+                    pixels = graph.pixels[0, :height, :width].clone()
+                    return pixels, graph.decoder.check()
+            program = self._programs.at(quality)
+
+            def once(rows: int | None) -> tuple[Tensor, int]:
+                decoder = self.coder.decoder(stream)
+                pixels = _synthesise(program, decoder, grid, valid, rows)
+                return pixels[0, :height, :width].contiguous(), decoder.check()
+
+            return self._in_memory(once)
+
+    def _graph(
+        self, way: str, grid: Size, valid: Size, make: Callable[[], _EncoderGraph | _DecoderGraph]
+    ) -> _EncoderGraph | _DecoderGraph | None:
+        """The graph for a size, made when the size comes for the second time; None before, or if memory is short."""
+        if grid[0] * grid[1] * STRIDE**2 > LARGEST_GRAPH:
+            return None
+        key = (way, grid, valid)
+        with self._lock:
+            if key not in self._seen:
+                self._seen[key] = None
+            elif self._seen[key] is None:
+                try:
+                    self._seen[key] = make()
+                except torch.cuda.OutOfMemoryError:
+                    return None
+            self._seen.move_to_end(key)
+            while len(self._seen) > 2 * CACHED_GRAPHS:
+                self._seen.popitem(last=False)
+            return self._seen[key]
+
+    def _in_memory(self, work: Callable[[int | None], T]) -> T:
+        """`work` with all rows at a time, or with fewer where the device has too little memory."""
+        for rows in STRIP_ROWS:
+            try:
+                return work(rows)
+            except torch.cuda.OutOfMemoryError as error:
+                reason = str(error)
+            with self._lock:
+                self._seen.clear()
+            torch.cuda.empty_cache()
+        raise DeviceMemoryError(reason)

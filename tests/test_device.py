@@ -1,0 +1,158 @@
+"""The codec on a CUDA device: bytes and pixels of the CPU, graphs that follow the quality, memory that runs out."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dca_fast import Codec, backends, weights
+from dca_fast.device import CACHED_GRAPHS, LARGEST_GRAPH, STRIP_ROWS, DeviceCodec, _Settings
+from dca_fast.errors import BitstreamError, DeviceMemoryError
+from dca_fast.ops.reference import OPS
+from dca_fast.program import Model, settings
+from dca_fast.testing import photograph
+
+OK, REASON = backends.available()["cuda"]
+on_gpu = pytest.mark.skipif(not OK and not os.environ.get("DCA_REQUIRE_GPU"), reason=REASON)
+
+
+# What needs no device.
+
+
+def test_settings_in_fixed_memory_are_those_of_every_quality() -> None:
+    model = Model(weights.load(weights.find("dca-s")), OPS)
+    fixed = _Settings(model)
+    before = {name: view.data_ptr() for name, view in fixed.views.items()}
+    for quality in (0, 6000, 10000, 1):
+        fixed.load(quality)
+        expected = settings(model.weights, quality)
+        assert fixed.views.keys() == expected.keys()
+        assert all(view.equal(expected[name]) for name, view in fixed.views.items())
+    assert before == {name: view.data_ptr() for name, view in fixed.views.items()}
+    assert all(address % 16 == 0 for address in before.values())
+
+
+def bare() -> DeviceCodec:
+    """One that has its caches and no device."""
+    codec = DeviceCodec.__new__(DeviceCodec)
+    codec._seen, codec._lock = OrderedDict(), Lock()
+    return codec
+
+
+def test_a_size_is_recorded_when_it_comes_again_and_few_are_kept() -> None:
+    codec, made = bare(), []
+
+    def graph(way: str, side: int) -> Any:
+        def make() -> Any:
+            made.append((way, side))
+            return (way, side)
+
+        return codec._graph(way, (side, side), (side, side), make)
+
+    for side in range(4, 4 * CACHED_GRAPHS + 1, 4):
+        for way in ("encode", "decode"):
+            assert graph(way, side) is None
+            assert graph(way, side) == graph(way, side) == (way, side)
+    assert len(made) == len(codec._seen) == 2 * CACHED_GRAPHS
+    assert graph("encode", 200) is None
+    assert ("encode", (4, 4), (4, 4)) not in codec._seen
+    huge = int(LARGEST_GRAPH**0.5) // 16 + 4
+    assert graph("decode", huge) is graph("decode", huge) is None
+
+
+def test_short_memory_means_strips_then_a_typed_error() -> None:
+    def failing(times: int) -> Callable[[int | None], int | None]:
+        tried: list[int | None] = []
+
+        def work(rows: int | None) -> int | None:
+            tried.append(rows)
+            if len(tried) <= times:
+                raise torch.cuda.OutOfMemoryError("no room")
+            return rows
+
+        return work
+
+    assert bare()._in_memory(failing(0)) is None
+    assert bare()._in_memory(failing(1)) == STRIP_ROWS[1]
+    with pytest.raises(DeviceMemoryError, match="no room"):
+        bare()._in_memory(failing(len(STRIP_ROWS)))
+
+
+# On a device.
+
+
+@pytest.fixture(scope="module")
+def cpu() -> Codec:
+    return Codec(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def gpu() -> Codec:
+    return Codec(device="cuda")
+
+
+@on_gpu
+@pytest.mark.parametrize("size", [(1, 1), (1, 17), (64, 64), (63, 65), (255, 257), (1000, 3), (512, 768)])
+def test_files_and_pixels_are_those_of_the_cpu(cpu: Codec, gpu: Codec, size: tuple[int, int]) -> None:
+    image = photograph(*size, seed=7)
+    for quality in (0, 31.7, 60, 100):
+        data = cpu.encode(image, quality)
+        pixels = cpu.decode(data, "numpy")
+        for _ in range(3):  # launch by launch, recorded, replayed
+            assert gpu.encode(image, quality) == data
+            assert np.array_equal(gpu.decode(data, "numpy"), pixels)
+
+
+@on_gpu
+def test_tensors_stay_on_the_device(cpu: Codec, gpu: Codec) -> None:
+    image = torch.from_numpy(photograph(200, 300, seed=3)).permute(2, 0, 1)
+    data = gpu.encode(image.cuda(), 70)
+    assert data == cpu.encode(image, 70)
+    pixels = gpu.decode(data, "torch")
+    assert pixels.is_cuda
+    assert pixels.cpu().equal(cpu.decode(data, "torch"))
+
+
+@on_gpu
+def test_mixed_sizes_from_many_threads_and_streams(cpu: Codec, gpu: Codec) -> None:
+    images = [photograph(64 * (1 + i % 3), 64 * (1 + i % 2), seed=i) for i in range(24)]
+    expected = [cpu.encode(image, 4 * i) for i, image in enumerate(images)]
+
+    def both(i: int) -> bool:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            data = gpu.encode(images[i], 4 * i)
+            return data == expected[i] and np.array_equal(gpu.decode(data, "numpy"), cpu.decode(data, "numpy"))
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(both, range(len(images))))
+
+
+@on_gpu
+def test_damaged_files_raise_and_leave_the_codec_usable(cpu: Codec, gpu: Codec) -> None:
+    image = photograph(128, 128, seed=9)
+    data = cpu.encode(image, 80)
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        bad = bytearray(data)
+        bad[int(generator.integers(len(bad)))] ^= 1 << int(generator.integers(8))
+        with pytest.raises(BitstreamError):
+            gpu.decode(bytes(bad))
+    assert np.array_equal(gpu.decode(data, "numpy"), cpu.decode(data, "numpy"))
+
+
+@on_gpu
+def test_strips_on_the_device_are_exact(cpu: Codec, gpu: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = photograph(640, 192, seed=5)
+    data = cpu.encode(image, 50)
+    monkeypatch.setattr("dca_fast.device.STRIP_ROWS", (16,))
+    monkeypatch.setattr("dca_fast.device.LARGEST_GRAPH", 0)
+    assert gpu.encode(image, 50) == data
+    assert np.array_equal(gpu.decode(data, "numpy"), cpu.decode(data, "numpy"))
