@@ -27,7 +27,7 @@ def extension(name: str) -> Pybind11Extension:
 
 ParallelCompile("DCA_BUILD_JOBS").install()
 setup(
-    packages=[*find_packages(include=["dca_fast", "dca_fast.*"]), "dca_fast.kernels"],
-    package_dir={"dca_fast.kernels": "kernels"},
+    packages=[*find_packages(include=["dca_fast", "dca_fast.*"]), "dca_fast.kernels", "dca_fast.csrc"],
+    package_dir={"dca_fast.kernels": "kernels", "dca_fast.csrc": "csrc"},
     ext_modules=[extension("rans"), extension("cpu")],
 )

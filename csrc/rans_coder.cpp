@@ -43,28 +43,9 @@ void put32(uint8_t* to, uint32_t value) {
   for (int i = 0; i < 4; ++i) to[i] = static_cast<uint8_t>(value >> (8 * i));
 }
 
-uint32_t get32(const uint8_t* from) {
-  return from[0] | static_cast<uint32_t>(from[1]) << 8 | static_cast<uint32_t>(from[2]) << 16 |
-         static_cast<uint32_t>(from[3]) << 24;
-}
-
 void put_size(std::string& to, size_t value) {
   for (; value >= 0x80; value >>= 7) to.push_back(static_cast<char>(value | 0x80));
   to.push_back(static_cast<char>(value));
-}
-
-// Reads a canonical LEB128 number of at most five bytes.
-uint64_t take_size(const uint8_t*& from, const uint8_t* end) {
-  uint64_t value = 0;
-  for (int i = 0; i < 5; ++i) {
-    if (from == end) throw Error(Fault::kTruncated, "the coder stream ends in its header");
-    const uint8_t byte = *from++;
-    value |= static_cast<uint64_t>(byte & 0x7F) << (7 * i);
-    if (byte >= 0x80) continue;
-    if (i > 0 && byte == 0) break;
-    return value;
-  }
-  throw Error(Fault::kCorrupt, "a group size of the coder stream is not canonical");
 }
 
 // The stream of one group, built from its end.
@@ -198,35 +179,14 @@ Decoder::Decoder(const Tables& tables, const Path& path, const uint8_t* stream, 
   stream_.reserve(size + kSlack);
   stream_.assign(stream, stream + size);
   stream_.resize(size + kSlack);
-  const uint8_t *at = stream_.data(), *end = at + size;
-  if (size < 2) throw Error(Fault::kTruncated, "the coder stream ends in its header");
-  const int log2 = at[0], groups = at[1];
-  at += 2;
-  if (log2 > 5) throw Error(Fault::kCorrupt, "the coder stream has an unknown number of lanes");
-  if (groups < 1 || groups > kMaxGroups)
-    throw Error(Fault::kCorrupt, "the coder stream has a wrong number of groups");
-  lanes_ = 1 << log2;
-  uint64_t sizes[kMaxGroups];
-  for (int g = 0; g + 1 < groups; ++g) sizes[g] = take_size(at, end);
-  for (int g = 0; g < groups; ++g) {
-    const uint64_t rest = static_cast<uint64_t>(end - at);
-    if (g + 1 == groups) sizes[g] = rest;
-    if (sizes[g] > rest) throw Error(Fault::kTruncated, "a coder group ends beyond the stream");
-    open_group(at, at + sizes[g]);
-    at += sizes[g];
+  const Layout layout = read_layout(stream_.data(), size);
+  lanes_ = layout.lanes;
+  for (int g = 0; g < layout.groups; ++g) {
+    const uint8_t* begin = stream_.data() + layout.begin[g];
+    Group group{{}, begin + 4 * lanes_, stream_.data() + layout.begin[g + 1]};
+    for (int lane = 0; lane < lanes_; ++lane) group.states[lane] = get32(begin + 4 * lane);
+    groups_.push_back(group);
   }
-}
-
-void Decoder::open_group(const uint8_t* begin, const uint8_t* end) {
-  const ptrdiff_t size = end - begin, states = 4 * lanes_;
-  if (size < states) throw Error(Fault::kTruncated, "a coder group is shorter than its states");
-  if (size % 2 != 0) throw Error(Fault::kCorrupt, "a coder group has an odd number of bytes");
-  Group group{{}, begin + states, end};
-  for (int lane = 0; lane < lanes_; ++lane) {
-    group.states[lane] = get32(begin + 4 * lane);
-    if (group.states[lane] < kLower) throw Error(Fault::kCorrupt, "a coder state is out of range");
-  }
-  groups_.push_back(group);
 }
 
 Decoder::Outcome Decoder::decode_group(Group& group, const uint8_t* rows, size_t size,

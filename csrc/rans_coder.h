@@ -3,20 +3,13 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "rans_layout.h"
 #include "rans_paths.h"
 
 namespace dca::rans {
-
-enum class Fault { kInput, kTruncated, kCorrupt };
-
-struct Error : std::runtime_error {
-  Error(Fault kind, const char* what) : std::runtime_error(what), fault(kind) {}
-  Fault fault;
-};
 
 // The tables in the form the kernels read. Throws Fault::kInput if a row breaks a rule of the format.
 class Tables {
@@ -63,7 +56,6 @@ class Decoder {
   };
   enum class Outcome : uint8_t { kDone, kBadRow, kTruncated };
 
-  void open_group(const uint8_t* begin, const uint8_t* end);
   Outcome decode_group(Group& group, const uint8_t* rows, size_t size, int16_t* values) const;
 
   const Tables& tables_;

@@ -85,6 +85,11 @@ def _as_pixels(image: Tensor) -> Tensor:
     return image.permute(1, 2, 0).contiguous()
 
 
+def _as_tensor(pixels: npt.NDArray[np.uint8]) -> Tensor:
+    # PyTorch warns of arrays that it may not write to.
+    return torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
+
+
 def _luma(pixels: Tensor) -> Tensor:
     """Luma of ITU-R BT.601 in integers: uint8 [H, W, 3] to [H, W]."""
     red, green, blue = pixels.to(torch.int32).unbind(-1)
@@ -203,9 +208,7 @@ class Codec:
     def _encode_pixels(self, pixels: npt.NDArray[np.uint8] | Tensor, quality: int) -> tuple[bytes, int]:
         """The stream and the digest of its symbols; quality in 1/100."""
         if self._device is not None:
-            image = (
-                pixels if isinstance(pixels, Tensor) else torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
-            )
+            image = pixels if isinstance(pixels, Tensor) else _as_tensor(pixels)
             return self._device.encode(image.to(self._device.device), quality)
         symbols = self._symbols(np.asarray(pixels), quality)
         return self._coder.encode(symbols.parts), symbols.digest
@@ -216,8 +219,7 @@ class Codec:
         program = self._program(quality)
         if height % ALIGN or width % ALIGN:
             pixels = np.pad(pixels, ((0, -height % ALIGN), (0, -width % ALIGN), (0, 0)), mode="edge")
-        pixels = np.require(pixels, requirements=["C", "W"])  # PyTorch warns of arrays that it may not write to
-        y = program.analyse(torch.from_numpy(pixels)[None])
+        y = program.analyse(_as_tensor(pixels)[None])
         source = latents.EncoderSource(program, y, program.hyper_analyse(y))
         latents.code(program, source, (y.shape[1], y.shape[2]), (-(-height // STRIDE), -(-width // STRIDE)))
         return source

@@ -28,7 +28,7 @@ LAYERS = {
     "entropy.tables": 1,
     "entropy.rans": 1,
     "entropy.coder": 2,
-    "entropy.cuda_library": 2,
+    "entropy.cuda_library": 1,
     "entropy.device": 2,
     "model.*": 2,
     "program": 2,

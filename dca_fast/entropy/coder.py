@@ -38,8 +38,8 @@ MAX_GROUPS = 64
 ISAS = ("auto", "scalar", "avx2", "avx512")
 _STATE_BYTES = 4
 _OVERHEAD = 200  # states may take one byte in 200
-_GROUP_BYTES = 1 << 16
-_MAX_CHOSEN_GROUPS = 16
+_GROUP_BYTES = 1 << 15  # a group is a warp of a GPU or work for a thread
+_MAX_CHOSEN_GROUPS = MAX_GROUPS
 _SAMPLES = 1 << 16  # positions per part that the layout estimate looks at
 _NATIVE_ERRORS = {"input": InputError, "truncated": TruncatedStreamError, "corrupt": CorruptStreamError}
 
@@ -56,7 +56,7 @@ def choose_layout(payload_bytes: int) -> tuple[int, int]:
         payload_bytes: expected size of the coded symbols, bytes.
 
     Returns:
-        lanes (1, 2, 4, ... 32) and groups (1 .. 16).
+        lanes (1, 2, 4, ... 32) and groups (1 .. 64).
     """
     lanes = max(n for n in LANES if n == 1 or n * _STATE_BYTES * _OVERHEAD <= payload_bytes)
     return lanes, min(max(payload_bytes // _GROUP_BYTES, 1), _MAX_CHOSEN_GROUPS)

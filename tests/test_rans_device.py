@@ -1,0 +1,515 @@
+"""The coder for the GPU: the CPU's streams, lane by lane in an emulation of the device, and on a real one if present.
+
+The emulation (tests/cuda) runs csrc/rans_cuda.cu itself, every kernel and every thread; only the launches differ.
+"""
+
+import re
+import shutil
+import subprocess
+import zlib
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import Tensor
+
+from dca_fast.entropy import cuda_library, tables
+from dca_fast.entropy import device as device_module
+from dca_fast.entropy.coder import LANES, Coder
+from dca_fast.entropy.cuda_library import Library
+from dca_fast.entropy.device import DeviceCoder
+from dca_fast.entropy.tables import SKIP_ROW, Tables, build_gaussian_tables
+from dca_fast.errors import (
+    BackendUnavailableError,
+    BitstreamError,
+    ConfigError,
+    CorruptStreamError,
+    InputError,
+    LimitExceededError,
+    TruncatedStreamError,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLES = build_gaussian_tables()
+CPU = Coder(TABLES)
+Part = tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]
+needs_gcc = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to build the emulation with")
+
+
+@pytest.fixture(scope="module")
+def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    path = tmp_path_factory.mktemp("emulation") / "rans_emulated.so"
+    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wno-unknown-pragmas"]
+    source = ["-I", "csrc", "-I", "tests/cuda", "-x", "c++", "csrc/rans_cuda.cu"]
+    subprocess.run(["g++", *flags, *source, "-o", str(path)], cwd=ROOT, check=True)
+    return Library(path)
+
+
+@pytest.fixture
+def emulation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = request.getfixturevalue("emulated_library")
+    monkeypatch.setattr(device_module, "_cuda_device", lambda device: torch.device("cpu"))
+    monkeypatch.setattr(device_module, "_library", lambda device: library)
+    monkeypatch.setattr(device_module, "_queue", lambda device: nullcontext(0))
+
+
+@pytest.fixture(params=[pytest.param("emulated", marks=needs_gcc), pytest.param("gpu", marks=pytest.mark.gpu)])
+def machine(request: pytest.FixtureRequest) -> str:
+    """Where the kernels run; DeviceCoder is then made for it."""
+    if request.param == "emulated":
+        request.getfixturevalue("emulation")
+    return str(request.param)
+
+
+@pytest.fixture
+def coder(machine: str) -> DeviceCoder:
+    return DeviceCoder(TABLES)
+
+
+def random_part(rng: np.random.Generator, size: int, skipped: float = 0.3, wild: float = 0.02) -> Part:
+    """Gaussian values on random rows, some far outside of their row, some positions skipped."""
+    rows = rng.integers(0, tables.ROWS, size).astype(np.uint8)
+    values = rng.standard_normal(size) * 0.1 * 2 ** (rows / 12)
+    outside = rng.random(size) < wild
+    values[outside] = rng.integers(-32768, 32768, int(outside.sum()))
+    rows[rng.random(size) < skipped] = SKIP_ROW
+    return np.rint(values).astype(np.int16), rows
+
+
+def expected(parts: Sequence[Part]) -> list[npt.NDArray[np.int16]]:
+    return [np.where(rows == SKIP_ROW, 0, values).astype(np.int16) for values, rows in parts]
+
+
+def on_device(coder: DeviceCoder, parts: Sequence[Part]) -> list[tuple[Tensor, Tensor]]:
+    return [(torch.tensor(v, device=coder.device), torch.tensor(r, device=coder.device)) for v, r in parts]
+
+
+def decode(coder: DeviceCoder, stream: bytes, parts: Sequence[Part]) -> tuple[list[npt.NDArray[np.int16]], int]:
+    decoder = coder.decoder(stream)
+    values = [decoder.decode(rows) for _, rows in on_device(coder, parts)]
+    digest = decoder.finish()
+    return [v.cpu().numpy() for v in values], digest
+
+
+def assert_same_as_cpu(
+    coder: DeviceCoder, parts: Sequence[Part], lanes: int = 32, groups: int = 1, cpu: Coder = CPU
+) -> bytes:
+    """The device writes the CPU's stream and reads it, with the digest of zlib; returns the stream."""
+    stream, digest = coder.start_encode(on_device(coder, parts), lanes, groups).read()
+    assert stream == cpu.encode(parts, lanes, groups)
+    values, decoded_digest = decode(coder, stream, parts)
+    for got, want in zip(values, expected(parts), strict=True):
+        np.testing.assert_array_equal(got, want)
+    crc = zlib.crc32(b"".join(v.astype("<i2").tobytes() for v in expected(parts)))
+    assert (digest, decoded_digest) == (crc, crc)
+    return stream
+
+
+@pytest.mark.parametrize("lanes", LANES)
+@pytest.mark.parametrize("groups", [1, 2, 7])
+def test_every_layout(coder: DeviceCoder, lanes: int, groups: int) -> None:
+    rng = np.random.default_rng(lanes + groups)
+    sizes = [0, 1, lanes - 1, lanes, lanes + 1, 3 * lanes, 300]
+    assert_same_as_cpu(coder, [random_part(rng, size) for size in sizes], lanes, groups)
+
+
+@pytest.mark.parametrize(("skipped", "wild"), [(0.0, 0.0), (0.0, 1.0), (0.5, 0.3), (0.97, 0.02), (1.0, 0.0)])
+def test_escapes_and_skipped_positions(coder: DeviceCoder, skipped: float, wild: float) -> None:
+    rng = np.random.default_rng(5)
+    parts = [random_part(rng, size, skipped, wild) for size in (3 * 1024 + 37, 2048, 1024)]
+    assert_same_as_cpu(coder, parts, 32, 3)
+
+
+def test_more_groups_than_symbols(coder: DeviceCoder) -> None:
+    rng = np.random.default_rng(6)
+    assert_same_as_cpu(coder, [random_part(rng, size) for size in (10, 64, 2000)], 32, 64)
+
+
+def test_more_tiles_than_threads_that_add_them_up(coder: DeviceCoder) -> None:
+    values, rows = random_part(np.random.default_rng(7), 300_001, skipped=0.99)
+    rows[100_000:180_000] = SKIP_ROW
+    assert_same_as_cpu(coder, [(values, rows)], 32, 2)
+
+
+def test_extreme_values_on_every_row(coder: DeviceCoder) -> None:
+    values = np.array([-32768, -32767, -1024, -129, -128, -127, -1, 0, 1, 127, 128, 1023, 32767], np.int16)
+    rows = np.arange(tables.ROWS, dtype=np.uint8)
+    assert_same_as_cpu(coder, [(np.full(tables.ROWS, value, np.int16), rows) for value in values])
+
+
+@pytest.mark.parametrize("staged", [True, False], ids=["shared", "global"])
+def test_rows_with_many_low_bits_and_gaps(machine: str, staged: bool) -> None:
+    """Also with tables that do not fit into shared memory."""
+    freq = np.zeros((tables.ROWS, tables.SYMBOLS), np.uint16)
+    freq[:, [0, 100, 127, 130, 254]] = [5, 1000, 90, 2000, 1]
+    freq[:, tables.ESCAPE] = 1000
+    odd = Tables(freq, (np.arange(tables.ROWS) % 9).astype(np.uint8))
+    rng = np.random.default_rng(1)
+    rows = rng.integers(0, tables.ROWS, 2000).astype(np.uint8)
+    buckets = rng.choice([-127, -27, 0, 3, 127, 1], 2000)
+    low = rng.integers(0, 256, 2000) & ((1 << odd.shift[rows].astype(int)) - 1)
+    part = ((buckets << odd.shift[rows]) + low).astype(np.int16), rows
+    coder = DeviceCoder(odd)
+    assert coder.staged_bytes > 0
+    coder.staged_bytes *= staged
+    assert_same_as_cpu(coder, [part], 32, 2, Coder(odd))
+
+
+def test_nothing_to_code(coder: DeviceCoder) -> None:
+    nothing = np.zeros(0, np.int16), np.zeros(0, np.uint8)
+    skipped = np.full(100, 7, np.int16), np.full(100, SKIP_ROW, np.uint8)
+    assert assert_same_as_cpu(coder, [], 1, 1) == bytes.fromhex("00 01 00000100")
+    assert_same_as_cpu(coder, [nothing, skipped, nothing], 2, 1)
+
+
+def test_the_digest_of_many_values(coder: DeviceCoder) -> None:
+    """More values than the digest has threads, an odd number of them, and two parts."""
+    rng = np.random.default_rng(11)
+    values = rng.integers(-32768, 32768, 140_001).astype(np.int16)
+    parts = [(values, np.full(len(values), 127, np.uint8)), (values[:77], np.full(77, 127, np.uint8))]
+    digest = coder.start_encode(on_device(coder, parts), 32, 1).read()[1]
+    assert digest == zlib.crc32(values[:77].astype("<i2").tobytes(), zlib.crc32(values.astype("<i2").tobytes()))
+
+
+def test_the_layout_is_chosen_as_on_the_cpu(coder: DeviceCoder) -> None:
+    rng = np.random.default_rng(12)
+    for sizes in ([], [0], [1, 5], [3000], [65_536, 200_000]):
+        parts = [random_part(rng, size, skipped=0.9) for size in sizes]
+        rows = [rows for _, rows in on_device(coder, parts)]
+        assert coder.estimate_bytes(rows) == CPU._estimate_bytes(parts)
+    parts = [random_part(rng, 3000)]
+    assert coder.encode(on_device(coder, parts)) == CPU.encode(parts)
+    assert coder.encode(on_device(coder, parts), lanes=4) == CPU.encode(parts, lanes=4)
+
+
+def test_one_decoder_for_many_streams(coder: DeviceCoder) -> None:
+    """Fixed buffers, any layout, and a refused stream does not spoil the next one."""
+    rng = np.random.default_rng(13)
+    sizes = (2000, 700)
+    decoder = coder.decoder(capacity=20_000, positions=max(sizes))
+    outputs = [torch.empty(size, dtype=torch.int16, device=coder.device) for size in sizes]
+    for lanes, groups in ((32, 1), (1, 64), (8, 3)):
+        with pytest.raises(ConfigError, match="no stream"):
+            decoder.decode(torch.zeros(1, dtype=torch.uint8, device=coder.device))
+        parts = [random_part(rng, size) for size in sizes]
+        decoder.reset(memoryview(CPU.encode(parts, lanes, groups)))
+        for (_, rows), out in zip(on_device(coder, parts), outputs, strict=True):
+            assert decoder.decode(rows, out=out) is out
+        decoder.finish()
+        for out, want in zip(outputs, expected(parts), strict=True):
+            np.testing.assert_array_equal(out.cpu().numpy(), want)
+        with pytest.raises(CorruptStreamError):
+            decoder.reset(b"\0\1\0\0\0\0")
+    with pytest.raises(LimitExceededError, match="20001 bytes"):
+        decoder.reset(bytes(20_001))
+    decoder.reset(CPU.encode([], 1, 1))
+    with pytest.raises(InputError, match="2001 positions"):
+        decoder.decode(torch.zeros(2001, dtype=torch.uint8, device=coder.device))
+
+
+DAMAGED_PARTS = [random_part(np.random.default_rng(8), size) for size in (40, 25)]
+
+
+@pytest.mark.parametrize(("lanes", "groups"), [(1, 1), (4, 3), (32, 1)])
+def test_a_cut_stream_is_refused(coder: DeviceCoder, lanes: int, groups: int) -> None:
+    stream = CPU.encode(DAMAGED_PARTS, lanes, groups)
+    for size in range(0, len(stream), 3):
+        with pytest.raises((TruncatedStreamError, CorruptStreamError)):
+            decode(coder, stream[:size], DAMAGED_PARTS)
+    with pytest.raises(CorruptStreamError, match="left over"):
+        decode(coder, stream + b"\0\0", DAMAGED_PARTS)
+
+
+def test_the_device_says_the_same_of_a_changed_stream(coder: DeviceCoder) -> None:
+    def outcome(run: object, stream: bytes) -> object:
+        try:
+            if run is coder:
+                return [values.tolist() for values in decode(coder, stream, DAMAGED_PARTS)[0]]
+            decoder = CPU.decoder(stream)
+            values = [decoder.decode(rows).tolist() for _, rows in DAMAGED_PARTS]
+            decoder.finish()
+            return values
+        except BitstreamError as error:
+            return type(error)
+
+    rng = np.random.default_rng(9)
+    refused = 0
+    for trial in range(150):
+        stream = bytearray(CPU.encode(DAMAGED_PARTS, int(rng.choice(LANES)), int(rng.integers(1, 4))))
+        reach = 12 if trial % 2 else len(stream)
+        for at in rng.integers(0, min(reach, len(stream)), rng.integers(1, 4)):
+            stream[at] ^= 1 << int(rng.integers(8))
+        del stream[len(stream) - int(rng.integers(3)) :]
+        outcomes = [outcome(run, bytes(stream)) for run in (CPU, coder)]
+        assert outcomes[0] == outcomes[1], bytes(stream)
+        refused += isinstance(outcomes[0], type)
+    assert refused > 100
+
+
+STATE = bytes.fromhex("00000100")
+
+
+@pytest.mark.parametrize(
+    ("stream", "error"),
+    [
+        (b"", TruncatedStreamError),
+        (b"\0\1", TruncatedStreamError),
+        (b"\6\1" + 64 * STATE, CorruptStreamError),
+        (b"\0\0" + STATE, CorruptStreamError),
+        (b"\0\x41" + 80 * STATE, CorruptStreamError),
+        (b"\0\2\x84\0" + 2 * STATE, CorruptStreamError),
+        (b"\0\2\xff\xff\xff\xff\x7f" + 2 * STATE, TruncatedStreamError),
+        (b"\0\2\5" + 3 * STATE, CorruptStreamError),
+        (b"\0\1\xff\xff\0\0", CorruptStreamError),
+    ],
+)
+def test_a_damaged_header_is_named_as_on_the_cpu(
+    coder: DeviceCoder, stream: bytes, error: type[BitstreamError]
+) -> None:
+    with pytest.raises(error) as refused:
+        coder.decoder(stream)
+    with pytest.raises(error) as refused_by_cpu:
+        Coder(TABLES, "native").decoder(stream)
+    assert str(refused.value) == str(refused_by_cpu.value)
+
+
+def test_a_decoder_stays_at_its_error(coder: DeviceCoder) -> None:
+    decoder = coder.decoder(CPU.encode(DAMAGED_PARTS, 32, 1))
+    decoder.decode(torch.full((3000,), 90, dtype=torch.uint8, device=coder.device))
+    with pytest.raises(TruncatedStreamError):
+        decoder.check()
+    after = decoder.decode(torch.full((3,), 90, dtype=torch.uint8, device=coder.device))
+    assert after.tolist() == [0, 0, 0]
+    with pytest.raises(TruncatedStreamError):
+        decoder.finish()
+
+
+def test_bad_rows_are_refused(coder: DeviceCoder) -> None:
+    rows = torch.tensor([3, 128, 254, 255], dtype=torch.uint8, device=coder.device)
+    with pytest.raises(InputError, match="neither a table row nor 255"):
+        coder.encode([(torch.zeros(4, dtype=torch.int16, device=coder.device), rows)], 1, 1)
+    decoder = coder.decoder(CPU.encode(DAMAGED_PARTS))
+    assert decoder.decode(rows).shape == (4,)
+    with pytest.raises(InputError, match="neither a table row nor 255"):
+        decoder.finish()
+
+
+def test_wrong_arguments_are_refused(coder: DeviceCoder) -> None:
+    def zeros(size: int, dtype: torch.dtype, device: torch.device | str = coder.device) -> Tensor:
+        return torch.zeros(size, dtype=dtype, device=device)
+
+    values, rows = zeros(8, torch.int16), zeros(8, torch.uint8)
+    decoder = coder.decoder(CPU.encode([], 1, 1))
+    for bad, match in (
+        (zeros(8, torch.uint8, "meta"), "is on meta"),
+        (zeros(8, torch.int8), "contiguous 1-D torch.uint8"),
+        (rows[::2], "contiguous"),
+        (rows.view(2, 4), "1-D"),
+        ([1, 2], "must be a tensor, got list"),
+    ):
+        with pytest.raises(InputError, match=match):
+            coder.encode([(values, bad)], 1, 1)  # type: ignore[list-item]
+        with pytest.raises(InputError, match=match):
+            decoder.decode(bad)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="differ in length"):
+        coder.encode([(values[:7], rows)], 1, 1)
+    with pytest.raises(InputError, match="differ in length"):
+        decoder.decode(rows, out=values[:7])
+    with pytest.raises(InputError, match=r"values must be .*torch\.int16"):
+        coder.encode([(values.int(), rows)], 1, 1)
+    for lanes, groups in ((3, 1), (64, 1), (1, 0), (1, 65)):
+        with pytest.raises(ConfigError, match="no layout"):
+            coder.encode([(values, rows)], lanes, groups)
+    with pytest.raises(ConfigError, match="capacity"):
+        coder.decoder()
+    with pytest.raises(ConfigError, match="capacity"):
+        coder.decoder(capacity=1 << 31)
+    with pytest.raises(ConfigError, match="positions"):
+        coder.decoder(capacity=8, positions=-1)
+
+
+def test_without_a_device_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_module.available() == (False, "PyTorch sees no CUDA device")
+    with pytest.raises(BackendUnavailableError, match="no CUDA device"):
+        DeviceCoder(TABLES, "cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(BackendUnavailableError, match="not on cpu"):
+        DeviceCoder(TABLES, "cpu")
+
+
+FAKE_NVCC = """#!/bin/sh
+echo run >> "{log}"
+while [ "$1" != -o ]; do shift; done
+[ -n "{error}" ] && echo "{error}" >&2 && exit 2
+echo library > "$2"
+"""
+
+
+def fake_nvcc(folder: Path, monkeypatch: pytest.MonkeyPatch, error: str = "") -> Path:
+    """Puts a compiler that writes a file or fails before all others; returns its log."""
+    folder.mkdir(exist_ok=True)
+    log = folder / "log"
+    (folder / "nvcc").write_text(FAKE_NVCC.format(log=log, error=error))
+    (folder / "nvcc").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    return log
+
+
+def test_a_library_is_built_once_per_architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = fake_nvcc(tmp_path / "bin", monkeypatch)
+    monkeypatch.setenv("DCA_CACHE", str(tmp_path / "cache"))
+    path = cuda_library.build("sm_90")
+    assert path.parent == tmp_path / "cache"
+    assert path.read_text() == "library\n"
+    assert cuda_library.build("sm_90") == path
+    assert cuda_library.build("sm_80") != path
+    assert cuda_library.build("sm_80", tmp_path / "other").parent == tmp_path / "other"
+    assert log.read_text() == 3 * "run\n"
+    assert sorted(p.suffix for p in path.parent.iterdir()) == ["", ".so", ".so"]
+    with pytest.raises(BackendUnavailableError, match="cannot be loaded"):
+        Library(path)
+
+
+def test_a_changed_source_is_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_nvcc(tmp_path / "bin", monkeypatch)
+    monkeypatch.setattr(cuda_library, "PACKAGE", tmp_path)
+    (tmp_path / "csrc").mkdir()
+    for name in cuda_library.SOURCES:
+        shutil.copy(ROOT / "csrc" / name, tmp_path / "csrc")
+    before = cuda_library.build("sm_90", tmp_path / "cache")
+    with open(tmp_path / "csrc/rans.h", "a") as header:
+        header.write("// changed\n")
+    assert cuda_library.build("sm_90", tmp_path / "cache") != before
+
+
+def test_a_failed_build_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("DCA_CACHE", raising=False)
+    fake_nvcc(tmp_path / "bin", monkeypatch, error="unknown architecture")
+    with pytest.raises(BackendUnavailableError, match="nvcc failed: unknown architecture"):
+        cuda_library.build("sm_90")
+    assert [p.name for p in (tmp_path / "dca-fast").iterdir()] == ["lock"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BackendUnavailableError, match="cannot be built in"):
+        cuda_library.build("sm_90", tmp_path / "file")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "nowhere"))
+    with pytest.raises(BackendUnavailableError, match="no nvcc"):
+        cuda_library.build("sm_90")
+    monkeypatch.setattr(cuda_library, "PACKAGE", tmp_path / "nowhere" / "package")
+    with pytest.raises(BackendUnavailableError, match="sources"):
+        cuda_library.build("sm_90")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_nvcc_compiles_without_spills_and_warnings(arch: str, tmp_path: Path) -> None:
+    flags = [*cuda_library.FLAGS, f"-arch={arch}", "-Xptxas", "-v", "-Werror", "all-warnings"]
+    command = ["nvcc", *flags, "-Xcompiler", "-Wall,-Wextra", "-o", str(tmp_path / "a.so"), "csrc/rans_cuda.cu"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    stacks = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
+    assert len(stacks) > 8
+    assert set(stacks) == {("0", "0", "0")}
+    Library(tmp_path / "a.so")
+
+
+@pytest.mark.slow
+@needs_gcc
+def test_sanitizers_find_nothing(tmp_path: Path) -> None:
+    cpu = [f"csrc/rans_{name}.cpp" for name in ("scalar", "avx2", "avx512", "coder")]
+    flags = ["-std=c++17", "-O1", "-pthread", "-Wno-unknown-pragmas"]
+    sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    program = str(tmp_path / "rans_emulated")
+    sources = ["-I", "csrc", "-I", "tests/cuda", "-x", "c++", "csrc/rans_cuda.cu", "tests/cuda/rans_emulated.cpp", *cpu]
+    subprocess.run(["g++", *flags, *sanitizers, *sources, "-o", program], cwd=ROOT, check=True)
+    done = subprocess.run([program, "40"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "200 hostile streams" in done.stdout
+
+
+@pytest.fixture
+def gpu() -> DeviceCoder:
+    return DeviceCoder(TABLES)
+
+
+@pytest.mark.gpu
+def test_large_parts_on_a_gpu(gpu: DeviceCoder) -> None:
+    rng = np.random.default_rng(14)
+    parts = [random_part(rng, size, 0.6) for size in (2_100_000, 300_000, 1_000_001)]
+    for lanes, groups in ((32, 1), (32, 16), (32, 64), (4, 2)):
+        assert_same_as_cpu(gpu, parts, lanes, groups)
+
+
+@pytest.mark.gpu
+def test_a_recorded_graph_decodes_every_stream(gpu: DeviceCoder) -> None:
+    rng = np.random.default_rng(15)
+    sizes = (5000, 40_000)
+    decoder = gpu.decoder(capacity=1 << 20, positions=max(sizes))
+    rows = [torch.empty(size, dtype=torch.uint8, device="cuda") for size in sizes]
+    outputs = [torch.empty(size, dtype=torch.int16, device="cuda") for size in sizes]
+
+    def load(parts: Sequence[Part], lanes: int, groups: int) -> None:
+        decoder.reset(CPU.encode(parts, lanes, groups))
+        for fixed, (_, new) in zip(rows, parts, strict=True):
+            fixed.copy_(torch.tensor(new))
+
+    def run() -> None:
+        for r, out in zip(rows, outputs, strict=True):
+            decoder.decode(r, out=out)
+        decoder.close()
+
+    images = [[random_part(rng, size, skipped) for size in sizes] for skipped in (0.1, 0.9, 0.5)]
+    load(images[0], 32, 1)
+    run()  # loads the kernels
+    decoder.check()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    for parts, (lanes, groups) in zip([*images, *images], [(32, 4), (1, 1), (16, 64)] * 2, strict=True):
+        load(parts, lanes, groups)
+        graph.replay()
+        decoder.check()
+        for out, want in zip(outputs, expected(parts), strict=True):
+            np.testing.assert_array_equal(out.cpu().numpy(), want)
+
+
+@pytest.mark.gpu
+def test_a_stream_is_not_reset_while_a_graph_is_captured(gpu: DeviceCoder) -> None:
+    decoder = gpu.decoder(CPU.encode(DAMAGED_PARTS))
+    graph = torch.cuda.CUDAGraph()
+    decoder.close()  # loads the kernel
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        decoder.close()
+        with pytest.raises(BackendUnavailableError, match="captur"):
+            decoder.reset(CPU.encode([], 1, 1))
+
+
+@pytest.mark.gpu
+def test_several_streams_at_once_on_a_gpu(gpu: DeviceCoder) -> None:
+    rng = np.random.default_rng(16)
+    images = [[random_part(rng, size, 0.4) for size in (100_000, 50_000)] for _ in range(6)]
+    queues = [torch.cuda.Stream() for _ in images]
+    inputs = [on_device(gpu, parts) for parts in images]
+    torch.cuda.synchronize()
+    started = []
+    for i, queue in enumerate(queues):
+        with torch.cuda.stream(queue):
+            decoder = gpu.decoder(CPU.encode(images[i], 32, 1 + i))
+            values = [decoder.decode(rows) for _, rows in inputs[i]]
+            decoder.close()
+            started.append((decoder, values, gpu.start_encode(inputs[i], 32, 1 + i)))
+    for i, (decoder, values, encoded) in enumerate(started):
+        with torch.cuda.stream(queues[i]):
+            decoder.check()
+            assert encoded.read()[0] == CPU.encode(images[i], 32, 1 + i)
+            for got, want in zip(values, expected(images[i]), strict=True):
+                np.testing.assert_array_equal(got.cpu().numpy(), want)
