@@ -1,4 +1,4 @@
-"""Speed of the entropy coder against the coders of compressai and constriction on the same symbols.
+"""Speed of the entropy coder against the coders of compressai, constriction and torchac on the same symbols.
 
 Everybody gets the coded symbols only, in the arrays or tensors they like best, and hands back the
 same kind; tables are prepared beforehand. Results are verified before anything is timed. `compare`
@@ -6,22 +6,30 @@ runs all coders in turns on any symbols, for example those of a photograph.
 """
 
 import argparse
+import contextlib
+import io
 import json
-import platform
+import os
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
+from pictures import source
 
 from dca_fast.entropy.coder import ISAS, Coder, available
 from dca_fast.entropy.tables import SKIP_ROW, Tables, build_gaussian_tables, row_sigma
 from dca_fast.errors import BackendUnavailableError
+from dca_fast.evaluate import ImageFolder
+from dca_fast.report import environment
 
 Symbols = npt.NDArray[np.int16]
 Rows = npt.NDArray[np.uint8]
@@ -33,7 +41,26 @@ class Ours:
 
     def __init__(self, symbols: Symbols, rows: Rows, tables: Tables, isa: str) -> None:
         self.symbols, self.rows = symbols, rows
-        self.coder = Coder(tables, "native", isa)
+        self.coder = Coder(tables, "python") if isa == "python" else Coder(tables, "native", isa)
+
+    def encode(self) -> bytes:
+        return self.coder.encode([(self.symbols, self.rows)])
+
+    def decode(self, stream: bytes) -> Any:
+        decoder = self.coder.decoder(stream)
+        symbols = decoder.decode(self.rows)
+        decoder.finish()
+        return symbols
+
+
+class OnDevice:
+    """This package on a CUDA device: symbols and rows stay there, the stream crosses."""
+
+    def __init__(self, symbols: Symbols, rows: Rows, tables: Tables) -> None:
+        from dca_fast.entropy.device import DeviceCoder
+
+        self.coder = DeviceCoder(tables)
+        self.symbols, self.rows = (torch.from_numpy(x.copy()).to(self.coder.device) for x in (symbols, rows))
 
     def encode(self) -> bytes:
         return self.coder.encode([(self.symbols, self.rows)])
@@ -51,14 +78,13 @@ class CompressAI:
     def __init__(self, symbols: Symbols, rows: Rows, tables: Tables) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecations inside of compressai
-            self.torch = pytest.importorskip("torch")
-            self.ans = pytest.importorskip("compressai.ans")
+            self.ans = pytest.importorskip("compressai.ans", reason="CompressAI: needs dca-fast[bench]")
             models = pytest.importorskip("compressai.entropy_models")
             model = models.GaussianConditional([row_sigma(row) for row in range(len(tables.shift))])
             model.update()
         self.tables = [t.tolist() for t in (model.quantized_cdf, model.cdf_length, model.offset)]
-        self.symbols = self.torch.from_numpy(symbols.astype(np.int32))
-        self.rows = self.torch.from_numpy(rows.astype(np.int32))
+        self.symbols = torch.from_numpy(symbols.astype(np.int32))
+        self.rows = torch.from_numpy(rows.astype(np.int32))
 
     def encode(self) -> bytes:
         encoder = self.ans.BufferedRansEncoder()
@@ -69,14 +95,14 @@ class CompressAI:
     def decode(self, stream: bytes) -> Any:
         decoder = self.ans.RansDecoder()
         decoder.set_stream(stream)
-        return self.torch.tensor(decoder.decode_stream(self.rows.tolist(), *self.tables))
+        return torch.tensor(decoder.decode_stream(self.rows.tolist(), *self.tables))
 
 
 class Constriction:
     """constriction's ANS coder with its own Gaussian model of each symbol's deviation."""
 
     def __init__(self, symbols: Symbols, rows: Rows, tables: Tables) -> None:
-        self.stream = pytest.importorskip("constriction").stream
+        self.stream = pytest.importorskip("constriction", reason="constriction: needs dca-fast[bench]").stream
         reach = max(512, int(np.abs(symbols.astype(int)).max(initial=0)) + 1)
         self.model = self.stream.model.QuantizedGaussian(-reach, reach)
         self.symbols = symbols.astype(np.int32)
@@ -94,12 +120,44 @@ class Constriction:
         return coder.decode(self.model, self.means, self.sigmas)
 
 
+class Torchac:
+    """torchac, whose every symbol takes a whole distribution: gathering those is part of coding."""
+
+    def __init__(self, symbols: Symbols, rows: Rows, tables: Tables) -> None:
+        try:
+            with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+                warnings.simplefilter("ignore")
+                self.torchac = import_module("torchac")  # compiles its C++ when it is imported first
+        except (ImportError, OSError, RuntimeError) as error:
+            pytest.skip(f"torchac: {str(error).partition(chr(10))[0]}")
+        self.reach = int(np.abs(symbols.astype(int)).max(initial=0)) + 1
+        edges = torch.arange(-self.reach, self.reach + 2).double() - 0.5
+        sigmas = torch.tensor([row_sigma(row) for row in range(len(tables.shift))])
+        below = torch.special.ndtr(edges / sigmas[:, None].double())
+        below[:, 0], below[:, -1] = 0, 1
+        steps = torch.arange(len(edges))  # each symbol gets at least one of the 2^16 parts
+        counts = (below * ((1 << 16) - len(steps))).floor().long() + steps
+        counts[:, -1] = 1 << 16
+        self.cdf = counts.to(torch.int16)  # wraps around, as torchac wants it
+        self.rows, self.symbols = torch.from_numpy(rows.astype(np.int64)), torch.from_numpy(symbols.copy())
+
+    def encode(self) -> bytes:
+        stream: bytes = self.torchac.encode_int16_normalized_cdf(self.cdf[self.rows], self.symbols + self.reach)
+        return stream
+
+    def decode(self, stream: bytes) -> Any:
+        return self.torchac.decode_int16_normalized_cdf(self.cdf[self.rows], stream) - self.reach
+
+
 Maker = Callable[[Symbols, Rows, Tables], Any]
 CODERS: dict[str, Maker] = {
-    **{f"dca-fast {isa}": lambda s, r, t, isa=isa: Ours(s, r, t, isa) for isa in ISAS[1:]},
+    **{f"dca-fast {isa}": lambda s, r, t, isa=isa: Ours(s, r, t, isa) for isa in ("python", *ISAS[1:])},
+    "dca-fast cuda": OnDevice,
     "compressai": CompressAI,
     "constriction": Constriction,
+    "torchac": Torchac,
 }
+FEW = {"dca-fast python": 1 << 14, "torchac": 1 << 18}  # symbols for those that are slow or take much memory
 
 
 def make_symbols(size: int = SIZE) -> tuple[Symbols, Rows]:
@@ -115,43 +173,49 @@ def verified(make: Maker, symbols: Symbols, rows: Rows, tables: Tables) -> tuple
     try:
         coder = make(symbols, rows, tables)
     except BackendUnavailableError as error:
-        pytest.skip(str(error))
+        pytest.skip(f"dca-fast: {error}")
     stream = coder.encode()
-    np.testing.assert_array_equal(np.asarray(coder.decode(stream)), symbols)
+    np.testing.assert_array_equal(torch.as_tensor(coder.decode(stream)).cpu().numpy(), symbols)
     return coder, stream
 
 
-def compare(symbols: Symbols, rows: Rows, tables: Tables, rounds: int = 7) -> dict[str, dict[str, float]]:
-    """Time all coders in turns (processor time of the one thread) and print the medians and their ratios.
+def compare(
+    symbols: Symbols, rows: Rows, tables: Tables, left_out: dict[str, str], rounds: int = 7
+) -> dict[str, dict[str, float]]:
+    """Time all coders in turns (processor time of the one thread; on a device, time); print medians and ratios.
 
     Args:
         symbols: [n] int16.
         rows: [n] uint8 table rows; positions with 255 are left out for everybody.
         tables: of dca-fast; the others use their own form of the same Gaussians.
+        left_out: gets the coders that are missing, and why.
         rounds: how many times each coder runs.
 
     Returns:
-        By coder: bytes, and nanoseconds per coded symbol to encode and to decode.
+        By coder: symbols (those of `FEW` get the first ones only), bytes, nanoseconds per symbol each way.
     """
     coded = rows != SKIP_ROW
     symbols, rows = symbols[coded], rows[coded]
     ready, results = {}, {}
     for name, make in CODERS.items():
         try:
-            ready[name] = verified(make, symbols, rows, tables)
+            ready[name] = verified(make, symbols[: FEW.get(name)], rows[: FEW.get(name)], tables)
         except pytest.skip.Exception as reason:
             print(f"{name:16} left out: {reason}")
+            left_out[name] = str(reason)
     seconds: dict[str, list[Sequence[float]]] = {name: [] for name in ready}
     for _ in range(rounds):
         for name, (coder, stream) in ready.items():
-            times = [time.thread_time()]
+            clock = time.perf_counter if "cuda" in name else time.thread_time
+            times = [clock()]
             for run in (coder.encode, lambda c=coder, s=stream: c.decode(s)):
                 run()
-                times.append(time.thread_time())
+                times.append(clock())
             seconds[name].append(np.diff(times).tolist())
     for name, (_, stream) in ready.items():
-        encode, decode = (1e9 * statistics.median(t) / len(rows) for t in zip(*seconds[name], strict=True))
-        results[name] = {"bytes": len(stream), "encode_ns": encode, "decode_ns": decode}
+        number = min(len(rows), FEW.get(name, len(rows)))
+        encode, decode = (1e9 * statistics.median(t) / number for t in zip(*seconds[name], strict=True))
+        results[name] = {"symbols": number, "bytes": len(stream), "encode_ns": encode, "decode_ns": decode}
     best = {key: min(result[key] for result in results.values()) for key in ("encode_ns", "decode_ns")}
     print(f"{len(rows)} symbols, one thread{'':19}encode            decode")
     for name, result in results.items():
@@ -165,12 +229,26 @@ def compare(symbols: Symbols, rows: Rows, tables: Tables, rounds: int = 7) -> di
 def test_speed(benchmark: Any, name: str, direction: str) -> None:
     if name.startswith("dca-fast") and not available()[0]:
         pytest.skip(available()[1])
-    symbols, rows = make_symbols()
+    symbols, rows = some_symbols()
+    symbols, rows = symbols[: FEW.get(name)], rows[: FEW.get(name)]
     coder, stream = verified(CODERS[name], symbols, rows, build_gaussian_tables())
-    benchmark.group = f"rANS {direction}, {len(rows)} symbols"
+    benchmark.group = f"entropy coder: {direction}, {len(rows)} symbols"
     benchmark.extra_info.update(symbols=len(rows), bytes=len(stream), coder=name)
-    benchmark(coder.encode) if direction == "encode" else benchmark(coder.decode, stream)
-    benchmark.extra_info["symbols_per_second"] = round(len(rows) / benchmark.stats["median"])
+    arguments = () if direction == "encode" else (stream,)
+    benchmark.pedantic(getattr(coder, direction), arguments, rounds=7, warmup_rounds=1)
+    if benchmark.stats:
+        benchmark.extra_info["symbols_per_second"] = round(len(rows) / benchmark.stats["median"])
+
+
+@cache
+def some_symbols() -> tuple[Symbols, Rows]:
+    """The coded symbols of photographs in DCA_IMAGES, else made up ones."""
+    if source() == "synthetic":
+        return make_symbols()
+    paths = ImageFolder(Path(os.environ["DCA_IMAGES"])).paths[:2]
+    symbols, rows = symbols_of(paths, 7000)
+    coded = rows != SKIP_ROW
+    return symbols[coded][:SIZE], rows[coded][:SIZE]
 
 
 def symbols_of(paths: Sequence[Path], quality: int) -> tuple[Symbols, Rows]:
@@ -192,15 +270,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if not args.photographs:
-        compare(*make_symbols(), build_gaussian_tables())
+        compare(*make_symbols(), build_gaussian_tables(), {})
         return
-    results = {}
+    results, left_out = {}, {}
     for quality in (3000, 7000):
         symbols, rows = symbols_of(args.photographs, quality)
         print(f"quality {quality / 100:g}: {len(rows)} positions, {int((rows != SKIP_ROW).sum())} coded")
-        results[f"quality {quality / 100:g}"] = compare(symbols, rows, build_gaussian_tables())
+        results[f"quality {quality / 100:g}"] = compare(symbols, rows, build_gaussian_tables(), left_out)
     if args.out:
-        facts = {"photographs": [p.name for p in args.photographs], "python": platform.python_version()}
+        facts = {**environment(), "photographs": [p.name for p in args.photographs], "left_out": left_out}
         args.out.write_text(json.dumps({**facts, "results": results}, indent=1) + "\n")
 
 

@@ -1,9 +1,10 @@
-"""Single operations and one quadtree step at the sizes of a picture, native against reference.
+"""Single operations and one quadtree step at the sizes of a picture: native, reference, and what others would run.
 
     pytest benchmarks/test_bench_stages.py --benchmark-only
 
 Inputs are those of the codec itself: one encode is recorded, and a call of each operation kept. Native and reference
-must give the same bits before either is timed. `python -m dca_fast.profile` times them inside of the codec.
+must give the same bits, and rivals (`rival_ops.py`) what ours means, before any is timed.
+`python -m dca_fast.profile` times operations inside of the codec.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from typing import Any
 
 import pytest
 import torch
+from pictures import pictures
+from rival_ops import Attention, DepthBlock, Gaussian
 from torch import Tensor
 
 from dca_fast import Codec
 from dca_fast.backends import available
+from dca_fast.entropy.tables import SKIP_ROW
 from dca_fast.ops import Ops
-from dca_fast.profile import instrument, synthetic
+from dca_fast.profile import instrument
 from dca_fast.program import QUALITY_STEPS, Program
 from dca_fast.timing import Recorder, work_of
 
@@ -84,7 +88,7 @@ def calls() -> dict[str, Call]:
     if not available()["native"][0]:
         pytest.skip(available()["native"][1])
     codec, keeping = Codec(backend="native", threads=THREADS), Keeping()
-    instrument(codec, keeping, []).encode(synthetic(HEIGHT, WIDTH), QUALITY)
+    instrument(codec, keeping, []).encode(pictures(WIDTH, HEIGHT)[0], QUALITY)
     assert set(keeping.calls) == set(OPERATIONS)
     return keeping.calls
 
@@ -112,6 +116,80 @@ def test_operation(name: str, backend: str, calls: dict[str, Call], benchmark: A
         benchmark.extra_info["gop_per_s"] = 2e-9 * call.macs / benchmark.stats["median"]
 
 
+def timed_row(benchmark: Any, group: str, function: Callable[..., Any], *arguments: Any) -> None:
+    """A row of `group`; one thread."""
+    torch.set_num_threads(THREADS)
+    benchmark.group = f"{group}, {WIDTH}x{HEIGHT}"
+    benchmark.extra_info.update(threads=THREADS)
+    benchmark.pedantic(function, arguments, rounds=5, warmup_rounds=1)
+
+
+@pytest.mark.parametrize("name", ["native", "reference", "SDPA fp32", "FlexAttention fp32"])
+def test_window_attention(name: str, calls: dict[str, Call], benchmark: Any) -> None:
+    """Without the projections around it, which `window_block` has."""
+    if name == "FlexAttention fp32" and not torch.cuda.is_available():
+        pytest.skip("FlexAttention: PyTorch sees no CUDA device")
+    x, p = calls["window_block"].arguments
+    operand = ops_of("native").linear_act(ops_of("native").operand8(x, p.m_in), p.qkv, False)
+    q, k, v = (part.contiguous() for part in operand.chunk(3, -1))
+    arguments = (q, k, v, p.heads, p.window, p.shift, p.m, p.bias, p.table)
+    ours = [ops_of(backend).window_attention(*arguments) for backend in BACKENDS]
+    assert same(ours[:1], ours[1:])
+    if name in BACKENDS:
+        timed_row(benchmark, "window attention", ops_of(name).window_attention, *arguments)
+        return
+    rival = Attention(name.startswith("Flex"), *arguments)
+    rival.check(ours[0])
+    timed_row(benchmark, "window attention", synchronised(rival))
+
+
+def synchronised(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """Waits for the device, if there is one."""
+
+    def call() -> Tensor:
+        result = function()
+        if result.is_cuda:
+            torch.cuda.synchronize()
+        return result
+
+    return call
+
+
+@pytest.mark.parametrize("name", [*BACKENDS, "CompressAI"])
+def test_gaussian(name: str, calls: dict[str, Call], benchmark: Any) -> None:
+    """From the context's last feature to the rows that choose the tables, and to symbols."""
+    t, head, step, skip, valid = calls["head_params"].arguments
+    y, _, _, gain, same_step = calls["quantize"].arguments
+    assert step == same_step
+
+    def run(ops: Ops) -> list[Tensor]:
+        mean, rows = ops.head_params(t, head, step, skip, valid)
+        return [mean, rows, ops.quantize(y, mean, rows, gain, step)]
+
+    ours = run(ops_of("native"))
+    assert same(ours, run(ops_of("reference")))
+    if name in BACKENDS:
+        timed_row(benchmark, "Gaussian rows and symbols", run, ops_of(name))
+        return
+    rival = Gaussian(t, head, step, y, gain)
+    rival.check(ours[2], ours[1] != SKIP_ROW)
+    timed_row(benchmark, "Gaussian rows and symbols", rival)
+
+
+@pytest.mark.parametrize("name", [*BACKENDS, "fp32", "fp32, torch.compile"])
+def test_depth_block(name: str, calls: dict[str, Call], benchmark: Any) -> None:
+    x, p = calls["depth_block"].arguments
+    ours = [ops_of(backend).depth_block(x, p) for backend in BACKENDS]
+    assert same(ours[:1], ours[1:])
+    if name in BACKENDS:
+        timed_row(benchmark, "depthwise block", ops_of(name).depth_block, x, p)
+        return
+    rival = DepthBlock(torch.from_numpy(pictures(WIDTH, HEIGHT)[0])[None], name != "fp32")
+    assert rival.x.shape[1:] == x.shape[1:]
+    rival.check()
+    timed_row(benchmark, "depthwise block", rival)
+
+
 def encode_step(program: Program, step: int, y: Tensor, y_hat: Tensor, features: dict[str, Tensor]) -> list[Tensor]:
     """One quadtree step of the encoder but for the coder; writes into y_hat."""
     mean, rows = program.step_parameters(step, y_hat, features, (y.shape[1], y.shape[2]))
@@ -131,7 +209,7 @@ def steps() -> dict[str, Step]:
     native, reference = (
         Codec(backend=name, threads=THREADS)._program(round(QUALITY_STEPS * QUALITY)) for name in BACKENDS
     )
-    y = native.analyse(torch.from_numpy(synthetic(HEIGHT, WIDTH))[None])
+    y = native.analyse(torch.from_numpy(pictures(WIDTH, HEIGHT)[0])[None])
     features = native.hyper_features(native.hyper_analyse(y))
     before = torch.zeros_like(y)
     for step in range(STEP):
@@ -147,6 +225,4 @@ def steps() -> dict[str, Step]:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_step(backend: str, steps: dict[str, Step], benchmark: Any) -> None:
     assert same(steps["native"](), steps["reference"]())
-    benchmark.group = f"quadtree step {STEP + 1}, {WIDTH}x{HEIGHT}"
-    benchmark.extra_info.update(threads=THREADS)
-    benchmark.pedantic(steps[backend], rounds=3, warmup_rounds=1)
+    timed_row(benchmark, f"quadtree step {STEP + 1}", steps[backend])

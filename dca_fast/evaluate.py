@@ -6,11 +6,12 @@ averaged; docs/evaluation.md states every convention.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from dca_fast.errors import BackendUnavailableError, InputError
-from dca_fast.image_io import load_image
+from dca_fast.image_io import load_image, write_atomic
 
 __all__ = [
     "Curve",
@@ -29,6 +30,7 @@ __all__ = [
     "ImageFolder",
     "Point",
     "Row",
+    "RowCache",
     "bd_rate",
     "evaluate",
     "load_anchors",
@@ -133,6 +135,44 @@ class ImageFolder:
             yield path.relative_to(self.folder).as_posix(), load_image(path).pixels
 
 
+class RowCache:
+    """Rows of a codec that does not change between evaluations, in one JSON file.
+
+    Args:
+        folder: made if missing.
+        identity: all that its rows depend on besides pixels and quality: codec, version, settings.
+
+    Raises:
+        InputError: a file of that name holds something else.
+    """
+
+    def __init__(self, folder: Path, identity: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
+        self._facts: dict[str, Any] = {"identity": identity, "rows": {}}
+        if self._path.exists():
+            try:
+                self._facts = json.loads(self._path.read_text("utf-8"))
+            except ValueError as error:
+                raise InputError(f"{self._path} is not a cache of rows: {error}") from error
+
+    @staticmethod
+    def _key(pixels: Pixels, quality: float) -> str:
+        """Of the pixels, not of their name."""
+        digest = hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()[:32]
+        return f"{digest} {quality:g}"
+
+    def find(self, label: str, pixels: Pixels, quality: float) -> Row | None:
+        """The row of these pixels, under their present name."""
+        found = self._facts["rows"].get(self._key(pixels, quality))
+        return None if found is None else Row(**{**found, "image": label})
+
+    def keep(self, row: Row, pixels: Pixels) -> None:
+        """Add a row; the file is complete after every call."""
+        self._facts["rows"][self._key(pixels, row.quality)] = asdict(row)
+        write_atomic(self._path, json.dumps(self._facts).encode())
+
+
 def psnr(a: Pixels, b: Pixels) -> float:
     """Peak signal-to-noise ratio of 8-bit images in dB; infinite for equal ones."""
     error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
@@ -154,6 +194,7 @@ def evaluate(
     *,
     name: str = "dca-fast",
     on_row: Callable[[Row], None] | None = None,
+    cache: RowCache | None = None,
 ) -> Curve:
     """Encode and decode every image at every quality.
 
@@ -163,6 +204,7 @@ def evaluate(
         qualities: on the codec's own scale.
         name: of the curve.
         on_row: called after each image and quality, for progress.
+        cache: rows found in it are not measured again, new ones are added.
 
     Returns:
         The rows, in the order of images and qualities.
@@ -173,7 +215,12 @@ def evaluate(
     rows = []
     for label, pixels in images:
         for quality in qualities:
-            rows.append(_measure(codec, label, pixels, quality))
+            row = cache.find(label, pixels, quality) if cache else None
+            if row is None:
+                row = _measure(codec, label, pixels, quality)
+                if cache:
+                    cache.keep(row, pixels)
+            rows.append(row)
             if on_row:
                 on_row(rows[-1])
     if not rows:

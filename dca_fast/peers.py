@@ -40,6 +40,14 @@ class Peer:
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     threads: int = 1
 
+    @property
+    def settings(self) -> str:
+        """The options in words, in their order: "subsampling 4:2:0, optimize, progressive"."""
+        nested = (
+            value.items() if isinstance(value, Mapping) else [(name, value)] for name, value in self.options.items()
+        )
+        return ", ".join(name if value is True else f"{name} {value}" for pairs in nested for name, value in pairs)
+
     def encode(self, image: npt.NDArray[np.uint8], quality: float) -> bytes:
         """Compress `[H, W, 3]` uint8; the quality is rounded to a whole number."""
         threads = {"AVIF": {"max_threads": self.threads}, "JXL": {"num_threads": self.threads}}

@@ -25,19 +25,19 @@ PLOT_FORMATS = (".png", ".svg", ".pdf")
 
 
 def report(
-    ours: Curve, peers: Iterable[tuple[Curve, str]], anchors: dict[str, dict[str, Any]], model_id: str
+    ours: Curve, peers: Iterable[tuple[Curve, str, str]], anchors: dict[str, dict[str, Any]], model_id: str
 ) -> dict[str, Any]:
     """Everything measured as plain values for JSON: numbers that do not exist are None.
 
     Args:
         ours: the codec's curve.
-        peers: curves with the versions of their libraries.
+        peers: curves, the versions of their libraries, their settings in words.
         anchors: as `load_anchors` gives them.
         model_id: of the weights, hexadecimal.
     """
     mine = _rate_psnr(ours)
     peers = list(peers)
-    others = {f"{peer.name} ({version})": _rate_psnr(peer) for peer, version in peers}
+    others = {f"{peer.name} ({version})": _rate_psnr(peer) for peer, version, _ in peers}
     for name, curve in anchors.items():
         others[f"{name} (published)"] = list(zip(curve["bpp"], curve["psnr_rgb"], strict=True))
     facts = {
@@ -48,7 +48,7 @@ def report(
         "points": [asdict(p) for p in ours.points],
         "per_image": [asdict(r) for r in ours.rows],
         "rate_inversions": rate_inversions(ours.rows),
-        "peers": {c.name: {"version": v, "points": [asdict(p) for p in c.points]} for c, v in peers},
+        "peers": {c.name: {"version": v, "settings": s, "points": [asdict(p) for p in c.points]} for c, v, s in peers},
         "anchors": anchors,
         "bd_rate": {name: asdict(bd_rate(mine, points)) for name, points in others.items()},
     }

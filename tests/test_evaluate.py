@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image, JpegImagePlugin
 
-from dca_fast import Codec
+from dca_fast import Codec, cli
 from dca_fast.errors import BackendUnavailableError, ConfigError, InputError
 from dca_fast.evaluate import (
     Curve,
     ImageFolder,
     Row,
+    RowCache,
     bd_rate,
     evaluate,
     load_anchors,
@@ -94,6 +95,48 @@ def test_ms_ssim_is_averaged_over_the_images_that_have_one() -> None:
         replace(ROW, image="c", ms_ssim=None),
     )
     assert Curve("x", rows).points[0].ms_ssim == pytest.approx(0.6)
+
+
+def test_rows_that_are_kept_are_not_measured_again(tmp_path: Path) -> None:
+    class Counting(Coarse):
+        encoded = 0
+
+        def encode(self, image: np.ndarray, quality: float) -> bytes:
+            self.encoded += 1
+            return super().encode(image, quality)
+
+    def run(label: str, seed: int, qualities: list[float], identity: str = "coarse 1") -> tuple[Curve, int]:
+        codec, images = Counting(), [(label, photograph(40, 60, seed))]
+        return evaluate(codec, images, qualities, cache=RowCache(tmp_path / "kept", identity)), codec.encoded
+
+    first, encoded = run("a", 0, [50, 90])
+    assert encoded == 2
+    again, encoded = run("a", 0, [90, 50])
+    assert encoded == 0
+    assert set(again.rows) == set(first.rows)
+    assert [row.image for row in run("renamed", 0, [50])[0].rows] == ["renamed"]
+    assert run("a", 0, [50, 91])[1] == 1  # another quality,
+    assert run("a", 1, [50])[1] == 1  # other pixels,
+    assert run("a", 0, [50], "coarse 2")[1] == 1  # another codec
+    assert not list(tmp_path.glob("kept/*.tmp*"))
+
+
+def test_the_command_keeps_what_peers_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pictures").mkdir()
+    Image.fromarray(photograph(70, 90)).save(tmp_path / "pictures" / "a.png")
+    command = ["eval", str(tmp_path / "pictures"), "--qualities", "20,80", "--peers", "jpeg", "--threads", "1"]
+    command += ["--peer-cache", str(tmp_path / "kept"), "--json", str(tmp_path / "out.json")]
+    assert cli.main(command) == 0
+    first = json.loads((tmp_path / "out.json").read_text())
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+    monkeypatch.delattr(Peer, "encode")
+    assert cli.main(command) == 0
+    again = json.loads((tmp_path / "out.json").read_text())
+    assert again["peers"] == first["peers"]
+    assert again["bd_rate"] == first["bd_rate"]
+    for path in (tmp_path / "kept").iterdir():
+        path.write_text("{")
+    assert cli.main(command) == 2
 
 
 def test_nothing_to_measure_or_a_wrong_size_is_refused() -> None:
@@ -181,6 +224,13 @@ def test_peers_code_better_at_higher_quality(peer: Peer) -> None:
     assert any(digit in peer.version for digit in "0123456789")
 
 
+def test_settings_of_peers_in_words() -> None:
+    settings = {peer.name: peer.settings for peer in PEERS}
+    assert settings["JPEG 4:2:0"] == "subsampling 4:2:0, optimize, progressive"
+    assert settings["AVIF speed 4 4:4:4 PSNR"] == "speed 4, subsampling 4:4:4, tune psnr"
+    assert len(set(settings.values())) == len(PEERS)
+
+
 def test_jpeg_has_the_chroma_its_name_says(tmp_path: Path) -> None:
     sampling = {}
     for peer in make_peers(["jpeg"]):
@@ -205,7 +255,7 @@ def test_peers_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def facts_of(rows: tuple[Row, ...], anchors: Path) -> dict[str, Any]:
     return report(
-        Curve("ours", rows), [(Curve("rival", rows), "lib 1.2")], load_anchors(anchors, "town"), "00c0ffee"
+        Curve("ours", rows), [(Curve("rival", rows), "lib 1.2", "speed 3")], load_anchors(anchors, "town"), "00c0ffee"
     )
 
 
@@ -217,6 +267,7 @@ def test_report_holds_everything_as_plain_json(anchors: Path) -> None:
     assert [p["bpp"] for p in facts["points"]] == [0.2, 0.4]
     assert len(facts["per_image"]) == 2
     assert facts["peers"]["rival"]["version"] == "lib 1.2"
+    assert facts["peers"]["rival"]["settings"] == "speed 3"
     assert list(facts["bd_rate"]) == ["rival (lib 1.2)", "Old (published)", "New (published)"]
     assert facts["bd_rate"]["rival (lib 1.2)"]["rate_percent"] == pytest.approx(0, abs=1e-9)
     assert facts["versions"]["torch"]

@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# Everything that benchmarks/results/dca-s holds, then the tables of the documents. Leave the machine alone meanwhile.
+#
+#   benchmarks/measure.sh PHOTOGRAPHS VALIDATION ANCHORS [PART ...]
+#
+# PHOTOGRAPHS and VALIDATION are folders of images, ANCHORS a file of published curves (docs/evaluation.md); parts:
+# speed scaling bench profile coder kodak valid integer conformance hostile tables (default: all, in this order).
+# PEER_CACHE names a folder that keeps what the peers did, PYTHON the interpreter, WEIGHTS a float model for
+# `integer` (default: checkpoints/dca-s.safetensors).
+set -euo pipefail
+if (($# < 3)); then
+    sed -n '2,10s/^# \?//p' "$0" >&2
+    exit 2
+fi
+photographs=$(realpath "$1") validation=$(realpath "$2") anchors=$(realpath "$3")
+shift 3
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=${PYTHON:-python3} out=benchmarks/results/dca-s cache=${PEER_CACHE:-.benchmarks/peers}
+export DCA_IMAGES=$photographs OMP_WAIT_POLICY=PASSIVE
+mkdir -p "$out" "$cache"
+first=$(find "$photographs" -maxdepth 1 -name '*.png' | sort | head -1)
+if [[ -z $first ]]; then
+    echo "no .png in $photographs" >&2
+    exit 2
+fi
+
+evaluate() { # NAME FOLDER QUALITIES ...
+    "$python" -m dca_fast eval "$2" --qualities "$3" --peers jpeg,webp,avif,jxl --peer-cache "$cache" --threads 1 \
+        --json "$out/$1.json" "${@:4}"
+}
+speed() { "$python" benchmarks/test_bench_codec.py --out "$out/speed.json"; }
+scaling() { "$python" benchmarks/test_bench_scaling.py --out "$out/scaling.json"; }
+bench() {
+    "$python" -m pytest benchmarks/test_bench_stages.py --benchmark-only -q --benchmark-json "$out/bench.json"
+}
+profile() { # without the places of files on this machine
+    (cd "$photographs" && "$python" -m dca_fast.profile --image "${first##*/}" --json "$OLDPWD/$out/profile.json")
+    "$python" - "$out/profile.json" <<'END'
+import json, pathlib, sys
+path = pathlib.Path(sys.argv[1])
+facts = json.loads(path.read_text())
+del facts["loaded"]
+path.write_text(json.dumps(facts, indent=1) + "\n")
+END
+}
+coder() {
+    find "$photographs" -maxdepth 1 -name '*.png' | sort | awk 'NR % 8 == 1' |
+        xargs "$python" benchmarks/test_bench_rans.py --out "$out/coder.json"
+}
+kodak() {
+    evaluate kodak "$photographs" 0,5,10,20,30,40,50,60,70,80,90,100 --anchors "$anchors" --anchor-set kodak \
+        --plot docs/kodak.png
+}
+valid() { evaluate valid "$validation" 0,10,20,30,40,50,60,70,80,90,100; }
+integer() {
+    "$python" benchmarks/integer_loss.py "${WEIGHTS:-checkpoints/dca-s.safetensors}" "$photographs" \
+        --out "$out/integer_loss.json"
+}
+conformance() { "$python" benchmarks/conformance.py "$photographs" --out "$out/conformance.json"; }
+hostile() { "$python" benchmarks/hostile.py "$first" --out "$out/hostile.json"; }
+tables() { "$python" benchmarks/tables.py; }
+
+parts=("$@")
+if ((${#parts[@]} == 0)); then
+    parts=(speed scaling bench profile coder kodak valid integer conformance hostile tables)
+fi
+for part in "${parts[@]}"; do
+    SECONDS=0
+    "$part"
+    echo "== $part: $SECONDS s" >&2
+done

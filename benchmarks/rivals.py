@@ -1,0 +1,208 @@
+"""Learned rivals with the two methods of a codec: CompressAI's models, and our own float model in PyTorch."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from types import MethodType
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dca_fast.config import ALIGN, OPERAND_STEPS, QUADTREE, QUALITY_MAX, STEPS, STRIDE
+from dca_fast.evaluate import Pixels
+from dca_fast.export import load_float
+from dca_fast.latents import ORDER
+from dca_fast.model import layers
+from dca_fast.model.context import parity_join, parity_split
+from dca_fast.model.network import Network, interpolate
+
+OPERAND_LIMIT = 127 / OPERAND_STEPS
+FLOAT_WEIGHTS = Path(__file__).parents[1] / "checkpoints" / "dca-s.safetensors"
+COMPRESSAI = {  # name: model of compressai.zoo or class of compressai.models, its quality
+    "mbt2018-mean": ("mbt2018_mean", 4),
+    "cheng2020-anchor": ("cheng2020_anchor", 4),
+    "ELIC": ("Elic2022Official", None),
+}
+
+
+class CompressAi:
+    """A model of CompressAI with random weights, seeded.
+
+    Its pictures mean nothing; the arithmetic and the number of coded symbols are those of the trained model, and the
+    time is about its time.
+
+    Args:
+        name: key of `COMPRESSAI`.
+    """
+
+    def __init__(self, name: str) -> None:
+        with warnings.catch_warnings():  # on import, about its own dependencies
+            warnings.simplefilter("ignore")
+            zoo = pytest.importorskip("compressai.zoo", reason="CompressAI: needs dca-fast[bench]")
+            models = pytest.importorskip("compressai.models")
+            maker, quality = COMPRESSAI[name]
+            if quality is None and not hasattr(models, maker):
+                pytest.skip(f"{name}: CompressAI {metadata.version('compressai')} has no {maker}")
+            torch.manual_seed(0)
+            network = getattr(zoo, maker)(quality, pretrained=False) if quality else getattr(models, maker)()
+        self.network = network.eval()
+        self.network.update(force=True)
+
+    @torch.inference_mode()
+    def encode(self, image: Pixels, quality: float) -> tuple[Any, ...]:
+        """`[H, W, 3]` uint8 to strings, shape of z, height and width."""
+        height, width = image.shape[:2]
+        padded = np.pad(image, ((0, -height % ALIGN), (0, -width % ALIGN), (0, 0)), mode="edge")
+        with warnings.catch_warnings():  # of the autoregressive models, which warn that they are slow
+            warnings.simplefilter("ignore")
+            out = self.network.compress(torch.from_numpy(padded).permute(2, 0, 1)[None].float() / 255)
+        return out["strings"], out["shape"], height, width
+
+    @torch.inference_mode()
+    def decode(self, data: tuple[Any, ...], output: str) -> Pixels:
+        """The inverse of `encode`."""
+        strings, shape, height, width = data
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            x = self.network.decompress(strings, shape)["x_hat"][0, :, :height, :width]
+        return (x.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+
+
+def _linear(self: layers.Linear, x: Tensor, t: Tensor | None = None) -> Tensor:
+    y = F.linear(x, self.weight, self.bias)
+    return y if self.slope is None or t is None else y + t * self.slope
+
+
+def _depthwise(self: layers.Depthwise, x: Tensor) -> Tensor:
+    y = F.conv2d(x.permute(0, 3, 1, 2), self.weight[:, None], self.bias, padding=1, groups=self.weight.shape[0])
+    return y.permute(0, 2, 3, 1)
+
+
+def to_fp32(module: nn.Module) -> nn.Module:
+    """Turn a part of the float model into a plain fp32 network: quantised weights as floats, products in fp32.
+
+    Its operands are not rounded inside of `unrounded`.
+    """
+    for layer in module.modules():
+        if isinstance(layer, layers.Linear | layers.Depthwise):
+            weight, scale = layers.quantise_rows(layer.weight)
+            layer.weight.data = (weight * scale.view(-1, *[1] * (weight.dim() - 1))).detach()
+            layer.forward = MethodType(_linear if isinstance(layer, layers.Linear) else _depthwise, layer)
+    return module.eval().requires_grad_(False)
+
+
+@contextmanager
+def unrounded() -> Iterator[None]:
+    """Operands of the float model saturate, which the weights rely on, but are not rounded to the integer grid."""
+    modules = ("layers", "hyper", "context")
+    patches = [mock.patch(f"dca_fast.model.{name}.operand", _saturate) for name in modules]
+    for patch in patches:
+        patch.start()
+    try:
+        yield
+    finally:
+        for patch in patches:
+            patch.stop()
+
+
+def _saturate(x: Tensor) -> Tensor:
+    return F.hardtanh(x, -OPERAND_LIMIT, OPERAND_LIMIT)
+
+
+class FloatModel:
+    """The float model as plain fp32 PyTorch, without entropy coder: a "file" is its symbols as int16.
+
+    Encoder: analysis, hyper analyses and syntheses, four context steps with rounding. Decoder: hyper syntheses, four
+    context steps, synthesis. Neither looks for table rows or codes bits, which the real codec must.
+
+    Args:
+        compiled: by `torch.compile`, once for each size.
+    """
+
+    def __init__(self, compiled: bool) -> None:
+        self.network: Network = to_fp32(load_float(FLOAT_WEIGHTS))
+        self._encode, self._decode = self._analyse, self._synthesise
+        if compiled:
+            self._encode, self._decode = (torch.compile(f, dynamic=False) for f in (self._encode, self._decode))
+
+    @torch.no_grad()
+    def encode(self, image: Pixels, quality: float) -> bytes:
+        """`[H, W, 3]` uint8 to size, quality and symbols."""
+        height, width = image.shape[:2]
+        padded = np.pad(image, ((0, -height % ALIGN), (0, -width % ALIGN), (0, 0)), mode="edge")
+        with unrounded():
+            parts = self._encode(torch.from_numpy(padded)[None], torch.tensor([quality]))
+        symbols = torch.cat([part.flatten() for part in parts]).to(torch.int16).numpy()
+        return struct.pack("<HHf", height, width, quality) + symbols.tobytes()
+
+    @torch.no_grad()
+    def decode(self, data: bytes, output: str) -> Pixels:
+        """The inverse of `encode`."""
+        height, width, quality = struct.unpack_from("<HHf", data)
+        c = self.network.config
+        h, w = (-(-side // ALIGN) * (ALIGN // STRIDE) for side in (height, width))
+        sizes = {"global": (1, c.tokens, c.latent // c.tokens), "local": (h, w, c.local)}
+        sizes["regional"] = (h // 4, w // 4, c.regional)
+        shapes = [sizes[name] for name in ORDER if name in c.latents]
+        shapes += [(h // 2, w // 2, c.latent // 4)] * (4 * STEPS)
+        flat = torch.from_numpy(np.frombuffer(data, np.int16, offset=8).astype(np.float32))
+        parts = flat.split([int(np.prod(shape)) for shape in shapes])
+        with unrounded():
+            symbols = [part.view(1, *shape) for part, shape in zip(parts, shapes, strict=True)]
+            picture = self._decode(symbols, torch.tensor([quality]))
+        return picture[0, :height, :width].contiguous().numpy()
+
+    def _analyse(self, image: Tensor, quality: Tensor) -> list[Tensor]:
+        n, t = self.network, (quality / QUALITY_MAX * 2 - 1).view(-1, 1, 1, 1)
+        y = n.analysis(image.float() - 128, t)
+        z = [torch.round(n.hyper[name].analyse(y, t) * self._hyper_gain(name, quality)) for name in self._names()]
+        targets = [part.chunk(4, -1) for part in parity_split(y)]
+
+        def take(step: int, p: int, g: int, mean: Tensor, gain: Tensor) -> Tensor:
+            kept.append(torch.round((targets[p][g] - mean) * gain))
+            return kept[-1]
+
+        kept: list[Tensor] = []
+        self._steps(z, quality, t, take)
+        return [*z, *kept]
+
+    def _synthesise(self, symbols: list[Tensor], quality: Tensor) -> Tensor:
+        t = (quality / QUALITY_MAX * 2 - 1).view(-1, 1, 1, 1)
+        z = symbols[: len(self._names())]
+        rest = symbols[len(z) :]
+        y_hat = self._steps(z, quality, t, lambda step, p, g, mean, gain: rest[4 * step + p])
+        return (self.network.synthesis(y_hat, t) + 128).round().clamp(0, 255).to(torch.uint8)
+
+    def _names(self) -> list[str]:
+        return [name for name in ORDER if name in self.network.config.latents]
+
+    def _hyper_gain(self, name: str, quality: Tensor) -> Tensor:
+        gain = torch.exp2(interpolate(self.network.factorised[name].log2_gain, quality))
+        c = self.network.config
+        return gain.view(-1, 1, c.tokens, c.latent // c.tokens) if name == "global" else gain
+
+    def _steps(self, z: list[Tensor], quality: Tensor, t: Tensor, take: Callable[..., Tensor]) -> Tensor:
+        """The four steps; `take` gives the symbols of a step's channel group at one parity."""
+        n, names = self.network, self._names()
+        z_hat = {name: q / self._hyper_gain(name, quality) for name, q in zip(names, z, strict=True)}
+        features = n.context.prepare(n.synthesise_hyper(z_hat, t))
+        gains = torch.exp2(interpolate(n.log2_gain, quality)).chunk(4, -1)
+        decoded: list[list[Any]] = [[None] * 4 for _ in range(4)]
+        y_hat = None
+        for step in range(STEPS):
+            for p, (mean, _) in enumerate(n.context(step, y_hat, features, t)):
+                g = p ^ QUADTREE[step]
+                decoded[p][g] = take(step, p, g, mean, gains[g]) / gains[g] + mean
+            zero = torch.zeros_like(decoded[0][QUADTREE[step]])
+            y_hat = parity_join([torch.cat([zero if d is None else d for d in groups], -1) for groups in decoded])
+        return y_hat

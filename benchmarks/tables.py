@@ -1,0 +1,327 @@
+"""Results as the tables and the chart of the documents; no figure in them is typed by hand.
+
+    python benchmarks/tables.py           # rewrites what lies between `<!-- tables:NAME -->` and `<!-- /tables -->`
+    python benchmarks/tables.py --check   # exit code 1 if a document says something else than the JSON
+
+Reads `benchmarks/results/dca-s/*.json`; `benchmarks/measure.sh` makes those.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from dca_fast.evaluate import bd_rate, need
+from dca_fast.image_io import write_atomic
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path("benchmarks") / "results" / "dca-s"
+DOCUMENTS = (Path("README.md"), Path("docs") / "performance.md")
+CHART = Path("docs") / "speed.png"
+MODEL_IDS = ("kodak", "valid", "integer_loss", "conformance", "hostile", "speed", "scaling")
+BLOCK = re.compile(r"(<!-- tables:([a-z]+) -->\n).*?(<!-- /tables -->)", re.DOTALL)
+ANCHOR = "JPEG 4:2:0"  # what the chart counts from
+SMALLEST = "768x512"
+DIRECTIONS = ("encode", "decode")
+SMALL_SHARE = 0.01  # of the time: smaller stages are not shown
+Load = Callable[[str], dict[str, Any]]
+
+
+def table(heads: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    line = "| {} |".format
+    return "\n".join(line(" | ".join(cells)) for cells in (heads, ["---"] * len(heads), *rows)) + "\n"
+
+
+def prose(text: str) -> str:
+    """A paragraph in the width of the documents."""
+    return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False) + "\n"
+
+
+def significant(value: float) -> str:
+    """Three digits and no exponent: 0.123, 12.3, 1230."""
+    if abs(value) >= 1000:
+        return f"{float(f'{value:.3g}'):,.0f}"
+    return f"{value:.{max(0, 2 - len(str(int(abs(value)))) + 1)}f}"
+
+
+def machine(facts: dict[str, Any]) -> str:
+    """The processor, and what this program may use of it."""
+    return f"{facts['machine']['cpu']}, {facts['machine']['cores']} cores"
+
+
+def left_out(facts: dict[str, Any]) -> str:
+    """What could not be run, and why."""
+    reasons = dict.fromkeys(facts["left_out"].values())
+    return "".join("\n" + prose(f"Not here: {reason}") for reason in reasons)
+
+
+def rate(load: Load) -> str:
+    """BD-rates against every peer that was run."""
+    kodak, loss = load("kodak"), load("integer_loss")
+    rows = []
+    for name, peer in kodak["peers"].items():
+        delta = kodak["bd_rate"][f"{name} ({peer['version']})"]["rate_percent"]
+        rows.append([name, peer["settings"], peer["version"], "-" if delta is None else f"{delta:+.1f} %"])
+    images, points = kodak["points"][0]["images"], kodak["points"]
+    text = prose(
+        f"{kodak['codec']} (model id `{kodak['model_id']}`), {images} Kodak images, {points[0]['bpp']:.3f} to"
+        f" {points[-1]['bpp']:.2f} bits per pixel, real file sizes, PSNR on 8-bit RGB; negative: fewer bits at equal"
+        f" PSNR. What the integers cost against the float network: {loss['bd_rate_percent']['files']:.1f} %."
+    )
+    return text + "\n" + table(["against", "settings", "library", "BD-rate"], rows)
+
+
+def speed(load: Load) -> str:
+    """Encode and decode of whole images."""
+    facts = load("speed")
+    sizes = facts["sizes"]
+    names = list(dict.fromkeys(name for codecs in sizes.values() for name in codecs))
+    rows = []
+    for name in names:
+        cells = []
+        for codecs in sizes.values():
+            found = codecs.get(name)
+            cells += [significant(found[f"{way}_ms"]) if found else "" for way in DIRECTIONS]
+        what = next(codecs[name]["what"] for codecs in sizes.values() if name in codecs)
+        rows.append([f"{name} ({what})", *cells])
+    heads = ["milliseconds", *(f"{size} {way}" for size in sizes for way in DIRECTIONS)]
+    text = f"{facts['threads']} threads, {machine(facts)}; {facts['source']}; medians.\n\n"
+    return text + table(heads, rows) + left_out(facts)
+
+
+def coder(load: Load) -> str:
+    """The entropy coder alone."""
+    facts = load("coder")
+    rows = []
+    last = list(facts["results"])[-1]
+    for name, row in facts["results"][last].items():
+        bits = f"{8 * row['bytes'] / row['symbols']:.4f}"
+        rows.append([name, *(significant(row[f"{way}_ns"]) for way in DIRECTIONS), f"{row['symbols']:,}", bits])
+    text = f"One thread, {machine(facts)}; symbols of {len(facts['photographs'])} photographs at {last}.\n\n"
+    heads = ["coder", "encode, ns per symbol", "decode, ns per symbol", "symbols", "bits per symbol"]
+    return text + table(heads, rows) + left_out(facts)
+
+
+def scaling(load: Load) -> str:
+    """Growth with pixels, threads and batch."""
+    facts = load("scaling")
+    rows = []
+    for row in facts["pixels"]:
+        memory = "-" if row["memory_bytes"] is None else significant(row["memory_bytes"] / 2**20)
+        times = [significant(row[f"{way}_ms"]) for way in DIRECTIONS]
+        rows.append([f"{row['width']}x{row['height']}", significant(row["megapixels"]), *times, memory])
+    grown = {key: "-" if value is None else f"{value:.2f}" for key, value in facts["exponents"].items()}
+    rows.append(["exponent over pixels", "1", grown["encode_ms"], grown["decode_ms"], grown["memory_bytes"]])
+    text = table(["picture", "megapixels", "encode ms", "decode ms", "MiB beyond the codec's own"], rows)
+    for key, label in (("by_threads", "threads"), ("by_batch", "batch")):
+        rows = []
+        for row in facts[key]:
+            rows.append([str(row[label]), *(significant(1e3 / row[f"{way}_ms"]) for way in DIRECTIONS)])
+        text += "\n" + table([label, *(f"{way}, images per s" for way in DIRECTIONS)], rows)
+    return f"{facts['threads']} threads but where stated otherwise, {machine(facts)}; {facts['source']}.\n\n{text}"
+
+
+def exactness(load: Load) -> str:
+    """Conformance and hostile files in one paragraph."""
+    same, hostile = load("conformance"), load("hostile")
+    outcomes = hostile["outcomes"]
+    cut = sum(number for name, number in outcomes.items() if name.startswith("truncated"))
+    changed = sum(outcomes.values()) - cut
+    return prose(
+        f"{same['comparisons']:,} comparisons of reference and native, {same['threads'][0]} to {same['threads'][-1]}"
+        f" threads, {len(same['isas'])} instruction sets ({', '.join(same['isas'])}) and batches, on"
+        f" {len(same['images'])} pictures: {len(same['differences'])} differences. All {cut:,} truncations and"
+        f" {changed:,} mutations of a file gave a typed error, the identical picture or another valid file:"
+        f" {hostile['wrong_pictures']} wrong pictures."
+    )
+
+
+def stages(load: Load) -> str:
+    """Where the time of the codec goes, and what bounds it from below."""
+    facts = load("profile")
+    best, (width, height) = facts["ceilings"], facts["image"]["size"]
+    text = prose(
+        f"{facts['model']['name']} `{facts['model']['id']}`, {width}x{height}, quality {facts['quality']:g},"
+        f" {facts['threads']} threads, {machine(facts)}, operations {facts['isa']['operations']}. Ceilings: int8"
+        f" products {2e-9 * best['macs8']:.0f} GOP/s, 16-bit {2e-9 * best['macs16']:.0f} GOP/s, copy"
+        f" {1e-9 * best['bytes']:.1f} GB/s."
+    )
+    for way in DIRECTIONS:
+        total = facts[way]
+        shown = [row for row in total["stages"] if row["share"] > SMALL_SHARE]
+        rows = [_stage(row) for row in (*shown, total | {"name": "total", "share": 1 - total["unaccounted"]})]
+        limit = (
+            f"{way.capitalize()} takes {significant(total['unrecorded_ms'])} ms without recording; the table leaves out"
+            f" stages below {SMALL_SHARE:.0%}. With operations and bytes at their ceilings it would take"
+            f" {significant(total['floor_ms'])} ms: {total['floor_ms'] / total['unrecorded_ms']:.0%} of the limit is"
+            " reached."
+        )
+        heads = [way, "ms", "share", "GOP", "MB", "least ms", "of its limit"]
+        text += "\n" + table(heads, rows) + "\n" + prose(limit)
+    return text
+
+
+def _stage(row: dict[str, Any]) -> list[str]:
+    compute, memory = row["compute_share"], row["memory_share"]
+    nearest = min(1.0, max(compute, memory))
+    least = row["floor_ms"] if "floor_ms" in row else row["ms"] * nearest
+    bound = f"{100 * least / row['ms']:.0f} %" + ("" if "floor_ms" in row else (" mem", " mac")[compute >= memory])
+    work = [significant(2e-9 * row["macs"]) if row["macs"] else "-", significant(1e-6 * row["bytes"])]
+    end = [significant(least), bound] if row["bytes"] else ["-", "-"]
+    return [row["name"], significant(row["ms"]), f"{100 * row['share']:.1f} %", *work, *end]
+
+
+def operations(load: Load) -> str:
+    """Single operations and one step: the groups of the pytest run that hold ours and the reference."""
+    facts = load("bench")
+    rows = []
+    for group in dict.fromkeys(row["group"] for row in facts["rows"]):
+        times = {row["name"].rpartition("-")[2]: 1e3 * row["median"] for row in facts["rows"] if row["group"] == group}
+        if {"native", "reference"} <= set(times):
+            ours, reference = times.pop("native"), times.pop("reference")
+            others = [f"{name} {significant(ms)} ms ({ms / ours:.1f} x)" for name, ms in times.items()]
+            against = f"{significant(reference)} ({reference / ours:.1f} x)"
+            rows.append([group.removeprefix("operation: "), significant(ours), against, "; ".join(others)])
+    text = f"One thread, {machine(facts)}; medians, and times ours.\n\n"
+    return text + table(["operation", "ours, ms", "reference, ms", "others"], rows) + left_out(facts)
+
+
+TABLES: dict[str, Callable[[Load], str]] = {
+    "rate": rate,
+    "speed": speed,
+    "coder": coder,
+    "scaling": scaling,
+    "exactness": exactness,
+    "stages": stages,
+    "operations": operations,
+}
+
+
+def chart_facts(load: Load) -> dict[str, Any]:
+    """All that the chart shows."""
+    kodak, times = load("kodak"), load("speed")
+    curves = {kodak["codec"]: [(p["bpp"], p["psnr"]) for p in kodak["points"]]}
+    for name, curve in kodak["anchors"].items():
+        curves[name] = list(zip(curve["bpp"], curve["psnr_rgb"], strict=True))
+    curves |= {name: [(p["bpp"], p["psnr"]) for p in peer["points"]] for name, peer in kodak["peers"].items()}
+    milliseconds = {name: c["encode_ms"] + c["decode_ms"] for name, c in times["sizes"][SMALLEST].items()}
+    for name in milliseconds:
+        if name.startswith(f"{kodak['codec']} float"):
+            curves[name] = curves[kodak["codec"]]  # its own rate but for rounding; it has no coder
+    shown = [name for name in milliseconds if name in curves]
+    return {
+        "codec": kodak["codec"],
+        "anchors": list(kodak["anchors"]),
+        "curves": {name: curves[name] for name in shown},
+        "anchor": curves[ANCHOR],
+        "milliseconds": {name: milliseconds[name] for name in shown},
+    }
+
+
+def digest(facts: dict[str, Any]) -> str:
+    """Of what a chart shows; the chart carries it."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def draw(facts: dict[str, Any]) -> bytes:
+    """Rate saved against JPEG over the speed of encode and decode together, as PNG."""
+    width, height = map(int, SMALLEST.split("x"))
+    figure = need("matplotlib.figure").Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.add_subplot(xscale="log", xlabel=f"encode + decode at {SMALLEST}, megapixels per second")
+    axes.set_ylabel(f"bits saved against {ANCHOR} at equal PSNR, Kodak, %")
+    for name, curve in facts["curves"].items():
+        saved = bd_rate(curve, facts["anchor"]).rate_percent
+        if saved is None:
+            continue
+        place = 1e-3 * width * height / facts["milliseconds"][name], -saved
+        ours, published = name == facts["codec"], name in facts["anchors"]
+        axes.plot(*place, "*" if ours else "s" if published else "o", markersize=14 if ours else 7)
+        label = f"{name} (published rate)" if published else name
+        axes.annotate(label, place, xytext=(6, 6), textcoords="offset points", fontsize=8)
+    axes.margins(x=0.18, y=0.12)
+    axes.grid(alpha=0.3)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, metadata={"Source": digest(facts)})
+    return buffer.getvalue()
+
+
+def chart_is_of(path: Path, facts: dict[str, Any]) -> bool:
+    """Whether the chart was drawn from these facts."""
+    from PIL import Image
+
+    if not path.exists():
+        return False
+    with Image.open(path) as image:
+        return image.info.get("Source") == digest(facts)
+
+
+def fill(text: str, load: Load) -> tuple[str, set[str]]:
+    """A document with its tables made anew, and their names.
+
+    Raises:
+        ValueError: a block of unknown name, or one without end.
+    """
+    names = {match[2] for match in BLOCK.finditer(text)}
+    if unknown := names - set(TABLES):
+        raise ValueError(f"no table of the name {sorted(unknown)[0]!r}; there are {', '.join(TABLES)}")
+    if text.count("<!-- tables:") != len(BLOCK.findall(text)):
+        raise ValueError("a block of tables has no end")
+    return BLOCK.sub(lambda match: f"{match[1]}{TABLES[match[2]](load)}{match[3]}", text), names
+
+
+def run(root: Path, check: bool) -> list[str]:
+    """Rewrite the documents below `root`, or only compare; returns what disagrees with the results."""
+
+    @cache
+    def load(name: str) -> dict[str, Any]:
+        facts: dict[str, Any] = json.loads((root / RESULTS / f"{name}.json").read_text("utf-8"))
+        return facts
+
+    wrong, seen = [], set()
+    for name in DOCUMENTS:
+        old = (root / name).read_text("utf-8")
+        new, names = fill(old, load)
+        seen |= names
+        if old != new:
+            wrong.append(f"{name.as_posix()}: {_first_difference(old, new)}")
+            if not check:
+                write_atomic(root / name, new.encode())
+    wrong += [f"no document has the table {name}" for name in TABLES if name not in seen]
+    ids = {name: load(name)["model_id"] for name in MODEL_IDS}
+    if len(set(ids.values())) > 1:
+        wrong.append(f"results of different weights: {ids}")
+    facts = chart_facts(load)
+    if not chart_is_of(root / CHART, facts):
+        wrong.append(f"{CHART.as_posix()} was drawn from other results")
+        if not check:
+            write_atomic(root / CHART, draw(facts))
+    return wrong
+
+
+def _first_difference(old: str, new: str) -> str:
+    pairs = zip(old.splitlines(), new.splitlines(), strict=False)
+    return next((f"{a!r} should be {b!r}" for a, b in pairs if a != b), "another number of lines")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing")
+    parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    wrong = run(args.root, args.check)
+    sys.stdout.write("".join(f"{line}\n" for line in wrong))
+    return int(bool(wrong) and args.check)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,117 @@
+"""The tables and the chart in the documents are those of the saved results, and the check of that can fail."""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "benchmarks" / "tables.py"
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("dca_fast_benchmark_tables", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def copied(tables: ModuleType, tmp_path: Path) -> Path:
+    """Documents and results, free to be changed."""
+    for name in (*tables.DOCUMENTS, tables.CHART):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / tables.RESULTS, tmp_path / tables.RESULTS)
+    return tmp_path
+
+
+def change(path: Path, *keys: str | int, value: object) -> None:
+    """Set one value inside of a JSON file."""
+    facts = place = json.loads(path.read_text("utf-8"))
+    for key in keys[:-1]:
+        place = place[key]
+    assert place[keys[-1]] != value
+    place[keys[-1]] = value
+    path.write_text(json.dumps(facts), "utf-8")
+
+
+def test_documents_agree_with_the_results() -> None:
+    done = subprocess.run([sys.executable, SCRIPT, "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, f"run python benchmarks/tables.py:\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.parametrize(
+    ("file", "keys", "value", "document"),
+    [
+        ("kodak", ("bd_rate", "JPEG 4:2:0 (libjpeg-turbo 3.2.0)", "rate_percent"), -99.0, "README.md"),
+        ("speed", ("sizes", "768x512", "dca-s", "encode_ms"), 0.125, "README.md"),
+        ("scaling", ("exponents", "decode_ms"), 7.0, "README.md"),
+        ("hostile", ("wrong_pictures",), 3, "README.md"),
+        ("profile", ("encode", "floor_ms"), 1e6, "docs/performance.md"),
+        ("bench", ("rows", 0, "median"), 12.5, "docs/performance.md"),
+    ],
+)
+def test_another_result_is_noticed_and_written(
+    tables: ModuleType, copied: Path, file: str, keys: tuple[str | int, ...], value: object, document: str
+) -> None:
+    path = copied / tables.RESULTS / f"{file}.json"
+    if file == "kodak":  # the library's version is part of the name
+        keys = (keys[0], next(iter(json.loads(path.read_text("utf-8"))["bd_rate"])), keys[2])
+    change(path, *keys, value=value)
+    before = (copied / document).read_text("utf-8")
+    assert any(line.startswith(document) for line in tables.run(copied, check=True))
+    assert (copied / document).read_text("utf-8") == before
+    tables.run(copied, check=False)
+    assert (copied / document).read_text("utf-8") != before
+    assert tables.run(copied, check=True) == []
+
+
+def test_figures_typed_by_hand_are_noticed(tables: ModuleType, copied: Path) -> None:
+    readme = copied / "README.md"
+    text = readme.read_text("utf-8")
+    start = text.index("<!-- tables:speed -->")
+    digit = next(i for i in range(start, len(text)) if text[i].isdigit())
+    readme.write_text(text[:digit] + str(9 - int(text[digit])) + text[digit + 1 :], "utf-8")
+    assert [line for line in tables.run(copied, check=True) if line.startswith("README.md")]
+
+
+def test_the_chart_is_of_the_results(tables: ModuleType, copied: Path) -> None:
+    change(copied / tables.RESULTS / "speed.json", "sizes", "768x512", "WebP method 4", "decode_ms", value=0.5)
+    assert "docs/speed.png was drawn from other results" in tables.run(copied, check=True)
+    (copied / tables.CHART).unlink()
+    assert "docs/speed.png was drawn from other results" in tables.run(copied, check=True)
+    tables.run(copied, check=False)
+    assert tables.run(copied, check=True) == []
+
+
+def test_results_of_different_weights_are_noticed(tables: ModuleType, copied: Path) -> None:
+    change(copied / tables.RESULTS / "conformance.json", "model_id", value="00000000")
+    assert any("different weights" in line for line in tables.run(copied, check=True))
+
+
+def test_blocks_are_known_complete_and_all_there(tables: ModuleType, copied: Path) -> None:
+    readme = copied / "README.md"
+    text = readme.read_text("utf-8")
+    readme.write_text(text.replace("tables:coder", "other:coder"), "utf-8")
+    assert "no document has the table coder" in tables.run(copied, check=True)
+    readme.write_text(text.replace("tables:coder", "tables:colour"), "utf-8")
+    with pytest.raises(ValueError, match="no table of the name 'colour'"):
+        tables.run(copied, check=True)
+    end = text.rindex("<!-- /tables -->")
+    readme.write_text(text[:end] + text[end + len("<!-- /tables -->") :], "utf-8")
+    with pytest.raises(ValueError, match="no end"):
+        tables.run(copied, check=True)
+
+
+def test_numbers_have_three_digits(tables: ModuleType) -> None:
+    shown = {0.1234: "0.12", 1.234: "1.23", 12.34: "12.3", 123.4: "123", 1234.0: "1,230", 999.7: "1000", 0.0: "0.00"}
+    assert {value: tables.significant(value) for value in shown} == shown
