@@ -1,0 +1,63 @@
+"""The operations in Triton, on CUDA tensors (or CPU tensors in Triton's interpreter); bits as in the reference."""
+
+from __future__ import annotations
+
+import sys
+
+from dca_fast.ops import Ops, collect
+
+from .attention import token_attention, token_block, window_attention, window_block
+from .gemm import (
+    decoded_linear,
+    depth_block,
+    depthwise3x3,
+    gated_ffn,
+    head_params,
+    linear_act,
+    linear_add,
+    linear_gate,
+    wide_linear,
+    wide_pixels,
+)
+from .pointwise import (
+    add,
+    depth_to_space2,
+    image_from_patches,
+    operand8,
+    operand16,
+    patches_from_image,
+    quadtree_gather,
+    quantize,
+    reconstruct,
+    space_to_depth2,
+)
+
+__all__ = [
+    "OPS",
+    "add",
+    "decoded_linear",
+    "depth_block",
+    "depth_to_space2",
+    "depthwise3x3",
+    "gated_ffn",
+    "head_params",
+    "image_from_patches",
+    "linear_act",
+    "linear_add",
+    "linear_gate",
+    "operand8",
+    "operand16",
+    "patches_from_image",
+    "quadtree_gather",
+    "quantize",
+    "reconstruct",
+    "space_to_depth2",
+    "token_attention",
+    "token_block",
+    "wide_linear",
+    "wide_pixels",
+    "window_attention",
+    "window_block",
+]
+
+OPS: Ops = collect("triton", sys.modules[__name__])

@@ -1,0 +1,404 @@
+"""Kernels that touch every value once: operands, quadtree steps, pixels, and the packing of coded symbols.
+
+Definitions: `dca_fast/ops/reference.py`. Indices are 32-bit where a tensor is small enough (LONG otherwise): the
+divisions that turn an index into site and channel are the larger part of the arithmetic here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dca_fast.config import QUADTREE, SKIP_ROW
+
+from .numerics import EXACT, LIMIT8, LIMIT16, LIMIT_MEAN, LIMIT_SYMBOL, requantise, saturating_add
+
+__all__ = [
+    "Packed",
+    "SymbolTable",
+    "add",
+    "depth_to_space2",
+    "image_from_patches",
+    "operand8",
+    "operand16",
+    "pack_rows",
+    "pack_step",
+    "pack_symbols",
+    "patches_from_image",
+    "quadtree_gather",
+    "quantize",
+    "reconstruct",
+    "space_to_depth2",
+]
+
+BLOCK = 1024  # values per program
+PACK_BLOCK = 2048  # positions per program of the packing
+
+_SIZES = ["width", "groups"]  # no new compilation for a new size of these; `count` divisible by 16 is worth one
+_SKIP = tl.constexpr(SKIP_ROW)
+_CENTER = tl.constexpr(127)
+_ESCAPE = tl.constexpr(255)
+_ESCAPE_FLAG = tl.constexpr(64)
+_RAW_BITS = tl.constexpr(16)
+
+
+def _launch(kernel: Any, count: int, *args: Any, block: int = BLOCK) -> None:
+    """Runs `kernel` over `count` values; a quadtree step of `count` belongs to tensors of four times as many."""
+    if count:
+        kernel[triton.cdiv(count, block),](count, *args, 4 * count >= 1 << 31, block, num_warps=block // 256, **EXACT)
+
+
+@triton.jit
+def _places(LONG: tl.constexpr, BLOCK: tl.constexpr):
+    """Indices of the values of this program."""
+    first = tl.program_id(0).to(tl.int64) if LONG else tl.program_id(0)
+    return first * BLOCK + tl.arange(0, BLOCK)
+
+
+# Operands and sums.
+
+
+@triton.jit
+def _operand_kernel(count, x, m, out, C: tl.constexpr, LIMIT: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr):
+    at = _places(LONG, BLOCK)
+    inside = at < count
+    r = requantise(tl.load(x + at, inside, 0).to(tl.int32), tl.load(m + at % C, inside, 0.0), LIMIT)
+    tl.store(out + at, r.to(out.dtype.element_ty), inside)
+
+
+def _operand(x: Tensor, m: Tensor, dtype: torch.dtype, limit: int) -> Tensor:
+    out = torch.empty_like(x, dtype=dtype)
+    _launch(_operand_kernel, x.numel(), x, m, out, x.shape[-1], limit)
+    return out
+
+
+def operand8(x: Tensor, m: Tensor) -> Tensor:
+    return _operand(x, m, torch.int8, LIMIT8.value)
+
+
+def operand16(x: Tensor, m: Tensor) -> Tensor:
+    return _operand(x, m, torch.int16, LIMIT16.value)
+
+
+@triton.jit
+def _add_kernel(count, x, y, out, LONG: tl.constexpr, BLOCK: tl.constexpr):
+    at = _places(LONG, BLOCK)
+    inside = at < count
+    tl.store(out + at, saturating_add(tl.load(x + at, inside, 0).to(tl.int32), tl.load(y + at, inside, 0)), inside)
+
+
+def add(x: Tensor, y: Tensor) -> Tensor:
+    out = torch.empty_like(x)
+    _launch(_add_kernel, x.numel(), x, y, out)
+    return out
+
+
+# Quadtree steps. Value i of a step is channel i % G of site i // G; H and W are even.
+
+
+@triton.jit
+def _group_place(at, width, XOR: tl.constexpr, G: tl.constexpr):
+    """Channel among 4G, and place in a tensor of 4G channels, of value `at` of a step."""
+    site, c = at // G, (at % G).to(tl.int32)
+    parity = ((site // width) % 2 * 2 + (site % width) % 2).to(tl.int32)
+    channel = (parity ^ XOR) * G + c
+    return channel, site * (4 * G) + channel
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def _gather_kernel(count, x, out, width, XOR: tl.constexpr, G: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr):
+    at = _places(LONG, BLOCK)
+    inside = at < count
+    _, place = _group_place(at, width, XOR, G)
+    tl.store(out + at, tl.load(x + place, inside, 0), inside)
+
+
+def quadtree_gather(x: Tensor, step: int) -> Tensor:
+    n, h, w, c = x.shape
+    out = torch.empty(n, h, w, c // 4, dtype=x.dtype, device=x.device)
+    _launch(_gather_kernel, out.numel(), x, out, w, QUADTREE[step], c // 4)
+    return out
+
+
+@triton.jit
+def _symbols(y, mean, row, gain, at, inside, width, XOR: tl.constexpr, G: tl.constexpr):
+    """Symbol (int32) and row (int32) of the values `at` of a step."""
+    channel, place = _group_place(at, width, XOR, G)
+    steps = requantise(tl.load(y + place, inside, 0).to(tl.int32), tl.load(gain + channel, inside, 0.0), LIMIT_MEAN)
+    r = tl.load(row + at, inside, _SKIP).to(tl.int32)
+    q = (steps - tl.load(mean + at, inside, 0) + 128) >> 8
+    q = tl.minimum(tl.maximum(q, -LIMIT_SYMBOL), LIMIT_SYMBOL)
+    return tl.where(r == _SKIP, 0, q), r
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def _quantize_kernel(
+    count, y, mean, row, gain, out, width, XOR: tl.constexpr, G: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr
+):
+    at = _places(LONG, BLOCK)
+    inside = at < count
+    q, _ = _symbols(y, mean, row, gain, at, inside, width, XOR, G)
+    tl.store(out + at, q.to(tl.int16), inside)
+
+
+def quantize(y: Tensor, mean: Tensor, row: Tensor, gain: Tensor, step: int) -> Tensor:
+    out = torch.empty_like(mean, dtype=torch.int16)
+    w, g = mean.shape[2:]
+    _launch(_quantize_kernel, out.numel(), y, mean, row, gain, out, w, QUADTREE[step], g)
+    return out
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def _reconstruct_kernel(
+    count, q, mean, inv, y_hat, width, XOR: tl.constexpr, G: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr
+):
+    at = _places(LONG, BLOCK)
+    inside = at < count
+    channel, place = _group_place(at, width, XOR, G)
+    value = tl.load(q + at, inside, 0).to(tl.int32) * 256 + tl.load(mean + at, inside, 0)
+    r = requantise(value, tl.load(inv + channel, inside, 0.0), LIMIT16)
+    tl.store(y_hat + place, r.to(tl.int16), inside)
+
+
+def reconstruct(q: Tensor, mean: Tensor, inv: Tensor, step: int, y_hat: Tensor) -> None:
+    w, g = mean.shape[2:]
+    _launch(_reconstruct_kernel, q.numel(), q, mean, inv, y_hat, w, QUADTREE[step], g)
+
+
+# Pixels and sites to channels and back: both sides move in runs of SIZE * C values.
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def _regroup_kernel(
+    count, fine, deep, width, C: tl.constexpr, SIZE: tl.constexpr, SHIFT: tl.constexpr, TO_DEEP: tl.constexpr,
+    LONG: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    at = _places(LONG, BLOCK)  # in `deep`
+    inside = at < count
+    site, run = at // (SIZE * SIZE * C), at % (SIZE * SIZE * C)
+    dy, rest = run // (SIZE * C), run % (SIZE * C)
+    place = ((site // width * SIZE + dy) * width + site % width) * (SIZE * C) + rest
+    if TO_DEEP:
+        tl.store(deep + at, (tl.load(fine + place, inside, 0).to(deep.dtype.element_ty) - SHIFT), inside)
+    else:
+        tl.store(fine + place, tl.load(deep + at, inside, 0), inside)
+
+
+def _space_to_depth(x: Tensor, size: int, dtype: torch.dtype, shift: int) -> Tensor:
+    n, h, w, c = x.shape
+    out = torch.empty(n, h // size, w // size, size * size * c, dtype=dtype, device=x.device)
+    _launch(_regroup_kernel, out.numel(), x, out, w // size, c, size, shift, True)
+    return out
+
+
+def _depth_to_space(x: Tensor, size: int) -> Tensor:
+    n, h, w, c = x.shape
+    c //= size * size
+    out = torch.empty(n, h * size, w * size, c, dtype=x.dtype, device=x.device)
+    _launch(_regroup_kernel, x.numel(), out, x, w, c, size, 0, False)
+    return out
+
+
+def patches_from_image(image: Tensor, size: int = 8) -> Tensor:
+    return _space_to_depth(image, size, torch.int16, 128)
+
+
+def image_from_patches(patches: Tensor, size: int = 8) -> Tensor:
+    return _depth_to_space(patches, size)
+
+
+def space_to_depth2(x: Tensor) -> Tensor:
+    return _space_to_depth(x, 2, x.dtype, 0)
+
+
+def depth_to_space2(x: Tensor) -> Tensor:
+    return _depth_to_space(x, 2)
+
+
+# Packing: the coded positions of a part, or what the encoder needs of them, without the gaps.
+
+
+class SymbolTable(NamedTuple):
+    """The encoder's table: entries int32 [128, 256, 2] (`SymbolEntry` of csrc/rans.h), shift uint8 [128]."""
+
+    entries: Tensor
+    shift: Tensor
+
+    @classmethod
+    def build(cls, freq: Tensor, shift: Tensor, device: torch.device | str) -> SymbolTable:
+        """Entries of frequencies [128, 256] (0..4095, rows sum to 4096) and shifts [128].
+
+        A symbol without frequency has the entry of the escape. The reciprocal is that of Robison, "N-bit unsigned
+        division via N-bit multiply-add" (2005); see csrc/rans.h.
+        """
+        f = freq.cpu().numpy().astype(np.uint64)
+        start = np.cumsum(f, axis=1) - f
+        escape = np.arange(f.shape[1]) == int(_ESCAPE.value)
+        escape = np.broadcast_to(escape, f.shape) | (f == 0)
+        start = np.where(escape, start[:, -1:], start)
+        f = np.where(escape, f[:, -1:], f)
+        log2 = np.floor(np.log2(f)).astype(np.uint64)
+        scale = np.uint64(1) << (np.uint64(32) + log2)
+        down = scale // f
+        power = (f & (f - np.uint64(1))) == 0
+        up = ~power & ((down + np.uint64(1)) * f - scale <= (np.uint64(1) << log2))
+        reciprocal = np.where(power, np.uint64(0xFFFFFFFF), down + up)
+        flags = escape.astype(np.uint64) << np.uint64(6) | (~up).astype(np.uint64) << np.uint64(5)
+        packed = f << np.uint64(20) | start << np.uint64(8) | flags | log2
+        entries = np.stack([reciprocal, packed], axis=-1).astype(np.uint32).view(np.int32)
+        return cls(torch.from_numpy(entries).to(device), shift.to(device))
+
+
+class Packed(NamedTuple):
+    """The coded symbols of one part, in flat order.
+
+    Args:
+        entries: int32 [n, 2], encoder entries; only the first `bounds[-1]` are written.
+        raw: int32 [n], bits << 16 | value: the 0..8 low bits, or with 16 bits the value of an escape.
+        bounds: int32 [groups + 1], coded symbols before the start of each coder group, and of all.
+    """
+
+    entries: Tensor
+    raw: Tensor
+    bounds: Tensor
+
+
+@triton.jit
+def _count_kernel(count, rows, counts, LONG: tl.constexpr, BLOCK: tl.constexpr):
+    at = _places(LONG, BLOCK)
+    coded = tl.load(rows + at, at < count, _SKIP) != _SKIP
+    tl.store(counts + tl.program_id(0), tl.sum(coded.to(tl.int32), 0))
+
+
+@triton.jit
+def _coded_before(counts, block, BLOCK: tl.constexpr):
+    """Coded symbols in all blocks before `block`."""
+    total = tl.zeros([BLOCK], tl.int32)
+    for first in range(0, block, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        total += tl.load(counts + at, at < block, 0)
+    return tl.sum(total, 0)
+
+
+@triton.jit(do_not_specialize=["count", *_SIZES])
+def _bounds_kernel(count, rows, counts, bounds, groups, BLOCK: tl.constexpr):
+    group = tl.program_id(0)
+    end = count.to(tl.int64) * group // groups
+    block = (end // BLOCK).to(tl.int32)
+    at = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    coded = tl.load(rows + at, at < end, _SKIP) != _SKIP
+    tl.store(bounds + group, _coded_before(counts, block, BLOCK) + tl.sum(coded.to(tl.int32), 0))
+
+
+@triton.jit
+def _ranks(row, counts, BLOCK: tl.constexpr):
+    """Which values are coded, and their places in the dense order."""
+    coded = row != _SKIP
+    ones = coded.to(tl.int32)
+    return coded, _coded_before(counts, tl.program_id(0), BLOCK) + tl.cumsum(ones, 0) - ones
+
+
+@triton.jit
+def _pack_rows_kernel(count, rows, counts, positions, LONG: tl.constexpr, BLOCK: tl.constexpr):
+    at = _places(LONG, BLOCK)
+    coded, rank = _ranks(tl.load(rows + at, at < count, _SKIP), counts, BLOCK)
+    tl.store(positions + rank, at.to(tl.int32), coded)
+
+
+@triton.jit
+def _store_entries(q, row, table, shifts, counts, entries, raw, BLOCK: tl.constexpr):
+    """Look the coded symbols up and store their entries densely."""
+    coded, rank = _ranks(row, counts, BLOCK)
+    shift = tl.load(shifts + row, coded, 0).to(tl.int32)
+    symbol = (q >> shift) + _CENTER
+    symbol = tl.where((symbol < 0) | (symbol > _ESCAPE), _ESCAPE, symbol)
+    place = (row * 256 + symbol) * 2
+    packed = tl.load(table + place + 1, coded, 0)
+    escape = (packed & _ESCAPE_FLAG) != 0
+    bits = tl.where(escape, _RAW_BITS, shift)
+    value = q & ((1 << bits) - 1)
+    tl.store(entries + rank.to(tl.int64) * 2, tl.load(table + place, coded, 0), coded)
+    tl.store(entries + rank.to(tl.int64) * 2 + 1, packed, coded)
+    tl.store(raw + rank, bits << 16 | value, coded)
+
+
+@triton.jit
+def _pack_symbols_kernel(
+    count, symbols, rows, table, shifts, counts, entries, raw, LONG: tl.constexpr, BLOCK: tl.constexpr
+):
+    at = _places(LONG, BLOCK)
+    inside = at < count
+    row = tl.load(rows + at, inside, _SKIP).to(tl.int32)
+    q = tl.load(symbols + at, inside, 0).to(tl.int32)
+    _store_entries(q, row, table, shifts, counts, entries, raw, BLOCK)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def _pack_step_kernel(
+    count, y, mean, rows, gain, symbols, table, shifts, counts, entries, raw, width,
+    XOR: tl.constexpr, G: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    at = _places(LONG, BLOCK)
+    inside = at < count
+    q, row = _symbols(y, mean, rows, gain, at, inside, width, XOR, G)
+    tl.store(symbols + at, q.to(tl.int16), inside)
+    _store_entries(q, row, table, shifts, counts, entries, raw, BLOCK)
+
+
+def _count(rows: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Coded values of each block, and bounds as in `Packed`."""
+    n, device = rows.numel(), rows.device
+    counts = torch.empty(triton.cdiv(n, PACK_BLOCK), dtype=torch.int32, device=device)
+    bounds = torch.empty(groups + 1, dtype=torch.int32, device=device)
+    _launch(_count_kernel, n, rows, counts, block=PACK_BLOCK)
+    _bounds_kernel[groups + 1,](n, rows, counts, bounds, groups, PACK_BLOCK, num_warps=8, **EXACT)
+    return counts, bounds
+
+
+def pack_rows(rows: Tensor, groups: int = 1) -> tuple[Tensor, Tensor]:
+    """Coded positions of a part without the gaps.
+
+    Args:
+        rows: uint8, any shape, n values; SKIP_ROW is not coded.
+        groups: coder groups, 1..64; group g has the positions from n * g // groups on.
+
+    Returns:
+        positions int32 [n], of which the first `bounds[-1]` are written, ascending; bounds int32 [groups + 1], as in
+        `Packed`.
+    """
+    counts, bounds = _count(rows, groups)
+    positions = torch.empty(rows.numel(), dtype=torch.int32, device=rows.device)
+    _launch(_pack_rows_kernel, rows.numel(), rows, counts, positions, block=PACK_BLOCK)
+    return positions, bounds
+
+
+def _outputs(rows: Tensor, bounds: Tensor) -> Packed:
+    n, device = rows.numel(), rows.device
+    entries = torch.empty(n, 2, dtype=torch.int32, device=device)
+    return Packed(entries, torch.empty(n, dtype=torch.int32, device=device), bounds)
+
+
+def pack_symbols(symbols: Tensor, rows: Tensor, table: SymbolTable, groups: int = 1) -> Packed:
+    """Encoder entries of a part. symbols int16 and rows uint8 (0..127 or SKIP_ROW) of one shape."""
+    counts, bounds = _count(rows, groups)
+    out = _outputs(rows, bounds)
+    args = (symbols, rows, *table, counts, out.entries, out.raw)
+    _launch(_pack_symbols_kernel, rows.numel(), *args, block=PACK_BLOCK)
+    return out
+
+
+def pack_step(
+    y: Tensor, mean: Tensor, rows: Tensor, gain: Tensor, step: int, table: SymbolTable, groups: int = 1
+) -> tuple[Tensor, Packed]:
+    """`quantize` and `pack_symbols` of its result in one pass; returns (symbols, entries)."""
+    counts, bounds = _count(rows, groups)
+    out, (w, g) = _outputs(rows, bounds), mean.shape[2:]
+    symbols = torch.empty_like(mean, dtype=torch.int16)
+    args = (y, mean, rows, gain, symbols, *table, counts, out.entries, out.raw, w, QUADTREE[step], g)
+    _launch(_pack_step_kernel, rows.numel(), *args, block=PACK_BLOCK)
+    return symbols, out

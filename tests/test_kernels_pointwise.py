@@ -1,0 +1,241 @@
+"""Pointwise Triton kernels: the bits of the reference, in the interpreter or on a GPU; and what they compile to."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dca_fast.config import SKIP_ROW
+from dca_fast.entropy.tables import ESCAPE, build_gaussian_tables
+from dca_fast.ops import reference
+from tests.kernel_tools import (
+    ARCHITECTURES,
+    DEVICE,
+    EXTREME_M,
+    INFINITE_PRODUCTS,
+    check_compiled,
+    compiled,
+    int8,
+    int16,
+    int32,
+    interpreter,
+    kernels,
+    multipliers,
+    same,
+)
+
+numerics = kernels("numerics")
+pointwise = kernels("pointwise")
+
+import triton  # noqa: E402  after kernels(), which chooses the interpreter
+import triton.language as tl  # noqa: E402
+
+pytestmark = INFINITE_PRODUCTS
+requantise, requantise_leaky = numerics.requantise, numerics.requantise_leaky
+
+with interpreter():
+
+    @triton.jit
+    def requantise_kernel(acc, m, out, LIMIT: tl.constexpr, LEAKY: tl.constexpr, BLOCK: tl.constexpr):
+        at = tl.arange(0, BLOCK)
+        if LEAKY:
+            r = requantise_leaky(tl.load(acc + at), tl.load(m + at), LIMIT)
+        else:
+            r = requantise(tl.load(acc + at), tl.load(m + at), LIMIT)
+        tl.store(out + at, r)
+
+
+@pytest.mark.parametrize("limit", [127, 32767, 1 << 20])
+@pytest.mark.parametrize("leaky", [False, True])
+def test_requantise_is_the_rounding_rule(limit: int, leaky: bool) -> None:
+    edges = torch.tensor([0, 1, 2, 3, 5, (1 << 24) + 1, (1 << 30) + 65, (1 << 31) - 1, (1 << 31) - 65])
+    acc = torch.cat([edges, -edges, int32(64 - 2 * len(edges), limit=1 << 30)]).to(torch.int32)
+    for m in (*EXTREME_M, 1 / 3, 2.5, limit / 3e8):
+        scale = torch.full((64,), m)
+        out = torch.empty(64, dtype=torch.int32, device=DEVICE)
+        requantise_kernel[(1,)](acc.to(DEVICE), scale.to(DEVICE), out, limit, leaky, 64, **numerics.EXACT)
+        assert torch.equal(out.cpu(), reference._requantise(acc, scale, limit, leaky)), m
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (0, 4), (3, 2, 20), (2, 5, 7, 33), (1030, 3)])
+def test_operands_and_add(shape: tuple[int, ...]) -> None:
+    x, c = int16(*shape), shape[-1]
+    same(pointwise.operand8, reference.operand8, x, multipliers(c, reach=200))
+    same(pointwise.operand16, reference.operand16, x, multipliers(c, reach=0.7))
+    same(pointwise.add, reference.add, x, int16(*shape))
+
+
+def test_features_with_ties_and_saturation() -> None:
+    ends = torch.cat([torch.arange(-32767, -32700), torch.arange(-300, 301), torch.arange(32700, 32768)])
+    x = ends.to(torch.int16).repeat_interleave(2).view(-1, 2).contiguous()
+    for m in (*EXTREME_M, 1 / 3, 1.5, 2.0**-8):
+        scale = torch.tensor([m, -m])
+        same(pointwise.operand8, reference.operand8, x, scale)
+        same(pointwise.operand16, reference.operand16, x, scale)
+    same(pointwise.add, reference.add, x, x.flip(0).contiguous())
+    same(pointwise.add, reference.add, x, x)
+
+
+@pytest.mark.parametrize("step", range(4))
+@pytest.mark.parametrize(("n", "h", "w", "size"), [(1, 2, 2, 1), (2, 6, 10, 7), (1, 4, 14, 20)])
+def test_quadtree_step(n: int, h: int, w: int, size: int, step: int) -> None:
+    y, mean = int16(n, h, w, 4 * size), int32(n, h, w, size, limit=9000)
+    row = torch.randint(0, 256, mean.shape, dtype=torch.uint8)
+    row[..., 0] = SKIP_ROW
+    same(pointwise.quadtree_gather, reference.quadtree_gather, y, step)
+    same(pointwise.quadtree_gather, reference.quadtree_gather, y.int() * 30000, step)
+    gain = multipliers(4 * size, reach=1.0)
+    same(pointwise.quantize, reference.quantize, y, mean, row, gain, step)
+    q = reference.quantize(y, mean, row, gain, step)
+    same(pointwise.reconstruct, reference.reconstruct, q, mean, 1 / gain, step, y)
+
+
+def test_large_means_and_symbols_saturate() -> None:
+    y = torch.full((1, 2, 2, 4), 32767, dtype=torch.int16)
+    for mean, gain in itertools.product((-(1 << 20), 0, 1 << 20), (-1e9, -1.0, 3e38)):
+        means = torch.full((1, 2, 2, 1), mean, dtype=torch.int32)
+        gains = torch.full((4,), gain)
+        same(pointwise.quantize, reference.quantize, y, means, torch.zeros_like(means).to(torch.uint8), gains, 2)
+        same(pointwise.reconstruct, reference.reconstruct, y[..., :1].contiguous() // 4, means, gains, 1, y)
+
+
+@pytest.mark.parametrize(("n", "h", "w"), [(1, 8, 8), (2, 8, 24)])
+def test_pixels_and_sites(n: int, h: int, w: int) -> None:
+    image = torch.randint(0, 256, (n, h, w, 3), dtype=torch.uint8)
+    for size in (8, 4):
+        same(pointwise.patches_from_image, reference.patches_from_image, image, size)
+    patches = (reference.patches_from_image(image) + 128).to(torch.uint8)
+    same(pointwise.image_from_patches, reference.image_from_patches, patches)
+    for x in (int8(n, h, w, 5), int16(n, h, w, 16)):
+        same(pointwise.space_to_depth2, reference.space_to_depth2, x)
+        same(pointwise.depth_to_space2, reference.depth_to_space2, reference.space_to_depth2(x))
+
+
+# Packing.
+
+
+def rows_of(n: int, coded: float) -> Tensor:
+    rows = torch.randint(0, 128, (n,), dtype=torch.uint8)
+    return rows.masked_fill_(torch.rand(n) >= coded, SKIP_ROW)
+
+
+def expected_bounds(rows: Tensor, groups: int) -> list[int]:
+    n = len(rows)
+    return [int((rows[: n * g // groups] != SKIP_ROW).sum()) for g in range(groups + 1)]
+
+
+@pytest.mark.parametrize(("n", "coded", "groups"), [(1, 1.0, 1), (1, 0.0, 3), (777, 0.3, 5), (12500, 0.5, 7)])
+def test_pack_rows(n: int, coded: float, groups: int) -> None:
+    rows = rows_of(n, coded)
+
+    def expected(rows: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+        return torch.nonzero(rows != SKIP_ROW).flatten().int(), torch.tensor(expected_bounds(rows, groups)).int()
+
+    def packed(rows: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+        positions, bounds = pointwise.pack_rows(rows, groups)
+        count = int(bounds[-1])
+        assert len(set(positions[count:].tolist())) <= 1  # what is not used is not written
+        return positions[:count], bounds
+
+    same(packed, expected, rows, groups)
+
+
+@pytest.fixture(scope="module")
+def tables() -> tuple[Tensor, Tensor]:
+    built = build_gaussian_tables()
+    return torch.from_numpy(built.freq), torch.from_numpy(built.shift)
+
+
+def expected_symbols(symbols: Tensor, rows: Tensor, freq: Tensor, shift: Tensor) -> list[tuple[int, ...]]:
+    """(freq, start, is escape, bits, raw value) of every coded symbol, as docs/bitstream.md has it."""
+    out = []
+    f, start = freq.numpy().astype(int), freq.numpy().astype(int).cumsum(axis=1)
+    for v, row in zip(symbols.flatten().tolist(), rows.flatten().tolist(), strict=True):
+        if row == SKIP_ROW:
+            continue
+        k = int(shift[row])
+        s = (v >> k) + 127
+        s = s if 0 <= s < ESCAPE and f[row, s] > 0 else ESCAPE
+        bits = 16 if s == ESCAPE else k
+        out.append((f[row, s], start[row, s] - f[row, s], s == ESCAPE, bits, v & ((1 << bits) - 1)))
+    return out
+
+
+def unpacked(packed: pointwise.Packed) -> list[tuple[int, ...]]:
+    count = int(packed.bounds[-1])
+    word = packed.entries[:count, 1].cpu().numpy().astype(np.uint32).astype(int)
+    raw = packed.raw[:count].cpu().numpy()
+    fields = (word >> 20, word >> 8 & 0xFFF, word >> 6 & 1, raw >> 16, raw & 0xFFFF)
+    return list(zip(*(field.tolist() for field in fields), strict=True))
+
+
+def test_symbol_entries_divide_exactly(tables: tuple[Tensor, Tensor]) -> None:
+    entries = pointwise.SymbolTable.build(*tables, "cpu").entries.numpy().view(np.uint32).astype(np.uint64)
+    reciprocal, packed = entries[..., 0], entries[..., 1]
+    freq, increment, log2 = packed >> np.uint64(20), packed >> np.uint64(5) & np.uint64(1), packed & np.uint64(31)
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        x = generator.integers(0, freq << np.uint64(20), dtype=np.uint64)  # a state about to be divided
+        for state in (x, (x // freq) * freq, (freq << np.uint64(20)) - np.uint64(1)):
+            quotient = (state + increment) * reciprocal >> (np.uint64(32) + log2)
+            assert (quotient == state // freq).all()
+
+
+@pytest.mark.parametrize(("n", "coded"), [(5, 1.0), (4500, 0.5)])
+def test_pack_symbols(tables: tuple[Tensor, Tensor], n: int, coded: float) -> None:
+    rows = rows_of(n, coded)
+    symbols = (torch.randn(n) * 0.1 * 2 ** (rows.float().clamp(max=127) / 12)).clamp(-8191, 8191).to(torch.int16)
+    symbols[::7] = int16(len(symbols[::7]), limit=8191)  # escapes
+    symbols[-1] = -8191
+    table = pointwise.SymbolTable.build(*tables, DEVICE)
+    packed = pointwise.pack_symbols(symbols.to(DEVICE), rows.to(DEVICE), table, 3)
+    expected = expected_symbols(symbols, rows, *tables)
+    assert unpacked(packed) == expected
+    assert packed.bounds.tolist() == expected_bounds(rows, 3)
+
+
+def test_pack_step_is_quantise_then_pack(tables: tuple[Tensor, Tensor]) -> None:
+    n, h, w, g = 1, 6, 10, 80
+    y, mean = int16(n, h, w, 4 * g, limit=3000), int32(n, h, w, g, limit=9000)
+    rows, gain = rows_of(n * h * w * g, 0.6).view(n, h, w, g), multipliers(4 * g, reach=2.0)
+    table = pointwise.SymbolTable.build(*tables, DEVICE)
+    for step in range(4):
+        expected = reference.quantize(y, mean, rows, gain, step)
+        args = (t.to(DEVICE) for t in (y, mean, rows, gain))
+        symbols, packed = pointwise.pack_step(*args, step, table, 4)
+        assert torch.equal(symbols.cpu(), expected)
+        assert unpacked(packed) == expected_symbols(expected, rows, *tables)
+        assert packed.bounds.tolist() == expected_bounds(rows.flatten(), 4)
+
+
+# Compilation, with the shapes of dca-s.
+
+
+def dca_s_calls() -> None:
+    h, w = 16, 24
+    x, y, mean = int16(1, h, w, 160), int16(1, h, w, 384), int32(1, h, w, 96)
+    row, m = torch.zeros(1, h, w, 96, dtype=torch.uint8), torch.ones(384)
+    image = torch.zeros(1, 128, 192, 3, dtype=torch.uint8)
+    pointwise.operand8(x, m)
+    pointwise.operand16(y, m)
+    pointwise.add(x, x)
+    pointwise.quadtree_gather(y, 1)
+    pointwise.quantize(y, mean, row, m, 1)
+    pointwise.reconstruct(y[..., :96].contiguous(), mean, m, 1, y)
+    pointwise.image_from_patches(pointwise.patches_from_image(image).to(torch.uint8))
+    pointwise.depth_to_space2(pointwise.space_to_depth2(int8(1, h, w, 160)))
+    table = pointwise.SymbolTable(torch.zeros(128, 256, 2, dtype=torch.int32), torch.zeros(128, dtype=torch.uint8))
+    pointwise.pack_rows(row, 4)
+    pointwise.pack_symbols(y[..., :96].contiguous(), row, table, 4)
+    pointwise.pack_step(y, mean, row, m, 1, table, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_kernels_compile(architecture: int) -> None:
+    for record in compiled(__name__, "dca_s_calls", architecture):
+        check_compiled(record, architecture, tensor_core=False)

@@ -1,0 +1,72 @@
+"""The whole integer program on Triton kernels: the same symbols, latents and pixels as the reference."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+
+import pytest
+import torch
+from torch import Tensor
+
+from dca_fast import latents, weights
+from dca_fast.config import SKIP_ROW
+from dca_fast.ops import Ops, reference
+from dca_fast.program import Program, ProgramSet
+from dca_fast.testing import photograph
+from tests.kernel_tools import DEVICE, INFINITE_PRODUCTS, kernels
+
+ops = kernels("ops")
+pytestmark = INFINITE_PRODUCTS
+
+
+class Kept(latents.EncoderSource):
+    """Quantises, and keeps symbols and rows of each part on the CPU."""
+
+    def _keep(self, symbols: Tensor, rows: Tensor) -> Tensor:
+        self.parts.append((symbols.cpu(), rows.cpu()))
+        return symbols
+
+
+class Checked(Kept):
+    """The same, and compares them with what another encoder kept: then a decoder's walk is this one too."""
+
+    def __init__(
+        self, program: Program, y: Tensor, z: dict[str, Tensor], expected: list[tuple[Tensor, Tensor]]
+    ) -> None:
+        super().__init__(program, y, z)
+        self._expected = expected
+
+    def _keep(self, symbols: Tensor, rows: Tensor) -> Tensor:
+        part = len(self.parts)
+        super()._keep(symbols, rows)
+        assert torch.equal(self.parts[part][1], self._expected[part][1]), f"rows of part {part}"
+        assert torch.equal(self.parts[part][0], self._expected[part][0]), f"symbols of part {part}"
+        return symbols
+
+
+@pytest.mark.slow
+def test_the_program_on_kernels_is_the_reference_program() -> None:
+    grid, valid = (4, 4), (4, 3)
+    model = weights.load(weights.find("dca-s"))
+    program = ProgramSet(model, ops.OPS, DEVICE).at(6000)
+    oracle = ProgramSet(model, reference.OPS).at(6000)
+    image = torch.from_numpy(photograph(64, 64, seed=7))[None]
+    y, mine = oracle.analyse(image), program.analyse(image.to(DEVICE))
+    assert torch.equal(mine.cpu(), y)
+    source = Kept(oracle, y, oracle.hyper_analyse(y))
+    y_hat = latents.code(oracle, source, grid, valid)
+    assert sum(int((rows != SKIP_ROW).sum()) for _, rows in source.parts) > 500
+    checked = Checked(program, mine, program.hyper_analyse(mine), source.parts)
+    mine = latents.code(program, checked, grid, valid)
+    assert len(checked.parts) == len(source.parts)
+    assert torch.equal(mine.cpu(), y_hat)
+    assert torch.equal(program.synthesise(mine).cpu(), oracle.synthesise(y_hat))
+
+
+def test_operations_have_the_names_and_signatures_of_the_reference() -> None:
+    assert ops.OPS.name == "triton"
+    for field in dataclasses.fields(Ops):
+        if field.name != "name":
+            mine, definition = getattr(ops.OPS, field.name), getattr(reference, field.name)
+            assert inspect.signature(mine) == inspect.signature(definition), field.name
