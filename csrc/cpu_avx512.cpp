@@ -13,17 +13,19 @@
 #define UNROLL _Pragma("unroll")
 #else
 #pragma GCC push_options
-#pragma GCC diagnostic ignored \
-    "-Wmaybe-uninitialized"  // a false alarm inside the intrinsics headers of GCC 12
+#pragma GCC diagnostic ignored "-Wuninitialized"  // false alarms inside the intrinsics headers of GCC 12
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
+#define OWN_STORES
 #define OWN_DEPTHWISE
+#define OWN_TOKENS
 
 namespace dca {
 namespace {
 
-constexpr int kTileRows = 12;
+constexpr int kTileRows = 4;  // few, so that the epilogue of a tile overlaps with the products of the next
 constexpr int kTileBlocks = 2;
 constexpr bool kBytes = true;
 
@@ -52,6 +54,8 @@ inline I16 sub(I16 a, I16 b) { return _mm512_sub_epi32(a, b); }
 inline I16 mul(I16 a, I16 b) { return _mm512_mullo_epi32(a, b); }
 inline I16 min(I16 a, I16 b) { return _mm512_min_epi32(a, b); }
 inline I16 max(I16 a, I16 b) { return _mm512_max_epi32(a, b); }
+inline I16 bit_and(I16 a, I16 b) { return _mm512_and_si512(a, b); }
+inline I16 bit_or(I16 a, I16 b) { return _mm512_or_si512(a, b); }
 template <int N>
 inline I16 sra(I16 a) {
   return _mm512_srai_epi32(a, N);
@@ -85,6 +89,72 @@ inline void lookup(const uint8_t* table, const uint8_t* index, uint8_t* out, int
     const __mmask32 odd = _mm512_test_epi16_mask(at, _mm512_set1_epi16(1));
     const I16 value = _mm512_mask_srli_epi16(pair, odd, pair, 8);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), _mm512_cvtepi16_epi8(value));
+  }
+}
+
+// Rounded and clamped to [-most, most]: the smaller magnitude with the sign of the first.
+inline I16 round_within(F16 a, F16 most) {
+  return _mm512_cvt_roundps_epi32(_mm512_range_ps(a, most, 2), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+// Stores. Packing two registers of 32-bit values interleaves them by 128-bit lanes, so the columns of a group
+// are laid out such that the packed ones are in order: register j, element 4 L + i holds column 8 L + 4 j + i.
+
+int grouped(int position) { return position % 16 / 4 * 8 + position / 16 * 4 + position % 4; }
+
+inline __mmask32 first_of_32(int n) { return n >= 32 ? 0xffffffffu : (1u << n) - 1; }
+
+inline I16 pack_words(const F16* r, F16 most) {
+  return _mm512_packs_epi32(round_within(r[0], most), round_within(r[1], most));
+}
+
+inline void store_bytes(void* out, const F16* r, int n, bool operands) {
+  const __m256i flip = _mm256_set1_epi8(operands ? -128 : 0);
+  const __m256i bytes = _mm256_xor_si256(_mm512_cvtepi16_epi8(pack_words(r, setf(127.0f))), flip);
+  if (n >= 32 || operands) {
+    _mm256_storeu_si256(static_cast<__m256i*>(out), bytes);
+  } else {
+    _mm256_mask_storeu_epi8(out, first_of_32(n), bytes);
+  }
+}
+
+template <bool RESIDUAL>
+inline void store_words(int16_t* out, const F16* r, int n, const int16_t* residual) {
+  const I16 least = _mm512_set1_epi16(-32767);
+  I16 words = pack_words(r, setf(32767.0f));
+  if (n >= 32) {
+    if (RESIDUAL) words = _mm512_max_epi16(_mm512_adds_epi16(words, _mm512_loadu_si512(residual)), least);
+    _mm512_storeu_si512(out, words);
+  } else {
+    const __mmask32 valid = first_of_32(n);
+    if (RESIDUAL) {
+      words = _mm512_max_epi16(_mm512_adds_epi16(words, _mm512_maskz_loadu_epi16(valid, residual)), least);
+    }
+    _mm512_mask_storeu_epi16(out, valid, words);
+  }
+}
+
+inline void store_pixels(uint8_t* out, const F16* r, int n) {
+  const I16 words = _mm512_adds_epi16(pack_words(r, setf(32767.0f)), _mm512_set1_epi16(128));
+  const __m256i bytes = _mm512_cvtusepi16_epi8(_mm512_max_epi16(words, _mm512_setzero_si512()));
+  _mm256_mask_storeu_epi8(out, first_of_32(n), bytes);
+}
+
+// Unpacking words to 32 bits is in the order of a group, too.
+void pack_features(const int16_t* x, const int64_t* site, int rows, const float* m, int k, char* out,
+                   int64_t stride) {
+  const F16 most = setf(127.0f);
+  for (int r = 0; r < rows; ++r, out += stride) {
+    const int16_t* row = x + (site ? site[r] : r) * k;
+    for (int i = 0; i < k; i += 32) {
+      const I16 v = _mm512_maskz_loadu_epi16(first_of_32(k - i), row + i);
+      const I16 a = _mm512_srai_epi32(_mm512_unpacklo_epi16(v, v), 16);
+      const I16 b = _mm512_srai_epi32(_mm512_unpackhi_epi16(v, v), 16);
+      const F16 product[2] = {mul(to_float(a), loadf(m + i)), mul(to_float(b), loadf(m + i + 16))};
+      const __m256i bytes = _mm512_cvtepi16_epi8(pack_words(product, most));
+      const __m256i operands = _mm256_xor_si256(bytes, _mm256_set1_epi8(-128));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), operands);
+    }
   }
 }
 
@@ -122,9 +192,10 @@ inline I16 load_permuted(const T* p, int s) {  // elements 16 L + 4 s + i
   return _mm512_inserti32x4(v, _mm_loadu_si128(q + 12), 3);
 }
 
-void depthwise_columns(const int8_t* const rows[3], int width, int c, int base, __mmask64 valid,
-                       const char* w, const int32_t* bias, const float* m, int8_t* out) {
+void depthwise_columns(const char* const rows[3], int width, int64_t pitch, int base, __mmask64 valid,
+                       const char* w, const int32_t* bias, const float* m, char* out) {
   const I16 offset = _mm512_set1_epi8(-128);
+  const F16 most = setf(127.0f);
   I16 weight[3][4], start[4], before[4], now[4], column[4];
   F16 scale[4];
   for (int s = 0; s < 4; ++s) {
@@ -135,11 +206,11 @@ void depthwise_columns(const int8_t* const rows[3], int width, int c, int base, 
     now[s] = dot<4>(start[s], offset, weight[0][s]);  // the column left of the map is zero
   }
   for (int x = 0; x <= width; ++x) {  // column x completes output x - 1
-    const int64_t at = static_cast<int64_t>(x) * c + base;
+    const int64_t at = x * pitch + base;
     if (x < width) {
-      const I16 a = _mm512_xor_si512(_mm512_maskz_loadu_epi8(valid, rows[0] + at), offset);
-      const I16 b = _mm512_xor_si512(_mm512_maskz_loadu_epi8(valid, rows[1] + at), offset);
-      const I16 d = _mm512_xor_si512(_mm512_maskz_loadu_epi8(valid, rows[2] + at), offset);
+      const I16 a = _mm512_maskz_loadu_epi8(valid, rows[0] + at);
+      const I16 b = _mm512_maskz_loadu_epi8(valid, rows[1] + at);
+      const I16 d = _mm512_maskz_loadu_epi8(valid, rows[2] + at);
       const I16 ab_low = _mm512_unpacklo_epi8(a, b), ab_high = _mm512_unpackhi_epi8(a, b);
       const I16 d_low = _mm512_unpacklo_epi8(d, offset), d_high = _mm512_unpackhi_epi8(d, offset);
       column[0] = _mm512_unpacklo_epi16(ab_low, d_low);
@@ -152,27 +223,171 @@ void depthwise_columns(const int8_t* const rows[3], int width, int c, int base, 
     I16 done[4];
     UNROLL for (int s = 0; s < 4; ++s) {
       const I16 acc = dot<4>(before[s], column[s], weight[2][s]);
-      done[s] = round_clamp(mul(to_float(acc), scale[s]), -127.0f, 127.0f);
+      done[s] = round_within(mul(to_float(acc), scale[s]), most);
       before[s] = dot<4>(now[s], column[s], weight[1][s]);
       now[s] = dot<4>(start[s], column[s], weight[0][s]);
     }
     if (x > 0) {
       const I16 packed =
           _mm512_packs_epi16(_mm512_packs_epi32(done[0], done[1]), _mm512_packs_epi32(done[2], done[3]));
-      _mm512_mask_storeu_epi8(out + at - c, valid, packed);
+      const I16 operands = _mm512_xor_si512(packed, offset);
+      _mm512_mask_storeu_epi8(out + at - pitch, valid, operands);
     }
   }
 }
 
-void depthwise(const int8_t* const rows[3], int width, int c, const char* w, const int32_t* bias,
-               const float* m, int8_t* out) {
+void depthwise(const char* const rows[3], int width, int c, const char* w, const int32_t* bias,
+               const float* m, char* out) {
+  const int64_t pitch = round_up(c, 2 * kLanes);
   for (int base = 0; base < c; base += kWide, w += 3 * 4 * kWide) {
-    const __mmask64 valid = c - base >= kWide ? ~0ull : (1ull << (c - base)) - 1;
-    depthwise_columns(rows, width, c, base, valid, w, bias, m, out);
+    const __mmask64 valid = pitch - base >= kWide ? ~0ull : 0xffffffffull;
+    depthwise_columns(rows, width, pitch, base, valid, w, bias, m, out);
+  }
+}
+
+// Attention over few tokens: a register holds the scores of one site for two heads, eight tokens each.
+
+constexpr int kTokensPacked = 9 * 64;  // two heads: where the sums start, then eight words of their keys
+constexpr int kValuesPacked = 4 * 64;  // one head: two registers of channels, four tokens a word
+
+size_t tokens_bytes(int heads) {
+  return static_cast<size_t>((heads + 1) / 2 * kTokensPacked + heads * kValuesPacked);
+}
+
+void pack_tokens(const int8_t* k, const int8_t* v, int heads, int tokens, char* packed) {
+  const int64_t channels = int64_t{heads} * kFewDepth;
+  std::memset(packed, 0, tokens_bytes(heads));
+  for (int head = 0; head < heads; ++head) {
+    char* keys = packed + head / 2 * kTokensPacked;
+    char* values = packed + (heads + 1) / 2 * kTokensPacked + head * kValuesPacked;
+    for (int token = 0; token < tokens; ++token) {
+      const int lane = head % 2 * 8 + token;
+      int32_t sum = 0;
+      for (int c = 0; c < kFewDepth; ++c) {
+        const int64_t at = token * channels + head * kFewDepth + c;
+        sum += k[at];
+        keys[64 + c / 4 * 64 + lane * 4 + c % 4] = static_cast<char>(k[at]);
+        // position of channel c in the order of a group, see `grouped`
+        const int place = c % 8 / 4 * 16 + c / 8 * 4 + c % 4;
+        values[place / 16 * 128 + token / 4 * 64 + place % 16 * 4 + token % 4] = static_cast<char>(v[at]);
+      }
+      reinterpret_cast<int32_t*>(keys)[lane] = -128 * sum;
+    }
+  }
+}
+
+// Distances from the best score of each head, for two heads of one site.
+inline void token_distances(const char* q, const char* keys, F16 m, __mmask16 present, uint8_t* out) {
+  const I16 site = _mm512_loadu_si512(q);
+  const I16 first = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 8, 8, 8, 8, 8, 8, 8, 8);
+  I16 acc[2] = {_mm512_loadu_si512(keys), _mm512_setzero_si512()};
+  UNROLL for (int word = 0; word < 8; ++word) {
+    const I16 x = _mm512_permutexvar_epi32(_mm512_add_epi32(first, _mm512_set1_epi32(word)), site);
+    acc[word % 2] = dot<4>(acc[word % 2], x, _mm512_loadu_si512(keys + 64 + word * 64));
+  }
+  const F16 scaled = mul(to_float(add(acc[0], acc[1])), m);
+  const I16 score = round_clamp(scaled, -static_cast<float>(kMeanLimit), static_cast<float>(kMeanLimit));
+  I16 best = _mm512_mask_mov_epi32(_mm512_set1_epi32(INT32_MIN / 2), present, score);
+  best = max(best, _mm512_shuffle_epi32(best, _MM_PERM_CDAB));
+  best = max(best, _mm512_shuffle_epi32(best, _MM_PERM_BADC));
+  best = max(best, _mm512_shuffle_i32x4(best, best, 0xb1));
+  const I16 distance = min(sub(best, score), set(255));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(distance));
+}
+
+// sum of weight * value, times the reciprocal, rounded: exact in doubles, all of it is below 2^48 in units of 2^-40.
+inline __m256i token_means(__m256i acc, __m512d reciprocal) {
+  const __m512d mean = _mm512_fmadd_pd(_mm512_cvtepi32_pd(acc), reciprocal, _mm512_set1_pd(0.5));
+  return _mm512_cvt_roundpd_epi32(mean, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+}
+
+inline I16 token_half(I16 e0, I16 e1, const char* values, __m512d reciprocal) {
+  I16 acc = dot<4>(_mm512_setzero_si512(), e0, _mm512_loadu_si512(values));
+  acc = dot<4>(acc, e1, _mm512_loadu_si512(values + 64));
+  const __m256i low = token_means(_mm512_castsi512_si256(acc), reciprocal);
+  const __m256i high = token_means(_mm512_extracti64x4_epi64(acc, 1), reciprocal);
+  return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+
+void tokens(const TokenTask& t) {
+  constexpr int kRow = kFewHeads * kFewTokens;  // one register of weights a site
+  alignas(64) uint8_t distance[kStrip * kRow], weight[kStrip * kRow];
+  const int64_t stride = round_up(int64_t{t.heads} * kFewDepth, 2 * kLanes);
+  const int pairs = (t.heads + 1) / 2;
+  const auto present = static_cast<__mmask16>(((1 << t.tokens) - 1) * 0x101);
+  const __mmask64 weighed = present * 0x1000100010001ull;
+  std::memset(distance, 0, sizeof distance);
+  for (int r = 0; r < t.rows; ++r)
+    for (int p = 0; p < pairs; ++p) {
+      const char* q = t.q + r * stride + p * 64;
+      token_distances(q, t.packed + p * kTokensPacked, setf(t.m), present, distance + r * kRow + p * 16);
+    }
+  int64_t lookups = int64_t{t.rows} * kRow;
+  lookup(t.table, distance, weight, lookups);
+  const char* values = t.packed + pairs * kTokensPacked;
+  for (int r = 0; r < t.rows; ++r) {
+    const I16 e = _mm512_maskz_loadu_epi8(weighed, weight + r * kRow);
+    const __m512d sums = _mm512_cvtepi64_pd(_mm512_sad_epu8(e, _mm512_setzero_si512()));
+    // The quotient has 40 bits and is at least 2^-11 away from the next integer if it is none: floor is exact.
+    const __m512d quotient = _mm512_div_pd(_mm512_set1_pd(1099511627776.0), sums);
+    alignas(64) double reciprocal[kFewHeads];
+    alignas(64) int32_t words[2 * kFewHeads];
+    _mm512_store_pd(reciprocal, _mm512_mul_pd(_mm512_roundscale_pd(quotient, _MM_FROUND_TO_NEG_INF),
+                                              _mm512_set1_pd(1.0 / 1099511627776.0)));
+    _mm512_store_si512(words, e);
+    for (int head = 0; head < t.heads; ++head) {
+      const I16 e0 = set(words[2 * head]), e1 = set(words[2 * head + 1]);
+      const __m512d scale = _mm512_set1_pd(reciprocal[head]);
+      const I16 a = token_half(e0, e1, values + head * kValuesPacked, scale);
+      const I16 b = token_half(e0, e1, values + head * kValuesPacked + 128, scale);
+      const __m256i bytes = _mm512_cvtepi16_epi8(_mm512_packs_epi32(a, b));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(t.out + r * stride + head * kFewDepth),
+                          _mm256_xor_si256(bytes, _mm256_set1_epi8(-128)));
+    }
   }
 }
 
 #include "cpu_kernels_impl.h"
+
+// The two halves of a gate are the two registers of a tile; four rows are packed at a time.
+inline I16 gated(I16 u, I16 v, const Scales& scale, F16 g) {
+  const F16 most = setf(127.0f);
+  const F16 a = _mm512_range_ps(mul(to_float(u), scale.m[0]), most, 2);
+  const F16 b = _mm512_range_ps(mul(to_float(v), scale.m[1]), most, 2);
+  constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  const F16 product = mul(_mm512_roundscale_ps(a, kNearest), _mm512_roundscale_ps(b, kNearest));
+  return round_within(mul(product, g), most);
+}
+
+template <int QUARTER>
+inline void store_gated(const LinearTask& t, int64_t stride, int row, int c, I16 packed) {
+  if (row >= t.rows) return;
+  char* out = static_cast<char*>(t.out) + (t.out_site ? t.out_site[row] : row) * stride + c;
+  const __m128i bytes = _mm512_extracti32x4_epi32(packed, QUARTER);
+  if (t.operands || t.o - c >= 16) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), bytes);
+  } else {
+    _mm_mask_storeu_epi8(out, static_cast<__mmask16>((1 << (t.o - c)) - 1), bytes);
+  }
+}
+
+INLINE void Gate::operator()(int row, int col, const Tile& acc) const {
+  const Scales scale(t.w.m + col);
+  const F16 g = setf(t.g);
+  const I16 order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  const I16 flip = _mm512_set1_epi8(t.operands ? -128 : 0);
+  const int c = col / 2;
+  UNROLL for (int i = 0; i < kTileRows; i += 4) {
+    I16 v[4];
+    UNROLL for (int s = 0; s < 4; ++s) v[s] = gated(acc[i + s][0], acc[i + s][1], scale, g);
+    I16 packed = _mm512_packs_epi16(_mm512_packs_epi32(v[0], v[1]), _mm512_packs_epi32(v[2], v[3]));
+    packed = _mm512_xor_si512(_mm512_permutexvar_epi32(order, packed), flip);
+    store_gated<0>(t, stride, row + i, c, packed);
+    store_gated<1>(t, stride, row + i + 1, c, packed);
+    store_gated<2>(t, stride, row + i + 2, c, packed);
+    store_gated<3>(t, stride, row + i + 3, c, packed);
+  }
+}
 
 }  // namespace
 }  // namespace dca

@@ -216,6 +216,30 @@ std::unique_ptr<PackedHead> make_head(const py::array& w, const py::array& b, co
   return head;
 }
 
+std::unique_ptr<PackedDecoded> make_decoded(const py::array& w, const py::array& b, const py::array& m, int step) {
+  int64_t o;
+  const int16_t* values = rows_of<int16_t>(w, "w", kAny, o);
+  require(w.ndim() == 2 && o >= 1 && o <= kMaxChannels && w.shape(1) % 4 == 0, "w: expected [O, 4G]");
+  require(step >= 1 && step < 4, "step: expected 1, 2 or 3");
+  const int64_t size = w.shape(1) / 4;
+  const int32_t* bias = data<int32_t>(b, "b", {o});
+  const float* scale = data<float>(m, "m", {o});
+  auto decoded = std::make_unique<PackedDecoded>();
+  decoded->size = static_cast<int>(size);
+  decoded->step = step;
+  std::vector<int16_t> columns(static_cast<size_t>(o * step * size));
+  for (int parity = 0; parity < 4; ++parity) {
+    int16_t* to = columns.data();
+    for (int64_t i = 0; i < o; ++i)
+      for (int earlier = 0; earlier < step; ++earlier, to += size) {
+        const int16_t* from = values + (i * 4 + quadtree_group(parity, earlier)) * size;
+        std::copy(from, from + size, to);
+      }
+    decoded->linear[static_cast<size_t>(parity)] = pack(columns.data(), bias, scale, o, step * size);
+  }
+  return decoded;
+}
+
 // Operations.
 
 template <class T>
@@ -299,6 +323,18 @@ const uint8_t* exponential_table(const py::array& table) {
   return values;
 }
 
+// Checks what windows of a map must fulfil; `bias` and `table` must outlive the result.
+Attention window_arguments(const Map& map, int heads, int window, int shift, float m, const py::array& bias,
+                           const py::array& table) {
+  require(window >= 1 && window <= 64 && map.h % window == 0 && map.w % window == 0,
+          "window: expected at most 64 and a divisor of height and width");
+  require(heads >= 1 && map.c % heads == 0, "heads: expected a divisor of the channels");
+  require(shift >= 0 && shift < window, "shift: expected 0 <= shift < window");
+  finite(&m, 1);
+  const int64_t area = static_cast<int64_t>(window) * window;
+  return {heads, window, shift, m, data<int32_t>(bias, "bias", {heads, area, area}), exponential_table(table)};
+}
+
 py::array_t<int8_t> bind_window_attention(const py::array& q, const py::array& k, const py::array& v,
                                           int heads, int window, int shift, float m, const py::array& bias,
                                           const py::array& table) {
@@ -306,18 +342,53 @@ py::array_t<int8_t> bind_window_attention(const py::array& q, const py::array& k
   const int8_t* query = map_of<int8_t>(q, "q", kAny, map);
   const int8_t* key = data<int8_t>(k, "k", {map.n, map.h, map.w, map.c});
   const int8_t* value = data<int8_t>(v, "v", {map.n, map.h, map.w, map.c});
-  require(window >= 1 && window <= 64 && map.h % window == 0 && map.w % window == 0,
-          "window: expected at most 64 and a divisor of height and width");
-  require(heads >= 1 && map.c % heads == 0, "heads: expected a divisor of the channels");
-  require(shift >= 0 && shift < window, "shift: expected 0 <= shift < window");
-  finite(&m, 1);
-  const int64_t area = static_cast<int64_t>(window) * window;
-  const int32_t* offsets = data<int32_t>(bias, "bias", {heads, area, area});
-  const uint8_t* exponentials = exponential_table(table);
+  const Attention attention = window_arguments(map, heads, window, shift, m, bias, table);
   auto out = like<int8_t>(q, map.c);
   int8_t* to = out.mutable_data();
   Running running;
-  window_attention(query, key, value, map, heads, window, shift, m, offsets, exponentials, to);
+  window_attention(query, key, value, map, attention, to);
+  return out;
+}
+
+// A projection of attention, c to c, and what makes its operands.
+const float* square(const PackedLinear& first, int outputs, const PackedLinear& last, const py::array& m_in) {
+  require(first.bits == 8 && last.bits == 8, "w: expected int8 weights");
+  require(first.o == outputs && last.k == first.k && last.o == first.k,
+          "weights: the layers of the block do not fit each other");
+  return data<float>(m_in, "m_in", {first.k});
+}
+
+py::array_t<int16_t> bind_window_block(const py::array& x, const py::array& m_in, const PackedLinear& qkv,
+                                       int heads, int window, int shift, float m, const py::array& bias,
+                                       const py::array& table, const PackedLinear& project) {
+  Map map;
+  const int16_t* in = map_of<int16_t>(x, "x", qkv.k, map);
+  const float* scale = square(qkv, 3 * qkv.k, project, m_in);
+  const Attention attention = window_arguments(map, heads, window, shift, m, bias, table);
+  auto out = like<int16_t>(x, map.c);
+  int16_t* to = out.mutable_data();
+  Running running;
+  window_block(in, map, scale, qkv, attention, project, to);
+  return out;
+}
+
+py::array_t<int16_t> bind_token_block(const py::array& x, const py::array& k, const py::array& v,
+                                      const py::array& m_in, const PackedLinear& query, int heads, float m,
+                                      const py::array& table, const PackedLinear& project) {
+  Map map;
+  const int16_t* in = map_of<int16_t>(x, "x", query.k, map);
+  const float* scale = square(query, query.k, project, m_in);
+  const int8_t* key = data<int8_t>(k, "k", {map.n, kAny, map.c});
+  const int64_t tokens = k.shape(1);
+  const int8_t* value = data<int8_t>(v, "v", {map.n, tokens, map.c});
+  require(tokens >= 1 && tokens <= (1 << 26), "k: expected 1 to 2^26 tokens");
+  require(heads >= 1 && map.c % heads == 0, "heads: expected a divisor of the channels");
+  finite(&m, 1);
+  const Attention attention = {heads, 0, 0, m, nullptr, exponential_table(table)};
+  auto out = like<int16_t>(x, map.c);
+  int16_t* to = out.mutable_data();
+  Running running;
+  token_block(in, map, key, value, static_cast<int>(tokens), scale, query, attention, project, to);
   return out;
 }
 
@@ -340,18 +411,21 @@ py::array_t<int8_t> bind_token_attention(const py::array& q, const py::array& k,
   return out;
 }
 
-py::tuple bind_head(const py::array& t, const PackedHead& p, int step) {
+py::tuple bind_head(const py::array& t, const PackedHead& p, int step, int skip, int64_t valid_h, int64_t valid_w) {
   Map map;
   const int8_t* in = map_of<int8_t>(t, "t", p.c, map);
   even(map);
   step_of(step);
+  require(skip >= 0 && skip <= kMaxRow + 1, "skip: expected 0 to 128");
+  require(valid_h >= 0 && valid_h <= map.h && valid_w >= 0 && valid_w <= map.w,
+          "valid: expected at most height and width");
   auto mean = like<int32_t>(t, p.size);
   auto row = like<uint8_t>(t, p.size);
   int32_t* to_mean = mean.mutable_data();
   uint8_t* to_row = row.mutable_data();
   {
     Running running;
-    head_params(in, map, p, step, to_mean, to_row);
+    head_params(in, map, p, step, skip, valid_h, valid_w, to_mean, to_row);
   }
   return py::make_tuple(std::move(mean), std::move(row));
 }
@@ -380,17 +454,32 @@ py::array bind_gather(const py::array& x, int step) {
   return py::isinstance<py::array_t<int32_t>>(x) ? gather_as<int32_t>(x, step) : gather_as<int16_t>(x, step);
 }
 
-py::array_t<int16_t> bind_quantize(const py::array& y, const py::array& mean, const py::array& gain,
-                                   int step) {
+py::array_t<int16_t> bind_decoded(const py::array& y_hat, const py::array& m, const PackedDecoded& p,
+                                  const py::array& residual) {
+  Map map;
+  const int16_t* in = group_map<int16_t>(y_hat, "y_hat", map);
+  require(map.c == 4 * p.size, "y_hat: other channels than the weights");
+  const float* scale = data<float>(m, "m", {map.c});
+  const int16_t* added = data<int16_t>(residual, "residual", {map.n, map.h, map.w, p.linear[0]->o});
+  auto out = like<int16_t>(y_hat, p.linear[0]->o);
+  int16_t* to = out.mutable_data();
+  Running running;
+  decoded_linear(in, map, scale, p, added, to);
+  return out;
+}
+
+py::array_t<int16_t> bind_quantize(const py::array& y, const py::array& mean, const py::array& row,
+                                   const py::array& gain, int step) {
   Map map;
   const int16_t* in = group_map<int16_t>(y, "y", map);
   const int32_t* means = data<int32_t>(mean, "mean", {map.n, map.h, map.w, map.c / 4});
+  const uint8_t* rows = data<uint8_t>(row, "row", {map.n, map.h, map.w, map.c / 4});
   const float* gains = data<float>(gain, "gain", {map.c});
   step_of(step);
   auto out = like<int16_t>(y, map.c / 4);
   int16_t* to = out.mutable_data();
   Running running;
-  quantize(in, means, gains, map, step, to);
+  quantize(in, means, rows, gains, map, step, to);
   return out;
 }
 
@@ -545,6 +634,7 @@ PYBIND11_MODULE(_cpu, m) {
   py::class_<PackedLinear>(m, "Linear").def(py::init(&make_linear));
   py::class_<PackedDepthwise>(m, "Depthwise").def(py::init(&make_depthwise));
   py::class_<PackedHead>(m, "Head").def(py::init(&make_head));
+  py::class_<PackedDecoded>(m, "Decoded").def(py::init(&make_decoded));
 
   m.def("operand8", &bind_operand<int8_t>);
   m.def("operand16", &bind_operand<int16_t>);
@@ -555,6 +645,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("linear_gate", &bind_gate);
   m.def("linear_add", &bind_feature<int8_t>);
   m.def("wide_linear", &bind_feature<int16_t>);
+  m.def("decoded_linear", &bind_decoded);
   m.def("wide_pixels", [](const py::array& x, const PackedLinear& p) {
     return bind_linear<int16_t, uint8_t>(x, p, Epilogue::pixels);
   });
@@ -571,4 +662,6 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("depth_to_space2", &bind_to_space);
   m.def("depth_block", &bind_depth_block);
   m.def("gated_ffn", &bind_ffn);
+  m.def("window_block", &bind_window_block);
+  m.def("token_block", &bind_token_block);
 }

@@ -14,6 +14,7 @@ constexpr int kTableSize = 256;  // entries of an exponential table
 constexpr int kMeanLimit = 1 << 20;
 constexpr int kSymbolLimit = 8191;
 constexpr int kMaxRow = 127;
+constexpr int kSkipRow = 255;  // of a symbol that is not coded
 constexpr int kMeanBits = 8;  // means and latents are held in 1/256 of a quantiser step
 
 constexpr int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
@@ -23,31 +24,41 @@ constexpr int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / st
 struct Matrix {
   const char* blocks;
   const int32_t* bias;  // where an accumulator starts; includes the compensation of the operand offset
+  const float* m;
   int o, k, step;
 };
 
-enum class Source { int8, int16, feature };  // feature: int16 that becomes an 8-bit operand by m_in
-enum class Epilogue { act, leaky, add, feature, pixels, mean, row };
+// Where an output lies among the columns of a matrix. grouped: as the stores of the instruction set want it
+// inside each group; gate: 16 of the first half, the same 16 of the second half, the next 16...
+enum class Order { plain, grouped, gate };
+
+// feature: int16 that becomes an 8-bit operand by m_in; operand: packed already
+enum class Source { int8, int16, feature, operand };
+enum class Epilogue { act, leaky, gate, add, feature, pixels, mean, row };
 
 struct LinearTask {
-  Matrix w;
-  const float* m;  // [o], padded
+  Matrix w;  // plain for mean and row, gate for gate, else grouped
+  int o;     // outputs
   Source source;
-  const void* x;        // rows of k elements
-  const float* m_in;    // [k], padded; only for Source::feature
-  int rows;             // <= kStrip
-  const int64_t* site;  // row numbers in x and out, or null for 0, 1, 2...
+  const void* x;          // rows of k elements; operands: rows of strip_stride(k) bytes, whole tiles of them
+  const float* m_in;      // [k], padded and grouped; only for Source::feature
+  int rows;               // <= kStrip
+  const int64_t* x_site;  // row numbers in x, or null for 0, 1, 2...
   Epilogue epilogue;
-  void* out;                // rows of o elements
+  void* out;                // rows of o elements, or of strip_stride(o) bytes
+  const int64_t* out_site;  // row numbers in out and residual, or null
+  bool operands;            // act, leaky, gate: out is packed for the next layer
+  float g;                  // only for Epilogue::gate
   const int16_t* residual;  // only for Epilogue::add
   const int32_t* offset;    // [o], padded; only for Epilogue::row
-  char* scratch;            // strip_bytes(k)
+  int skip;                 // only for Epilogue::row: rows below become kSkipRow
+  char* scratch;            // kStrip * strip_stride(k)
 };
 
 struct AttentionTask {
   const int8_t *q, *k, *v;  // first channel of the head
   int8_t* out;
-  int64_t channels;                // elements from one site to the next
+  int64_t channels, out_channels;  // elements from one site to the next
   const int64_t *q_site, *k_site;  // site numbers, or null for 0, 1, 2...
   int rows, keys, depth;           // queries (<= kStrip), keys, channels of the head
   float m;
@@ -58,29 +69,49 @@ struct AttentionTask {
   char* scratch;                       // attention_bytes(rows, keys, depth)
 };
 
+// Attention over few tokens, keys and values packed once for all sites of an image.
+constexpr int kFewTokens = 8, kFewHeads = 8, kFewDepth = 32;  // at most so many tokens and heads, of this depth
+
+struct TokenTask {
+  const char* packed;  // of pack_tokens
+  int heads, tokens;
+  float m;
+  const uint8_t* table;
+  int rows;
+  const char* q;  // operands of heads * kFewDepth channels; 32 bytes behind the last row can be read
+  char* out;      // likewise
+};
+
 struct Kernels {
   const char* name;
-  int slot;  // 0, 1 or 2
+  int slot;   // 0, 1 or 2
+  int group;  // columns of a group
+  int zero;   // every byte of an operand that is zero
   bool (*supported)();
+  int (*grouped)(int position);  // column inside a group with Order::grouped
   size_t (*matrix_bytes)(int o, int k, int bits);
-  // Element (i, j) is w[start[i] + j]. `bias` may be null.
+  // Column i is w[start[i]...], none if start[i] < 0; both arrays padded to whole groups. `bias` may be null.
   Matrix (*pack_rows)(const void* w, int bits, const int64_t* start, int o, int k, const int32_t* bias,
-                      char* blocks, int32_t* padded_bias);
-  size_t (*strip_bytes)(int k);
+                      char* blocks, int32_t* packed_bias);
+  int64_t (*strip_stride)(int k, int bits);  // bytes of a row of operands
   void (*linear)(const LinearTask&);
   void (*operand)(const int16_t* x, const float* m, int64_t rows, int c, int bits, void* out);
-  void (*gate)(const int8_t* x, int64_t rows, int h, float g, int8_t* out);  // x [rows, 2h]
+  void (*pack8)(const int8_t* x, int k, char* out);    // one row of operands
+  void (*unpack8)(const char* x, int k, int8_t* out);  // and back
   size_t (*depthwise_bytes)(int c);
   void (*pack_depthwise)(const int8_t* w, const int32_t* bias, int c, char* packed, int32_t* padded_bias);
-  // One row of outputs from three rows of inputs; rows outside the map are rows of zeros.
-  void (*depthwise)(const int8_t* const rows[3], int width, int c, const char* w, const int32_t* bias,
-                    const float* m, int8_t* out);
+  // One row of outputs from three rows of inputs, all operands.
+  void (*depthwise)(const char* const rows[3], int width, int c, const char* w, const int32_t* bias,
+                    const float* m, char* out);
   size_t (*attention_bytes)(int rows, int keys, int depth);
   void (*attention)(const AttentionTask&);
-  // One image row; group(x) of the sites alternates between even and odd x.
+  size_t (*tokens_bytes)(int heads);  // null, like the next two, where the general attention has to do
+  void (*pack_tokens)(const int8_t* k, const int8_t* v, int heads, int tokens, char* packed);
+  void (*tokens)(const TokenTask&);
   void (*add_rows)(const int16_t* x, const int16_t* y, int64_t count, int16_t* out);
-  void (*quantize)(const int16_t* y, const int32_t* mean, const float* const gain[2], const int group[2],
-                   int width, int size, int16_t* q);
+  // One image row; group(x) of the sites alternates between even and odd x.
+  void (*quantize)(const int16_t* y, const int32_t* mean, const uint8_t* row, const float* const gain[2],
+                   const int group[2], int width, int size, int16_t* q);
   void (*reconstruct)(const int16_t* q, const int32_t* mean, const float* const inv[2], const int group[2],
                       int width, int size, int16_t* y_hat);
 };

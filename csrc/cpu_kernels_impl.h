@@ -1,7 +1,16 @@
 // The kernels, written once over 16 lanes. Each instruction set includes this file inside its own anonymous
 // namespace after it has defined I16 and F16 (16 x int32, 16 x float), their operations, `dot`, `lookup`, and
 //   kTileRows x kTileBlocks: accumulators of 16 lanes held in registers; kTileRows divides kStrip
-//   kBytes: whether dot<4> (unsigned bytes times signed bytes) exists besides dot<2> (pairs of int16).
+//   kBytes: whether dot<4> (unsigned bytes times signed bytes) exists besides dot<2> (pairs of int16)
+//   OWN_STORES, OWN_DEPTHWISE, OWN_TOKENS: what it implements itself instead of the general code below
+
+#if defined(__GNUC__)  // where a call would take a tile of accumulators out of the registers
+#define INLINE inline __attribute__((always_inline))
+#define SEPARATE __attribute__((noinline))  // registers for nothing but the tile
+#else
+#define INLINE inline
+#define SEPARATE
+#endif
 
 constexpr int kGroup = kTileBlocks * kLanes;     // columns of a tile
 constexpr int32_t kMasked = -(1 << 30);          // score of a pair that must not see each other
@@ -28,6 +37,8 @@ inline I16 load_lanes(const T* p, int n) {
 
 inline I16 clamp(I16 v, int lo, int hi) { return min(max(v, set(lo)), set(hi)); }
 
+using Tile = I16[kTileRows][kTileBlocks];
+
 inline I16 requantise(I16 acc, F16 m, int limit) {
   return round_clamp(mul(to_float(acc), m), static_cast<float>(-limit), static_cast<float>(limit));
 }
@@ -46,8 +57,8 @@ void pack_row_blocks(const T* w, const int64_t* start, int o, int k, P* out) {
   for (int base = 0; base < o; base += kGroup)
     for (int word = 0; word < k; word += STEP)
       for (int i = base; i < base + kGroup; ++i, out += STEP) {
-        const int count = i >= o ? 0 : k - word < STEP ? k - word : STEP;
-        const T* p = w + (i < o ? start[i] + word : 0);
+        const int count = start[i] < 0 ? 0 : k - word < STEP ? k - word : STEP;
+        const T* p = w + start[i] + word;
         if (count == STEP) {
           for (int j = 0; j < STEP; ++j) out[j] = p[j];
         } else {
@@ -57,7 +68,7 @@ void pack_row_blocks(const T* w, const int64_t* start, int o, int k, P* out) {
 }
 
 Matrix pack_rows(const void* w, int bits, const int64_t* start, int o, int k, const int32_t* bias,
-                 char* blocks, int32_t* padded_bias) {
+                 char* blocks, int32_t* packed_bias) {
   const int step = step_of(bits);
   const int8_t* bytes = static_cast<const int8_t*>(w);
   int16_t* pairs = reinterpret_cast<int16_t*>(blocks);
@@ -70,14 +81,14 @@ Matrix pack_rows(const void* w, int bits, const int64_t* start, int o, int k, co
   }
   for (int i = 0; i < round_up(o, kGroup); ++i) {
     uint32_t excess = 0;  // a signed byte x goes in as the unsigned x + 128, so 128 * sum(w) has to come off
-    if (step == 4 && i < o) {
+    if (step == 4 && start[i] >= 0) {
       int32_t sum = 0;
       for (int j = 0; j < k; ++j) sum += bytes[start[i] + j];
       excess = 128u * static_cast<uint32_t>(sum);
     }
-    padded_bias[i] = static_cast<int32_t>((bias && i < o ? static_cast<uint32_t>(bias[i]) : 0u) - excess);
+    packed_bias[i] = static_cast<int32_t>((bias ? static_cast<uint32_t>(bias[i]) : 0u) - excess);
   }
-  return {blocks, padded_bias, o, k, step};
+  return {blocks, packed_bias, nullptr, o, k, step};
 }
 
 template <class P>
@@ -117,15 +128,13 @@ Matrix pack_columns(const int8_t* w, const int64_t* start, int o, int k, char* b
     }
   }
   for (int i = 0; i < round_up(o, kGroup); ++i) zero_bias[i] = 0;
-  return {blocks, zero_bias, o, k, step};
+  return {blocks, zero_bias, nullptr, o, k, step};
 }
 
-inline int64_t strip_stride(int k, int step) { return round_up(k, kLanes) * (step == 4 ? 1 : 2); }
+int64_t strip_stride(int k, int bits) { return round_up(k, 2 * kLanes) * (step_of(bits) == 4 ? 1 : 2); }
 
-size_t strip_bytes(int k) { return static_cast<size_t>(kStrip * strip_stride(k, 2)); }
-
-inline void pack_row8(const int8_t* x, int k, int step, char* out) {
-  if (step == 4) {
+void pack8(const int8_t* x, int k, char* out) {
+  if (kBytes) {
     for (int i = 0; i < k; ++i) out[i] = static_cast<char>(x[i] ^ -128);
   } else {
     int16_t* wide = reinterpret_cast<int16_t*>(out);
@@ -133,37 +142,92 @@ inline void pack_row8(const int8_t* x, int k, int step, char* out) {
   }
 }
 
-inline void pack_row_feature(const int16_t* x, const float* m, int k, int step, char* out) {
-  for (int i = 0; i < k; i += kLanes) {
-    const I16 v = requantise(load_lanes(x + i, k - i), loadf(m + i), 127);
-    if (step == 4) {
-      store(reinterpret_cast<int8_t*>(out) + i, add(v, set(128)));
+void unpack8(const char* x, int k, int8_t* out) {
+  if (kBytes) {
+    for (int i = 0; i < k; ++i) out[i] = static_cast<int8_t>(x[i] ^ -128);
+  } else {
+    const int16_t* wide = reinterpret_cast<const int16_t*>(x);
+    for (int i = 0; i < k; ++i) out[i] = static_cast<int8_t>(wide[i]);
+  }
+}
+
+#ifndef OWN_STORES
+
+inline int grouped(int position) { return position; }
+
+// A row of one tile: floats already multiplied, to be rounded, clamped and stored. n columns exist.
+inline void store_bytes(void* out, const F16* r, int n, bool operands) {
+  for (int j = 0; j < kTileBlocks && j * kLanes < n; ++j) {
+    const I16 v = round_clamp(r[j], -127.0f, 127.0f);
+    if (operands) {
+      store(static_cast<int16_t*>(out) + j * kLanes, v);
     } else {
+      store_lanes(static_cast<int8_t*>(out) + j * kLanes, v, n - j * kLanes);
+    }
+  }
+}
+
+template <bool RESIDUAL>
+inline void store_words(int16_t* out, const F16* r, int n, const int16_t* residual) {
+  for (int j = 0; j < kTileBlocks && j * kLanes < n; ++j) {
+    const int at = j * kLanes;
+    I16 v = round_clamp(r[j], -32767.0f, 32767.0f);
+    if (RESIDUAL) v = clamp(add(v, load_lanes(residual + at, n - at)), -32767, 32767);
+    store_lanes(out + at, v, n - at);
+  }
+}
+
+inline void store_pixels(uint8_t* out, const F16* r, int n) {
+  for (int j = 0; j < kTileBlocks && j * kLanes < n; ++j) {
+    const I16 v = add(round_clamp(r[j], -32767.0f, 32767.0f), set(128));
+    store_lanes(reinterpret_cast<int8_t*>(out) + j * kLanes, clamp(v, 0, 255), n - j * kLanes);
+  }
+}
+
+inline void pack_features(const int16_t* x, const int64_t* site, int rows, const float* m, int k, char* out,
+                          int64_t stride) {
+  for (int r = 0; r < rows; ++r, out += stride) {
+    const int16_t* row = x + (site ? site[r] : r) * k;
+    for (int i = 0; i < k; i += kLanes) {
+      const I16 v = requantise(load_lanes(row + i, k - i), loadf(m + i), 127);
       store(reinterpret_cast<int16_t*>(out) + i, v);
     }
   }
 }
 
-void pack_strip(const LinearTask& t, char* strip, int64_t stride) {
+#endif
+
+// The strip of operands of a task: packed into its scratch, unless it is one already.
+const char* pack_strip(const LinearTask& t, int64_t& stride) {
   const int k = t.w.k;
+  stride = round_up(k, 2 * kLanes) * (t.w.step == 4 ? 1 : 2);
+  if (t.source == Source::operand) return static_cast<const char*>(t.x);
+  if (t.source == Source::int16 && !t.x_site && t.rows % kTileRows == 0 && k % 2 == 0) {
+    stride = int64_t{2} * k;
+    return static_cast<const char*>(t.x);
+  }
+  if (t.source == Source::feature) {
+    pack_features(static_cast<const int16_t*>(t.x), t.x_site, t.rows, t.m_in, k, t.scratch, stride);
+    return t.scratch;
+  }
+  char* strip = t.scratch;
   for (int r = 0; r < t.rows; ++r, strip += stride) {
-    const int64_t at = (t.site ? t.site[r] : r) * k;
+    const int64_t at = (t.x_site ? t.x_site[r] : r) * k;
     if (t.source == Source::int8) {
-      pack_row8(static_cast<const int8_t*>(t.x) + at, k, t.w.step, strip);
-    } else if (t.source == Source::feature) {
-      pack_row_feature(static_cast<const int16_t*>(t.x) + at, t.m_in, k, t.w.step, strip);
+      pack8(static_cast<const int8_t*>(t.x) + at, k, strip);
     } else {
       std::memcpy(strip, static_cast<const int16_t*>(t.x) + at, static_cast<size_t>(k) * 2);
     }
   }
+  return t.scratch;
 }
 
 // Matrix product.
 
 template <int STEP, class E>
-inline void tile(const char* a, int64_t stride, const char* w, int words, const int32_t* bias, int row,
-                 int rows, int col, int cols, const E& epilogue) {
-  I16 acc[kTileRows][kTileBlocks];
+SEPARATE void tile(const char* a, int64_t stride, const char* w, int words, const int32_t* bias, int row,
+                 int col, const E& epilogue) {
+  Tile acc;
   UNROLL for (int i = 0; i < kTileRows; ++i) {
     UNROLL for (int j = 0; j < kTileBlocks; ++j) { acc[i][j] = load(bias + j * kLanes); }
   }
@@ -182,14 +246,7 @@ inline void tile(const char* a, int64_t stride, const char* w, int words, const 
         acc[i][j] = dot<STEP>(acc[i][j], x, b[j]);
     }
   }
-  UNROLL for (int j = 0; j < kTileBlocks; ++j) {
-    const int c = col + j * kLanes;
-    if (c >= cols) break;
-    const F16 m = epilogue.scale(c);
-    UNROLL for (int i = 0; i < kTileRows; ++i) {
-      if (row + i < rows) epilogue(row + i, c, cols - c, acc[i][j], m);
-    }
-  }
+  epilogue(row, col, acc);
 }
 
 template <class E>
@@ -201,68 +258,163 @@ void product(const Matrix& w, const char* strip, int64_t stride, int rows, const
     for (int row = 0; row < rows; row += kTileRows) {
       const char* a = strip + row * stride;
       if (kBytes && w.step == 4) {
-        tile<kBytes ? 4 : 2>(a, stride, blocks, words, w.bias + col, row, rows, col, w.o, epilogue);
+        tile<kBytes ? 4 : 2>(a, stride, blocks, words, w.bias + col, row, col, epilogue);
       } else {
-        tile<2>(a, stride, blocks, words, w.bias + col, row, rows, col, w.o, epilogue);
+        tile<2>(a, stride, blocks, words, w.bias + col, row, col, epilogue);
       }
     }
 }
 
-struct Output {  // what the epilogues of a linear layer share
-  const LinearTask& t;
-  int64_t at(int row, int col) const { return (t.site ? t.site[row] : row) * t.w.o + col; }
-  F16 scale(int col) const { return loadf(t.m + col); }
+struct Scales {
+  F16 m[kTileBlocks];
+  explicit Scales(const float* p) {
+    UNROLL for (int j = 0; j < kTileBlocks; ++j) m[j] = loadf(p + j * kLanes);
+  }
 };
 
 template <bool LEAKY>
-struct Act : Output {
-  void operator()(int row, int col, int n, I16 acc, F16 m) const {
-    F16 r = mul(to_float(acc), m);
-    if (LEAKY) r = max(r, mul(r, setf(0.125f)));
-    store_lanes(static_cast<int8_t*>(t.out) + at(row, col), round_clamp(r, -127.0f, 127.0f), n);
+struct Act {
+  const LinearTask& t;
+  int64_t stride;  // bytes
+  INLINE void operator()(int row, int col, const Tile& acc) const {
+    const Scales scale(t.w.m + col);
+    char* base = static_cast<char*>(t.out) + (t.operands && !kBytes ? 2 : 1) * col;
+    UNROLL for (int i = 0; i < kTileRows; ++i) {
+      if (row + i >= t.rows) continue;
+      F16 r[kTileBlocks];
+      UNROLL for (int j = 0; j < kTileBlocks; ++j) {
+        r[j] = mul(to_float(acc[i][j]), scale.m[j]);
+        if (LEAKY) r[j] = max(r[j], mul(r[j], setf(0.125f)));
+      }
+      const int64_t at = t.out_site ? t.out_site[row + i] : row + i;
+      store_bytes(base + at * stride, r, t.o - col, t.operands);
+    }
   }
 };
 
 template <bool RESIDUAL>
-struct Feature : Output {
-  void operator()(int row, int col, int n, I16 acc, F16 m) const {
-    I16 r = requantise(acc, m, 32767);
-    if (RESIDUAL) r = clamp(add(r, load_lanes(t.residual + at(row, col), n)), -32767, 32767);
-    store_lanes(static_cast<int16_t*>(t.out) + at(row, col), r, n);
+struct Feature {
+  const LinearTask& t;
+  INLINE void operator()(int row, int col, const Tile& acc) const {
+    const Scales scale(t.w.m + col);
+    UNROLL for (int i = 0; i < kTileRows; ++i) {
+      if (row + i >= t.rows) continue;
+      F16 r[kTileBlocks];
+      UNROLL for (int j = 0; j < kTileBlocks; ++j) r[j] = mul(to_float(acc[i][j]), scale.m[j]);
+      const int64_t at = (t.out_site ? t.out_site[row + i] : row + i) * t.o + col;
+      store_words<RESIDUAL>(static_cast<int16_t*>(t.out) + at, r, t.o - col, RESIDUAL ? t.residual + at : nullptr);
+    }
   }
 };
 
-struct Pixels : Output {
-  void operator()(int row, int col, int n, I16 acc, F16 m) const {
-    const I16 r = add(requantise(acc, m, 32767), set(128));
-    store_lanes(static_cast<int8_t*>(t.out) + at(row, col), clamp(r, 0, 255), n);
+struct Pixels {
+  const LinearTask& t;
+  INLINE void operator()(int row, int col, const Tile& acc) const {
+    const Scales scale(t.w.m + col);
+    UNROLL for (int i = 0; i < kTileRows; ++i) {
+      if (row + i >= t.rows) continue;
+      F16 r[kTileBlocks];
+      UNROLL for (int j = 0; j < kTileBlocks; ++j) r[j] = mul(to_float(acc[i][j]), scale.m[j]);
+      store_pixels(static_cast<uint8_t*>(t.out) + static_cast<int64_t>(row + i) * t.o + col, r, t.o - col);
+    }
   }
 };
 
-struct Mean : Output {
-  void operator()(int row, int col, int n, I16 acc, F16 m) const {
+#ifdef OWN_STORES
+
+struct Gate {
+  const LinearTask& t;
+  int64_t stride;
+  int32_t* held;  // not needed
+  INLINE void operator()(int row, int col, const Tile& acc) const;
+};
+
+#else
+
+struct Gate {  // one block at a time: a first half waits for its second half
+  const LinearTask& t;
+  int64_t stride;
+  int32_t* held;  // [kStrip, kLanes]
+  INLINE void operator()(int row, int col, const Tile& acc) const {
+    static_assert(kTileBlocks == 1, "the halves are apart");
+    const Scales scale(t.w.m + col);
+    const int c = col / (2 * kLanes) * kLanes;
+    UNROLL for (int i = 0; i < kTileRows; ++i) {
+      if (row + i >= t.rows) continue;
+      const I16 v = requantise(acc[i][0], scale.m[0], 127);
+      int32_t* u = held + (row + i) * kLanes;
+      if (col % (2 * kLanes) == 0) {
+        store(u, v);
+        continue;
+      }
+      const F16 r = mul(to_float(mul(load(u), v)), setf(t.g));
+      const int64_t at = t.out_site ? t.out_site[row + i] : row + i;
+      store_bytes(static_cast<char*>(t.out) + at * stride + (t.operands ? 2 : 1) * c, &r, t.o - c, t.operands);
+    }
+  }
+};
+
+#endif
+
+// An epilogue of single vectors in plain order, as one of tiles.
+template <class E>
+struct Blockwise {
+  const E& epilogue;
+  int rows, cols;
+  INLINE void operator()(int row, int col, const Tile& acc) const {
+    UNROLL for (int j = 0; j < kTileBlocks; ++j) {
+      const int c = col + j * kLanes;
+      if (c >= cols) break;
+      const F16 m = epilogue.scale(c);
+      UNROLL for (int i = 0; i < kTileRows; ++i) {
+        if (row + i < rows) epilogue(row + i, c, cols - c, acc[i][j], m);
+      }
+    }
+  }
+};
+
+template <class E>
+void blockwise_product(const Matrix& w, const char* strip, int64_t stride, int rows, const E& epilogue) {
+  product(w, strip, stride, rows, Blockwise<E>{epilogue, rows, w.o});
+}
+
+struct Plain {
+  const LinearTask& t;
+  int64_t at(int row, int col) const { return (t.out_site ? t.out_site[row] : row) * t.o + col; }
+  F16 scale(int col) const { return loadf(t.w.m + col); }
+};
+
+struct Mean : Plain {
+  INLINE void operator()(int row, int col, int n, I16 acc, F16 m) const {
     store_lanes(static_cast<int32_t*>(t.out) + at(row, col), requantise(acc, m, kMeanLimit), n);
   }
 };
 
-struct Row : Output {
-  void operator()(int row, int col, int n, I16 acc, F16 m) const {
+struct Row : Plain {
+  INLINE void operator()(int row, int col, int n, I16 acc, F16 m) const {
     const I16 scale = add(add(requantise(acc, m, kMeanLimit), load(t.offset + col)), set(8));
-    store_lanes(static_cast<int8_t*>(t.out) + at(row, col), clamp(sra<4>(scale), 0, kMaxRow), n);
+    const I16 index = clamp(sra<4>(scale), 0, kMaxRow);
+    const I16 skipped = sra<31>(sub(index, set(t.skip)));  // all ones, the last byte of which is kSkipRow
+    store_lanes(static_cast<int8_t*>(t.out) + at(row, col), bit_or(index, skipped), n);
   }
 };
 
 void linear(const LinearTask& t) {
-  const int64_t stride = strip_stride(t.w.k, t.w.step);
-  pack_strip(t, t.scratch, stride);
+  int64_t stride;
+  const char* strip = pack_strip(t, stride);
+  const int64_t out_stride = t.operands ? strip_stride(t.o, 8) : t.o;
   switch (t.epilogue) {
-    case Epilogue::act: return product(t.w, t.scratch, stride, t.rows, Act<false>{{t}});
-    case Epilogue::leaky: return product(t.w, t.scratch, stride, t.rows, Act<true>{{t}});
-    case Epilogue::add: return product(t.w, t.scratch, stride, t.rows, Feature<true>{{t}});
-    case Epilogue::feature: return product(t.w, t.scratch, stride, t.rows, Feature<false>{{t}});
-    case Epilogue::pixels: return product(t.w, t.scratch, stride, t.rows, Pixels{{t}});
-    case Epilogue::mean: return product(t.w, t.scratch, stride, t.rows, Mean{{t}});
-    case Epilogue::row: return product(t.w, t.scratch, stride, t.rows, Row{{t}});
+    case Epilogue::act: return product(t.w, strip, stride, t.rows, Act<false>{t, out_stride});
+    case Epilogue::leaky: return product(t.w, strip, stride, t.rows, Act<true>{t, out_stride});
+    case Epilogue::gate: {
+      alignas(64) int32_t held[kTileBlocks == 1 ? kStrip * kLanes : 1];
+      return product(t.w, strip, stride, t.rows, Gate{t, out_stride, held});
+    }
+    case Epilogue::add: return product(t.w, strip, stride, t.rows, Feature<true>{t});
+    case Epilogue::feature: return product(t.w, strip, stride, t.rows, Feature<false>{t});
+    case Epilogue::pixels: return product(t.w, strip, stride, t.rows, Pixels{t});
+    case Epilogue::mean: return blockwise_product(t.w, strip, stride, t.rows, Mean{{t}});
+    case Epilogue::row: return blockwise_product(t.w, strip, stride, t.rows, Row{{t}});
   }
 }
 
@@ -281,14 +433,6 @@ void operand(const int16_t* x, const float* m, int64_t rows, int c, int bits, vo
     }
 }
 
-void gate(const int8_t* x, int64_t rows, int h, float g, int8_t* out) {
-  for (int64_t r = 0; r < rows; ++r, x += 2 * h, out += h)
-    for (int i = 0; i < h; i += kLanes) {
-      const I16 u = load_lanes(x + i, h - i), v = load_lanes(x + h + i, h - i);
-      store_lanes(out + i, requantise(mul(u, v), setf(g), 127), h - i);
-    }
-}
-
 void add_rows(const int16_t* x, const int16_t* y, int64_t count, int16_t* out) {
   for (int64_t i = 0; i < count; i += kLanes) {
     const int n = count - i < kLanes ? static_cast<int>(count - i) : kLanes;
@@ -296,15 +440,18 @@ void add_rows(const int16_t* x, const int16_t* y, int64_t count, int16_t* out) {
   }
 }
 
-void quantize(const int16_t* y, const int32_t* mean, const float* const gain[2], const int group[2],
-              int width, int size, int16_t* q) {
+void quantize(const int16_t* y, const int32_t* mean, const uint8_t* row, const float* const gain[2],
+              const int group[2], int width, int size, int16_t* q) {
   for (int x = 0; x < width; ++x)
     for (int i = 0; i < size; i += kLanes) {
       const int64_t at = static_cast<int64_t>(x) * size + i;
       const I16 value = load_lanes(y + 4 * (at - i) + group[x & 1] * size + i, size - i);
       const I16 t = requantise(value, loadf(gain[x & 1] + i), kMeanLimit);
       const I16 d = sra<kMeanBits>(add(sub(t, load_lanes(mean + at, size - i)), set(1 << (kMeanBits - 1))));
-      store_lanes(q + at, clamp(d, -kSymbolLimit, kSymbolLimit), size - i);
+      // kSkipRow is -1 as a signed byte: one more is zero, and only zero has no sign either way.
+      const I16 coded = add(load_lanes(reinterpret_cast<const int8_t*>(row) + at, size - i), set(1));
+      const I16 keep = sra<31>(bit_or(coded, sub(set(0), coded)));
+      store_lanes(q + at, bit_and(clamp(d, -kSymbolLimit, kSymbolLimit), keep), size - i);
     }
 }
 
@@ -334,20 +481,21 @@ inline void pack_depthwise(const int8_t* w, const int32_t* bias, int c, char* pa
   for (int i = 0; i < c; ++i) padded_bias[i] = bias[i];
 }
 
-inline void depthwise(const int8_t* const rows[3], int width, int c, const char* w, const int32_t* bias,
-                      const float* m, int8_t* out) {
+inline void depthwise(const char* const rows[3], int width, int c, const char* w, const int32_t* bias,
+                      const float* m, char* out) {
+  static_assert(!kBytes, "operands are int16");
   const int32_t* weights = reinterpret_cast<const int32_t*>(w);
-  const int64_t tap = round_up(c, kLanes);
+  const int64_t tap = round_up(c, kLanes), pitch = strip_stride(c, 8) / 2;
   for (int x = 0; x < width; ++x)
     for (int i = 0; i < c; i += kLanes) {
       I16 acc = load(bias + i);
       const int first = x == 0, last = x == width - 1 ? 1 : 2;
       for (int dy = 0; dy < 3; ++dy)
         for (int dx = first; dx <= last; ++dx) {
-          const I16 v = load_lanes(rows[dy] + static_cast<int64_t>(x + dx - 1) * c + i, c - i);
+          const I16 v = load(reinterpret_cast<const int16_t*>(rows[dy]) + (x + dx - 1) * pitch + i);
           acc = add(acc, mul(v, load(weights + (dy * 3 + dx) * tap + i)));
         }
-      store_lanes(out + static_cast<int64_t>(x) * c + i, requantise(acc, loadf(m + i), 127), c - i);
+      store(reinterpret_cast<int16_t*>(out) + x * pitch + i, requantise(acc, loadf(m + i), 127));
     }
 }
 
@@ -360,7 +508,7 @@ struct Scores {
   int64_t stride;
   float m;
   F16 scale(int) const { return setf(m); }
-  void operator()(int row, int col, int, I16 acc, F16 f) const {
+  INLINE void operator()(int row, int col, int, I16 acc, F16 f) const {
     store(out + row * stride + col, requantise(acc, f, kMeanLimit));
   }
 };
@@ -369,9 +517,9 @@ struct Means {  // 23-bit reciprocals: |acc| <= 127 * sum of weights, so the pro
   const AttentionTask& t;
   const int64_t* reciprocal;
   F16 scale(int) const { return setf(0.0f); }
-  void operator()(int row, int col, int n, I16 acc, F16) const {
+  INLINE void operator()(int row, int col, int n, I16 acc, F16) const {
     const I16 product = mul(acc, set(static_cast<int32_t>(reciprocal[row])));
-    int8_t* out = t.out + (t.q_site ? t.q_site[row] : row) * t.channels + col;
+    int8_t* out = t.out + (t.q_site ? t.q_site[row] : row) * t.out_channels + col;
     store_lanes(out, sra<kNarrowBits>(add(product, set(1 << (kNarrowBits - 1)))), n);
   }
 };
@@ -380,7 +528,7 @@ struct Sums {
   int64_t* out;
   int64_t stride;
   F16 scale(int) const { return setf(0.0f); }
-  void operator()(int row, int col, int, I16 acc, F16) const {
+  INLINE void operator()(int row, int col, int, I16 acc, F16) const {
     int32_t lanes[kLanes];
     store(lanes, acc);
     int64_t* p = out + row * stride + col;
@@ -400,9 +548,9 @@ struct AttentionSpace {  // the parts of AttentionTask::scratch
     const int64_t rows_padded = round_up(rows, kTileRows);
     keys_padded = round_up(keys, kGroup);
     depth_padded = round_up(depth, kGroup);
-    q_stride = strip_stride(depth, step_of(8));
+    q_stride = strip_stride(depth, 8);
     e_stride = keys_padded * (step_of(8) == 4 ? 1 : 2);
-    take(base, key_at, keys);
+    take(base, key_at, keys_padded);
     take(base, sums, rows_padded * depth_padded);
     take(base, k_bias, keys_padded);
     take(base, v_bias, depth_padded);
@@ -469,10 +617,10 @@ void wide_means(const AttentionTask& t, const AttentionSpace& s, const int64_t* 
   for (int first = 0; first < t.keys; first += kKeyChunk) {
     const int count = t.keys - first < kKeyChunk ? t.keys - first : kKeyChunk;
     const Matrix v = pack_columns(t.v, s.key_at + first, depth, count, s.v_blocks, s.v_bias);
-    product(v, s.e_strip + first * (step == 4 ? 1 : 2), s.e_stride, t.rows, Sums{s.sums, s.depth_padded});
+    blockwise_product(v, s.e_strip + first * (step == 4 ? 1 : 2), s.e_stride, t.rows, Sums{s.sums, s.depth_padded});
   }
   for (int r = 0; r < t.rows; ++r) {
-    int8_t* __restrict out = t.out + (t.q_site ? t.q_site[r] : r) * t.channels;
+    int8_t* __restrict out = t.out + (t.q_site ? t.q_site[r] : r) * t.out_channels;
     const int64_t* sum = s.sums + r * s.depth_padded;
     const int64_t scale = reciprocal[r], half = int64_t{1} << (kWideBits - 1);
     for (int c = 0; c < depth; ++c) out[c] = static_cast<int8_t>((sum[c] * scale + half) >> kWideBits);
@@ -481,14 +629,14 @@ void wide_means(const AttentionTask& t, const AttentionSpace& s, const int64_t* 
 
 void attention(const AttentionTask& t) {
   const AttentionSpace s(t.scratch, t.rows, t.keys, t.depth);
-  const int step = step_of(8);
   for (int j = 0; j < t.keys; ++j) s.key_at[j] = (t.k_site ? t.k_site[j] : j) * t.channels;
+  for (int64_t j = t.keys; j < s.keys_padded; ++j) s.key_at[j] = -1;
   for (int r = 0; r < t.rows; ++r) {
     const int8_t* q = t.q + (t.q_site ? t.q_site[r] : r) * t.channels;
-    pack_row8(q, t.depth, step, s.q_strip + r * s.q_stride);
+    pack8(q, t.depth, s.q_strip + r * s.q_stride);
   }
   const Matrix k = pack_rows(t.k, 8, s.key_at, t.keys, t.depth, nullptr, s.k_blocks, s.k_bias);
-  product(k, s.q_strip, s.q_stride, t.rows, Scores{s.scores, s.keys_padded, t.m});
+  blockwise_product(k, s.q_strip, s.q_stride, t.rows, Scores{s.scores, s.keys_padded, t.m});
   const int64_t one = int64_t{1} << (t.wide ? kWideBits : kNarrowBits);
   int64_t reciprocal[kStrip];
   for (int r = 0; r < t.rows; ++r) distances(t, s, r);
@@ -496,9 +644,16 @@ void attention(const AttentionTask& t) {
   for (int r = 0; r < t.rows; ++r) reciprocal[r] = one / weights(t, s, r);
   if (t.wide) return wide_means(t, s, reciprocal);
   const Matrix v = pack_columns(t.v, s.key_at, t.depth, t.keys, s.v_blocks, s.v_bias);
-  product(v, s.e_strip, s.e_stride, t.rows, Means{t, reciprocal});
+  blockwise_product(v, s.e_strip, s.e_stride, t.rows, Means{t, reciprocal});
 }
 
-#define KERNEL_FIELDS                                                                                      \
-  supported, matrix_bytes, pack_rows, strip_bytes, linear, operand, gate, depthwise_bytes, pack_depthwise, \
-      depthwise, attention_bytes, attention, add_rows, quantize, reconstruct
+#ifndef OWN_TOKENS
+constexpr decltype(Kernels::tokens_bytes) tokens_bytes = nullptr;
+constexpr decltype(Kernels::pack_tokens) pack_tokens = nullptr;
+constexpr decltype(Kernels::tokens) tokens = nullptr;
+#endif
+
+#define KERNEL_FIELDS                                                                                         \
+  kGroup, kBytes ? 0x80 : 0, supported, grouped, matrix_bytes, pack_rows, strip_stride, linear, operand,      \
+      pack8, unpack8, depthwise_bytes, pack_depthwise, depthwise, attention_bytes, attention, tokens_bytes,   \
+      pack_tokens, tokens, add_rows, quantize, reconstruct

@@ -12,11 +12,6 @@ constexpr int64_t kElementWork = 16;  // an element moved or requantised takes a
 
 std::atomic<const Kernels*> in_use{nullptr};
 
-int quadtree_group(int parity, int step) {
-  constexpr int kOrder[4] = {0, 3, 2, 1};
-  return parity ^ kOrder[step];
-}
-
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Rows of a strip: fewer than kStrip if that is what it takes to give every thread two of them.
@@ -34,34 +29,74 @@ void for_strips(int64_t rows, int64_t work, F&& body) {
 }
 
 LinearTask strip_task(const PackedLinear& p, Epilogue epilogue) {
+  const bool plain = epilogue == Epilogue::mean || epilogue == Epilogue::row;
+  const bool gate = epilogue == Epilogue::gate;
   LinearTask t = {};
-  t.w = p.matrix();
-  t.m = p.m();
+  t.w = p.matrix(plain ? Order::plain : gate ? Order::gate : Order::grouped);
+  t.o = gate ? p.o / 2 : p.o;
   t.source = p.bits == 8 ? Source::int8 : Source::int16;
   t.epilogue = epilogue;
-  t.scratch = scratch(Scratch::strip, kernels().strip_bytes(p.k));
+  t.scratch = scratch(Scratch::strip, kStrip * kernels().strip_stride(p.k, p.bits));
   return t;
 }
 
-void linear_strip(const PackedLinear& p, const int8_t* x, int rows, Epilogue epilogue,
-                  const int16_t* residual, void* out) {
-  LinearTask t = strip_task(p, epilogue);
-  t.x = x;
-  t.rows = rows;
-  t.residual = residual;
-  t.out = out;
-  kernels().linear(t);
+// Multipliers in the order of Order::grouped.
+std::vector<float> grouped(const float* values, int64_t count) {
+  const Kernels& kernel = kernels();
+  std::vector<float> out(static_cast<size_t>(round_up(count, kParameterPad)), 0.0f);
+  for (int base = 0; base < count; base += kernel.group)
+    for (int i = 0; i < kernel.group; ++i) {
+      const int column = base + kernel.grouped(i);
+      if (column < count) out[static_cast<size_t>(base + i)] = values[column];
+    }
+  return out;
 }
 
-void feature_strip(const PackedLinear& p, const int16_t* x, const float* m_in, int rows, Epilogue epilogue,
-                   int8_t* out) {
-  LinearTask t = strip_task(p, epilogue);
-  t.source = Source::feature;
-  t.x = x;
-  t.m_in = m_in;
-  t.rows = rows;
-  t.out = out;
-  kernels().linear(t);
+// One layer over a strip of a block; the caller says from what to what.
+struct Step {
+  LinearTask task;
+
+  Step(const PackedLinear& p, int rows, Epilogue epilogue) : task(strip_task(p, epilogue)) { task.rows = rows; }
+  Step& from_feature(const int16_t* x, const float* m_in, const int64_t* site = nullptr) {
+    task.source = Source::feature;
+    task.x = x;
+    task.m_in = m_in;
+    task.x_site = site;
+    return *this;
+  }
+  Step& from_operands(const char* x) {
+    task.source = Source::operand;
+    task.x = x;
+    return *this;
+  }
+  Step& from_bytes(const int8_t* x) {
+    task.x = x;
+    return *this;
+  }
+  Step& with_gate(float g) {
+    task.g = g;
+    return *this;
+  }
+  void to_operands(char* out) {
+    task.operands = true;
+    task.out = out;
+    kernels().linear(task);
+  }
+  void to_bytes(int8_t* out) {
+    task.out = out;
+    kernels().linear(task);
+  }
+  void to_feature(int16_t* out, const int16_t* residual, const int64_t* site = nullptr) {
+    task.out = out;
+    task.residual = residual;
+    task.out_site = site;
+    kernels().linear(task);
+  }
+};
+
+// Operands of `rows` sites; more than that, because tiles are read whole.
+char* operand_strip(Scratch purpose, int k, int bits = 8) {
+  return scratch(purpose, kStrip * kernels().strip_stride(k, bits) + 64);
 }
 
 int64_t output_bytes(Epilogue epilogue) {
@@ -69,6 +104,11 @@ int64_t output_bytes(Epilogue epilogue) {
 }
 
 }  // namespace
+
+int quadtree_group(int parity, int step) {
+  constexpr int kOrder[4] = {0, 3, 2, 1};
+  return parity ^ kOrder[step];
+}
 
 std::vector<const Kernels*> all_kernels() {
   std::vector<const Kernels*> found;
@@ -98,25 +138,42 @@ PackedLinear::PackedLinear(const void* w, int bits_, const int32_t* bias, const 
       w_(static_cast<const char*>(w),
          static_cast<const char*>(w) + static_cast<int64_t>(o_) * k_ * (bits_ / 8)),
       bias_(bias, bias + o_),
-      m_(padded(m, o_)) {}
+      m_(m, m + o_) {}
 
-const Matrix& PackedLinear::matrix() const {
+void PackedLinear::pack(Order order, Slot& slot) const {
   const Kernels& kernel = kernels();
-  Slot& slot = slots_[static_cast<size_t>(kernel.slot)];
-  std::call_once(slot.once, [&] {
-    std::vector<int64_t> start(static_cast<size_t>(o));
-    for (int i = 0; i < o; ++i) start[static_cast<size_t>(i)] = static_cast<int64_t>(i) * k;
-    slot.bias.resize(static_cast<size_t>(round_up(o, kParameterPad)));
-    slot.matrix = kernel.pack_rows(w_.data(), bits, start.data(), o, k, bias_.data(),
-                                   slot.blocks.reserve(kernel.matrix_bytes(o, k, bits)), slot.bias.data());
-  });
+  const int half = o / 2;
+  const auto count = order == Order::gate ? 2 * round_up(half, kLanes) : o;
+  std::vector<int64_t> start;
+  std::vector<int32_t> bias;
+  for (int position = 0; position < round_up(count, kernel.group); ++position) {
+    const int base = position / kernel.group * kernel.group, block = position / kLanes;
+    const int inner = block / 2 * kLanes + position % kLanes;
+    const int row = order == Order::plain     ? position
+                    : order == Order::grouped ? base + kernel.grouped(position - base)
+                    : inner < half            ? block % 2 * half + inner
+                                              : o;
+    start.push_back(row < o ? static_cast<int64_t>(row) * k : -1);
+    bias.push_back(row < o ? bias_[static_cast<size_t>(row)] : 0);
+    slot.m.push_back(row < o ? m_[static_cast<size_t>(row)] : 0.0f);
+  }
+  slot.bias.resize(bias.size());
+  const int columns = static_cast<int>(count);
+  slot.matrix = kernel.pack_rows(w_.data(), bits, start.data(), columns, k, bias.data(),
+                                 slot.blocks.reserve(kernel.matrix_bytes(columns, k, bits)), slot.bias.data());
+  slot.matrix.m = slot.m.data();
+}
+
+const Matrix& PackedLinear::matrix(Order order) const {
+  Slot& slot = slots_[static_cast<size_t>(kernels().slot)][static_cast<size_t>(order)];
+  std::call_once(slot.once, [&] { pack(order, slot); });
   return slot.matrix;
 }
 
 PackedDepthwise::PackedDepthwise(const int8_t* w, const int32_t* bias, const float* m, int c_)
     : c(c_), w_(w, w + 9 * static_cast<int64_t>(c_)), bias_(bias, bias + c_), m_(padded(m, c_)) {}
 
-void PackedDepthwise::row(const int8_t* const rows[3], int width, int8_t* out) const {
+void PackedDepthwise::row(const char* const rows[3], int width, char* out) const {
   const Kernels& kernel = kernels();
   Slot& slot = slots_[static_cast<size_t>(kernel.slot)];
   std::call_once(slot.once, [&] {
@@ -149,34 +206,35 @@ void linear(const void* x, int64_t rows, const PackedLinear& p, Epilogue epilogu
 
 void linear_gate(const int8_t* x, int64_t rows, const PackedLinear& p, float g, int8_t* out) {
   for_strips(rows, rows * p.k * p.o, [&](int64_t first, int count) {
-    int8_t* hidden = scratch_of<int8_t>(Scratch::hidden, static_cast<int64_t>(count) * p.o);
-    linear_strip(p, x + first * p.k, count, Epilogue::act, nullptr, hidden);
-    kernels().gate(hidden, count, p.o / 2, g, out + first * (p.o / 2));
+    Step(p, count, Epilogue::gate).from_bytes(x + first * p.k).with_gate(g).to_bytes(out + first * (p.o / 2));
   });
 }
 
 void gated_ffn(const int16_t* x, int64_t rows, const float* m_in, const PackedLinear& gate, float g,
                const PackedLinear& project, int16_t* out) {
-  const std::vector<float> scale = padded(m_in, gate.k);
+  const std::vector<float> scale = grouped(m_in, gate.k);
   for_strips(rows, rows * (int64_t{gate.k} * gate.o + int64_t{project.k} * project.o), [&](int64_t first, int count) {
     const int16_t* feature = x + first * gate.k;
-    int8_t* hidden = scratch_of<int8_t>(Scratch::hidden, static_cast<int64_t>(count) * gate.o);
-    int8_t* mixed = scratch_of<int8_t>(Scratch::mixed, static_cast<int64_t>(count) * project.k);
-    feature_strip(gate, feature, scale.data(), count, Epilogue::act, hidden);
-    kernels().gate(hidden, count, project.k, g, mixed);
-    linear_strip(project, mixed, count, Epilogue::add, feature, out + first * project.o);
+    char* hidden = operand_strip(Scratch::hidden, project.k);
+    Step(gate, count, Epilogue::gate).from_feature(feature, scale.data()).with_gate(g).to_operands(hidden);
+    Step(project, count, Epilogue::add).from_operands(hidden).to_feature(out + first * project.o, feature);
   });
 }
 
 void depthwise3x3(const int8_t* x, const Map& map, const PackedDepthwise& p, int8_t* out) {
-  const int64_t pitch = map.w * map.c;
+  const int64_t pitch = map.w * map.c, site = kernels().strip_stride(map.c, 8), row_bytes = map.w * site;
   parallel_for(map.n * map.h, map.n * map.h * pitch * kElementWork, [&](int64_t i) {
-    const int64_t y = i % map.h;
-    int8_t* zeros = scratch_of<int8_t>(Scratch::zeros, pitch);
-    if (y == 0 || y == map.h - 1) std::memset(zeros, 0, static_cast<size_t>(pitch));
-    const int8_t* row = x + i * pitch;
-    const int8_t* rows[3] = {y > 0 ? row - pitch : zeros, row, y < map.h - 1 ? row + pitch : zeros};
-    p.row(rows, static_cast<int>(map.w), out + i * pitch);
+    char* rows = scratch(Scratch::hidden, static_cast<size_t>(4 * row_bytes));
+    const char* window[3] = {rows, rows + row_bytes, rows + 2 * row_bytes};
+    for (int64_t dy = -1; dy <= 1; ++dy) {
+      char* row = rows + (dy + 1) * row_bytes;
+      std::memset(row, kernels().zero, static_cast<size_t>(row_bytes));
+      if (i % map.h + dy < 0 || i % map.h + dy >= map.h) continue;
+      for (int64_t s = 0; s < map.w; ++s) kernels().pack8(x + (i + dy) * pitch + s * map.c, map.c, row + s * site);
+    }
+    char* mixed = rows + 3 * row_bytes;
+    p.row(window, static_cast<int>(map.w), mixed);
+    for (int64_t s = 0; s < map.w; ++s) kernels().unpack8(mixed + s * site, map.c, out + i * pitch + s * map.c);
   });
 }
 
@@ -192,35 +250,36 @@ struct DepthBlock {
   int16_t* out;
 
   // Hidden row y of image n, zeros outside the map.
-  void fill(int64_t n, int64_t y, int8_t* hidden) const {
+  void fill(int64_t n, int64_t y, char* hidden, int64_t site) const {
     if (y < 0 || y >= map.h) {
-      std::memset(hidden, 0, static_cast<size_t>(map.w * expand.o));
+      std::memset(hidden, kernels().zero, static_cast<size_t>(map.w * site));
       return;
     }
     const int16_t* row = x + (n * map.h + y) * map.w * map.c;
     for (int64_t i = 0; i < map.w; i += kStrip) {
       const int count = static_cast<int>(std::min<int64_t>(kStrip, map.w - i));
-      feature_strip(expand, row + i * map.c, m_in, count, Epilogue::leaky, hidden + i * expand.o);
+      Step(expand, count, Epilogue::leaky).from_feature(row + i * map.c, m_in).to_operands(hidden + i * site);
     }
   }
 
   // Output rows [first, last) of image n: three hidden rows in a ring, so they never leave the cache.
   void rows(int64_t n, int64_t first, int64_t last) const {
-    const int64_t pitch = map.w * expand.o;
-    int8_t* ring = scratch_of<int8_t>(Scratch::hidden, 3 * pitch);
-    int8_t* mixed = scratch_of<int8_t>(Scratch::mixed, pitch);
+    const int64_t site = kernels().strip_stride(expand.o, 8), pitch = map.w * site;
+    char* ring = scratch(Scratch::hidden, static_cast<size_t>(3 * pitch));
+    char* mixed = scratch(Scratch::mixed, static_cast<size_t>(pitch + kStrip * site));
     const auto slot = [&](int64_t y) { return ring + (y + 3) % 3 * pitch; };
-    fill(n, first - 1, slot(first - 1));
-    fill(n, first, slot(first));
+    fill(n, first - 1, slot(first - 1), site);
+    fill(n, first, slot(first), site);
     for (int64_t y = first; y < last; ++y) {
-      fill(n, y + 1, slot(y + 1));
-      const int8_t* window[3] = {slot(y - 1), slot(y), slot(y + 1)};
+      fill(n, y + 1, slot(y + 1), site);
+      const char* window[3] = {slot(y - 1), slot(y), slot(y + 1)};
       depthwise.row(window, static_cast<int>(map.w), mixed);
       const int64_t at = (n * map.h + y) * map.w * map.c;
       for (int64_t i = 0; i < map.w; i += kStrip) {
         const int count = static_cast<int>(std::min<int64_t>(kStrip, map.w - i));
-        linear_strip(project, mixed + i * expand.o, count, Epilogue::add, x + at + i * map.c,
-                     out + at + i * map.c);
+        Step(project, count, Epilogue::add)
+            .from_operands(mixed + i * site)
+            .to_feature(out + at + i * map.c, x + at + i * map.c);
       }
     }
   }
@@ -230,13 +289,13 @@ struct DepthBlock {
 
 void depth_block(const int16_t* x, const Map& map, const float* m_in, const PackedLinear& expand,
                  const PackedDepthwise& depthwise, const PackedLinear& project, int16_t* out) {
-  const std::vector<float> scale = padded(m_in, map.c);
+  constexpr int64_t kTall = 16;  // every part computes two hidden rows twice
+  const std::vector<float> scale = grouped(m_in, map.c);
   const DepthBlock block = {x, map, scale.data(), expand, depthwise, project, out};
   const int64_t sites = map.n * map.h * map.w;
   if (sites == 0) return;
-  // Every part computes two hidden rows twice: parts as tall as keeps the threads busy.
-  const int64_t parts =
-      threads() == 1 ? 1 : std::clamp<int64_t>(divide_up(2 * threads(), map.n), 1, divide_up(map.h, 4));
+  const int64_t busy = divide_up(threads(), map.n);
+  const int64_t parts = threads() == 1 ? 1 : std::clamp<int64_t>(map.h / kTall, std::min(busy, map.h), 2 * busy);
   const int64_t height = divide_up(map.h, parts);
   const int64_t per_map = divide_up(map.h, height);
   parallel_for(map.n * per_map, sites * 2 * map.c * expand.o, [&](int64_t i) {
@@ -245,42 +304,103 @@ void depth_block(const int16_t* x, const Map& map, const float* m_in, const Pack
   });
 }
 
-void window_attention(const int8_t* q, const int8_t* k, const int8_t* v, const Map& map, int heads,
-                      int window, int shift, float m, const int32_t* bias, const uint8_t* table,
-                      int8_t* out) {
-  const int64_t ny = map.h / window, nx = map.w / window;
-  const int area = window * window, depth = map.c / heads;
-  parallel_for(map.n * ny * nx, map.n * map.h * map.w * area * map.c * 2, [&](int64_t i) {
-    int64_t* site = scratch_of<int64_t>(Scratch::sites, area);
-    uint8_t* region = scratch_of<uint8_t>(Scratch::regions, area);
+namespace {
+
+struct Windows {
+  const Map& map;
+  const Attention& attention;
+  int64_t ny, nx;
+  int area, depth;
+
+  Windows(const Map& m, const Attention& a)
+      : map(m),
+        attention(a),
+        ny(m.h / a.window),
+        nx(m.w / a.window),
+        area(a.window * a.window),
+        depth(m.c / a.heads) {}
+
+  int64_t count() const { return map.n * ny * nx; }
+
+  // Sites of window i, and which of the wrapped regions they lie in; true if all lie in one.
+  bool locate(int64_t i, int64_t* site, uint8_t* region) const {
     const int64_t wx = i % nx, wy = i / nx % ny, n = i / (nx * ny);
     for (int j = 0; j < area; ++j) {  // output site of the rolled map: input (y + shift) mod h
-      const int64_t y = wy * window + j / window + shift, x = wx * window + j % window + shift;
+      const int64_t y = wy * attention.window + j / attention.window + attention.shift;
+      const int64_t x = wx * attention.window + j % attention.window + attention.shift;
       site[j] = (n * map.h + y % map.h) * map.w + x % map.w;
       region[j] = static_cast<uint8_t>(2 * (y >= map.h) + (x >= map.w));
     }
-    const bool whole = region[0] == region[area - 1];  // nothing wraps inside this window
-    for (int head = 0; head < heads; ++head)
+    return region[0] == region[area - 1];
+  }
+
+  // All heads of one window; `region` null where nothing wraps, `site` null for 0, 1, 2...
+  void run(const int8_t* q, const int8_t* k, const int8_t* v, int64_t channels, const int64_t* site,
+           const uint8_t* region, int8_t* out, int64_t out_channels) const {
+    for (int head = 0; head < attention.heads; ++head)
       for (int first = 0; first < area; first += kStrip) {
         AttentionTask t = {};
-        t.q = q + head * depth;
+        t.q = q + head * depth + (site ? 0 : first * channels);
         t.k = k + head * depth;
         t.v = v + head * depth;
-        t.out = out + head * depth;
-        t.channels = map.c;
-        t.q_site = site + first;
+        t.out = out + head * depth + (site ? 0 : first * out_channels);
+        t.channels = channels;
+        t.out_channels = out_channels;
+        t.q_site = site ? site + first : nullptr;
         t.k_site = site;
         t.rows = std::min(kStrip, area - first);
         t.keys = area;
         t.depth = depth;
-        t.m = m;
-        t.bias = bias + (static_cast<int64_t>(head) * area + first) * area;
-        t.q_region = whole ? nullptr : region + first;
-        t.k_region = whole ? nullptr : region;
-        t.table = table;
+        t.m = attention.m;
+        t.bias = attention.bias + (static_cast<int64_t>(head) * area + first) * area;
+        t.q_region = region ? region + first : nullptr;
+        t.k_region = region;
+        t.table = attention.table;
         t.scratch = scratch(Scratch::strip, kernels().attention_bytes(t.rows, t.keys, depth));
         kernels().attention(t);
       }
+  }
+};
+
+}  // namespace
+
+void window_attention(const int8_t* q, const int8_t* k, const int8_t* v, const Map& map, const Attention& attention,
+                      int8_t* out) {
+  const Windows windows(map, attention);
+  parallel_for(windows.count(), map.n * map.h * map.w * windows.area * map.c * 2, [&](int64_t i) {
+    int64_t* site = scratch_of<int64_t>(Scratch::sites, windows.area);
+    uint8_t* region = scratch_of<uint8_t>(Scratch::regions, windows.area);
+    const bool whole = windows.locate(i, site, region);
+    windows.run(q, k, v, map.c, site, whole ? nullptr : region, out, map.c);
+  });
+}
+
+void window_block(const int16_t* x, const Map& map, const float* m_in, const PackedLinear& qkv,
+                  const Attention& attention, const PackedLinear& project, int16_t* out) {
+  const std::vector<float> scale = grouped(m_in, map.c);
+  const Windows windows(map, attention);
+  const int64_t area = windows.area, c = map.c, together = std::max<int64_t>(1, kStrip / area);
+  parallel_for(divide_up(windows.count(), together), map.n * map.h * map.w * c * (4 * c + 2 * area), [&](int64_t i) {
+    const int64_t first = i * together, count = std::min(together, windows.count() - first), rows = count * area;
+    int64_t* site = scratch_of<int64_t>(Scratch::sites, rows);
+    uint8_t* region = scratch_of<uint8_t>(Scratch::regions, rows);
+    int8_t* hidden = scratch_of<int8_t>(Scratch::hidden, rows * 3 * c);
+    int8_t* mixed = scratch_of<int8_t>(Scratch::mixed, rows * c);
+    bool whole[kStrip];
+    for (int64_t j = 0; j < count; ++j) whole[j] = windows.locate(first + j, site + j * area, region + j * area);
+    for (int64_t r = 0; r < rows; r += kStrip) {
+      const int size = static_cast<int>(std::min<int64_t>(kStrip, rows - r));
+      Step(qkv, size, Epilogue::act).from_feature(x, scale.data(), site + r).to_bytes(hidden + r * 3 * c);
+    }
+    for (int64_t j = 0; j < count; ++j) {
+      const int8_t* q = hidden + j * area * 3 * c;
+      const uint8_t* regions = whole[j] ? nullptr : region + j * area;
+      windows.run(q, q + c, q + 2 * c, 3 * c, nullptr, regions, mixed + j * area * c, c);
+    }
+    for (int64_t r = 0; r < rows; r += kStrip) {
+      const int size = static_cast<int>(std::min<int64_t>(kStrip, rows - r));
+      Step(project, size, Epilogue::add).from_bytes(mixed + r * c).to_feature(out, x, site + r);
+    }
   });
 }
 
@@ -297,7 +417,7 @@ void token_attention(const int8_t* q, const int8_t* k, const int8_t* v, int64_t 
     t.k = k + image * keys * c + head * depth;
     t.v = v + image * keys * c + head * depth;
     t.out = out + (image * queries + first) * c + head * depth;
-    t.channels = c;
+    t.channels = t.out_channels = c;
     t.rows = static_cast<int>(std::min(size, queries - first));
     t.keys = static_cast<int>(keys);
     t.depth = depth;
@@ -309,33 +429,132 @@ void token_attention(const int8_t* q, const int8_t* k, const int8_t* v, int64_t 
   });
 }
 
-void head_params(const int8_t* t, const Map& map, const PackedHead& p, int step, int32_t* mean,
-                 uint8_t* row) {
+namespace {
+
+// The general attention over a strip of queries, from and to plain bytes.
+void token_strip(const int8_t* q, int rows, const int8_t* k, const int8_t* v, int tokens, int c,
+                 const Attention& attention, int8_t* out) {
+  for (int head = 0; head < attention.heads; ++head) {
+    AttentionTask t = {};
+    t.depth = c / attention.heads;
+    t.q = q + head * t.depth;
+    t.k = k + head * t.depth;
+    t.v = v + head * t.depth;
+    t.out = out + head * t.depth;
+    t.channels = t.out_channels = c;
+    t.rows = rows;
+    t.keys = tokens;
+    t.m = attention.m;
+    t.table = attention.table;
+    t.wide = true;
+    t.scratch = scratch(Scratch::strip, kernels().attention_bytes(rows, tokens, t.depth));
+    kernels().attention(t);
+  }
+}
+
+}  // namespace
+
+void token_block(const int16_t* x, const Map& map, const int8_t* k, const int8_t* v, int tokens, const float* m_in,
+                 const PackedLinear& query, const Attention& attention, const PackedLinear& project,
+                 int16_t* out) {
+  const std::vector<float> scale = grouped(m_in, map.c);
+  const int c = map.c;
+  const int64_t sites = map.h * map.w, size = tokens > 4096 ? 12 : strip_rows(map.n * sites);
+  const int64_t strips = divide_up(sites, size);
+  const bool few = kernels().tokens && tokens <= kFewTokens && attention.heads <= kFewHeads &&
+                   c == attention.heads * kFewDepth;
+  const size_t packed_bytes = few ? kernels().tokens_bytes(attention.heads) : 0;
+  char* packed = scratch(Scratch::tokens, packed_bytes * static_cast<size_t>(map.n));
+  for (int64_t n = 0; few && n < map.n; ++n) {
+    kernels().pack_tokens(k + n * tokens * c, v + n * tokens * c, attention.heads, tokens,
+                          packed + static_cast<size_t>(n) * packed_bytes);
+  }
+  parallel_for(map.n * strips, map.n * sites * c * (2 * c + 2 * int64_t{tokens}), [&](int64_t i) {
+    const int64_t n = i / strips, first = i % strips * size;
+    const int rows = static_cast<int>(std::min(size, sites - first));
+    const int16_t* feature = x + (n * sites + first) * c;
+    char* hidden = operand_strip(Scratch::hidden, c);
+    char* mixed = operand_strip(Scratch::mixed, c);
+    Step start(query, rows, Epilogue::act), end(project, rows, Epilogue::add);
+    start.from_feature(feature, scale.data());
+    if (few) {
+      start.to_operands(hidden);
+      const char* own = packed + static_cast<size_t>(n) * packed_bytes;
+      kernels().tokens({own, attention.heads, tokens, attention.m, attention.table, rows, hidden, mixed});
+      end.from_operands(mixed);
+    } else {
+      int8_t* q = reinterpret_cast<int8_t*>(hidden);
+      int8_t* mean = reinterpret_cast<int8_t*>(mixed);
+      start.to_bytes(q);
+      token_strip(q, rows, k + n * tokens * c, v + n * tokens * c, tokens, c, attention, mean);
+      end = Step(project, rows, Epilogue::add).from_bytes(mean);
+    }
+    end.to_feature(out + (n * sites + first) * c, feature);
+  });
+}
+
+namespace {
+
+// body(image, parity, strip's sites as row numbers of the map, their count): strips of sites of one parity.
+template <class F>
+void for_parities(const Map& map, int64_t work, F&& body) {
   const int64_t half = map.w / 2, sites = map.h / 2 * half;
   const int64_t size = strip_rows(map.n * sites * 4), strips = divide_up(sites, size);
-  parallel_for(map.n * 4 * strips, map.n * sites * 4 * map.c * p.size * 2, [&](int64_t i) {
+  parallel_for(map.n * 4 * strips, work, [&](int64_t i) {
     const int64_t first = i % strips * size, n = i / (strips * 4);
-    const int parity = static_cast<int>(i / strips % 4),
-              count = static_cast<int>(std::min(size, sites - first));
-    const auto group = static_cast<size_t>(quadtree_group(parity, step));
+    const int parity = static_cast<int>(i / strips % 4);
+    const int count = static_cast<int>(std::min(size, sites - first));
     int64_t* site = scratch_of<int64_t>(Scratch::sites, count);
     for (int j = 0; j < count; ++j) {
       const int64_t y = (first + j) / half * 2 + (parity >> 1), x = (first + j) % half * 2 + (parity & 1);
       site[j] = (n * map.h + y) * map.w + x;
     }
+    body(parity, site, count);
+  });
+}
+
+}  // namespace
+
+void decoded_linear(const int16_t* y_hat, const Map& map, const float* m, const PackedDecoded& p,
+                    const int16_t* residual, int16_t* out) {
+  const std::vector<float> scale = padded(m, map.c);
+  const PackedLinear& any = *p.linear[0];
+  for_parities(map, map.n * map.h * map.w * any.k * any.o, [&](int parity, const int64_t* site, int count) {
+    const PackedLinear& layer = *p.linear[static_cast<size_t>(parity)];
+    const int64_t stride = kernels().strip_stride(layer.k, 16);
+    char* strip = operand_strip(Scratch::hidden, layer.k, 16);
+    for (int j = 0; j < count; ++j)
+      for (int step = 0; step < p.step; ++step) {
+        const int group = quadtree_group(parity, step) * p.size;
+        char* to = strip + j * stride + step * p.size * 2;
+        kernels().operand(y_hat + site[j] * map.c + group, scale.data() + group, 1, p.size, 16, to);
+      }
+    Step(layer, count, Epilogue::add).from_operands(strip).to_feature(out, residual, site);
+  });
+}
+
+void head_params(const int8_t* t, const Map& map, const PackedHead& p, int step, int skip, int64_t valid_h,
+                 int64_t valid_w, int32_t* mean, uint8_t* row) {
+  for_parities(map, map.n * map.h * map.w * map.c * p.size * 2, [&](int parity, const int64_t* site, int count) {
+    const auto group = static_cast<size_t>(quadtree_group(parity, step));
     LinearTask task = strip_task(*p.mean[group], Epilogue::mean);
     task.x = t;
     task.rows = count;
-    task.site = site;
+    task.x_site = task.out_site = site;
     task.out = mean;
     kernels().linear(task);
-    const PackedLinear& scale = *p.row[group];
-    task.w = scale.matrix();
-    task.m = scale.m();
+    task.w = p.row[group]->matrix(Order::plain);
+    task.source = Source::operand;  // as the first product left them
+    task.x = task.scratch;
     task.epilogue = Epilogue::row;
     task.offset = p.offset[group].data();
+    task.skip = skip;
     task.out = row;
     kernels().linear(task);
+    for (int j = 0; j < count; ++j) {
+      if (site[j] / map.w % map.h < valid_h && site[j] % map.w < valid_w) continue;
+      std::memset(row + site[j] * p.size, kSkipRow, static_cast<size_t>(p.size));
+    }
   });
 }
 
@@ -372,10 +591,10 @@ void for_group_rows(const Map& map, const float* parameters, int step, F&& body)
 
 }  // namespace
 
-void quantize(const int16_t* y, const int32_t* mean, const float* gain, const Map& map, int step,
-              int16_t* q) {
+void quantize(const int16_t* y, const int32_t* mean, const uint8_t* row, const float* gain, const Map& map,
+              int step, int16_t* q) {
   for_group_rows(map, gain, step, [&](int64_t at, const int group[2], const float* const gains[2]) {
-    kernels().quantize(y + 4 * at, mean + at, gains, group, static_cast<int>(map.w), map.c / 4, q + at);
+    kernels().quantize(y + 4 * at, mean + at, row + at, gains, group, static_cast<int>(map.w), map.c / 4, q + at);
   });
 }
 

@@ -17,12 +17,11 @@ void use_kernels(const Kernels& choice);
 
 std::vector<float> padded(const float* values, int64_t count);
 
-// A linear layer; packed for an instruction set the first time that set needs it.
+// A linear layer; packed for an instruction set and an order of columns the first time they are needed.
 class PackedLinear {
  public:
   PackedLinear(const void* w, int bits, const int32_t* bias, const float* m, int o, int k);
-  const Matrix& matrix() const;
-  const float* m() const { return m_.data(); }
+  const Matrix& matrix(Order order = Order::grouped) const;
   const int o, k, bits;
 
  private:
@@ -30,18 +29,20 @@ class PackedLinear {
     std::once_flag once;
     Buffer blocks;
     std::vector<int32_t> bias;
+    std::vector<float> m;
     Matrix matrix;
   };
+  void pack(Order order, Slot& slot) const;
   std::vector<char> w_;
   std::vector<int32_t> bias_;
   std::vector<float> m_;
-  mutable std::array<Slot, 3> slots_;
+  mutable std::array<std::array<Slot, 3>, 3> slots_;
 };
 
 class PackedDepthwise {
  public:
   PackedDepthwise(const int8_t* w, const int32_t* bias, const float* m, int c);
-  void row(const int8_t* const rows[3], int width, int8_t* out) const;
+  void row(const char* const rows[3], int width, char* out) const;  // operands
   const int c;
 
  private:
@@ -62,9 +63,23 @@ struct PackedHead {  // per channel group
   int c, size;
 };
 
+struct PackedDecoded {  // for one step, by site parity: the columns of the groups decoded before it
+  std::array<std::unique_ptr<PackedLinear>, 4> linear;
+  int size, step;
+};
+
+int quadtree_group(int parity, int step);  // the channel group of these sites in this step
+
 struct Map {  // [n, h, w, c]
   int64_t n, h, w;
   int c;
+};
+
+struct Attention {
+  int heads, window, shift;  // the last two only for windows
+  float m;
+  const int32_t* bias;  // likewise
+  const uint8_t* table;
 };
 
 void operand(const int16_t* x, const float* m, int64_t rows, int c, int bits, void* out);
@@ -72,14 +87,18 @@ void linear(const void* x, int64_t rows, const PackedLinear& p, Epilogue epilogu
             void* out);
 void linear_gate(const int8_t* x, int64_t rows, const PackedLinear& p, float g, int8_t* out);
 void depthwise3x3(const int8_t* x, const Map& map, const PackedDepthwise& p, int8_t* out);
-void window_attention(const int8_t* q, const int8_t* k, const int8_t* v, const Map& map, int heads,
-                      int window, int shift, float m, const int32_t* bias, const uint8_t* table, int8_t* out);
+void window_attention(const int8_t* q, const int8_t* k, const int8_t* v, const Map& map, const Attention& attention,
+                      int8_t* out);
 void token_attention(const int8_t* q, const int8_t* k, const int8_t* v, int64_t n, int64_t queries,
                      int64_t keys, int c, int heads, float m, const uint8_t* table, int8_t* out);
-void head_params(const int8_t* t, const Map& map, const PackedHead& p, int step, int32_t* mean, uint8_t* row);
+void decoded_linear(const int16_t* y_hat, const Map& map, const float* m, const PackedDecoded& p,
+                    const int16_t* residual, int16_t* out);
+void head_params(const int8_t* t, const Map& map, const PackedHead& p, int step, int skip, int64_t valid_h,
+                 int64_t valid_w, int32_t* mean, uint8_t* row);
 void quadtree_gather(const void* x, const Map& map, int element, int step, void* out);
 void add(const int16_t* x, const int16_t* y, int64_t count, int16_t* out);
-void quantize(const int16_t* y, const int32_t* mean, const float* gain, const Map& map, int step, int16_t* q);
+void quantize(const int16_t* y, const int32_t* mean, const uint8_t* row, const float* gain, const Map& map,
+              int step, int16_t* q);
 void reconstruct(const int16_t* q, const int32_t* mean, const float* inv, const Map& map, int step,
                  int16_t* y_hat);
 void patches_from_image(const uint8_t* image, const Map& map, int size, int16_t* out);
@@ -90,5 +109,11 @@ void depth_block(const int16_t* x, const Map& map, const float* m_in, const Pack
                  const PackedDepthwise& depthwise, const PackedLinear& project, int16_t* out);
 void gated_ffn(const int16_t* x, int64_t rows, const float* m_in, const PackedLinear& gate, float g,
                const PackedLinear& project, int16_t* out);
+
+void window_block(const int16_t* x, const Map& map, const float* m_in, const PackedLinear& qkv,
+                  const Attention& attention, const PackedLinear& project, int16_t* out);
+void token_block(const int16_t* x, const Map& map, const int8_t* k, const int8_t* v, int tokens, const float* m_in,
+                 const PackedLinear& query, const Attention& attention, const PackedLinear& project,
+                 int16_t* out);
 
 }  // namespace dca

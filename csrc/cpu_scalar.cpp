@@ -48,6 +48,8 @@ inline I16 sub(I16 a, I16 b) { LANES(I16, wrap_add(a.v[i], wrap_add(~b.v[i], 1))
 inline I16 mul(I16 a, I16 b) { LANES(I16, wrap_mul(a.v[i], b.v[i])); }
 inline I16 min(I16 a, I16 b) { LANES(I16, a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
 inline I16 max(I16 a, I16 b) { LANES(I16, a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
+inline I16 bit_and(I16 a, I16 b) { LANES(I16, a.v[i] & b.v[i]); }
+inline I16 bit_or(I16 a, I16 b) { LANES(I16, a.v[i] | b.v[i]); }
 template <int N>
 inline I16 sra(I16 a) {
   LANES(I16, a.v[i] >> N);

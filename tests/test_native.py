@@ -17,7 +17,17 @@ import torch
 from torch import Tensor
 
 from dca_fast.errors import InputError
-from dca_fast.ops import DepthBlockParams, Depthwise, GatedFfnParams, Head, Linear, native, reference
+from dca_fast.ops import (
+    DepthBlockParams,
+    Depthwise,
+    GatedFfnParams,
+    Head,
+    Linear,
+    TokenParams,
+    WindowParams,
+    native,
+    reference,
+)
 
 TABLE = torch.arange(255, -1, -1).div(2, rounding_mode="floor").to(torch.uint8)
 
@@ -78,6 +88,9 @@ def _refusals() -> list[tuple[str, Callable[[], Any]]]:
     window = partial(native.window_attention, f, f, f)
     tokens = partial(native.token_attention, int8(1, 2, 8))
     block = DepthBlockParams(m8, linear(6, 8), depthwise(6), linear(8, 6))
+    windows = WindowParams(m8, linear(24, 8), 2, 2, 0, 0.1, bias, TABLE, linear(8, 8))
+    few = TokenParams(m8, linear(8, 8), 2, 0.1, TABLE, linear(8, 8))
+    wide = Linear(int16(6, 8) // 8, int32(6), torch.rand(6))
     bad_m = Linear(p.w, p.b, torch.full((6,), math.inf))
     overflow = Linear(p.w, torch.full((6,), (1 << 31) - 1, dtype=torch.int32), p.m)
     return [
@@ -118,6 +131,16 @@ def _refusals() -> list[tuple[str, Callable[[], Any]]]:
         ("depth", lambda: native.depth_to_space2(int8(1, 3, 2, 6))),
         ("block", lambda: native.depth_block(y, block._replace(project=linear(8, 7)))),
         ("ffn", lambda: native.gated_ffn(y, GatedFfnParams(m8, linear(6, 8), 0.1, linear(8, 4)))),
+        ("skip", lambda: native.head_params(f, head, 0, 129, (4, 4))),
+        ("valid", lambda: native.head_params(f, head, 0, 6, (5, 4))),
+        ("rows", lambda: native.quantize(y, mean, rows[:1], m8, 0)),
+        ("decoded step", lambda: native.decoded_linear(y, m8, wide, int16(2, 4, 4, 6), 0)),
+        ("decoded residual", lambda: native.decoded_linear(y, m8, wide, int16(2, 4, 4, 8), 1)),
+        ("decoded channels", lambda: native.decoded_linear(int16(2, 4, 4, 4), m8[:4], wide, int16(2, 4, 4, 6), 1)),
+        ("qkv", lambda: native.window_block(y, windows._replace(qkv=linear(16, 8)))),
+        ("window of block", lambda: native.window_block(y, windows._replace(window=3))),
+        ("query", lambda: native.token_block(y, int8(2, 3, 8), int8(2, 3, 8), few._replace(query=linear(6, 8)))),
+        ("tokens", lambda: native.token_block(y, int8(1, 3, 8), int8(2, 3, 8), few)),
         ("isa", lambda: native.set_isa("sse9")),
     ]
 
@@ -134,6 +157,19 @@ def test_empty_inputs_give_empty_outputs() -> None:
     assert native.depth_block(int16(0, 4, 4, 8), block).shape == (0, 4, 4, 8)
     queries, keys = int8(1, 0, 8), int8(1, 2, 8)
     assert native.token_attention(queries, keys, keys, 2, 0.1, TABLE).shape == (1, 0, 8)
+
+
+@pytest.mark.parametrize(("heads", "tokens"), [(1, 1), (2, 3), (5, 8), (8, 8), (9, 2), (5, 9)])
+@pytest.mark.parametrize("m", [1e-3, 3.0, -1e30])
+def test_few_tokens_have_kernels_of_their_own(heads: int, tokens: int, m: float) -> None:
+    c, before = 32 * heads, native.isa()
+    x, k, v = int16(2, 5, 21, c), int8(2, tokens, c), int8(2, tokens, c)
+    p = TokenParams(torch.randn(c) / 200, linear(c, c), heads, m, TABLE, linear(c, c))
+    expected = reference.token_block(x, k, v, p)
+    for isa in native.isas():
+        native.set_isa(isa)
+        assert native.token_block(x, k, v, p).equal(expected), isa
+    native.set_isa(before)
 
 
 def test_concurrent_callers_do_not_disturb_each_other() -> None:

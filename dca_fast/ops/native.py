@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from dca_fast import _cpu
-from dca_fast.config import QUADTREE, SKIP_ROW
 from dca_fast.errors import InputError
 from dca_fast.ops import (
     DepthBlockParams,
@@ -96,14 +95,11 @@ def wide_linear(x: Tensor, p: Linear, residual: Tensor | None = None) -> Tensor:
 
 
 def decoded_linear(y_hat: Tensor, m: Tensor, p: Linear, residual: Tensor, step: int) -> Tensor:
-    size = y_hat.shape[-1] // 4
-    known = torch.zeros_like(y_hat)
-    for earlier in range(step):
-        for site in range(4):
-            py, px, group = site >> 1, site & 1, site ^ QUADTREE[earlier]
-            at = (slice(None), slice(py, None, 2), slice(px, None, 2), slice(group * size, (group + 1) * size))
-            known[at] = y_hat[at]
-    return wide_linear(operand16(known, m), p, residual)
+    name = f"{NAME} {step}"
+    handle = p.cache.get(name)
+    if handle is None:
+        handle = p.cache[name] = _cpu.Decoded(*(t.numpy() for t in p.tensors()), step)
+    return _tensor(_cpu.decoded_linear(y_hat.numpy(), m.numpy(), handle, residual.numpy()))
 
 
 def wide_pixels(x: Tensor, p: Linear) -> Tensor:
@@ -134,12 +130,8 @@ def token_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, m: float, table
 
 
 def head_params(t: Tensor, p: Head, step: int, skip: int, valid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    mean, packed = _cpu.head_params(t.numpy(), _packed(p), step)
-    row = _tensor(packed)
-    row.masked_fill_(row < skip, SKIP_ROW)
-    row[:, valid[0] :] = SKIP_ROW
-    row[:, :, valid[1] :] = SKIP_ROW
-    return _tensor(mean), row
+    mean, row = _cpu.head_params(t.numpy(), _packed(p), step, skip, *valid)
+    return _tensor(mean), _tensor(row)
 
 
 def quadtree_gather(x: Tensor, step: int) -> Tensor:
@@ -147,7 +139,7 @@ def quadtree_gather(x: Tensor, step: int) -> Tensor:
 
 
 def quantize(y: Tensor, mean: Tensor, row: Tensor, gain: Tensor, step: int) -> Tensor:
-    return _tensor(_cpu.quantize(y.numpy(), mean.numpy(), gain.numpy(), step)).masked_fill_(row == SKIP_ROW, 0)
+    return _tensor(_cpu.quantize(y.numpy(), mean.numpy(), row.numpy(), gain.numpy(), step))
 
 
 def reconstruct(q: Tensor, mean: Tensor, inv: Tensor, step: int, y_hat: Tensor) -> None:
@@ -180,15 +172,13 @@ def gated_ffn(x: Tensor, p: GatedFfnParams) -> Tensor:
 
 
 def window_block(x: Tensor, p: WindowParams) -> Tensor:
-    q, k, v = (s.contiguous() for s in linear_act(operand8(x, p.m_in), p.qkv, False).chunk(3, -1))
-    y = window_attention(q, k, v, p.heads, p.window, p.shift, p.m, p.bias, p.table)
-    return linear_add(y, p.out, x)
+    shape = (p.heads, p.window, p.shift, p.m, p.bias.numpy(), p.table.numpy())
+    return _tensor(_cpu.window_block(x.numpy(), p.m_in.numpy(), _packed(p.qkv), *shape, _packed(p.out)))
 
 
 def token_block(x: Tensor, k: Tensor, v: Tensor, p: TokenParams) -> Tensor:
-    q = linear_act(operand8(x, p.m_in), p.query, False)
-    y = token_attention(q.flatten(1, 2), k, v, p.heads, p.m, p.table).view(x.shape)
-    return linear_add(y, p.out, x)
+    inputs = (x.numpy(), k.numpy(), v.numpy(), p.m_in.numpy())
+    return _tensor(_cpu.token_block(*inputs, _packed(p.query), p.heads, p.m, p.table.numpy(), _packed(p.out)))
 
 
 OPS: Ops = collect(NAME, sys.modules[__name__])
