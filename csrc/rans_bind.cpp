@@ -75,6 +75,21 @@ Array<int16_t> decode(rans::Decoder& decoder, const Array<uint8_t>& rows) {
   return values;
 }
 
+// How often each row occurs among every stride-th of them.
+Array<int64_t> row_counts(const Array<uint8_t>& rows, size_t stride) {
+  if (stride == 0) throw rans::Error(rans::Fault::kInput, "the stride must be at least 1");
+  constexpr size_t kCopies = 4;  // neighbours are often equal: counting into one array would wait for itself
+  std::vector<int64_t> counts(kCopies * 256);
+  const uint8_t* from = rows.data();
+  const size_t size = static_cast<size_t>(rows.size());
+  for (size_t i = 0, copy = 0; i < size; i += stride, copy = (copy + 1) % kCopies) ++counts[copy * 256 + from[i]];
+  Array<int64_t> out(256);
+  for (size_t row = 0; row < 256; ++row) {
+    out.mutable_data()[row] = counts[row] + counts[256 + row] + counts[512 + row] + counts[768 + row];
+  }
+  return out;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_rans, m) {
@@ -97,6 +112,8 @@ PYBIND11_MODULE(_rans, m) {
         return names;
       },
       "Instruction sets that run here, fastest first.");
+
+  m.def("row_counts", &row_counts, py::arg("rows").noconvert(), py::arg("stride"));
 
   py::class_<rans::Decoder>(m, "Decoder")
       .def("decode", &decode, py::arg("rows").noconvert())

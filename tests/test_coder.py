@@ -25,22 +25,30 @@ each_coder = pytest.mark.parametrize("coder", CODERS, ids=lambda coder: coder.ba
 def test_the_layout_keeps_states_small(payload: int) -> None:
     lanes, groups = choose_layout(payload)
     assert lanes in coder_module.LANES
-    assert 1 <= groups <= 16
+    assert 1 <= groups <= 64
     assert lanes == 1 or 4 * lanes * groups * 200 <= payload
-    assert groups == 1 or groups * 65_536 <= payload
+    assert groups == 1 or groups * 32_768 <= payload
     assert lanes == 32 or 4 * (2 * lanes) * 200 > payload
 
 
 def test_the_layout_follows_the_expected_size() -> None:
     assert choose_layout(25_600) == (32, 1)
-    assert choose_layout(10**7) == (32, 16)
+    assert choose_layout(10**7) == (32, 64)
     rng = np.random.default_rng(2)
-    for size, expected in ((100, (0, 1)), (12_000, (1, 1)), (60_000, (3, 1)), (200_000, (5, 1))):
+    for size, expected in ((100, (0, 1)), (12_000, (1, 1)), (60_000, (3, 1)), (200_000, (5, 2))):
         rows = rng.integers(0, 60, size).astype(np.uint8)
         values = (rng.standard_normal(size) * 0.1 * 2 ** (rows / 12)).round().astype(np.int16)
         stream = FASTEST.encode([(values, rows)])
         assert tuple(stream[:2]) == expected
         assert abs(len(stream) - FASTEST._estimate_bytes([(values, rows)])) < 20 + 0.05 * len(stream)
+
+
+def test_every_backend_expects_the_same_size() -> None:
+    rng = np.random.default_rng(3)
+    for size in (0, 1, 65_536, 200_001):
+        rows = np.where(rng.random(size) < 0.5, 255, rng.integers(0, 128, size)).astype(np.uint8)
+        parts = [(np.zeros(size, np.int16), rows)] * 2
+        assert len({coder._estimate_bytes(parts) for coder in CODERS}) == 1
 
 
 VALUES, ROWS = np.zeros(8, np.int16), np.zeros(8, np.uint8)

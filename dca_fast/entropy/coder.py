@@ -150,9 +150,12 @@ class Coder:
         """Expected payload from a sample of the rows; integers only, so that all machines choose alike."""
         total = 0
         for _, rows in parts:
-            sample = rows[:: len(rows) // _SAMPLES | 1]  # an odd stride does not follow columns of even width
-            counts = np.bincount(sample, minlength=256)[:ROWS]
-            total += int(counts @ self._row_bits) * len(rows) // max(1, len(sample))
+            stride = len(rows) // _SAMPLES | 1  # odd, so that it does not follow columns of even width
+            if self.backend == "native":
+                counts = _native.row_counts(rows, stride)
+            else:
+                counts = np.bincount(rows[::stride], minlength=256)
+            total += int(counts[:ROWS] @ self._row_bits) * len(rows) // max(1, -(-len(rows) // stride))
         return total // (256 * 8)
 
 
