@@ -1,4 +1,4 @@
-"""The command line: `dca-fast encode | decode | info | eval | train | export | demo`.
+"""The command line: `dca-fast encode | decode | info | eval | train | ablate | export | demo`.
 
 Exit codes: 0 done; 1 the demo's backends disagree; 2 wrong usage or input; 3 bytes that cannot be decoded;
 4 something this machine lacks (backend, weights, package). Every failure is one line on standard error.
@@ -56,6 +56,7 @@ def make_parser() -> Parser:
     _add_info(add("info", help=commands.info.__doc__))
     _add_eval(add("eval", parents=[model], help=commands.evaluate.__doc__))
     _add_train(add("train", help=commands.train.__doc__))
+    _add_ablate(add("ablate", help=commands.ablate.__doc__))
     p = add("export", help=commands.export.__doc__)
     p.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint.pt of a training")
     p.add_argument("out", type=Path, metavar="OUT", help="the .safetensors file to write")
@@ -81,9 +82,7 @@ def model_options() -> Parser:
 
 def _add_conversion(p: argparse.ArgumentParser, command: Any) -> None:
     encoding = command is commands.encode
-    p.add_argument(
-        "paths", nargs="+", metavar="PATH", help="IN OUT, '-' for a pipe; with -o: inputs, files or folders"
-    )
+    p.add_argument("paths", nargs="+", metavar="PATH", help="IN OUT, '-' for a pipe; with -o: inputs, files or folders")
     p.add_argument("-o", "--out-dir", metavar="DIR", help="convert all inputs into this folder")
     p.add_argument("--no-overwrite", action="store_true", help="refuse, in a batch: keep, what exists")
     if encoding:
@@ -107,6 +106,7 @@ def _add_eval(p: argparse.ArgumentParser) -> None:
     steps = tuple(float(q) for q in range(0, 101, 10))
     p.add_argument("--qualities", type=_qualities, default=steps, metavar="Q,Q", help="default: 0,10,..,100")
     p.add_argument("--peers", type=_names, default=(), metavar="NAME,NAME", help="of jpeg,webp,avif,jxl")
+    p.add_argument("--peer-cache", type=Path, metavar="DIR", help="keep what peers did: they are not run again")
     p.add_argument("--anchors", type=Path, metavar="FILE", help="JSON with published curves")
     p.add_argument("--anchor-set", metavar="NAME", help="set of images in it (default: the name of DIR)")
     p.add_argument("--anchor-names", type=_names, default=(), metavar="NAME,NAME", help="default: all of it")
@@ -117,19 +117,43 @@ def _add_eval(p: argparse.ArgumentParser) -> None:
 
 def _add_train(p: argparse.ArgumentParser) -> None:
     p.add_argument("--preset", default="dca-s", metavar="NAME", help="default: %(default)s")
-    p.add_argument("--data", type=Path, required=True, metavar="DIR", help="searched recursively")
+    p.add_argument("--data", type=Path, metavar="PATH", help="photographs: a folder, tar shards, or a packed .bin")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="its checkpoint is resumed")
     p.add_argument("--minutes", type=float, help="length of this run")
-    p.add_argument("--batch", type=count, metavar="N", help="crops in a step")
+    p.add_argument("--steps", type=count, metavar="N", help="length of all runs in --out, instead of --minutes")
+    p.add_argument("--batch", type=count, metavar="N", help="crops in a step, of each process of torchrun")
     p.add_argument("--crop", type=_crop, metavar="N", help=f"side of a crop in pixels, a multiple of {ALIGN}")
     p.add_argument("--rate", type=float, help="learning rate")
+    p.add_argument("--optimiser", choices=("soap", "adam"), help="default: soap")
     p.add_argument("--threads", type=count, metavar="N", help="default: PyTorch's choice")
-    p.add_argument("--device", default="cpu", metavar="NAME", help="default: %(default)s")
+    p.add_argument("--device", default="cpu", metavar="NAME", help="default: %(default)s; cuda under torchrun: all")
     p.add_argument("--start", type=Path, metavar="FILE", help="a checkpoint or float weights to start from")
     p.add_argument("--cache", type=Path, metavar="STEM", help="decoded photographs (default: in --out)")
     compile_help = "torch.compile: some minutes, then faster steps"
     p.add_argument("--compile", action=argparse.BooleanOptionalAction, help=compile_help)
+    p.add_argument("--bf16", action=argparse.BooleanOptionalAction, help="convolutions on a GPU (default: yes)")
+    p.add_argument("--export", type=Path, metavar="FILE", help="at the end: integer weights, checked")
+    p.add_argument("--validate", type=Path, metavar="DIR", help="at the end: rate and distortion over these images")
+    p.add_argument("--plot", type=Path, metavar="FILE", help="draw the losses in --out, even without --data")
     p.set_defaults(command=commands.train)
+
+
+def _add_ablate(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--data", type=Path, required=True, metavar="DIR", help="one photograph in ten is for the test")
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="what it holds is not trained again")
+    p.add_argument("--start", type=Path, required=True, metavar="FILE", help="float weights with the transforms")
+    p.add_argument("--twins", type=_names, metavar="NAME,NAME", help="default: all")
+    p.add_argument("--steps", type=count, metavar="N", help="of each twin")
+    p.add_argument("--batch", type=count, metavar="N", help="crops in a step")
+    p.add_argument("--crop", type=_crop, metavar="N", help=f"side of a crop in pixels, a multiple of {ALIGN}")
+    p.add_argument("--rate", type=float, help="learning rate")
+    p.add_argument("--log-rate", type=float, help="times it: for the logarithms of gains and scales")
+    p.add_argument("--qualities", type=_qualities, metavar="Q,Q", help="of training and test")
+    p.add_argument("--seeds", type=_seeds, metavar="N,N", help="each trains all twins once")
+    p.add_argument("--inherit", action=argparse.BooleanOptionalAction, help="start from the trained regional path")
+    p.add_argument("--threads", type=count, metavar="N", help="default: PyTorch's choice")
+    p.add_argument("--cache", type=Path, metavar="STEM", help="decoded photographs (default: in --out)")
+    p.set_defaults(command=commands.ablate)
 
 
 def quality(text: str) -> float:
@@ -145,6 +169,10 @@ def _qualities(text: str) -> tuple[float, ...]:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, text.split(","))))
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(int(part) for part in text.split(",")))
 
 
 def count(text: str) -> int:

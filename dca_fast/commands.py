@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from dca_fast.codec import Codec
-    from dca_fast.evaluate import CodecLike, Curve, ImageFolder
+    from dca_fast.evaluate import CodecLike, Curve, ImageFolder, RowCache
 
 OK, DISAGREE, BAD_INPUT, BAD_STREAM, BAD_ENVIRONMENT = range(5)
 BACKENDS = ("native", "reference")
@@ -236,10 +236,10 @@ def _plain(value: Any) -> str:
 
 def evaluate(args: argparse.Namespace) -> int:
     """Rate and distortion over a folder, beside peers and published curves."""
-    from dca_fast.evaluate import ImageFolder, load_anchors
+    from dca_fast.evaluate import ImageFolder, RowCache, load_anchors
     from dca_fast.image_io import write_atomic
     from dca_fast.peers import make_peers
-    from dca_fast.report import PLOT_FORMATS, plot, report, summary
+    from dca_fast.report import PLOT_FORMATS, environment, plot, report, summary
 
     # what would fail after minutes of work must fail before
     if args.plot and args.plot.suffix not in PLOT_FORMATS:
@@ -253,7 +253,12 @@ def evaluate(args: argparse.Namespace) -> int:
     peers = make_peers(args.peers)
     codec = _codec(args)
     ours = _curve(codec.config.name, codec, images, args.qualities)
-    rivals = [(_curve(peer.name, peer, images, peer.ladder), peer.version) for peer in peers]
+    versions = {name: version for name, version in environment()["versions"].items() if name != "dca-fast"}
+    rivals = []
+    for peer in peers:
+        identity = f"{peer.name}, {peer.version}, {peer.settings}, {versions}"
+        cache = RowCache(args.peer_cache, identity) if args.peer_cache else None
+        rivals.append((_curve(peer.name, peer, images, peer.ladder, cache), peer.version, peer.settings))
     facts = {
         "backend": codec.backend,
         "threads": codec.threads,
@@ -267,30 +272,29 @@ def evaluate(args: argparse.Namespace) -> int:
     return OK
 
 
-def _curve(name: str, codec: CodecLike, images: ImageFolder, qualities: Sequence[float]) -> Curve:
+def _curve(
+    name: str, codec: CodecLike, images: ImageFolder, qualities: Sequence[float], cache: RowCache | None = None
+) -> Curve:
     from dca_fast.evaluate import evaluate
 
     with _progress() as bar:
         task = bar.add_task(name, total=len(images) * len(qualities))
-        return evaluate(codec, images, qualities, name=name, on_row=lambda _: bar.advance(task))
+        return evaluate(codec, images, qualities, name=name, on_row=lambda _: bar.advance(task), cache=cache)
 
 
 def train(args: argparse.Namespace) -> int:
     """Train a model, or go on training it."""
-    from dca_fast.config import preset
-    from dca_fast.export import load_float
-    from dca_fast.train.data import Photographs
-    from dca_fast.train.trainer import Recipe, Trainer
+    from dca_fast.train.commands import train
 
-    if args.threads:
-        import torch
+    train(args)
+    return OK
 
-        torch.set_num_threads(args.threads)
-    start = load_float(args.start).state_dict() if args.start else None
-    given = {name: getattr(args, name) for name in ("minutes", "batch", "crop", "rate", "compile")}
-    recipe = Recipe(**{name: value for name, value in given.items() if value is not None})
-    photographs = Photographs(args.data, args.cache or args.out / "photographs", max(256, recipe.crop))
-    Trainer(preset(args.preset), photographs, args.out, recipe, args.device, start).run()
+
+def ablate(args: argparse.Namespace) -> int:
+    """What each hyper latent is worth: twins of the entropy model trained alike."""
+    from dca_fast.train.commands import ablate
+
+    ablate(args)
     return OK
 
 

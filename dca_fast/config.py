@@ -123,9 +123,11 @@ class ModelConfig:
 PRESETS = {
     # Own widths: about 18 kMAC per pixel at decode.
     "dca-s": ModelConfig("dca-s"),
-    # Transforms: ELIC N=192, M=320 (antecedent). Bottleneck M/16, 8 tokens, head width 64, 2M-wide
-    # context (Informer, antecedent). Windows of 4 and two blocks (SwinT-ChARM, antecedent). 192
-    # regional channels (ELIC, antecedent). Three context blocks: own choice.
+    # From the paper: three hyper latents, used in the order regional, global, local; quadtree of four steps; one c for
+    # all steps but for its first 1x1; Swin blocks for the local pair, a Transformer for the global one. It states no
+    # widths that are known here. From its antecedents: transforms with N=192, M=320 and 192 regional channels (ELIC);
+    # local bottleneck M/16=20, 8 tokens, 2M=640 wide context in heads of 64 (Informer); windows of 4, two blocks
+    # (SwinT-ChARM). Own choice: three context blocks, of the kind that DCVC-DC has, and the widths inside the blocks.
     "dca-paper": ModelConfig(
         "dca-paper",
         transforms="elic",

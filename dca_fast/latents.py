@@ -94,11 +94,12 @@ def code(program: Program, source: Source, grid: tuple[int, int], valid: tuple[i
     """
     c = program.config
     (h, w), z = grid, {}
-    shapes = {"global": (1, c.tokens), "local": (h, w), "regional": (h // 4, w // 4)}
+    shapes = program.hyper_shapes(h, w)
     for name in ORDER:
-        if name in program.contexts:
-            rows = program.hyper_rows[name].view(1, *((1, c.tokens) if name == "global" else (1, 1)), -1)
-            rows = rows.expand(1, *shapes[name], rows.shape[-1]).contiguous()
+        if name in shapes:
+            # One row for each channel; of the global latent for each channel of each token.
+            rows = program.hyper_rows[name].view(1, 1, -1, shapes[name][-1])
+            rows = rows.expand(1, *shapes[name]).contiguous()
             if name == "local":
                 rows[:, valid[0] :] = SKIP_ROW
                 rows[:, :, valid[1] :] = SKIP_ROW

@@ -129,13 +129,14 @@ class Program:
     Args:
         model: weights and backend.
         settings: what `settings` gives for the quality, on the model's device.
+        silent: hyper latents with no symbol worth coding at this quality, all zero: they need no analysis.
     """
 
-    def __init__(self, model: Model, settings: Mapping[str, Tensor]) -> None:
+    def __init__(self, model: Model, settings: Mapping[str, Tensor], silent: frozenset[str] = frozenset()) -> None:
         self.config: ModelConfig = model.weights.config
         self.ops, self.skip, self.device = model.ops, model.weights.skip, model.device
         self._t: Mapping[str, Tensor] = model.tensors
-        self._shared, self._settings = model, settings
+        self._shared, self._settings, self._silent = model, settings, silent
         self._conditional: dict[str, Linear] = {}
         self.contexts = self.config.latents
         self.stages = self.config.stages
@@ -229,7 +230,21 @@ class Program:
         """y -> symbols of z, int16: local [N, h, w, C], regional [N, h/4, w/4, C], global [N, 1, T, M/T]."""
         operand = self.ops.operand8(y, self._t["latent.operand8"])
         makers = {"local": self._analyse_local, "regional": self._analyse_regional, "global": self._analyse_global}
-        return {name: self._scale(makers[name](operand), name, "gain") for name in self.contexts}
+        z = {n: self._scale(makers[n](operand), n, "gain") for n in self.contexts if n not in self._silent}
+        shapes = self.hyper_shapes(y.shape[1], y.shape[2])
+        for name in self._silent:
+            z[name] = torch.zeros(y.shape[0], *shapes[name], dtype=torch.int16, device=self.device)
+        return z
+
+    def hyper_shapes(self, height: int, width: int) -> dict[str, tuple[int, int, int]]:
+        """Shapes of the hyper latents of one image, for so many latent sites."""
+        c = self.config
+        shapes = {
+            "global": (1, c.tokens, c.latent // c.tokens),
+            "local": (height, width, c.local),
+            "regional": (height // 4, width // 4, c.regional),
+        }
+        return {name: shapes[name] for name in self.contexts}
 
     def _scale(self, z: Tensor, name: str, key: str) -> Tensor:
         """Feature of a hyper latent to its symbols ("gain"), or back ("inverse")."""
@@ -357,4 +372,5 @@ class ProgramSet:
 
     def _at(self, quality: int) -> Program:
         values = settings(self.model.weights, quality)
-        return Program(self.model, {name: value.to(self.model.device) for name, value in values.items()})
+        silent = frozenset(n for n in self.model.weights.config.latents if (values[f"rows.{n}"] == SKIP_ROW).all())
+        return Program(self.model, {name: value.to(self.model.device) for name, value in values.items()}, silent)

@@ -332,16 +332,15 @@ def _sums_kernel(
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def _combine_kernel(totals, mixes, out, splits, D: tl.constexpr, DP: tl.constexpr):
+def _combine_kernel(totals, mixes, out, splits, D: tl.constexpr, DP: tl.constexpr, SPLITS: tl.constexpr):
     """One query of one head of one map: programs (queries, heads, maps)."""
-    d = tl.arange(0, DP)
+    split, d = tl.arange(0, SPLITS), tl.arange(0, DP)
     queries, heads = tl.num_programs(0), tl.num_programs(1)
     row, head, n = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    total, mix = tl.zeros([1], tl.int64), tl.zeros([DP], tl.int64)
-    for split in range(0, splits):
-        place = ((n * heads + head) * splits + split) * queries + row
-        total += tl.load(totals + place)
-        mix += tl.load(mixes + place * D + d, d < D, 0)
+    place = ((n * heads + head) * splits + split) * queries + row
+    total = tl.sum(tl.load(totals + place, split < splits, 0).to(tl.int64), 0)
+    inside = (split < splits)[:, None] & (d < D)[None, :]
+    mix = tl.sum(tl.load(mixes + place[:, None] * D + d[None, :], inside, 0).to(tl.int64), 0)
     y = (mix * ((1 << 40) // total) + (1 << 39)) >> 40
     tl.store(out + ((n * queries + row) * heads + head) * D + d, y.to(tl.int8), d < D)
 
@@ -365,7 +364,7 @@ def _many_tokens(q: Tensor, k: Tensor, v: Tensor, heads: int, m: float, table: T
     power = triton.next_power_of_2(splits)
     _sums_kernel[grid](q, k, v, m, table, peaks, totals, mixes, *sizes, *shape, power, rows, KEYS, **OPTIONS)
     out = torch.empty_like(q)
-    _combine_kernel[queries, heads, n](totals, mixes, out, splits, *shape[1:], num_warps=1, **EXACT)
+    _combine_kernel[queries, heads, n](totals, mixes, out, splits, *shape[1:], power, num_warps=4, **EXACT)
     return out
 
 

@@ -37,8 +37,12 @@ ARCHITECTURES = (80, 90, 100)
 SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}  # bytes of shared memory that one block may have
 TABLE = torch.tensor([round(127 * math.exp(-i / 16)) for i in range(256)], dtype=torch.uint8)
 EXTREME_M = [0.0, -0.0, 1e-45, 1e-38, 2.0**-31, 2.0**-16, 0.25, 0.5, -0.5, 1.0, 1e9, -1e30, 3e38]
-# For `pytestmark`: the interpreter is NumPy, which warns of products that are infinite, as they may be.
-INFINITE_PRODUCTS = pytest.mark.filterwarnings("ignore:overflow encountered in multiply:RuntimeWarning")
+# For `pytestmark`: the interpreter is NumPy, which warns of products that are infinite, as they may be, and of how
+# older versions of the interpreter read the bounds of a loop.
+INFINITE_PRODUCTS = pytest.mark.filterwarnings(
+    "ignore:overflow encountered in multiply:RuntimeWarning",
+    "ignore:Conversion of an array with ndim > 0 to a scalar:DeprecationWarning",
+)
 GUARD = 256  # elements before and after each tensor
 
 

@@ -144,9 +144,7 @@ def test_inputs_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture
     assert not list(tmp_path.iterdir())
 
 
-def test_bytes_that_cannot_be_decoded(
-    codec: Codec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bytes_that_cannot_be_decoded(codec: Codec, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = bytearray(codec.encode(photograph(20, 30)))
     data[-9] ^= 1
     (tmp_path / "bad.dca").write_bytes(data)
@@ -208,9 +206,7 @@ def test_a_batch_goes_on_after_failures(
     assert np.array_equal(load_image(out / "in.bmp").pixels, expected)
 
 
-def test_a_folder_keeps_its_shape_and_can_be_resumed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_keeps_its_shape_and_can_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = tmp_path / "source", tmp_path / "out"
     (source / "deep").mkdir(parents=True)
     for name in ("a.png", "deep/b.png"):
@@ -227,9 +223,7 @@ def test_a_folder_keeps_its_shape_and_can_be_resumed(
     assert "no .dca files" in said(capsys)
 
 
-def test_a_batch_never_writes_one_file_twice(
-    png: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_batch_never_writes_one_file_twice(png: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.fromarray(photograph(20, 30)).save(tmp_path / "in.webp")
     assert run("encode", png, tmp_path / "in.webp", "-o", tmp_path / "out") == 2
     assert "would both become" in said(capsys)
@@ -247,9 +241,7 @@ def test_warnings_are_one_line_and_name_the_file(tmp_path: Path, capsys: pytest.
     assert f"dca-fast: warning: {ink}: CMYK is converted to sRGB\n" in capsys.readouterr().err
 
 
-def test_verify(
-    png: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_verify(png: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "a.dca"
     assert run("encode", png, target, "--verify") == 0
     target.unlink()
@@ -280,9 +272,7 @@ def test_verify_says_when_there_is_only_one_backend(
     assert said(capsys) == "dca-fast: warning: nothing to compare reference with: no compiler was here\n"
 
 
-def test_interrupts_end_quietly(
-    png: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_interrupts_end_quietly(png: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
@@ -377,9 +367,7 @@ def test_demo(codec: Codec, portrait: Path, tmp_path: Path, capsys: pytest.Captu
     for quality in demo.QUALITIES:
         data = (out / f"portrait-q{quality}.dca").read_bytes()
         assert data == codec.encode(photograph(64, 48), quality)
-        assert np.array_equal(
-            load_image(out / f"portrait-q{quality}.png").pixels, codec.decode(data, "numpy")
-        )
+        assert np.array_equal(load_image(out / f"portrait-q{quality}.png").pixels, codec.decode(data, "numpy"))
         assert f"{len(data):10d}" in text
     with Image.open(out / "portrait-comparison.png") as sheet:
         assert sheet.width > 3 * demo.TILE
@@ -420,10 +408,7 @@ def test_train_export_encode(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     options = ["--minutes", "0.001", "--batch", "1", "--crop", "64", "--no-compile", "--threads", "1"]
     for start in ([], ["--start", tmp_path / "run" / "checkpoint.pt"]):
         folder = tmp_path / ("again" if start else "run")
-        assert (
-            run("train", "--data", data, "--out", folder, "--cache", tmp_path / "cache", *options, *start)
-            == 0
-        )
+        assert run("train", "--data", data, "--out", folder, "--cache", tmp_path / "cache", *options, *start) == 0
         assert json.loads((folder / "log.jsonl").read_text().splitlines()[0])["recipe"]["crop"] == 64
     capsys.readouterr()
     weights = tmp_path / "own.safetensors"
@@ -455,4 +440,4 @@ def test_the_commands_of_the_readme_exist() -> None:
     text = "\n".join(readme_blocks(""))
     commands = re.findall(r"(?:^|\| |/)dca-fast ([^|>&\n]*)", text, re.MULTILINE)
     names = {make_parser().parse_args(shlex.split(words, comments=True)).command.__name__ for words in commands}
-    assert names == {"encode", "decode", "info", "evaluate", "train", "export", "demo"}
+    assert names == {"encode", "decode", "info", "evaluate", "train", "ablate", "export", "demo"}

@@ -14,7 +14,7 @@ from dca_fast.errors import ConfigError, WeightsError
 from dca_fast.export import FIRST_CODED_ROW, export, export_checkpoint, load_float, save_float
 from dca_fast.model.network import Network
 from dca_fast.ops.reference import OPS
-from dca_fast.program import Program, ProgramSet, _by_rows, exp2, interpolate
+from dca_fast.program import Model, Program, ProgramSet, _by_rows, exp2, interpolate, settings
 from dca_fast.testing import photograph
 from dca_fast.train.klt import start_from_components
 
@@ -127,6 +127,21 @@ def test_skipped_and_outside_symbols_are_zero(packed: weights.Weights) -> None:
     step = source.parts[-1][1].reshape(4, 4, -1)
     assert (step[1:] == SKIP_ROW).all()
     assert (step[:, 2:] == SKIP_ROW).all()
+
+
+@pytest.mark.parametrize("name", ["global", "local", "regional"])
+def test_what_is_silent_needs_no_analysis(packed: weights.Weights, name: str) -> None:
+    model = Model(packed, OPS)
+    values = settings(packed, 5000)
+    values[f"rows.{name}"].fill_(SKIP_ROW)
+    image = photograph(64, 128, seed=8)
+    (whole, y), (spared, y_spared) = (
+        encode(Program(model, values, silent), image) for silent in (frozenset(), frozenset({name}))
+    )
+    assert y.equal(y_spared)
+    assert all(
+        np.array_equal(a, b) for p, q in zip(whole.parts, spared.parts, strict=True) for a, b in zip(p, q, strict=True)
+    )
 
 
 def test_strips_change_no_bit() -> None:

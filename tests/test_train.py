@@ -1,6 +1,11 @@
-"""The trainer: data from a folder, initialisation, progress, resume."""
+"""The trainer: data from folders, packs and shards, initialisation, progress, resume, many processes, the end."""
 
+import io
 import json
+import os
+import subprocess
+import sys
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,15 +14,17 @@ import pytest
 import torch
 from PIL import Image
 
+from dca_fast.cli import main
 from dca_fast.config import LAMBDA_MAX, LAMBDA_MIN, ModelConfig
 from dca_fast.errors import InputError, WeightsError
 from dca_fast.export import load_float
 from dca_fast.model.layers import depth_to_space, space_to_depth
 from dca_fast.model.network import Network
 from dca_fast.testing import photograph
-from dca_fast.train.data import Photographs
+from dca_fast.train.data import Images, Photographs, Shards, open_data
+from dca_fast.train.finish import export_and_check, plot_losses
 from dca_fast.train.klt import principal_components, start_from_components
-from dca_fast.train.trainer import Recipe, Trainer, loss_of
+from dca_fast.train.trainer import Recipe, Trainer, in_bfloat16, learning_rate, loss_of
 
 TINY = ModelConfig(
     "tiny", width=32, latent=64, latent_hidden=32, context_width=32, heads=2, local=4, regional=16, tokens=4
@@ -43,6 +50,75 @@ def test_photographs_are_packed_once_and_bad_ones_counted(photographs: Photograp
     assert batch.shape == (4, 64, 64, 3)
     assert -128 <= batch.min() < batch.max() <= 127
     assert torch.equal(batch, photographs.batch(np.random.default_rng(0), 4, 64))
+    # Every process makes its own part of the batch.
+    assert torch.equal(batch[1::2], photographs.batch(np.random.default_rng(0), 4, 64, slice(1, None, 2)))
+
+
+def jpeg(seed: int, side: int = 128) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(photograph(side, side, seed)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def make_shard(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            facts = tarfile.TarInfo(name)
+            facts.size = len(data)
+            tar.addfile(facts, io.BytesIO(data))
+
+
+def test_shards_are_read_in_place_and_bad_samples_counted(tmp_path: Path) -> None:
+    good = {f"{i:06d}.jpg": jpeg(i) for i in range(3)}
+    bad = {"000003.jpg": jpeg(3)[:900], "000004.jpg": b"nothing", "000005.jpg": jpeg(5, 32), "000005.cls": b"7"}
+    make_shard(tmp_path / "a-000000.tar", good | {"000000.json": b"{}"})
+    make_shard(tmp_path / "a-000001.tar", bad)
+    shards = open_data(tmp_path, tmp_path / "unused", 64)
+    assert isinstance(shards, Shards)
+    assert len(shards.members) == 6
+    batch = shards.batch(np.random.default_rng(0), 40, 64)
+    assert batch.shape == (40, 64, 64, 3)
+    assert shards.skipped == 3
+    # What was skipped before does not change what is drawn.
+    assert torch.equal(batch, shards.batch(np.random.default_rng(0), 40, 64))
+    assert torch.equal(batch[::2], shards.batch(np.random.default_rng(0), 40, 64, slice(0, None, 2)))
+    assert isinstance(open_data(tmp_path / "a-000000.tar", tmp_path / "unused", 64), Shards)
+
+
+def test_shards_without_usable_photographs_are_refused(tmp_path: Path) -> None:
+    make_shard(tmp_path / "labels.tar", {"000000.cls": b"7"})
+    with pytest.raises(InputError, match="no images"):
+        Shards([tmp_path / "labels.tar"])
+    (tmp_path / "text.tar").write_text("no tar file")
+    with pytest.raises(InputError, match="not a tar file"):
+        Shards([tmp_path / "text.tar"])
+    make_shard(tmp_path / "bad.tar", {"000000.jpg": b"nothing"})
+    with pytest.raises(InputError, match="could not be used, 1 in all"):
+        Shards([tmp_path / "bad.tar"]).batch(np.random.default_rng(0), 1, 64)
+
+
+def test_a_pack_is_read_without_its_folder(photographs: Photographs, tmp_path: Path) -> None:
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for i, side in enumerate((64, 128)):
+        Image.fromarray(photograph(side, side, i)).save(folder / f"{i}.png")
+    Photographs(folder, tmp_path / "pack", 64)
+    pack = open_data(tmp_path / "pack.bin", tmp_path / "unused", 100)
+    assert isinstance(pack, Images)
+    assert [image.shape for image in pack.images] == [(128, 128, 3)]
+    assert np.array_equal(pack.images[0], photograph(128, 128, 1))
+    assert pack.skipped == 1
+    with pytest.raises(InputError, match="at least 200 pixels"):
+        open_data(tmp_path / "pack.bin", tmp_path / "unused", 200)
+
+
+def test_held_out_photographs_are_not_trained_on() -> None:
+    images = [np.full((64, 64, 3), i, np.uint8) for i in range(7)]
+    rest, held = Images(images).hold_out(3)
+    assert [int(image[0, 0, 0]) for image in rest.images] == [1, 2, 4, 5]
+    assert [int(image[0, 0, 0]) for image in held.images] == [0, 3, 6]
+    with pytest.raises(InputError, match="too few"):
+        Images(images).hold_out(8)
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
@@ -103,14 +179,123 @@ def test_training_lowers_the_loss_and_resumes(photographs: Photographs, tmp_path
     assert again.step == 60
     for a, b in zip(trainer.network.parameters(), again.network.parameters(), strict=True):
         assert torch.equal(a, b)
-    # The same next step, from weights, averages, optimiser and data order.
-    trainer.generator = np.random.default_rng((RECIPE.seed, 60))
-    torch.manual_seed(7)
-    first = trainer.train_step(1.0)[0]
-    torch.manual_seed(7)
-    assert again.train_step(1.0)[0] == first
-    for a, b in zip(trainer.average.values(), again.average.values(), strict=True):
-        assert torch.equal(a, b)
+
+
+def weights_after(photographs: Photographs, folder: Path, recipe: Recipe) -> dict[str, torch.Tensor]:
+    trainer = Trainer(TINY, photographs, folder, recipe)
+    trainer.run()
+    return trainer.network.state_dict() | {f"average.{key}": value for key, value in trainer.average.items()}
+
+
+def test_a_stopped_training_goes_on_as_if_it_had_not_been(photographs: Photographs, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, steps=6, warmup=2, save_minutes=0)
+    whole = weights_after(photographs, tmp_path / "whole", recipe)
+
+    class Killed(Exception):
+        """Stands for what ends the process."""
+
+    trainer = Trainer(TINY, photographs, tmp_path / "parts", recipe)
+    step = trainer.train_step
+
+    def until_killed(factor: float) -> tuple:
+        if trainer.step == 3:
+            raise Killed
+        return step(factor)
+
+    trainer.train_step = until_killed  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        trainer.run()
+    torch.rand(99)  # whatever else the process drew does not matter
+    parts = weights_after(photographs, tmp_path / "parts", recipe)
+    assert all(torch.equal(parts[key], value) for key, value in whole.items())
+    # Nothing is left to do.
+    again = Trainer(TINY, photographs, tmp_path / "parts", recipe)
+    again.run()
+    assert again.step == 6
+
+
+PROCESS = """
+import sys
+from pathlib import Path
+import torch
+from dca_fast.config import ModelConfig
+from dca_fast.train.data import open_data
+from dca_fast.train.trainer import Recipe, Trainer
+from dca_fast.train.world import join
+
+torch.set_num_threads(1)
+pack, out, config = Path(sys.argv[1]), Path(sys.argv[2]), ModelConfig(**eval(sys.argv[3]))
+with join("cpu") as world:
+    with world.first_alone():
+        data = open_data(pack, pack, 64)
+    recipe = Recipe(steps=2, batch=1, crop=64, warmup=1)
+    trainer = Trainer(config, data, out, recipe, start=None, world=world)
+    trainer.network.eval()  # no noise
+    image, quality, _ = trainer.batch_of(0)
+    trainer.forward(image, quality, torch.tensor(1.0))[0].backward()
+    if world.rank == 0:
+        torch.save({n: p.grad for n, p in trainer.network.named_parameters()}, out / "gradients.pt")
+    trainer.network.train()
+    trainer.run()
+    torch.save(trainer.network.state_dict(), out / f"weights{world.rank}.pt")
+    # By the clock: the first process's, so that no process waits for one that has stopped.
+    timed = Trainer(config, data, out / "timed", Recipe(minutes=0.02, batch=1, crop=64), world=world)
+    timed.run()
+    (out / f"steps{world.rank}").write_text(str(timed.step))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path: Path) -> None:
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for i in range(3):
+        Image.fromarray(photograph(128, 128, i)).save(folder / f"{i}.png")
+    pack = tmp_path / "pack.bin"
+    data = Photographs(folder, pack, 64)
+    trainer = Trainer(TINY, data, tmp_path / "one", replace(RECIPE, batch=2))
+    trainer.network.eval()
+    image, quality, _ = trainer.batch_of(0)
+    trainer.forward(image, quality, torch.tensor(1.0))[0].backward()
+
+    (tmp_path / "process.py").write_text(PROCESS)
+    out = tmp_path / "two"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = [str(tmp_path / "process.py"), str(pack), str(out), repr(TINY.to_dict())]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([*torchrun, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+    gradients = torch.load(out / "gradients.pt", weights_only=True)
+    both = {name: p.grad.clone() for name, p in trainer.network.named_parameters()}
+    trainer.network.zero_grad()
+    trainer.forward(image[:1], quality[:1], torch.tensor(1.0))[0].backward()
+    half = {name: p.grad for name, p in trainer.network.named_parameters()}
+
+    def distance(a: dict, b: dict) -> float:
+        """Largest difference of one parameter's gradient, in parts of its size."""
+        return max(float((a[name] - b[name]).norm() / b[name].norm().clamp_min(1e-12)) for name in b)
+
+    # The GEMMs of int8 layers are in bfloat16, whose steps are 1/256: their sums depend on the order that much.
+    assert distance(gradients, both) < 1 / 64
+    assert distance(half, both) > 1 / 4
+    first, second = (torch.load(out / f"weights{rank}.pt", weights_only=True) for rank in range(2))
+    assert all(torch.equal(second[key], value) for key, value in first.items())
+    assert int((out / "steps0").read_text()) == int((out / "steps1").read_text()) > 0
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [line.get("processes") for line in lines] == [2, None]
+    assert torch.load(out / "checkpoint.pt", weights_only=True)["step"] == 2
+
+
+def test_bfloat16_convolutions_are_close_to_float32() -> None:
+    config = ModelConfig.from_dict(TINY.to_dict() | {"transforms": "elic", "width": 16})
+    network, image = Network(config).eval(), torch.randn(1, 64, 64, 3) * 40
+    plain = network.analysis(image, torch.zeros(1))
+    in_bfloat16(network.analysis, "cpu")
+    y = network.analysis(image, torch.zeros(1))
+    assert y.dtype == torch.float32
+    error = (y - plain).abs().max() / plain.abs().max()
+    assert 0 < error < 0.05
 
 
 def test_a_checkpoint_of_another_model_is_refused(photographs: Photographs, tmp_path: Path) -> None:
@@ -127,6 +312,42 @@ def test_a_start_from_weights_is_past_the_ramp(photographs: Photographs, tmp_pat
     assert all(torch.equal(value, state[key]) for key, value in again.network.state_dict().items())
 
 
+def test_the_end_of_a_training(photographs: Photographs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, pictures = tmp_path / "run", tmp_path / "pictures"
+    pictures.mkdir()
+    Image.fromarray(photograph(64, 80, 9)).save(pictures / "a.png")
+    Trainer(TINY, photographs, out, replace(RECIPE, steps=2)).run()
+    line = export_and_check(out / "checkpoint.pt", tmp_path / "weights.safetensors")
+    assert "reference" in line
+    assert (tmp_path / "weights.safetensors").exists()
+    plot_losses(out / "log.jsonl", tmp_path / "losses.png")
+    assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
+    # The same by the command; without --data nothing is trained.
+    asked = ("--plot", tmp_path / "again.svg", "--validate", pictures)
+    assert main([str(a) for a in ("train", "--out", out, *asked)]) == 0
+    assert "dB" in capsys.readouterr().out
+    assert json.loads((out / "validation.json").read_text())["per_image"]
+    assert (tmp_path / "again.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "give --data"),
+        (("--plot", "losses.txt"), "a plot is"),
+        (("--plot", "losses.png"), "holds no losses"),
+        (("--data", "x", "--preset", "dca-paper", "--export", "w.safetensors"), "no integer program"),
+        (("--data", "x", "--validate", "nowhere"), "not a folder"),
+        (("--data", "nowhere"), "no images"),
+    ],
+)
+def test_train_refuses_before_it_works(
+    options: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--out", str(tmp_path / "out"), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_run_writes_log_and_checkpoint(photographs: Photographs, tmp_path: Path) -> None:
     trainer = Trainer(TINY, photographs, tmp_path, RECIPE)
     trainer.run()
@@ -137,8 +358,7 @@ def test_run_writes_log_and_checkpoint(photographs: Photographs, tmp_path: Path)
     assert average.config == TINY
 
 
-def test_learning_rate_warms_up_stays_and_falls(photographs: Photographs, tmp_path: Path) -> None:
-    trainer = Trainer(TINY, photographs, tmp_path, RECIPE)
-    assert trainer.learning_rate(0, 0.0) == pytest.approx(1 / RECIPE.warmup)
-    assert trainer.learning_rate(100, 0.5) == 1
-    assert trainer.learning_rate(100, 1.0) == pytest.approx(RECIPE.final)
+def test_learning_rate_warms_up_stays_and_falls() -> None:
+    assert learning_rate(RECIPE, 0, 0.0) == pytest.approx(1 / RECIPE.warmup)
+    assert learning_rate(RECIPE, 100, 0.5) == 1
+    assert learning_rate(RECIPE, 100, 1.0) == pytest.approx(RECIPE.final)

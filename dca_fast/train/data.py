@@ -1,10 +1,18 @@
-"""Photographs decoded once into one memory-mapped file, random crops cut from it."""
+"""Training photographs: a folder packed once into one memory-mapped file, such a file, or tar shards read as they are.
+
+Every crop of a batch has a random seed of its own, so that a batch can be made in parallel, or one part of it alone.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
+import struct
+import tarfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +26,10 @@ from dca_fast.errors import InputError
 
 log = logging.getLogger(__name__)
 SUFFIXES = {".avif", ".jpg", ".jpeg", ".png", ".webp", ".jxl", ".bmp", ".tif", ".tiff"}
+# What Pillow raises about damaged files.
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+ATTEMPTS = 100  # photographs tried for one crop
+READERS = 8  # threads that decode the members of shards
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -32,42 +44,102 @@ def list_images(folder: Path) -> list[Path]:
     return paths
 
 
+def read_pixels(source: Path | io.BytesIO, name: str, smallest: int) -> np.ndarray | None:
+    """uint8 `[H, W, 3]`, or None if it cannot be read or a side is below `smallest`."""
+    try:
+        with Image.open(source) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    except UNREADABLE as error:
+        log.warning("skipped %s: %s", name, error)
+        return None
+    return pixels if min(pixels.shape[:2]) >= smallest else None
+
+
+def cut(pixels: np.ndarray, generator: np.random.Generator, size: int) -> np.ndarray:
+    """One random crop `[size, size, 3] uint8`, flipped and turned at random."""
+    top = generator.integers(pixels.shape[0] - size + 1)
+    left = generator.integers(pixels.shape[1] - size + 1)
+    crop = np.rot90(pixels[top : top + size, left : left + size], int(generator.integers(4)))
+    return crop[:, ::-1] if generator.integers(2) else crop
+
+
 class Crops(Protocol):
-    """A source of training crops."""
+    """A source of training crops; `skipped` counts the photographs that could not be used."""
 
-    def batch(self, generator: np.random.Generator, count: int, size: int) -> Tensor:
-        """`[count, size, size, 3]` float32, grey levels minus 128."""
+    @property
+    def skipped(self) -> int: ...
+
+    def batch(self, generator: np.random.Generator, count: int, size: int, part: slice = ...) -> Tensor:
+        """Crops `part` of a batch of `count`: `[..., size, size, 3]` float32, grey levels minus 128."""
 
 
-class Photographs:
-    """RGB photographs of a folder as uint8 arrays, packed into `cache` (made at the first use, then reused).
+def seeds_of(generator: np.random.Generator, count: int, part: slice) -> list[int]:
+    """Seeds of the crops `part` of a batch; `generator` goes on by the whole batch."""
+    seeds: list[int] = generator.integers(2**63, size=count)[part].tolist()
+    return seeds
 
-    Args:
-        folder: searched recursively; files that cannot be read are counted in `skipped` and left out.
-        cache: file stem; `.bin` holds the pixels, `.json` the shapes.
-        smallest: images with a shorter side are left out.
-    """
 
-    def __init__(self, folder: Path, cache: Path, smallest: int = 256) -> None:
-        blob, index = cache.with_suffix(".bin"), cache.with_suffix(".json")
-        wanted = {"folder": str(Path(folder).resolve()), "smallest": smallest}
-        facts = json.loads(index.read_text()) if index.exists() else {}
-        if {key: facts.get(key) for key in wanted} != wanted:
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            facts = wanted | self._pack(list_images(folder), blob, smallest)
-            index.write_text(json.dumps(facts))
-        self.skipped: int = facts["skipped"]
-        if not facts["shapes"]:
-            raise InputError(f"no usable photographs of at least {smallest} pixels a side in {folder}")
-        pixels = np.memmap(blob, dtype=np.uint8, mode="r")
-        self.images: list[np.ndarray] = []
-        start = 0
-        for height, width in facts["shapes"]:
-            size = height * width * 3
-            self.images.append(pixels[start : start + size].reshape(height, width, 3))
-            start += size
+def stack(crops: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(crops)).float() - 128
+
+
+class Images:
+    """RGB photographs as uint8 arrays `[H, W, 3]`; larger ones give more crops."""
+
+    def __init__(self, images: Sequence[np.ndarray], skipped: int = 0) -> None:
+        self.images, self.skipped = list(images), skipped
         weights = np.array([im.shape[0] * im.shape[1] for im in self.images], dtype=np.float64)
         self.weights = weights / weights.sum()
+
+    def _crop(self, seed: int, size: int) -> np.ndarray:
+        generator = np.random.default_rng(seed)
+        return cut(self.images[generator.choice(len(self.images), p=self.weights)], generator, size)
+
+    def batch(self, generator: np.random.Generator, count: int, size: int, part: slice = slice(None)) -> Tensor:
+        """See `Crops`."""
+        return stack([self._crop(seed, size) for seed in seeds_of(generator, count, part)])
+
+    def hold_out(self, every: int) -> tuple[Images, Images]:
+        """Two sources without a photograph in common: all but one in `every`, and these."""
+        if len(self.images) < every:
+            raise InputError(f"{len(self.images)} photographs are too few to hold out one in {every}")
+        rest = [image for i, image in enumerate(self.images) if i % every]
+        return Images(rest), Images(self.images[::every])
+
+
+class Photographs(Images):
+    """Photographs of a folder, packed into `cache` (made at the first use, then reused).
+
+    Args:
+        folder: searched recursively; files that cannot be read are counted in `skipped` and left out. None: whatever
+            the cache holds.
+        cache: file stem; `.bin` holds the pixels, `.json` the shapes.
+        smallest: images with a shorter side are left out.
+
+    Raises:
+        InputError: nothing usable.
+    """
+
+    def __init__(self, folder: Path | None, cache: Path, smallest: int = 256) -> None:
+        blob, index = cache.with_suffix(".bin"), cache.with_suffix(".json")
+        facts = json.loads(index.read_text()) if index.exists() or folder is None else {}
+        if folder is not None:
+            wanted = {"folder": str(Path(folder).resolve()), "smallest": smallest}
+            if {key: facts.get(key) for key in wanted} != wanted:
+                cache.parent.mkdir(parents=True, exist_ok=True)
+                facts = wanted | self._pack(list_images(folder), blob, smallest)
+                index.write_text(json.dumps(facts))
+        shapes = facts["shapes"]
+        small = sum(min(shape) < smallest for shape in shapes)
+        if small == len(shapes):
+            raise InputError(f"no usable photographs of at least {smallest} pixels a side in {folder or blob}")
+        pixels, images, start = np.memmap(blob, dtype=np.uint8, mode="r"), [], 0
+        for height, width in shapes:
+            size = height * width * 3
+            if min(height, width) >= smallest:
+                images.append(pixels[start : start + size].reshape(height, width, 3))
+            start += size
+        super().__init__(images, facts["skipped"] + small)
 
     @staticmethod
     def _pack(paths: list[Path], blob: Path, smallest: int) -> dict[str, Any]:
@@ -75,30 +147,82 @@ class Photographs:
         part = blob.with_suffix(f".{os.getpid()}.part")
         with part.open("wb") as out:
             for path in track(paths, "reading photographs"):
-                try:
-                    pixels = np.asarray(Image.open(path).convert("RGB"))
-                except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                    log.warning("skipped %s: %s", path, error)
+                pixels = read_pixels(path, str(path), smallest)
+                if pixels is None:
                     skipped += 1
-                    continue
-                if min(pixels.shape[:2]) < smallest:
-                    skipped += 1
-                    continue
-                out.write(pixels.tobytes())
-                shapes.append(pixels.shape[:2])
+                else:
+                    out.write(pixels.tobytes())
+                    shapes.append(pixels.shape[:2])
         part.replace(blob)
         return {"shapes": shapes, "skipped": skipped}
 
-    def crop(self, generator: np.random.Generator, size: int) -> np.ndarray:
-        """One random crop `[size, size, 3] uint8`, flipped and turned at random."""
-        image = self.images[generator.choice(len(self.images), p=self.weights)]
-        top = generator.integers(image.shape[0] - size + 1)
-        left = generator.integers(image.shape[1] - size + 1)
-        crop = image[top : top + size, left : left + size]
-        crop = np.rot90(crop, int(generator.integers(4)))
-        return crop[:, ::-1] if generator.integers(2) else crop
 
-    def batch(self, generator: np.random.Generator, count: int, size: int) -> Tensor:
-        """`[count, size, size, 3]` float32, grey levels minus 128."""
-        crops = np.stack([self.crop(generator, size) for _ in range(count)])
-        return torch.from_numpy(crops).float() - 128
+class Shards:
+    """Photographs in uncompressed tar files, as webdataset writes them: a sample is read when a crop of it is due.
+
+    Args:
+        paths: the shards; members that are no images (labels, captions) are ignored.
+        smallest: images with a shorter side are not used.
+
+    Raises:
+        InputError: not a tar file, or no images in any.
+    """
+
+    def __init__(self, paths: Sequence[Path], smallest: int = 256) -> None:
+        self.smallest = smallest
+        self.members: list[tuple[Path, int, int]] = []
+        self._bad: set[int] = set()
+        for path in track(paths, "listing shards"):
+            try:
+                with tarfile.open(path, "r:") as tar:
+                    images = (m for m in tar if m.isfile() and Path(m.name).suffix.lower() in SUFFIXES)
+                    self.members += [(path, m.offset_data, m.size) for m in images]
+            except tarfile.TarError as error:
+                raise InputError(f"{path} is not a tar file: {error}") from error
+        if not self.members:
+            raise InputError(f"no images in {', '.join(map(str, paths))}")
+        self._readers = ThreadPoolExecutor(READERS)
+
+    @property
+    def skipped(self) -> int:
+        """Samples met so far that could not be used."""
+        return len(self._bad)
+
+    def _pixels(self, index: int) -> np.ndarray | None:
+        if index in self._bad:
+            return None
+        path, offset, size = self.members[index]
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read(size)
+        pixels = read_pixels(io.BytesIO(data), f"{path} at {offset}", self.smallest)
+        if pixels is None:
+            self._bad.add(index)
+        return pixels
+
+    def _crop(self, seed: int, size: int) -> np.ndarray:
+        generator = np.random.default_rng(seed)
+        for _ in range(ATTEMPTS):
+            pixels = self._pixels(int(generator.integers(len(self.members))))
+            if pixels is not None:
+                return cut(pixels, generator, size)
+        raise InputError(f"{ATTEMPTS} photographs in a row could not be used, {self.skipped} in all")
+
+    def batch(self, generator: np.random.Generator, count: int, size: int, part: slice = slice(None)) -> Tensor:
+        """See `Crops`."""
+        seeds = seeds_of(generator, count, part)
+        return stack(list(self._readers.map(lambda seed: self._crop(seed, size), seeds)))
+
+
+def open_data(path: Path, cache: Path, smallest: int) -> Crops:
+    """A source of crops from a folder of photographs, a tar file or a folder of them, or a packed `.bin`.
+
+    Raises:
+        InputError: nothing usable there.
+    """
+    if path.suffix in (".bin", ".json"):
+        return Photographs(None, path, smallest)
+    if path.suffix == ".tar":
+        return Shards([path], smallest)
+    shards = sorted(path.glob("*.tar"))
+    return Shards(shards, smallest) if shards else Photographs(path, cache, smallest)

@@ -1,27 +1,39 @@
-"""One trainer for a CPU core or a GPU: resumable, with an averaged copy of the weights and a JSON-lines log."""
+"""One trainer for a CPU core, a GPU, or many of either under `torchrun`.
+
+Resumable, with an averaged copy of the weights and a JSON-lines log. What a step sees depends on the seed and the
+number of the step alone, so a training that was stopped goes on as if it had not been.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
+import os
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import Progress
-from torch import Tensor
+from torch import Tensor, nn
 
 from dca_fast.config import LAMBDA_MAX, LAMBDA_MIN, QUALITY_MAX, ModelConfig
-from dca_fast.errors import WeightsError
+from dca_fast.errors import ConfigError, WeightsError
 from dca_fast.model.layers import WideLinear
 from dca_fast.model.network import Network
-from dca_fast.train.data import Photographs
+from dca_fast.train.data import Crops
 from dca_fast.train.klt import start_from_components
+from dca_fast.train.soap import Soap
+from dca_fast.train.world import ALONE, World
 
 log = logging.getLogger(__name__)
+LOG_SECONDS = 20
 
 
 @dataclass(frozen=True)
@@ -30,19 +42,24 @@ class Recipe:
 
     Args:
         minutes: wall-clock length of this run.
-        batch, crop: samples per step and side of a crop in pixels (a multiple of 64).
-        rate: Adam's learning rate. The trunk's projections start nearly right and take `trunk_rate` times it (at
+        steps: length of the whole training instead, earlier runs in the same folder included; 0: `minutes` counts.
+        batch, crop: samples per step and process, and side of a crop in pixels (a multiple of 64).
+        optimiser: "soap" (fewer steps, each a third longer on one core: docs/training.md) or "adam".
+        rate: learning rate. The trunk's projections start nearly right and take `trunk_rate` times it (at
             0.3 the transforms alone lost 10 dB within 2,000 steps), the blocks of the transforms `block_rate` times,
             the logarithms of gains and scales, which have far to go, `log_rate` times.
         ramp: the hyper latents' rate counts a tenth at first and fully after so many steps; without it the regional
             and global ones die before their synthesis has learned to read them.
         balance: samples are weighted by lambda ** -balance, so that low qualities are not drowned by high ones.
         average: decay of the averaged weights, per step.
+        bf16: on a GPU, convolutions of the transforms in bfloat16. The entropy model's GEMMs are so everywhere.
     """
 
     minutes: float = 60
+    steps: int = 0
     batch: int = 4
     crop: int = 192
+    optimiser: str = "soap"
     rate: float = 8e-4
     trunk_rate: float = 0.03
     block_rate: float = 0.5
@@ -57,6 +74,7 @@ class Recipe:
     seed: int = 0
     save_minutes: float = 5
     compile: bool = False
+    bf16: bool = True
 
 
 def loss_of(
@@ -88,6 +106,49 @@ def parameter_groups(network: Network, recipe: Recipe) -> list[dict]:
     return [{"params": params, "factor": factor} for factor, params in groups.items()]
 
 
+def learning_rate(recipe: Recipe, since: int, elapsed: float) -> float:
+    """Factor on the base rate: `since` steps into this run, `elapsed` in 0..1 of it."""
+    warm = min(1.0, (since + 1) / recipe.warmup)
+    cool = min(1.0, max(0.0, (1 - elapsed) / recipe.cooldown)) if recipe.cooldown else 1.0
+    return warm * (recipe.final + (1 - recipe.final) * cool)
+
+
+class Objective(nn.Module):
+    """Network and loss in one module, which is what many processes run and what is compiled."""
+
+    def __init__(self, network: Network, balance: float) -> None:
+        super().__init__()
+        self.network, self.balance = network, balance
+
+    def forward(self, image: Tensor, quality: Tensor, hyper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return loss_of(self.network(image, quality), image, quality, self.balance, hyper)
+
+
+def in_bfloat16(module: nn.Module, device: str) -> None:
+    """Let the products and convolutions of `module` run in bfloat16; its result is float32 as before."""
+    forward = module.forward
+
+    def cast(*arguments: Tensor) -> Tensor:
+        with torch.autocast(device, torch.bfloat16):
+            return forward(*arguments).float()
+
+    module.forward = cast
+
+
+def make_optimiser(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
+    """The optimiser of a recipe.
+
+    Raises:
+        ConfigError: unknown name.
+    """
+    groups = parameter_groups(network, recipe)
+    if recipe.optimiser == "soap":
+        return Soap(groups, lr=recipe.rate)
+    if recipe.optimiser == "adam":
+        return torch.optim.Adam(groups, lr=recipe.rate, fused=True)
+    raise ConfigError(f"optimiser must be soap or adam, got {recipe.optimiser!r}")
+
+
 class Trainer:
     """State of a training: network, average, optimiser, generators.
 
@@ -98,6 +159,7 @@ class Trainer:
         recipe: see `Recipe`.
         device: torch device.
         start: float weights to start from when there is no checkpoint; default: principal components.
+        world: this process among all; the first one writes.
 
     Raises:
         WeightsError: the checkpoint in `folder` belongs to another configuration.
@@ -106,55 +168,71 @@ class Trainer:
     def __init__(
         self,
         config: ModelConfig,
-        photographs: Photographs,
+        photographs: Crops,
         folder: Path,
         recipe: Recipe,
         device: str = "cpu",
         start: dict[str, Tensor] | None = None,
+        world: World = ALONE,
     ) -> None:
         torch.manual_seed(recipe.seed)
-        self.recipe, self.folder, self.device, self.photographs = recipe, Path(folder), device, photographs
+        self.recipe, self.folder, self.device, self.world = recipe, Path(folder), device, world
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.network = Network(config)
-        self.step = 0
+        self.photographs, self.network = photographs, Network(config)
+        self.step = self.first = 0
         saved = self.folder / "checkpoint.pt"
         state = torch.load(saved, map_location="cpu", weights_only=True) if saved.exists() else None
         if state is not None:
             if ModelConfig.from_dict(state["config"]) != config:
                 raise WeightsError(f"{saved} belongs to another configuration: {state['config']}")
             self.network.load_state_dict(state["network"])
-            self.step = state["step"]
+            self.step, self.first = state["step"], state.get("first", 0)
         elif start is not None:
             self.network.load_state_dict(start)
-            self.step = recipe.ramp  # trained before, so past the ramp
+            self.step = self.first = recipe.ramp  # trained before, so past the ramp
         else:
             start_from_components(self.network, photographs, recipe.seed)
         self.network.to(device).train()
         self.average = {k: v.detach().clone().float() for k, v in self.network.state_dict().items()}
-        self.optimiser = torch.optim.Adam(parameter_groups(self.network, recipe), lr=recipe.rate, fused=True)
+        self.optimiser = make_optimiser(self.network, recipe)
         if state is not None:
             self.average = {k: v.to(device) for k, v in state["average"].items()}
             self.optimiser.load_state_dict(state["optimiser"])
-        self.generator = np.random.default_rng((recipe.seed, self.step))
-        self.forward = torch.compile(self._loss) if recipe.compile else self._loss
+        if device.startswith("cuda") and recipe.bf16 and config.transforms == "elic":
+            for transform in (self.network.analysis, self.network.synthesis):
+                in_bfloat16(transform, "cuda")
+        objective = world.parallel(Objective(self.network, recipe.balance))
+        self.forward: Callable = torch.compile(objective) if recipe.compile else objective
+        self._reader = ThreadPoolExecutor(1)
+        self._ahead: tuple[int, Future] | None = None
 
-    def _loss(self, image: Tensor, quality: Tensor, hyper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return loss_of(self.network(image, quality), image, quality, self.recipe.balance, hyper)
+    def batch_of(self, step: int) -> tuple[Tensor, Tensor, int]:
+        """Crops and qualities of this process in `step`, and the seed of its noise.
 
-    def learning_rate(self, since: int, elapsed: float) -> float:
-        """Factor on the base rate: `since` steps into this run, `elapsed` in 0..1 of its time."""
-        r = self.recipe
-        warm = min(1.0, (since + 1) / r.warmup)
-        cool = min(1.0, max(0.0, (1 - elapsed) / r.cooldown)) if r.cooldown else 1.0
-        return warm * (r.final + (1 - r.final) * cool)
+        All processes together have `batch` times their number of crops, of which each takes every so-manieth.
+        """
+        r, world = self.recipe, self.world
+        generator, count = np.random.default_rng((r.seed, step)), r.batch * world.size
+        mine = slice(world.rank, None, world.size)
+        noise = int(generator.integers(2**62)) + world.rank
+        # One quality from each of `count` equal parts of the axis: every step sees the whole range.
+        quality = (np.arange(count) + generator.random(count)) / count * QUALITY_MAX
+        image = self.photographs.batch(generator, count, r.crop, mine)
+        return image, torch.tensor(quality[mine], dtype=torch.float32), noise
+
+    def _batch(self) -> tuple[Tensor, Tensor, int]:
+        """That of the current step; the next one is read while this one is computed."""
+        step, future = self._ahead or (-1, Future())
+        found = future.result() if step == self.step else self.batch_of(self.step)
+        self._ahead = self.step + 1, self._reader.submit(self.batch_of, self.step + 1)
+        return found
 
     def train_step(self, factor: float) -> tuple[float, Tensor, Tensor, Tensor]:
         """One optimiser step."""
         r = self.recipe
-        image = self.photographs.batch(self.generator, r.batch, r.crop).to(self.device)
-        # One quality from each of `batch` equal parts of the axis: every step sees the whole range.
-        spread = (np.arange(r.batch) + self.generator.random(r.batch)) / r.batch
-        quality = torch.tensor(spread * QUALITY_MAX, dtype=torch.float32, device=self.device)
+        image, quality, noise = self._batch()
+        image, quality = image.to(self.device), quality.to(self.device)
+        torch.manual_seed(noise)
         for group in self.optimiser.param_groups:
             group["lr"] = r.rate * group["factor"] * factor
         hyper = torch.tensor(min(1.0, 0.1 + 0.9 * self.step / r.ramp) if r.ramp else 1.0, device=self.device)
@@ -173,10 +251,13 @@ class Trainer:
 
     def save(self) -> None:
         """Checkpoint with optimiser state, replaced atomically."""
+        if self.world.rank:
+            return
         state = {
             "network": self.network.state_dict(),
             "average": self.average,
             "step": self.step,
+            "first": self.first,
             "optimiser": self.optimiser.state_dict(),
             "config": self.network.config.to_dict(),
         }
@@ -184,36 +265,57 @@ class Trainer:
         torch.save(state, part)
         part.replace(self.folder / "checkpoint.pt")
 
+    def progress(self, since: int, minutes: float) -> tuple[int, float]:
+        """Steps since the warm-up began, and how much of the training is over, 0..1.
+
+        Args:
+            since, minutes: steps and time since this run began.
+        """
+        if self.recipe.steps:
+            return self.step - self.first, (self.step - self.first) / self.recipe.steps
+        # The first process's clock: all must take the same steps at the same rates.
+        return since, self.world.agree(minutes / self.recipe.minutes if self.recipe.minutes else 1.0)
+
     def run(self) -> None:
-        """Train for `recipe.minutes`; logs a line about every 20 seconds, saves every `recipe.save_minutes`."""
-        r, begin, since = self.recipe, time.monotonic(), 0
+        """Train to the end of the recipe; logs a line about every 20 seconds, saves every `recipe.save_minutes`."""
+        r, begin, first = self.recipe, time.monotonic(), self.step
         written = saved = begin
         window: list[float] = []
-        with (self.folder / "log.jsonl").open("a") as sink, Progress() as progress:
-            task = progress.add_task("training", total=r.minutes)
-            sink.write(
-                json.dumps({"recipe": asdict(r), "config": self.network.config.to_dict(), "step": self.step}) + "\n"
-            )
-            while (elapsed := (time.monotonic() - begin) / 60) < r.minutes:
-                loss, bpp, mse, quality = self.train_step(self.learning_rate(since, elapsed / r.minutes))
-                since += 1
-                window.append(loss)
-                now = time.monotonic()
-                if now - written > 20:
-                    line = {
-                        "step": self.step,
-                        "minutes": round(elapsed, 2),
-                        "loss": sum(window) / len(window),
-                        "steps_per_s": round(len(window) / (now - written), 3),
-                        "quality": quality.tolist(),
-                        "bpp": bpp.tolist(),
-                        "psnr": (10 * torch.log10(255**2 / mse)).tolist(),
-                    }
+        log_file = self.folder / "log.jsonl" if self.world.rank == 0 else Path(os.devnull)
+        with log_file.open("a") as sink, Progress(console=Console(stderr=True), disable=self.world.rank > 0) as bar:
+            task = bar.add_task("training", total=1.0)
+            facts = {"recipe": asdict(r), "config": self.network.config.to_dict(), "processes": self.world.size}
+            sink.write(json.dumps({**facts, "step": self.step, "skipped": self.photographs.skipped}) + "\n")
+            while True:
+                since, elapsed = self.progress(self.step - first, (time.monotonic() - begin) / 60)
+                now, over = time.monotonic(), elapsed >= 1
+                if window and (over or now - written > LOG_SECONDS):
+                    line = self._line(window, now - written, (now - begin) / 60)
                     sink.write(json.dumps(line) + "\n")
                     sink.flush()
-                    progress.update(task, completed=elapsed, description=f"step {self.step} loss {line['loss']:.3f}")
+                    bar.update(task, completed=elapsed, description=f"step {self.step} loss {line['loss']:.3f}")
                     window, written = [], now
+                if over:
+                    break
                 if now - saved > 60 * r.save_minutes:
                     self.save()
                     saved = now
+                loss, *self._last = self.train_step(learning_rate(r, since, elapsed))
+                window.append(loss)
         self.save()
+
+    def _line(self, window: list[float], seconds: float, minutes: float) -> dict[str, Any]:
+        """What the log says about the steps of `window`; rates and distortions are those of the last one."""
+        bpp, mse, quality = self._last
+        pixels = self.recipe.batch * self.recipe.crop**2 * self.world.size
+        return {
+            "step": self.step,
+            "minutes": round(minutes, 2),
+            "loss": sum(window) / len(window),
+            "steps_per_s": round(len(window) / seconds, 3),
+            "pixels_per_s": round(len(window) / seconds * pixels),
+            "skipped": self.photographs.skipped,
+            "quality": quality.tolist(),
+            "bpp": bpp.tolist(),
+            "psnr": (10 * torch.log10(255**2 / mse)).tolist(),
+        }

@@ -1,0 +1,298 @@
+"""The float model inside CompressAI: `compressai.registry.MODELS["dca-paper"]`, and "dca" for any preset.
+
+For research: training recipes, comparisons and tools written for CompressAI's models. Its streams use this project's
+tables and rANS coder, but means and scales are floats here, so they decode on the machine that made them; files that
+decode everywhere come from `dca_fast.Codec`. Importing this module registers the models; it needs the extra
+`dca-fast[compressai]`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dca_fast.config import (
+    ALIGN,
+    QUADTREE,
+    QUALITY_MAX,
+    ROWS_PER_OCTAVE,
+    SCALE_MIN,
+    STEPS,
+    STRIDE,
+    ModelConfig,
+    preset,
+)
+from dca_fast.entropy.coder import Coder, Decoder
+from dca_fast.entropy.tables import ROWS, build_gaussian_tables
+from dca_fast.errors import ConfigError, WeightsError
+from dca_fast.export import load_float
+from dca_fast.latents import ORDER
+from dca_fast.model.context import parity_join, parity_split
+from dca_fast.model.layers import ste_round
+from dca_fast.model.network import Network, gaussian_bits, interpolate
+from dca_fast.model.transforms import pad_image
+
+try:
+    from compressai.models.base import CompressionModel
+    from compressai.registry import register_model
+except ImportError as missing:
+    raise ImportError(f"this needs `pip install 'dca-fast[compressai]'`: {missing}") from missing
+
+LIMIT = 32767  # of one symbol
+# What codes one part: its name, its values in quantiser steps (None at the decoder) and log2 of their scales, both
+# `[N, h, w, C]`; returns the symbols.
+Source = Callable[[str, Tensor | None, Tensor], Tensor]
+
+
+class Likelihoods:
+    """Keeps the likelihood of every symbol; rounds straight-through."""
+
+    def __init__(self, noisy: bool) -> None:
+        self.noisy = noisy
+        self.parts: dict[str, list[Tensor]] = {}
+
+    def __call__(self, name: str, value: Tensor | None, log2_scale: Tensor) -> Tensor:
+        assert value is not None
+        rounded = ste_round(value)
+        seen = value + torch.rand_like(value) - 0.5 if self.noisy else rounded
+        self.parts.setdefault(name, []).append(torch.exp2(-gaussian_bits(seen, log2_scale)))
+        return rounded
+
+    def maps(self) -> dict[str, Tensor]:
+        """`[N, C, h, w]` of each latent."""
+        found = {name: parts[0] for name, parts in self.parts.items() if name != "y"}
+        places: list[list[Tensor]] = [[Tensor()] * 4 for _ in range(4)]
+        for i, part in enumerate(self.parts["y"]):
+            step, parity = divmod(i, 4)
+            places[parity][parity ^ QUADTREE[step]] = part
+        found["y"] = parity_join([torch.cat(groups, -1) for groups in places])
+        return {name: value.permute(0, 3, 1, 2) for name, value in found.items()}
+
+
+def table_rows(log2_scale: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Nearest rows of the scale table, flat."""
+    rows = ((log2_scale - math.log2(SCALE_MIN)) * ROWS_PER_OCTAVE).round().clamp(0, ROWS - 1)
+    return rows.to(torch.uint8).flatten().cpu().numpy()
+
+
+class Writer:
+    """Keeps symbols and table rows of one image for the coder."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[Any, Any]] = []
+
+    def __call__(self, name: str, value: Tensor | None, log2_scale: Tensor) -> Tensor:
+        assert value is not None
+        symbols = value.round().clamp(-LIMIT, LIMIT)
+        self.parts.append((symbols.to(torch.int16).flatten().cpu().numpy(), table_rows(log2_scale)))
+        return symbols
+
+
+class Reader:
+    """Takes the symbols of one image from its stream."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+
+    def __call__(self, name: str, value: Tensor | None, log2_scale: Tensor) -> Tensor:
+        symbols = torch.from_numpy(self.decoder.decode(table_rows(log2_scale)))
+        return symbols.to(log2_scale).view(log2_scale.shape)
+
+
+@register_model("dca")
+class Dca(CompressionModel):
+    """DCA (arXiv 2411.05832) as a CompressAI model; one network serves every quality.
+
+    Args:
+        model: preset or configuration; default: "dca-s".
+        quality: 0..100, of every call that names no other.
+    """
+
+    DEFAULT = "dca-s"
+    config: Tensor
+
+    def __init__(self, model: str | ModelConfig | None = None, quality: float = 60.0) -> None:
+        super().__init__()
+        model = model or self.DEFAULT
+        self.network = Network(preset(model) if isinstance(model, str) else model)
+        self.quality = quality
+        # Part of the state: widths alone do not tell one configuration from another.
+        text = json.dumps(self.network.config.to_dict()).encode()
+        self.register_buffer("config", torch.tensor(list(text), dtype=torch.uint8))
+        self._coder: Coder | None = None
+
+    def _qualities(self, quality: float | Tensor | None, like: Tensor) -> Tensor:
+        """`[N]` float32 for the samples of `like`."""
+        value = torch.as_tensor(self.quality if quality is None else quality, dtype=torch.float32)
+        if not ((value >= 0) & (value <= QUALITY_MAX)).all():
+            raise ConfigError(f"quality must be within 0..{QUALITY_MAX:g}, got {quality}")
+        return value.to(like.device).expand(len(like))
+
+    def _y(self, x: Tensor, t: Tensor) -> Tensor:
+        image = x.permute(0, 2, 3, 1) * 255 - 128
+        y: Tensor = self.network.analysis(pad_image(image, ALIGN), t)
+        return y
+
+    def _walk(self, y: Tensor | None, grid: tuple[int, int], quality: Tensor, source: Source) -> Tensor:
+        """All latents in the order of a file: y_hat `[N, h, w, M]`."""
+        net, n, (h, w) = self.network, len(quality), grid
+        c, t = net.config, axis(quality)
+        shapes = {
+            "global": (n, 1, c.tokens, c.latent // c.tokens),
+            "local": (n, h, w, c.local),
+            "regional": (n, h // 4, w // 4, c.regional),
+        }
+        z_hat = {}
+        for name in (name for name in ORDER if name in net.hyper):
+            model, shape = net.factorised[name], shapes[name]
+            tables = [interpolate(table, quality) for table in (model.log2_scale, model.log2_gain)]
+            scale, gain = (table.view(n, *shape[1:]) if name == "global" else table for table in tables)
+            scale, gain = scale.clamp_min(math.log2(SCALE_MIN)).expand(shape), torch.exp2(gain)
+            z = None if y is None else net.hyper[name].analyse(y, t) * gain
+            z_hat[name] = source(f"z_{name}", z, scale) / gain
+        features = net.context.prepare(net.synthesise_hyper(z_hat, t))
+        gains = interpolate(net.log2_gain, quality).chunk(4, -1)
+        targets = None if y is None else [part.chunk(4, -1) for part in parity_split(y)]
+        zeros = torch.zeros(n, h // 2, w // 2, c.latent // 4, device=quality.device)
+        decoded, y_hat = [[zeros] * 4 for _ in range(4)], None
+        for step in range(STEPS):
+            for p, (mean, scale) in enumerate(net.context(step, y_hat, features, t)):
+                g = p ^ QUADTREE[step]
+                gain, scale = torch.exp2(gains[g]), (scale + gains[g]).clamp_min(math.log2(SCALE_MIN))
+                value = None if targets is None else (targets[p][g] - mean) * gain
+                decoded[p][g] = source("y", value, scale) / gain + mean
+            y_hat = parity_join([torch.cat(groups, -1) for groups in decoded])
+        assert y_hat is not None
+        return y_hat
+
+    def _pixels(self, y_hat: Tensor, t: Tensor, size: tuple[int, int]) -> Tensor:
+        image = self.network.synthesis(y_hat, t)[:, : size[0], : size[1]]
+        pixels: Tensor = (image + 128).permute(0, 3, 1, 2) / 255
+        return pixels
+
+    def forward(self, x: Tensor, quality: float | Tensor | None = None) -> dict[str, Any]:
+        """Code a batch.
+
+        Args:
+            x: RGB, `[N, 3, H, W]` float32 in 0..1, any size.
+            quality: 0..100, one number or `[N]`.
+
+        Returns:
+            "x_hat" `[N, 3, H, W]`, and "likelihoods" `[N, C, h, w]` of "y", "z_local", "z_regional", "z_global": of
+            noisy values in training, of the symbols otherwise.
+        """
+        qualities, likelihoods = self._qualities(quality, x), Likelihoods(self.training)
+        t = axis(qualities)
+        y = self._y(x, t)
+        y_hat = self._walk(y, (y.shape[1], y.shape[2]), qualities, likelihoods)
+        return {"x_hat": self._pixels(y_hat, t, (x.shape[2], x.shape[3])), "likelihoods": likelihoods.maps()}
+
+    def update(self, scale_table: Any = None, force: bool = False, update_quantiles: bool = False) -> bool:
+        """Build the entropy coder; its tables are part of the format and depend on no weights.
+
+        Returns:
+            Whether there was anything to do.
+
+        Raises:
+            ConfigError: another scale table was asked for.
+        """
+        if scale_table is not None:
+            raise ConfigError("the scale table is part of the format")
+        if self._coder is not None and not force:
+            return False
+        self._coder = Coder(build_gaussian_tables())
+        return True
+
+    def _coder_here(self) -> Coder:
+        self.update()
+        assert self._coder is not None
+        return self._coder
+
+    @torch.no_grad()
+    def compress(self, x: Tensor, quality: float | None = None) -> dict[str, Any]:
+        """Code every image of `[N, 3, H, W]` in 0..1, each by itself, so that it decodes in any batch.
+
+        Returns:
+            "strings": one list with a stream for each image; "shape": (H, W), which `decompress` needs.
+        """
+        coder, streams = self._coder_here(), []
+        for image in x.split(1):
+            qualities, writer = self._qualities(quality, image), Writer()
+            y = self._y(image, axis(qualities))
+            self._walk(y, (y.shape[1], y.shape[2]), qualities, writer)
+            streams.append(coder.encode(writer.parts))
+        return {"strings": [streams], "shape": (x.shape[2], x.shape[3])}
+
+    @torch.no_grad()
+    def decompress(
+        self, strings: list[list[bytes]], shape: tuple[int, int], quality: float | None = None
+    ) -> dict[str, Tensor]:
+        """Inverse of `compress` at the same quality: "x_hat" `[N, 3, H, W]` in 0..1.
+
+        Raises:
+            BitstreamError: not such a stream, or one made at another quality.
+        """
+        coder, images = self._coder_here(), []
+        height, width = shape
+        grid = (-(-height // ALIGN) * (ALIGN // STRIDE), -(-width // ALIGN) * (ALIGN // STRIDE))
+        for stream in strings[0]:
+            qualities, decoder = self._qualities(quality, self.network.log2_gain[:1]), coder.decoder(stream)
+            y_hat = self._walk(None, grid, qualities, Reader(decoder))
+            decoder.finish()
+            images.append(self._pixels(y_hat, axis(qualities), (height, width)))
+        return {"x_hat": torch.cat(images).clamp(0, 1)}
+
+    def aux_loss(self) -> Tensor:
+        """Zero: the factorised models have no quantiles that need an optimiser of their own."""
+        return torch.zeros((), device=self.network.log2_gain.device, requires_grad=True)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any:
+        """Take the weights of another `Dca`.
+
+        Raises:
+            WeightsError: they belong to another configuration.
+        """
+        config = state_dict.get("config")
+        if config is not None and bytes(config.tolist()) != bytes(self.config.tolist()):
+            raise WeightsError(f"weights of {bytes(config.tolist()).decode()} for {self.network.config}")
+        return super().load_state_dict(state_dict, strict=strict)
+
+    @classmethod
+    def from_state_dict(cls, state_dict: Mapping[str, Any]) -> Dca:
+        """A model with the configuration and weights of `state_dict`."""
+        if "config" not in state_dict:
+            raise WeightsError("no state of a Dca model: it holds no configuration")
+        model = cls(ModelConfig.from_dict(json.loads(bytes(state_dict["config"].tolist()))))
+        model.load_state_dict(state_dict)
+        return model
+
+    @classmethod
+    def from_checkpoint(cls, path: Path, quality: float = 60.0) -> Dca:
+        """A model with the averaged weights of a training (`checkpoint.pt`) or float weights (`.safetensors`).
+
+        The way back: `dca_fast.export.save_float(model.network, path)` writes what `dca-fast train --start` and
+        `dca-fast export` read.
+        """
+        network = load_float(Path(path))
+        model = cls(network.config, quality)
+        model.network.load_state_dict(network.state_dict())
+        return model
+
+
+def axis(quality: Tensor) -> Tensor:
+    """Quality `[N]` as the network's t, `[N, 1, 1, 1]` in -1..1."""
+    return (quality / QUALITY_MAX * 2 - 1).view(-1, 1, 1, 1)
+
+
+@register_model("dca-paper")
+class DcaPaper(Dca):
+    """The model nearest to the paper: `dca_fast.config.PRESETS["dca-paper"]` says which widths are whose."""
+
+    DEFAULT = "dca-paper"

@@ -1,0 +1,96 @@
+"""`dca-fast train` and `dca-fast ablate`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from dca_fast import ablate_report
+from dca_fast.ablate import TWINS, Plan, run
+from dca_fast.config import ModelConfig, preset
+from dca_fast.errors import ConfigError, InputError
+from dca_fast.export import load_float
+from dca_fast.image_io import write_atomic
+from dca_fast.report import PLOT_FORMATS
+from dca_fast.train.data import Images, open_data
+from dca_fast.train.finish import export_and_check, plot_losses, validate
+from dca_fast.train.trainer import Recipe, Trainer
+from dca_fast.train.world import World, join
+
+HELD_OUT = 10  # of the ablation's photographs, one in so many is for the test
+SMALLEST = 256  # side of a photograph, and at least that of a crop
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train, then do what was asked for at the end; without data only draw the losses of an earlier run."""
+    config = preset(args.preset)
+    check(args, config)
+    if args.data:
+        with join(args.device) as world:
+            train_here(args, config, world)
+            if world.rank:
+                return
+    if args.export or args.validate:
+        out = args.export or args.out / "weights.safetensors"
+        print(export_and_check(args.out / "checkpoint.pt", out))
+        if args.validate:
+            print(validate(out, args.validate, args.out / "validation.json"))
+    if args.plot:
+        plot_losses(args.out / "log.jsonl", args.plot)
+
+
+def check(args: argparse.Namespace, config: ModelConfig) -> None:
+    """Refuse now what would fail after hours."""
+    if not (args.data or args.plot):
+        raise InputError("give --data DIR to train, or --plot FILE to draw what an earlier training logged")
+    if (args.export or args.validate) and config.transforms != "patch":
+        raise ConfigError(f"{config.name} has no integer program: it cannot be exported")
+    if args.plot and args.plot.suffix not in PLOT_FORMATS:
+        raise InputError(f"a plot is {', '.join(PLOT_FORMATS)}, not {args.plot.name}")
+    if args.validate and not args.validate.is_dir():
+        raise InputError(f"{args.validate} is not a folder")
+
+
+def train_here(args: argparse.Namespace, config: ModelConfig, world: World) -> None:
+    """What this process does of a training."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    start = load_float(args.start).state_dict() if args.start else None
+    given = ("minutes", "steps", "batch", "crop", "rate", "compile", "bf16")
+    recipe = Recipe(**{name: getattr(args, name) for name in given if getattr(args, name) is not None})
+    with world.first_alone():
+        data = open_data(args.data, args.cache or args.out / "photographs", max(SMALLEST, recipe.crop))
+    Trainer(config, data, args.out, recipe, world.device, start, world).run()
+
+
+def ablate(args: argparse.Namespace) -> None:
+    """Train the twins, and write `ablation.json`, `.md` and `.png` into the folder."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    given = ("steps", "batch", "crop", "rate", "log_rate", "seeds", "qualities", "inherit")
+    plan = replace(Plan(), **{name: getattr(args, name) for name in given if getattr(args, name) is not None})
+    twins = args.twins or tuple(TWINS)
+    args.out.mkdir(parents=True, exist_ok=True)
+    data = open_data(args.data, args.cache or args.out / "photographs", max(SMALLEST, plan.crop))
+    if not isinstance(data, Images):
+        raise InputError("an ablation takes a folder of photographs or a packed .bin, not shards")
+    training, held_out = data.hold_out(HELD_OUT)
+    start, lines = load_float(args.start), []
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("ablation", total=len(twins) * len(plan.seeds))
+        for line in run(
+            start, training, held_out, plan, args.out, twins, lambda text: progress.update(task, description=text)
+        ):
+            lines.append(line)
+            progress.advance(task)
+    report = ablate_report.summarise(lines, {"start": Path(args.start).name, "photographs": len(data.images)})
+    write_atomic(args.out / "ablation.json", (json.dumps(report, indent=1) + "\n").encode())
+    write_atomic(args.out / "ablation.md", (ablate_report.table(report) + "\n").encode())
+    ablate_report.plot(report, args.out / "ablation.png")
+    print(ablate_report.table(report))
