@@ -35,7 +35,7 @@ class Source(Protocol):
 
 def symbol_digest(symbols: np.ndarray, digest: int = 0) -> int:
     """CRC-32 of symbols as little-endian int16, going on from `digest` of the parts before."""
-    return zlib.crc32(np.ascontiguousarray(symbols, "<i2"), digest)
+    return zlib.crc32(np.ascontiguousarray(symbols, "<i2").data, digest)
 
 
 class EncoderSource:
