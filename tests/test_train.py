@@ -16,7 +16,7 @@ from PIL import Image
 
 from dca_fast.cli import main
 from dca_fast.config import LAMBDA_MAX, LAMBDA_MIN, ModelConfig
-from dca_fast.errors import InputError, WeightsError
+from dca_fast.errors import ConfigError, InputError, WeightsError
 from dca_fast.export import load_float
 from dca_fast.model.layers import depth_to_space, space_to_depth
 from dca_fast.model.network import Network
@@ -24,7 +24,7 @@ from dca_fast.testing import photograph
 from dca_fast.train.data import Images, Photographs, Shards, open_data
 from dca_fast.train.finish import export_and_check, plot_losses
 from dca_fast.train.klt import principal_components, start_from_components
-from dca_fast.train.trainer import Recipe, Trainer, in_bfloat16, learning_rate, loss_of
+from dca_fast.train.trainer import Recipe, Trainer, in_bfloat16, learning_rate, loss_of, make_optimiser
 
 TINY = ModelConfig(
     "tiny", width=32, latent=64, latent_hidden=32, context_width=32, heads=2, local=4, regional=16, tokens=4
@@ -40,6 +40,11 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Photographs:
     (folder / "broken.jpg").write_bytes(b"\xff\xd8 this is not a photograph")
     Image.fromarray(photograph(32, 32)).save(folder / "small.png")
     return Photographs(folder, folder / "cache" / "pack", smallest=128)
+
+
+def test_an_unknown_optimiser_is_refused() -> None:
+    with pytest.raises(ConfigError, match="soap or adam"):
+        make_optimiser(Network(TINY), Recipe(optimiser="sgd"))
 
 
 def test_photographs_are_packed_once_and_bad_ones_counted(photographs: Photographs) -> None:
