@@ -4,6 +4,7 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 # Before PyTorch starts its threads: two thread pools that spin on few cores slow each other down tenfold.
@@ -11,14 +12,21 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pytest
+import torch
+
+if not torch.cuda.is_available() and not {"DCA_COMPILE_ONLY", "TRITON_INTERPRET"} & os.environ.keys():
+    # Triton's own functions are made for the compiler or for its interpreter when Triton is imported, by whatever test
+    # comes first: here the kernels run in the interpreter (kernel_tools.py).
+    os.environ["TRITON_INTERPRET"] = "1"
+    with suppress(ImportError):
+        import triton.language  # noqa: F401
+    del os.environ["TRITON_INTERPRET"]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip `gpu` tests where there is no device, unless DCA_REQUIRE_GPU says that there must be one."""
     if item.get_closest_marker("gpu") is None:
         return
-    import torch
-
     if torch.cuda.is_available():
         return
     if os.environ.get("DCA_REQUIRE_GPU") == "1":
