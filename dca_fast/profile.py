@@ -30,7 +30,7 @@ from dca_fast.config import ALIGN, STEPS
 from dca_fast.container import DEFAULT_MAX_PIXELS, MAX_SIDE
 from dca_fast.entropy.coder import Coder, Decoder
 from dca_fast.entropy.tables import CENTER, ESCAPE, PROB_BITS, SKIP_ROW, Tables
-from dca_fast.errors import DcaError, InputError
+from dca_fast.errors import BackendUnavailableError, DcaError, InputError
 from dca_fast.evaluate import need
 from dca_fast.image_io import load_image, write_atomic
 from dca_fast.model.cost import macs_per_pixel
@@ -269,6 +269,8 @@ def _main(args: argparse.Namespace) -> int:
         height, width = args.resolution[::-1]
         image = np.broadcast_to(np.uint8(0), (height, width, 3)) if args.dry_run else synthetic(height, width)
     codec = Codec(args.preset, weights=args.weights, device=args.device, backend=args.backend, threads=args.threads)
+    if codec.backend == "cuda":
+        raise BackendUnavailableError("the profiler follows the CPU backends; on a GPU run benchmarks/gpu.py")
     facts = _setup(codec, image, args)
     runs: dict[str, Run] = {}
     if args.dry_run:
