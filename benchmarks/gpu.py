@@ -1,6 +1,6 @@
 """Everything there is to measure on a CUDA device, in one run: exactness, kernels, whole images, the coder.
 
-    python benchmarks/gpu.py --out benchmarks/results/DEVICE.json [--images FOLDER] [--quick]
+    python benchmarks/gpu.py --out benchmarks/results/DEVICE.json [--images N] [--quick]
 
 Exactness comes first: files and pixels of the device against those of the CPU, both ways. Then every operation of an
 encode and a decode at 4K against the reference operations on the same device (eager PyTorch) and against the roofline
@@ -27,8 +27,11 @@ import triton
 from pictures import pictures, source
 from torch import Tensor
 
-from dca_fast import Codec
+from dca_fast import Codec, latents
 from dca_fast.config import preset
+from dca_fast.device import _analyse, _synthesise
+from dca_fast.entropy.coder import choose_layout
+from dca_fast.kernels.ops import OPS
 from dca_fast.model.network import Network
 from dca_fast.ops import Ops, reference
 from dca_fast.program import ProgramSet
@@ -131,9 +134,7 @@ def collect(gpu: Codec, image: np.ndarray) -> dict[str, Call]:
     kept = replace(ops, **{name: keeping(name, getattr(ops, name)) for name in names})
     program = ProgramSet(gpu._weights, kept, gpu._device.device).at(round(100 * QUALITY))
     codec = gpu._device
-    from dca_fast.device import _analyse, _sites, _synthesise
-
-    grid, valid = _sites(*image.shape[:2])
+    grid, valid = latents.sites(*image.shape[:2])
     padded = np.pad(image, ((0, -image.shape[0] % 64), (0, -image.shape[1] % 64), (0, 0)), mode="edge")
     parts = _analyse(program, torch.from_numpy(padded).cuda()[None], valid, None)
     stream, _ = codec._code(parts)
@@ -191,8 +192,6 @@ def coder_times(gpu: Codec, image: np.ndarray) -> dict[str, float]:
     assert codec is not None
     symbols = cpu._symbols(np.ascontiguousarray(image), round(100 * QUALITY))
     parts = [tuple(torch.from_numpy(np.array(a)).cuda() for a in part) for part in symbols.parts]
-    from dca_fast.entropy.coder import choose_layout
-
     lanes, groups = choose_layout(codec.coder.estimate_bytes([rows for _, rows in parts]))
     stream = codec.coder.encode(parts, lanes, groups)
     decoder = codec.coder.decoder(stream, capacity=len(stream), positions=max(rows.numel() for _, rows in parts))
@@ -274,6 +273,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from dca_fast.kernels.ops import OPS
-
     sys.exit(main())

@@ -53,7 +53,7 @@ class Ours:
         return symbols
 
 
-class OnDevice:
+class OnDevice(Ours):
     """This package on a CUDA device: symbols and rows stay there, the stream crosses."""
 
     def __init__(self, symbols: Symbols, rows: Rows, tables: Tables) -> None:
@@ -61,15 +61,6 @@ class OnDevice:
 
         self.coder = DeviceCoder(tables)
         self.symbols, self.rows = (torch.from_numpy(x.copy()).to(self.coder.device) for x in (symbols, rows))
-
-    def encode(self) -> bytes:
-        return self.coder.encode([(self.symbols, self.rows)])
-
-    def decode(self, stream: bytes) -> Any:
-        decoder = self.coder.decoder(stream)
-        symbols = decoder.decode(self.rows)
-        decoder.finish()
-        return symbols
 
 
 class CompressAI:

@@ -17,7 +17,7 @@ ON_CPU = ("native", "reference")
 
 def available() -> dict[str, tuple[bool, str]]:
     """(ok, reason) of every backend, fastest first. Where there is a CUDA device, this may build the CUDA coder."""
-    return {"cuda": _cuda(), "native": _native(), "reference": (True, "pure PyTorch, the definition")}
+    return {name: state() for name, state in _STATES.items()}
 
 
 def _cuda() -> tuple[bool, str]:
@@ -41,6 +41,13 @@ def _native() -> tuple[bool, str]:
     return coder_ok, f"C++ with {', '.join(native.isas())}; {coder_reason}"
 
 
+def _reference() -> tuple[bool, str]:
+    return True, "pure PyTorch, the definition"
+
+
+_STATES = {"cuda": _cuda, "native": _native, "reference": _reference}
+
+
 def resolve(name: str = "auto", device: str | None = None) -> Ops:
     """The operations of a backend.
 
@@ -57,14 +64,13 @@ def resolve(name: str = "auto", device: str | None = None) -> Ops:
         raise BackendUnavailableError(f"device {device!r}: only cpu and cuda are known")
     asked = name
     name = os.environ.get("DCA_BACKEND") or "auto" if name == "auto" else name
-    states = {"cuda": _cuda, "native": _native, "reference": lambda: (True, "pure PyTorch, the definition")}
     if name == "auto":
-        name = "cuda" if kind == "cuda" else next(n for n in ON_CPU if states[n]()[0])
-    if name not in states:
-        raise ConfigError(f"unknown backend {name!r}; known: auto, {', '.join(states)}")
+        name = "cuda" if kind == "cuda" else next(n for n in ON_CPU if _STATES[n]()[0])
+    if name not in _STATES:
+        raise ConfigError(f"unknown backend {name!r}; known: auto, {', '.join(_STATES)}")
     if kind is not None and (kind == "cuda") != (name == "cuda"):
         raise ConfigError(f"backend {name!r} does not run on device {device!r}")
-    ok, reason = states[name]()
+    ok, reason = _STATES[name]()
     if not ok:
         raise BackendUnavailableError(f"backend {name!r} cannot run here: {reason}")
     if asked == "auto":

@@ -21,7 +21,7 @@ from torch import Tensor
 from dca_fast import container, image_io, latents
 from dca_fast import weights as weights_io
 from dca_fast.backends import resolve
-from dca_fast.config import ALIGN, QUALITY_MAX, STRIDE, ModelConfig
+from dca_fast.config import ALIGN, QUALITY_MAX, ModelConfig
 from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import Tables
 from dca_fast.errors import (
@@ -221,7 +221,7 @@ class Codec:
             pixels = np.pad(pixels, ((0, -height % ALIGN), (0, -width % ALIGN), (0, 0)), mode="edge")
         y = program.analyse(_as_tensor(pixels)[None])
         source = latents.EncoderSource(program, y, program.hyper_analyse(y))
-        latents.code(program, source, (y.shape[1], y.shape[2]), (-(-height // STRIDE), -(-width // STRIDE)))
+        latents.code(program, source, *latents.sites(height, width))
         return source
 
     @staticmethod
@@ -281,11 +281,9 @@ class Codec:
             _compare(digest, header.digest)
             return pixels
         program = self._program(header.quality)
-        sites = [-(-side // ALIGN) * (ALIGN // STRIDE) for side in (header.height, header.width)]
         decoder = self._coder.decoder(stream)
         source = latents.DecoderSource(decoder)
-        valid = (-(-header.height // STRIDE), -(-header.width // STRIDE))
-        y_hat = latents.code(program, source, (sites[0], sites[1]), valid)
+        y_hat = latents.code(program, source, *latents.sites(header.height, header.width))
         decoder.finish()
         _compare(source.digest, header.digest)
         return program.synthesise(y_hat)[0, : header.height, : header.width]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dca_fast import latents
-from dca_fast.config import ALIGN, STRIDE
+from dca_fast.config import STRIDE
 from dca_fast.entropy.coder import choose_layout
 from dca_fast.entropy.device import DeviceCoder, DeviceDecoder
 from dca_fast.entropy.tables import Tables
@@ -136,12 +136,6 @@ def _capacity(grid: Size) -> int:
     return grid[0] * grid[1] * STRIDE**2 + _STREAM_ROOM
 
 
-def _sites(height: int, width: int) -> tuple[Size, Size]:
-    """Latent sites of the padded image, and those that touch the image."""
-    grid = tuple(-(-side // ALIGN) * (ALIGN // STRIDE) for side in (height, width))
-    return (grid[0], grid[1]), (-(-height // STRIDE), -(-width // STRIDE))
-
-
 class DeviceCodec:
     """Pixels to streams and back on one CUDA device. Safe to share between threads and CUDA streams.
 
@@ -189,7 +183,7 @@ class DeviceCodec:
             DeviceMemoryError: the device has too little memory even by strips.
         """
         height, width = image.shape[:2]
-        grid, valid = _sites(height, width)
+        grid, valid = latents.sites(height, width)
         with torch.cuda.device(self.device):
             down = torch.arange(grid[0] * STRIDE, device=self.device).clamp_(max=height - 1)
             across = torch.arange(grid[1] * STRIDE, device=self.device).clamp_(max=width - 1)
@@ -218,7 +212,7 @@ class DeviceCodec:
             BitstreamError: one of its kinds.
             DeviceMemoryError: as in `encode`.
         """
-        grid, valid = _sites(height, width)
+        grid, valid = latents.sites(height, width)
         with torch.cuda.device(self.device):
             graph = None
             if len(stream) <= _capacity(grid):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dca_fast.config import SKIP_ROW, STEPS
+from dca_fast.config import ALIGN, SKIP_ROW, STEPS, STRIDE
 from dca_fast.ops.reference import LIMIT_SYMBOL
 from dca_fast.program import Program
 
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from dca_fast.entropy.coder import Decoder
 
 ORDER = ("global", "local", "regional")  # of the hyper latents in the stream
+
+
+def sites(height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Latent sites (h, w) of the padded image, and those that touch the image; height and width in pixels."""
+    h, w = (-(-side // ALIGN) * (ALIGN // STRIDE) for side in (height, width))
+    return (h, w), (-(-height // STRIDE), -(-width // STRIDE))
 
 
 class Source(Protocol):

@@ -17,7 +17,6 @@ from torch import Tensor
 from dca_fast.config import SKIP_ROW
 from dca_fast.ops import (
     DepthBlockParams,
-    Depthwise,
     GatedFfnParams,
     Head,
     Linear,
@@ -27,9 +26,9 @@ from dca_fast.ops import (
     native,
     reference,
 )
+from tests.kernel_tools import EXTREME_M, TABLE, depthwise, int8, int16, int32, linear, multipliers, wide
 
 OP_NAMES = [f.name for f in fields(Ops) if f.name != "name"]
-TABLE = torch.tensor([round(127 * math.exp(-i / 16)) for i in range(256)], dtype=torch.uint8)
 
 
 @pytest.fixture(autouse=True)
@@ -57,37 +56,6 @@ def every_backend(function: str, *args: Any) -> None:
         for want, have in zip(expected, outputs(native, function, args), strict=True):
             assert (have.dtype, have.shape, have.is_contiguous()) == (want.dtype, want.shape, True)
             assert torch.equal(want, have), f"{function} {isa} {threads} threads"
-
-
-def int8(*shape: int) -> Tensor:
-    return torch.randint(-127, 128, shape, dtype=torch.int8)
-
-
-def int16(*shape: int, limit: int = 32767) -> Tensor:
-    return torch.randint(-limit, limit + 1, shape, dtype=torch.int16)
-
-
-def int32(*shape: int, limit: int = 1 << 20) -> Tensor:
-    return torch.randint(-limit, limit + 1, shape, dtype=torch.int32)
-
-
-def multipliers(*shape: int, reach: float) -> Tensor:
-    """Multipliers of both signs that take a sum of deviation `reach` beyond and below the output range."""
-    return torch.randn(shape) / reach
-
-
-def linear(o: int, k: int, reach: float = 100.0) -> Linear:
-    return Linear(int8(o, k), int32(o, limit=5000), multipliers(o, reach=5000 * math.sqrt(k) / reach))
-
-
-def wide(o: int, k: int) -> Linear:
-    limit = min(32767, (1 << 31) // (32768 * k) - 40)
-    acc = limit * 20000 * math.sqrt(k) / 3
-    return Linear(int16(o, k, limit=limit), int32(o), multipliers(o, reach=acc / 20000))
-
-
-def depthwise(c: int) -> Depthwise:
-    return Depthwise(int8(3, 3, c), int32(c, limit=5000), multipliers(c, reach=200))
 
 
 SHAPES = list(itertools.product((1, 5, 63, 1000), (1, 3, 20, 33, 160), (1, 7, 96, 161)))
@@ -216,8 +184,6 @@ def test_pixels_and_space(n: int, h: int, w: int) -> None:
 
 
 # Extremes.
-
-EXTREME_M = [0.0, -0.0, 1e-45, 1e-38, 2.0**-31, 2.0**-16, 0.25, 0.5, -0.5, 1.0, 1e9, -1e30, 3e38]
 
 
 def test_extreme_accumulators_and_multipliers() -> None:
