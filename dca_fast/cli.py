@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dca_fast import commands
-from dca_fast.config import ALIGN, QUALITY_MAX
+from dca_fast.config import ALIGN, MAX_EFFORT, QUALITY_MAX
 from dca_fast.errors import DcaError
 
 INTERRUPTED = 130
@@ -87,6 +87,7 @@ def _add_conversion(p: argparse.ArgumentParser, command: Any) -> None:
     p.add_argument("--no-overwrite", action="store_true", help="refuse, in a batch: keep, what exists")
     if encoding:
         p.add_argument("-q", "--quality", type=quality, default=60.0, help="0 to 100 (default: %(default)g)")
+        p.add_argument("-e", "--effort", type=effort, default=0, metavar="0..9", help="time for size (default: 0)")
         p.add_argument("--strip", action="store_true", help="drop EXIF and XMP, turn the picture upright")
         p.add_argument("--verify", action="store_true", help="decode with every backend before writing")
     else:
@@ -161,6 +162,12 @@ def quality(text: str) -> float:
     if not 0 <= value <= QUALITY_MAX:
         raise argparse.ArgumentTypeError(f"must be within 0..{QUALITY_MAX:g}, got {text}")
     return value
+
+
+def effort(text: str) -> int:
+    if not 0 <= int(text) <= MAX_EFFORT:
+        raise argparse.ArgumentTypeError(f"must be within 0..{MAX_EFFORT}, got {text}")
+    return int(text)
 
 
 def _qualities(text: str) -> tuple[float, ...]:

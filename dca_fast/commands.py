@@ -79,6 +79,19 @@ def _progress() -> Iterator[Progress]:
         yield bar
 
 
+@contextmanager
+def _effort_bar(args: argparse.Namespace) -> Iterator[Callable[[float], None] | None]:
+    """A bar for one file that takes long; a batch has its own."""
+    from dca_fast.effort import ITERATIONS
+
+    if args.effort not in ITERATIONS or args.out_dir is not None:
+        yield None
+        return
+    with _progress() as bar:
+        task = bar.add_task("refining", total=ITERATIONS[args.effort])
+        yield lambda done: bar.update(task, completed=round(done * ITERATIONS[args.effort]))
+
+
 def encode(args: argparse.Namespace) -> int:
     """Images to .dca files."""
     from dca_fast.image_io import load_image, write_atomic
@@ -87,7 +100,9 @@ def encode(args: argparse.Namespace) -> int:
     others = _others(args, codec) if args.verify else []
 
     def convert(source: str, target: str) -> None:
-        data = codec.encode(load_image(source, strip=args.strip), args.quality)
+        image = load_image(source, strip=args.strip)
+        with _effort_bar(args) as progress:
+            data = codec.encode(image, args.quality, effort=args.effort, progress=progress)
         if args.verify:
             _verify(data, codec, others)
         write_atomic(target, data)

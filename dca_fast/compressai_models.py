@@ -24,6 +24,7 @@ from dca_fast.config import (
     QUALITY_MAX,
     ROWS_PER_OCTAVE,
     SCALE_MIN,
+    SKIP_ROW,
     STEPS,
     STRIDE,
     ModelConfig,
@@ -35,8 +36,7 @@ from dca_fast.errors import ConfigError, WeightsError
 from dca_fast.export import load_float
 from dca_fast.latents import ORDER
 from dca_fast.model.context import parity_join, parity_split
-from dca_fast.model.layers import ste_round
-from dca_fast.model.network import Network, gaussian_bits, interpolate
+from dca_fast.model.network import LOG2_CODED, Network, gaussian_bits, interpolate, to_nearest, with_noise
 from dca_fast.model.transforms import pad_image
 
 try:
@@ -60,9 +60,10 @@ class Likelihoods:
 
     def __call__(self, name: str, value: Tensor | None, log2_scale: Tensor) -> Tensor:
         assert value is not None
-        rounded = ste_round(value)
-        seen = value + torch.rand_like(value) - 0.5 if self.noisy else rounded
-        self.parts.setdefault(name, []).append(torch.exp2(-gaussian_bits(seen, log2_scale)))
+        coded = log2_scale >= LOG2_CODED
+        rounded, seen = (with_noise if self.noisy else to_nearest)(value, coded)
+        likelihood = torch.exp2(-gaussian_bits(seen, log2_scale))
+        self.parts.setdefault(name, []).append(likelihood if self.noisy else likelihood.where(coded, 1.0))
         return rounded
 
     def maps(self) -> dict[str, Tensor]:
@@ -77,9 +78,9 @@ class Likelihoods:
 
 
 def table_rows(log2_scale: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Nearest rows of the scale table, flat."""
+    """Nearest rows of the scale table, SKIP_ROW where nothing is coded; flat."""
     rows = ((log2_scale - math.log2(SCALE_MIN)) * ROWS_PER_OCTAVE).round().clamp(0, ROWS - 1)
-    return rows.to(torch.uint8).flatten().cpu().numpy()
+    return rows.where(log2_scale >= LOG2_CODED, SKIP_ROW).to(torch.uint8).flatten().cpu().numpy()
 
 
 class Writer:
@@ -90,7 +91,7 @@ class Writer:
 
     def __call__(self, name: str, value: Tensor | None, log2_scale: Tensor) -> Tensor:
         assert value is not None
-        symbols = value.round().clamp(-LIMIT, LIMIT)
+        symbols = value.round().clamp(-LIMIT, LIMIT) * (log2_scale >= LOG2_CODED)
         self.parts.append((symbols.to(torch.int16).flatten().cpu().numpy(), table_rows(log2_scale)))
         return symbols
 

@@ -25,10 +25,13 @@ ROWS_PER_OCTAVE = 12  # rows of the scale table: scale = SCALE_MIN * 2 ** (row /
 SCALE_MIN = 0.1
 LEAKY_SLOPE = 0.125
 
+MAX_EFFORT = 9  # of the encoder
+
 STEPS = 4  # of the quadtree
 QUADTREE = (0, 3, 2, 1)  # step s codes channel group p ^ QUADTREE[s] at the sites of parity p (DCVC-DC)
 
 SKIP_ROW = 255  # table row of a symbol that is not coded: it is zero and costs nothing
+FIRST_CODED_ROW = 6  # symbols with scales below 0.14 quantiser steps are not coded
 
 PATCH = 8  # pixels per side of the first patch of the "patch" transforms
 STRIDE = 16  # pixels per latent site

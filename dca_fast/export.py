@@ -1,4 +1,4 @@
-"""Float network -> integer weights. Everything here runs once, in float64; its result is data.
+"""Float network -> integer weights and back. Everything here runs once, in float64; its result is data.
 
 Scales: an operand holds x * 16, a feature of the entropy model x * 256, a channel of the transforms' trunk its
 coefficient in grey levels times `COEFFICIENT8` or `COEFFICIENT16`; weights are int8 per row (int16 in the trunk).
@@ -7,6 +7,7 @@ coefficient in grey levels times `COEFFICIENT8` or `COEFFICIENT16`; weights are 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import PickleError
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from dca_fast import weights as weights_io
 from dca_fast.config import (
     FEATURE_STEPS,
+    FIRST_CODED_ROW,
     LATENT_STEPS,
     OPERAND_STEPS,
     ROWS_PER_OCTAVE,
@@ -37,56 +39,45 @@ WIDE_LIMIT = 32767  # of one int16 weight or operand
 WIDE_SUM = 2**31 - 2**24  # of a row's accumulator; the margin covers rounding: 32767 / 2 for each weight
 # What torch and safetensors raise about files that are not theirs.
 UNREADABLE = (OSError, EOFError, LookupError, TypeError, RuntimeError, ValueError, PickleError, SafetensorError)
-FIRST_CODED_ROW = 6  # scales below 0.14 quantiser steps are not coded
 
 
-class Exporter:
-    """Collects the integer tensors of a network under its module names."""
+class Layout:
+    """Which integer tensors belong to which layer of a network, and in what scales. A subclass converts each kind."""
 
-    def __init__(self) -> None:
-        self.tensors: dict[str, Tensor] = {}
-
-    def put(self, name: str, value: Tensor, dtype: torch.dtype) -> None:
-        """Store rounded to `dtype`."""
-        value = value.detach().double()
-        if dtype != torch.float32:
-            limits = torch.iinfo(dtype)
-            value = value.round()
-            if value.numel() and not (limits.min <= value.min() and value.max() <= limits.max):
-                raise WeightsError(f"{name} does not fit {dtype}")
-        self.tensors[name] = value.to(dtype).contiguous()
+    def table(self, name: str, values: Tensor, steps: float, dtype: torch.dtype) -> None:
+        """A tensor that is stored as it is, times `steps`."""
+        raise NotImplementedError
 
     def linear(self, name: str, layer: Linear, out: Tensor | float) -> None:
         """int8 rows; `out` turns the layer's real output into integers (per output channel or one for all)."""
-        w = layer.weight.detach().double()
-        scale = (w.abs().amax(1) / 127).clamp_min(1e-8)
-        self.put(f"{name}.w", w / scale[:, None], torch.int8)
-        self.put(f"{name}.b", layer.bias.double() * OPERAND_STEPS / scale, torch.int32)
-        self.put(f"{name}.m", scale / OPERAND_STEPS * out, torch.float32)
-        if layer.slope is not None:
-            self.put(f"{name}.slope", layer.slope.double() * OPERAND_STEPS / scale, torch.int32)
+        raise NotImplementedError
 
     def wide(self, name: str, layer: WideLinear, inputs: Tensor | float, out: Tensor | float) -> None:
         """int16 rows; `inputs` is the real size of one integer input step, `out` as above."""
-        out_column = out[:, None] if isinstance(out, Tensor) else out
-        w = layer.weight.detach().double() * inputs * out_column
-        worst = WIDE_LIMIT * w.abs().sum(1) + (layer.bias.detach().double() * out).abs()
-        r = torch.minimum(WIDE_LIMIT / w.abs().amax(1), WIDE_SUM / worst).clamp_max(2.0**20)
-        self.put(f"{name}.w", w * r[:, None], torch.int16)
-        self.put(f"{name}.b", layer.bias.double() * out * r, torch.int32)
-        self.put(f"{name}.m", 1 / r, torch.float32)
+        raise NotImplementedError
 
     def depthwise(self, name: str, layer: Depthwise) -> None:
-        w = layer.weight.detach().double()
-        scale = (w.abs().flatten(1).amax(1) / 127).clamp_min(1e-8)
-        self.put(f"{name}.w", (w / scale[:, None, None]).permute(1, 2, 0), torch.int8)
-        self.put(f"{name}.b", layer.bias.double() * OPERAND_STEPS / scale, torch.int32)
-        self.put(f"{name}.m", scale, torch.float32)
+        raise NotImplementedError
+
+    def unit(self, name: str, block: DepthBlock | GatedFfn, step: Tensor | float) -> None:
+        """How a block reads its trunk."""
+        raise NotImplementedError
+
+    def position(self, name: str, layer: WindowAttention) -> None:
+        """Relative position bias of every pair of sites."""
+        raise NotImplementedError
+
+    def latent(self, network: Network, own: Tensor) -> None:
+        """`own` is the size of one integer step of y in the latent's own unit."""
+        raise NotImplementedError
+
+    def heads(self, name: str, heads: nn.ModuleList, out: Tensor) -> None:
+        """The four group heads stacked; `out` as in `linear`."""
+        raise NotImplementedError
 
     def residual(self, name: str, block: DepthBlock | GatedFfn, step: Tensor | float) -> None:
         """A block on a trunk whose integer step is `step` (real value of one, per channel)."""
-        unit = block.unit.double()
-        self.put(f"{name}.m_in", OPERAND_STEPS * step / unit, torch.float32)
+        self.unit(f"{name}.m_in", block, step)
         self.linear(f"{name}.expand", block.expand, OPERAND_STEPS)
         if isinstance(block, DepthBlock):
             self.depthwise(f"{name}.depthwise", block.depthwise)
@@ -100,8 +91,7 @@ class Exporter:
             elif isinstance(layer, WindowAttention):
                 self.linear(f"{name}.{key}.qkv", layer.qkv, OPERAND_STEPS)
                 self.linear(f"{name}.{key}.out", layer.out, FEATURE_STEPS)
-                bias = layer.position[:, layer.pairs] * OPERAND_STEPS
-                self.put(f"{name}.{key}.bias", bias, torch.int32)
+                self.position(f"{name}.{key}.bias", layer)
 
     def transforms(self, network: Network) -> None:
         a, s = network.analysis, network.synthesis
@@ -116,12 +106,7 @@ class Exporter:
         self.wide("synthesis.split", s.split, step16, 1 / step8.repeat(4))
         self.blocks("synthesis.blocks8", s.blocks8, step8)
         self.wide("synthesis.pixels", s.pixels, step8, OUTPUT_SCALE)
-        own = step16 / a.unit16.double()  # integer latent -> the latent's own unit
-        self.put("latent.operand8", own * OPERAND_STEPS, torch.float32)
-        self.put("latent.operand16", own * FEATURE_STEPS, torch.float32)
-        self.put("latent.quantise", own * LATENT_STEPS, torch.float32)
-        self.put("latent.dequantise", 1 / (own * LATENT_STEPS), torch.float32)
-        self.put("latent.log2_gain", network.log2_gain * LOG2_STEPS, torch.int32)
+        self.latent(network, step16 / a.unit16.double())
 
     def local(self, name: str, pair: LocalHyper) -> None:
         self.linear(f"{name}.analysis_in", pair.analysis_in, FEATURE_STEPS)
@@ -139,7 +124,7 @@ class Exporter:
         self.wide(f"{name}.synthesis_in", pair.synthesis_in, 1 / FEATURE_STEPS, FEATURE_STEPS)
 
     def token(self, name: str, pair: GlobalHyper) -> None:
-        self.put(f"{name}.queries", (pair.queries * OPERAND_STEPS).clamp(-127, 127), torch.int8)
+        self.table(f"{name}.queries", pair.queries, OPERAND_STEPS, torch.int8)
         self.linear(f"{name}.analysis_kv", pair.analysis_kv, OPERAND_STEPS)
         self.linear(f"{name}.analysis_merge", pair.analysis_merge, FEATURE_STEPS)
         self.blocks(f"{name}.analysis_ffn", pair.analysis_ffn, 1 / FEATURE_STEPS)
@@ -161,17 +146,144 @@ class Exporter:
             if "global" in core.order:
                 self.linear(f"{name}.global_attention.query", core.global_attention.query, OPERAND_STEPS)
                 self.linear(f"{name}.global_attention.out", core.global_attention.out, FEATURE_STEPS)
-            self.heads(f"{name}.heads", core.heads)
+            size = core.heads[0].weight.shape[0] // 2
+            # Means for gain 1, scales in 1/16 rows.
+            out = torch.tensor([LATENT_STEPS] * size + [16 * ROWS_PER_OCTAVE] * size).double()
+            self.heads(f"{name}.heads", core.heads, out)
 
-    def heads(self, name: str, heads: nn.ModuleList) -> None:
-        """The four group heads stacked; m of a mean for gain 1, m of a scale in 1/16 rows."""
+    def network(self, network: Network) -> None:
+        """Everything."""
+        self.transforms(network)
+        makers = {"local": self.local, "regional": self.regional, "global": self.token}
+        for name, pair in network.hyper.items():
+            makers[name](f"hyper.{name}", pair)
+            for key in ("log2_scale", "log2_gain"):
+                values = getattr(network.factorised[name], key)
+                self.table(f"factorised.{name}.{key}", values, LOG2_STEPS, torch.int32)
+        self.context(network)
+
+
+class Exporter(Layout):
+    """Collects the integer tensors of a network under its module names."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+
+    def put(self, name: str, value: Tensor, dtype: torch.dtype) -> None:
+        """Store rounded to `dtype`."""
+        value = value.detach().double()
+        if dtype != torch.float32:
+            limits = torch.iinfo(dtype)
+            value = value.round()
+            if value.numel() and not (limits.min <= value.min() and value.max() <= limits.max):
+                raise WeightsError(f"{name} does not fit {dtype}")
+        self.tensors[name] = value.to(dtype).contiguous()
+
+    def table(self, name: str, values: Tensor, steps: float, dtype: torch.dtype) -> None:
+        scaled = values * steps
+        self.put(name, scaled.clamp(-127, 127) if dtype == torch.int8 else scaled, dtype)
+
+    def linear(self, name: str, layer: Linear, out: Tensor | float) -> None:
+        w = layer.weight.detach().double()
+        scale = (w.abs().amax(1) / 127).clamp_min(1e-8)
+        self.put(f"{name}.w", w / scale[:, None], torch.int8)
+        self.put(f"{name}.b", layer.bias.double() * OPERAND_STEPS / scale, torch.int32)
+        self.put(f"{name}.m", scale / OPERAND_STEPS * out, torch.float32)
+        if layer.slope is not None:
+            self.put(f"{name}.slope", layer.slope.double() * OPERAND_STEPS / scale, torch.int32)
+
+    def wide(self, name: str, layer: WideLinear, inputs: Tensor | float, out: Tensor | float) -> None:
+        out_column = out[:, None] if isinstance(out, Tensor) else out
+        w = layer.weight.detach().double() * inputs * out_column
+        worst = WIDE_LIMIT * w.abs().sum(1) + (layer.bias.detach().double() * out).abs()
+        r = torch.minimum(WIDE_LIMIT / w.abs().amax(1), WIDE_SUM / worst).clamp_max(2.0**20)
+        self.put(f"{name}.w", w * r[:, None], torch.int16)
+        self.put(f"{name}.b", layer.bias.double() * out * r, torch.int32)
+        self.put(f"{name}.m", 1 / r, torch.float32)
+
+    def depthwise(self, name: str, layer: Depthwise) -> None:
+        w = layer.weight.detach().double()
+        scale = (w.abs().flatten(1).amax(1) / 127).clamp_min(1e-8)
+        self.put(f"{name}.w", (w / scale[:, None, None]).permute(1, 2, 0), torch.int8)
+        self.put(f"{name}.b", layer.bias.double() * OPERAND_STEPS / scale, torch.int32)
+        self.put(f"{name}.m", scale, torch.float32)
+
+    def unit(self, name: str, block: DepthBlock | GatedFfn, step: Tensor | float) -> None:
+        self.put(name, OPERAND_STEPS * step / block.unit.double(), torch.float32)
+
+    def position(self, name: str, layer: WindowAttention) -> None:
+        self.put(name, layer.position[:, layer.pairs] * OPERAND_STEPS, torch.int32)
+
+    def latent(self, network: Network, own: Tensor) -> None:
+        self.put("latent.operand8", own * OPERAND_STEPS, torch.float32)
+        self.put("latent.operand16", own * FEATURE_STEPS, torch.float32)
+        self.put("latent.quantise", own * LATENT_STEPS, torch.float32)
+        self.put("latent.dequantise", 1 / (own * LATENT_STEPS), torch.float32)
+        self.put("latent.log2_gain", network.log2_gain * LOG2_STEPS, torch.int32)
+
+    def heads(self, name: str, heads: nn.ModuleList, out: Tensor) -> None:
         parts = Exporter()
         for i, head in enumerate(heads):
-            size = head.weight.shape[0] // 2
-            out = torch.tensor([LATENT_STEPS] * size + [16 * ROWS_PER_OCTAVE] * size).double()
             parts.linear(str(i), head, out)
         for key in ("w", "b", "m"):
             self.tensors[f"{name}.{key}"] = torch.stack([parts.tensors[f"{i}.{key}"] for i in range(len(heads))])
+
+
+class Importer(Layout):
+    """Sets a network to what integer tensors stand for, so that its layers round to the same integers.
+
+    Args:
+        tensors: of `export`.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors = tensors
+
+    def _get(self, name: str) -> Tensor:
+        return self.tensors[name].double()
+
+    def table(self, name: str, values: Tensor, steps: float, dtype: torch.dtype) -> None:
+        values.copy_(self._get(name) / steps)
+
+    def linear(self, name: str, layer: Linear, out: Tensor | float) -> None:
+        scale = self._get(f"{name}.m") * OPERAND_STEPS / out
+        layer.weight.copy_(self._get(f"{name}.w") * scale[:, None])
+        layer.bias.copy_(self._get(f"{name}.b") * scale / OPERAND_STEPS)
+        if layer.slope is not None:
+            layer.slope.copy_(self._get(f"{name}.slope") * scale / OPERAND_STEPS)
+
+    def wide(self, name: str, layer: WideLinear, inputs: Tensor | float, out: Tensor | float) -> None:
+        row = self._get(f"{name}.m") / out
+        layer.weight.copy_(self._get(f"{name}.w") * row[:, None] / inputs)
+        layer.bias.copy_(self._get(f"{name}.b") * row)
+
+    def depthwise(self, name: str, layer: Depthwise) -> None:
+        scale = self._get(f"{name}.m")
+        layer.weight.copy_((self._get(f"{name}.w") * scale).permute(2, 0, 1))
+        layer.bias.copy_(self._get(f"{name}.b") * scale / OPERAND_STEPS)
+
+    def unit(self, name: str, block: DepthBlock | GatedFfn, step: Tensor | float) -> None:
+        block.unit.copy_(OPERAND_STEPS * step / self._get(name))
+
+    def position(self, name: str, layer: WindowAttention) -> None:
+        layer.position[:, layer.pairs] = (self._get(name) / OPERAND_STEPS).float()
+
+    def latent(self, network: Network, own: Tensor) -> None:
+        network.log2_gain.copy_(self._get("latent.log2_gain") / LOG2_STEPS)
+
+    def heads(self, name: str, heads: nn.ModuleList, out: Tensor) -> None:
+        for i, head in enumerate(heads):
+            Importer({f".{key}": self.tensors[f"{name}.{key}"][i] for key in ("w", "b", "m")}).linear("", head, out)
+
+    def network(self, network: Network) -> None:
+        # The units of the trunks first: they are the scales of much else.
+        unit16 = (OPERAND_STEPS / COEFFICIENT16 / self._get("latent.operand8")).sqrt()
+        for transform in (network.analysis, network.synthesis):
+            transform.unit16.copy_(unit16)
+            if network.config.synthesis_blocks[0]:  # else any unit says the same
+                at_trunk = self._get("synthesis.blocks8.0.depth.m_in")
+                transform.unit8.copy_((OPERAND_STEPS / COEFFICIENT8 / at_trunk).sqrt())
+        super().network(network)
 
 
 def export(network: Network) -> dict[str, Tensor]:
@@ -182,14 +294,7 @@ def export(network: Network) -> dict[str, Tensor]:
         WeightsError: a value does not fit its type.
     """
     e = Exporter()
-    e.transforms(network)
-    makers = {"local": e.local, "regional": e.regional, "global": e.token}
-    for name, pair in network.hyper.items():
-        makers[name](f"hyper.{name}", pair)
-        for key in ("log2_scale", "log2_gain"):
-            value = getattr(network.factorised[name], key)
-            e.put(f"factorised.{name}.{key}", value * LOG2_STEPS, torch.int32)
-    e.context(network)
+    e.network(network)
     index = torch.arange(LOG2_STEPS).double()
     e.put("tables.exp2", torch.exp2(index / LOG2_STEPS), torch.float32)
     e.put("tables.softmax", 127 * torch.exp(-torch.arange(256).double() / 16), torch.uint8)
@@ -197,6 +302,14 @@ def export(network: Network) -> dict[str, Tensor]:
     e.tensors["tables.freq"] = torch.from_numpy(tables.freq.astype("int32")).to(torch.int16)
     e.tensors["tables.shift"] = torch.from_numpy(tables.shift.copy())
     return e.tensors
+
+
+@torch.no_grad()
+def float_network(weights: weights_io.Weights) -> Network:
+    """The float network that integer weights stand for: its `export` gives the same 8-bit ones again."""
+    network = Network(weights.config)
+    Importer(weights.tensors).network(network)
+    return network.eval()
 
 
 def load_float(path: Path) -> Network:

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dca_fast import latents, weights
-from dca_fast.config import SKIP_ROW, ModelConfig, preset
+from dca_fast.config import FIRST_CODED_ROW, SKIP_ROW, ModelConfig, preset
 from dca_fast.errors import ConfigError, WeightsError
-from dca_fast.export import FIRST_CODED_ROW, export, export_checkpoint, load_float, save_float
+from dca_fast.export import export, export_checkpoint, load_float, save_float
 from dca_fast.model.network import Network
 from dca_fast.ops.reference import OPS
 from dca_fast.program import Model, Program, ProgramSet, _by_rows, exp2, interpolate, settings

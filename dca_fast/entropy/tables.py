@@ -67,6 +67,18 @@ class Tables:
         """Return the SHA-256 (32 bytes) of the little-endian frequencies followed by the shifts."""
         return hashlib.sha256(self.freq.astype("<u2").tobytes() + self.shift.tobytes()).digest()
 
+    def symbol_costs(self) -> npt.NDArray[np.int64]:
+        """Return the bits of every symbol, an escape's value included: [128, 256] int64, 1/256 bit.
+
+        The raw low bits, alike for all symbols of a row, do not count.
+        """
+        bits = PROB_BITS - np.log2(np.maximum(self.freq, 1))
+        escape = bits[:, ESCAPE:] + _RAW_BITS - self.shift[:, None]
+        bits = np.where(self.freq > 0, bits, escape)
+        bits[:, ESCAPE:] = escape
+        costs: npt.NDArray[np.int64] = np.rint(bits * 256).astype(np.int64)
+        return costs
+
     def row_bits(self) -> npt.NDArray[np.float64]:
         """Return the expected cost of one value of each row, [128] float64, bits per value."""
         p = self.freq / float(1 << PROB_BITS)

@@ -9,17 +9,27 @@ Reference: DCA (arXiv 2411.05832), sections 3.1 and 3.2.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from dca_fast.config import ALIGN, QUADTREE, QUALITY_MAX, SCALE_MIN, STEPS, ModelConfig
+from dca_fast.config import (
+    ALIGN,
+    FIRST_CODED_ROW,
+    QUADTREE,
+    QUALITY_MAX,
+    ROWS_PER_OCTAVE,
+    SCALE_MIN,
+    STEPS,
+    ModelConfig,
+)
 from dca_fast.model.context import Contextualiser, parity_join, parity_split
 from dca_fast.model.hyper import GlobalHyper, LocalHyper, RegionalHyper
-from dca_fast.model.layers import ste_round
 from dca_fast.model.transforms import build_transforms, pad_image
 
 ANCHORS = 9  # knots of the gains over the quality axis
+LOG2_CODED = math.log2(SCALE_MIN) + (FIRST_CODED_ROW - 0.5) / ROWS_PER_OCTAVE  # scales below round to rows not coded
 STEP_COARSE, STEP_FINE = 120.0, 7.0  # quantiser steps in grey levels from which the gains start
 
 
@@ -30,6 +40,27 @@ def gaussian_bits(value: Tensor, log2_scale: Tensor) -> Tensor:
     upper = torch.erfc((v - 0.5) * inverse * math.sqrt(0.5))
     lower = torch.erfc((v + 0.5) * inverse * math.sqrt(0.5))
     return -torch.log2((0.5 * (upper - lower)).clamp_min(2.0**-20))
+
+
+# How values in quantiser steps, `True` where a file has a symbol for them, become what a decoder sees and what the rate
+# is counted for.
+Rounding = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def to_nearest(x: Tensor, coded: Tensor) -> tuple[Tensor, Tensor]:
+    """What a codec does: the nearest integer; straight-through gradients."""
+    rounded = x + (torch.round(x) * coded - x).detach()
+    return rounded, rounded
+
+
+def with_noise(x: Tensor, coded: Tensor) -> tuple[Tensor, Tensor]:
+    """What training does: rates see uniform noise."""
+    return to_nearest(x, coded)[0], x + torch.rand_like(x) - 0.5
+
+
+def count(bits: Tensor, coded: Tensor, rounding: Rounding) -> Tensor:
+    """Sum for each sample. Training counts symbols that no file has as well: their bits alone tell a scale to grow."""
+    return (bits if rounding is with_noise else bits * coded).flatten(1).sum(1)
 
 
 class Factorised(nn.Module):
@@ -73,16 +104,16 @@ class Network(nn.Module):
         steps = torch.logspace(math.log2(STEP_COARSE), math.log2(STEP_FINE), ANCHORS, base=2)
         self.log2_gain = nn.Parameter(-steps.log2()[:, None].repeat(1, config.latent) + 6)
 
-    def code_hyper(self, name: str, z: Tensor, quality: Tensor, noisy: bool) -> tuple[Tensor, Tensor]:
-        """Rounded z (straight-through) and its bits, per sample."""
+    def code_hyper(self, name: str, z: Tensor, quality: Tensor, rounding: Rounding) -> tuple[Tensor, Tensor]:
+        """Rounded z and its bits, per sample."""
         model = self.factorised[name]
         scale = interpolate(model.log2_scale, quality).clamp_min(math.log2(SCALE_MIN))
         gain = torch.exp2(interpolate(model.log2_gain, quality))
         if name == "global":  # one channel for each value of each token
             scale, gain = scale.view(-1, *z.shape[1:]), gain.view(-1, *z.shape[1:])
-        rounded = ste_round(z * gain)
-        seen = z * gain + torch.rand_like(z) - 0.5 if noisy else rounded
-        return rounded / gain, gaussian_bits(seen, scale).flatten(1).sum(1)
+        coded = (scale >= LOG2_CODED).expand_as(z)
+        rounded, seen = rounding(z * gain, coded)
+        return rounded / gain, count(gaussian_bits(seen, scale), coded, rounding)
 
     def synthesise_hyper(self, z_hat: dict[str, Tensor], t: Tensor) -> dict[str, Tensor]:
         """phi of each context."""
@@ -101,24 +132,24 @@ class Network(nn.Module):
             `image` `[N, H, W, 3]`; `bits` `[N]`; `bits_y` `[N, 4]`, one for each step; `bits_z` `[N, contexts]`;
             `error` `[N, 4]`, mean square of (y - mean) / scale of each step.
         """
-        noisy = self.training if noisy is None else noisy
+        rounding = with_noise if (self.training if noisy is None else noisy) else to_nearest
         height, width = image.shape[1:3]
         image = pad_image(image, ALIGN)
         t = (quality / QUALITY_MAX * 2 - 1).view(-1, 1, 1, 1)
         y = self.analysis(image, t)
         z_hat, bits_z = {}, []
         for name, pair in self.hyper.items():
-            z_hat[name], bits = self.code_hyper(name, pair.analyse(y, t), quality, noisy)
+            z_hat[name], bits = self.code_hyper(name, pair.analyse(y, t), quality, rounding)
             bits_z.append(bits)
         features = self.context.prepare(self.synthesise_hyper(z_hat, t))
-        y_hat, bits_y, error = self.code_latent(y, features, quality, t, noisy)
+        y_hat, bits_y, error = self.code_latent(y, features, quality, t, rounding)
         x_hat = self.synthesis(y_hat, t)[:, :height, :width]
         out = {"image": x_hat, "bits_y": bits_y, "bits_z": torch.stack(bits_z, 1), "error": error}
         out["bits"] = out["bits_y"].sum(1) + out["bits_z"].sum(1)
         return out
 
     def code_latent(
-        self, y: Tensor, features: dict[str, Tensor], quality: Tensor, t: Tensor, noisy: bool
+        self, y: Tensor, features: dict[str, Tensor], quality: Tensor, t: Tensor, rounding: Rounding
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The four steps: y_hat, bits `[N, 4]`, normalised squared error `[N, 4]`."""
         log2_gain = interpolate(self.log2_gain, quality)
@@ -133,9 +164,9 @@ class Network(nn.Module):
                 log2_scale = (log2_scale + gains[g]).clamp_min(math.log2(SCALE_MIN))
                 gain = torch.exp2(gains[g])
                 residual = (targets[p][g] - mean) * gain
-                rounded = ste_round(residual)
-                seen = residual + torch.rand_like(residual) - 0.5 if noisy else rounded
-                bits = bits + gaussian_bits(seen, log2_scale).flatten(1).sum(1)
+                coded = log2_scale >= LOG2_CODED
+                rounded, seen = rounding(residual, coded)
+                bits = bits + count(gaussian_bits(seen, log2_scale), coded, rounding)
                 square = square + (residual * torch.exp2(-log2_scale)).square().flatten(1).mean(1) / 4
                 decoded[p][g] = rounded / gain + mean
             bits_y.append(bits)

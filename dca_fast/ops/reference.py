@@ -1,7 +1,7 @@
 """The definition of every operation in plain PyTorch: integers in, integers out, no speed intended.
 
 Products of integers are summed in float64, which is exact below 2^53 in any order. The only other floating
-point operation is one float32 multiply per output (`_requantise`), which IEEE 754 defines to the bit.
+point operation is one float32 multiply per output (`requantise`), which IEEE 754 defines to the bit.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LIMIT_SYMBOL = 8191
 MAX_ROW = 127  # last row of the scale table
 
 
-def _requantise(acc: Tensor, m: Tensor | float, limit: int, leaky: bool = False) -> Tensor:
+def requantise(acc: Tensor, m: Tensor | float, limit: int, leaky: bool = False) -> Tensor:
     """Integers times float32, rounded half to even, clamped to [-limit, limit]; int32."""
     m = torch.as_tensor(m, dtype=torch.float32, device=acc.device)
     r = acc.to(torch.float32) * m
@@ -49,28 +49,28 @@ def _accumulate(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
 
 def operand8(x: Tensor, m: Tensor) -> Tensor:
     """Feature to 8-bit operand. x int16 [..., C], m float32 [C]; returns int8 [..., C] in +-127."""
-    return _requantise(x, m, LIMIT8).to(torch.int8)
+    return requantise(x, m, LIMIT8).to(torch.int8)
 
 
 def operand16(x: Tensor, m: Tensor) -> Tensor:
     """Feature to 16-bit operand. x int16 [..., C], m float32 [C]; returns int16 [..., C] in +-32767."""
-    return _requantise(x, m, LIMIT16).to(torch.int16)
+    return requantise(x, m, LIMIT16).to(torch.int16)
 
 
 def linear_act(x: Tensor, p: Linear, leaky: bool) -> Tensor:
     """1x1 layer, slope 1/8 below zero if `leaky`. x int8 [..., K]; returns int8 [..., O]."""
-    return _requantise(_accumulate(x, p.w, p.b), p.m, LIMIT8, leaky).to(torch.int8)
+    return requantise(_accumulate(x, p.w, p.b), p.m, LIMIT8, leaky).to(torch.int8)
 
 
 def linear_gate(x: Tensor, p: Linear, g: float) -> Tensor:
     """1x1 layer to 2H channels, the product of the halves times g. x int8 [..., K]; returns int8 [..., H]."""
     u, v = linear_act(x, p, False).to(torch.int32).chunk(2, dim=-1)
-    return _requantise(u * v, g, LIMIT8).to(torch.int8)
+    return requantise(u * v, g, LIMIT8).to(torch.int8)
 
 
 def linear_add(x: Tensor, p: Linear, residual: Tensor | None = None) -> Tensor:
     """1x1 layer to a feature, plus residual if given. x int8 [..., K]; returns int16 [..., O]."""
-    r = _requantise(_accumulate(x, p.w, p.b), p.m, LIMIT16)
+    r = requantise(_accumulate(x, p.w, p.b), p.m, LIMIT16)
     return r.to(torch.int16) if residual is None else _saturating_add(r, residual)
 
 
@@ -100,7 +100,7 @@ def decoded_linear(y_hat: Tensor, m: Tensor, p: Linear, residual: Tensor, step: 
 
 def wide_pixels(x: Tensor, p: Linear) -> Tensor:
     """1x1 layer on 16-bit operands to pixel values around 128. x int16 [..., K]; returns uint8 [..., O]."""
-    r = _requantise(_accumulate(x, p.w, p.b), p.m, LIMIT16)
+    r = requantise(_accumulate(x, p.w, p.b), p.m, LIMIT16)
     return (r + 128).clamp(0, 255).to(torch.uint8)
 
 
@@ -121,7 +121,7 @@ def depthwise3x3(x: Tensor, p: Depthwise) -> Tensor:
     for dy in range(3):
         for dx in range(3):
             acc += padded[:, dy : dy + h, dx : dx + w] * p.w[dy, dx].to(torch.int32)
-    return _requantise(acc, p.m, LIMIT8).to(torch.int8)
+    return requantise(acc, p.m, LIMIT8).to(torch.int8)
 
 
 def _exponentials(s: Tensor, allowed: Tensor | None, table: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ def _mix(e: Tensor, v: Tensor, bits: int) -> Tensor:
 
 
 def _scores(q: Tensor, k: Tensor, m: float) -> Tensor:
-    return _requantise((q.double() @ k.double().transpose(-1, -2)).to(torch.int32), m, LIMIT_MEAN)
+    return requantise((q.double() @ k.double().transpose(-1, -2)).to(torch.int32), m, LIMIT_MEAN)
 
 
 def window_attention(
@@ -219,8 +219,8 @@ def head_params(t: Tensor, p: Head, step: int, skip: int, valid: tuple[int, int]
     row = torch.empty(n, h, w, size, dtype=torch.uint8, device=t.device)
     for py, px, g in _groups(step):
         acc = _accumulate(t[:, py::2, px::2], p.w[g], p.b[g])
-        mean[:, py::2, px::2] = _requantise(acc[..., :size], p.m_mean[g], LIMIT_MEAN)
-        scale = _requantise(acc[..., size:], p.m_scale[g], LIMIT_MEAN) + p.offset[g]
+        mean[:, py::2, px::2] = requantise(acc[..., :size], p.m_mean[g], LIMIT_MEAN)
+        scale = requantise(acc[..., size:], p.m_scale[g], LIMIT_MEAN) + p.offset[g]
         row[:, py::2, px::2] = ((scale + 8) >> 4).clamp(0, MAX_ROW).to(torch.uint8)
     row.masked_fill_(row < skip, SKIP_ROW)
     row[:, valid[0] :] = SKIP_ROW
@@ -240,7 +240,7 @@ def quadtree_gather(x: Tensor, step: int) -> Tensor:
 
 def quantize(y: Tensor, mean: Tensor, row: Tensor, gain: Tensor, step: int) -> Tensor:
     """Symbols of one step: y in quantiser steps minus mean, rounded; int16 in +-8191. Shapes: see `Ops`."""
-    t = quadtree_gather(_requantise(y, gain, LIMIT_MEAN), step)
+    t = quadtree_gather(requantise(y, gain, LIMIT_MEAN), step)
     q = ((t - mean + (1 << (MEAN_BITS - 1))) >> MEAN_BITS).clamp(-LIMIT_SYMBOL, LIMIT_SYMBOL)
     return q.masked_fill(row == SKIP_ROW, 0).to(torch.int16)
 
@@ -251,7 +251,7 @@ def reconstruct(q: Tensor, mean: Tensor, inv: Tensor, step: int, y_hat: Tensor) 
     size = q.shape[-1]
     for py, px, g in _groups(step):
         group = slice(g * size, (g + 1) * size)
-        r = _requantise(value[:, py::2, px::2], inv[group], LIMIT16)
+        r = requantise(value[:, py::2, px::2], inv[group], LIMIT16)
         y_hat[:, py::2, px::2, group] = r.to(torch.int16)
 
 
