@@ -18,6 +18,7 @@ step build "$python" setup.py --quiet build_ext --inplace
 export DCA_REQUIRE_GPU=1
 step tests "$python" -m pytest -q -x --maxfail=5 tests/test_kernels_*.py tests/test_rans_device.py tests/test_device.py
 step measurements "$python" benchmarks/gpu.py --out "$out"
+step profile "$python" -m dca_fast.profile --device cuda --resolution 4k --json "${out%.json}-profile.json"
 if command -v compute-sanitizer >/dev/null; then
     step sanitizer timeout 100 compute-sanitizer --error-exitcode 1 --kernel-name-exclude kns=at \
         "$python" -m pytest -q -x tests/test_rans_device.py tests/test_device.py -k "cross or pixels_are and 64"

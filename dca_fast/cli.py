@@ -74,7 +74,7 @@ def model_options() -> Parser:
     p = Parser(add_help=False)
     p.add_argument("--preset", default="dca-s", metavar="NAME", help="shipped weights (default: %(default)s)")
     p.add_argument("--weights", metavar="FILE", help="other weights, as `export` writes them")
-    p.add_argument("--backend", choices=("auto", *commands.BACKENDS), default="auto")
+    p.add_argument("--backend", choices=("auto", "cuda", *commands.BACKENDS), default="auto")
     p.add_argument("--threads", type=count, metavar="N", help="default: DCA_THREADS or all cores")
     p.add_argument("--device", metavar="NAME", help="default: cpu")
     return p

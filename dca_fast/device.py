@@ -149,7 +149,7 @@ class DeviceCodec:
     """
 
     def __init__(self, weights: Weights, ops: Ops, tables: Tables, device: torch.device | str) -> None:
-        self.coder = DeviceCoder(tables, device)
+        self.tables, self.coder = tables, DeviceCoder(tables, device)
         self.device = self.coder.device
         self._programs = ProgramSet(weights, ops, self.device)
         self._model = self._programs.model
@@ -169,6 +169,11 @@ class DeviceCodec:
         for _ in range(2):
             stream, _ = self.encode(image, 0)
             self.decode(stream, height, width, 0)
+
+    def recorded(self, height: int, width: int) -> bool:
+        """Whether graphs encode and decode images of this size, in pixels."""
+        with self._lock:
+            return all(self._seen.get((way, *latents.sites(height, width))) for way in ("encode", "decode"))
 
     def encode(self, image: Tensor, quality: int) -> tuple[bytes, int]:
         """Compress uint8 [H, W, 3] on the device.

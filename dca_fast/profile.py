@@ -18,27 +18,36 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from dca_fast import cli, commands, latents
+from dca_fast import cli, commands, latents, profile_device
 from dca_fast.codec import Codec
 from dca_fast.config import ALIGN, STEPS
 from dca_fast.container import DEFAULT_MAX_PIXELS, MAX_SIDE
-from dca_fast.entropy.coder import Coder, Decoder
-from dca_fast.entropy.tables import CENTER, ESCAPE, PROB_BITS, SKIP_ROW, Tables
-from dca_fast.errors import BackendUnavailableError, DcaError, InputError
+from dca_fast.entropy.coder import Coder
+from dca_fast.errors import DcaError, InputError
 from dca_fast.evaluate import need
 from dca_fast.image_io import load_image, write_atomic
 from dca_fast.model.cost import macs_per_pixel
-from dca_fast.profile_report import advice, as_text, direction_facts, operation_facts, plot
+from dca_fast.profile_report import (
+    advice,
+    as_text,
+    bit_facts,
+    direction_facts,
+    operation_facts,
+    part_bits,
+    plot,
+)
 from dca_fast.program import Program
 from dca_fast.report import PLOT_FORMATS, environment
 from dca_fast.testing import photograph
-from dca_fast.timing import Ceilings, Recorder, Rounds, Run, measure_ceilings, timed, trace
+from dca_fast.timing import Ceilings, Clock, Recorder, Rounds, Run, WallClock, measure_ceilings, timed, trace
 
 __all__ = ["instrument", "main", "part_bits", "profile", "synthetic"]
 
@@ -59,6 +68,25 @@ Pixels = npt.NDArray[np.uint8]
 Part = tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]  # symbols, rows
 
 
+class _Cpu:
+    """The CPU as the machine that a profile is of; `profile_device.Gpu` is the other one."""
+
+    turns = 1  # of the codec as it is, in each round
+    output = "numpy"
+
+    def __init__(self, codec: Codec) -> None:
+        self.tables, self._codec, self.clock = codec._coder.tables, codec, WallClock()
+
+    def picture(self, pixels: Pixels) -> Pixels:
+        return pixels
+
+    def memory(self, peak: bool) -> int | None:
+        return memory(peak)
+
+    def ceilings(self) -> Ceilings:
+        return measure_ceilings(self._codec._program(0).ops, self._codec.threads)
+
+
 class _Coder:
     """A coder that notes its stages and keeps what it was given to encode."""
 
@@ -72,44 +100,35 @@ class _Coder:
         self._recorder.enter("container")
         return stream
 
-    def decoder(self, stream: bytes) -> _Decoder:
-        opened = _Decoder(self._coder.decoder(stream), self._recorder)
+    def decoder(self, stream: bytes) -> Any:
+        opened = self._coder.decoder(stream)
         self._recorder.enter("hyper: symbols")
-        return opened
+        decode = self._recorder.within(opened.decode, "symbols", "coder")
+        return SimpleNamespace(decode=decode, finish=opened.finish)
 
 
-class _Decoder:
-    """A decoder whose stages are named after those that ask it for symbols."""
-
-    def __init__(self, decoder: Decoder, recorder: Recorder) -> None:
-        self._decoder, self._recorder, self.finish = decoder, recorder, decoder.finish
-
-    def decode(self, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.int16]:
-        stage = self._recorder.stage
-        self._recorder.enter(stage.replace("symbols", "coder"))
-        symbols = self._decoder.decode(rows)
-        self._recorder.enter(stage)
-        return symbols
-
-
-def instrument(codec: Codec, recorder: Recorder, parts: list[Part]) -> Codec:
+def instrument(codec: Codec, recorder: Recorder, parts: list[Any]) -> Codec:
     """A copy of the codec that tells `recorder` what it does.
 
     Args:
         codec: stays as it is.
         recorder: the caller enters the first stage before each call and finishes after it.
-        parts: filled with what the last encode gave to the coder.
+        parts: filled with what the last encode gave to the coder, (symbols, rows) of each part.
     """
 
-    def program(quality: int) -> Program:
-        twin = copy.copy(codec._program(quality))
+    def staged(program: Program) -> Program:
+        twin = copy.copy(program)
         twin.ops = recorder.operations(twin.ops)
         for name, stage, after in STAGES:
             vars(twin)[name] = recorder.staged(getattr(twin, name), stage, after)
         return twin
 
     twin = copy.copy(codec)
-    vars(twin).update(_program=program, _coder=_Coder(codec._coder, recorder, parts))
+    if codec._device is not None:
+        vars(twin).update(_device=profile_device.follow(codec._device, staged, recorder, parts))
+        return twin
+    coder = _Coder(codec._coder, recorder, parts)
+    vars(twin).update(_program=lambda quality: staged(codec._program(quality)), _coder=coder)
     return twin
 
 
@@ -125,46 +144,73 @@ def profile(codec: Codec, pixels: Pixels, quality: float, repeat: int) -> tuple[
     Returns:
         Facts for `as_text` and JSON, and the last run of each direction with its work.
     """
-    used = {"before_bytes": memory(peak=False)}
-    data = codec.encode(pixels, quality)
-    decoded = codec.decode(data, "numpy")
-    used["peak_bytes"] = memory(peak=True)  # before recording and ceilings take their own
-    parts: list[Part] = []
-    recorder = Recorder(counting=True)
+    height, width = pixels.shape[:2]
+    machine = _Cpu(codec) if codec._device is None else profile_device.Gpu(codec._device)
+    picture = machine.picture(pixels)
+    used = {"before_bytes": machine.memory(peak=False)}
+    codec.warm_up(height, width)
+    data = codec.encode(picture, quality)
+    decoded = codec.decode(data, machine.output)
+    used["peak_bytes"] = machine.memory(peak=True)  # before recording and ceilings take their own
+    parts: list[Any] = []
+    recorder = Recorder(counting=True, clock=machine.clock)
     twin = instrument(codec, recorder, parts)
-    inputs: dict[str, tuple[Any, ...]] = {"encode": (pixels, quality), "decode": (data, "numpy")}
+    inputs: dict[str, tuple[Any, ...]] = {"encode": (picture, quality), "decode": (data, machine.output)}
     counted = {way: _record(twin, recorder, way, inputs[way]) for way in WAYS}
     for (result, _, _), expected in zip(counted.values(), (data, decoded), strict=True):
-        assert memoryview(result).tobytes() == memoryview(expected).tobytes(), "recording changed a result"
+        same = memoryview(_on_host(result)).tobytes() == memoryview(_on_host(expected)).tobytes()
+        assert same, "recording changed a result"
     recorder.counting = False
     ceilings, measured = Ceilings(0, 0, 0), {way: Rounds(counted[way][2]) for way in WAYS}
     for _ in range(repeat):
-        ceilings = ceilings.best(measure_ceilings(codec._program(0).ops, codec.threads))
+        ceilings = ceilings.best(machine.ceilings())
         for way, m in measured.items():
-            m.plain.append(timed(getattr(codec, way), *inputs[way])[1])
+            m.plain.extend(_plain(codec, machine.clock, way, inputs[way]) for _ in range(machine.turns))
             _, total, run = _record(twin, recorder, way, inputs[way])
             m.total.append(total)
             m.runs.append(run)
-    megapixels = pixels.shape[0] * pixels.shape[1] / 1e6
+    megapixels = height * width / 1e6
     facts: dict[str, Any] = {"ceilings": asdict(ceilings), "memory": used, "file_bytes": len(data)}
-    facts["bits"] = _bits(codec, parts, len(data))
+    if codec._device is not None:
+        facts["graphs"] = codec._device.recorded(height, width)
+    names = [f"z {name}" for name in latents.ORDER if name in codec.config.latents]
+    names += [f"step {step + 1}" for step in range(STEPS)]
+    hosted = [(_on_host(symbols), _on_host(rows)) for symbols, rows in parts]
+    facts["bits"] = bit_facts(dict(zip(names, hosted, strict=True)), machine.tables, len(data))
     facts |= {way: direction_facts(m, megapixels, ceilings) for way, m in measured.items()}
     facts["operations"] = operation_facts(list(measured.values()), ceilings)
     coded = sum(part["coded"] for part in facts["bits"])
-    facts["next"] = {way: advice(facts[way], m.runs[-1], coded) for way, m in measured.items()}
+    launches = codec._device is not None
+    facts["next"] = {way: advice(facts[way], m.runs[-1], coded, launches) for way, m in measured.items()}
     return facts, {way: replace(m.runs[-1], work=m.counted.work) for way, m in measured.items()}
 
 
 def _record(twin: Codec, recorder: Recorder, way: str, arguments: Sequence[Any]) -> tuple[Any, float, Run]:
     """Result, milliseconds around the whole call, and the run."""
 
-    def call() -> tuple[Any, Run]:
+    def call() -> Any:
         recorder.enter(FIRST_STAGE[way])
         result = getattr(twin, way)(*arguments)
-        return result, recorder.finish()
+        recorder.enter("")
+        recorder.clock.wait()
+        return result
 
-    (result, run), ms = timed(call)
-    return result, ms, run
+    result, ms = timed(call)
+    return result, ms, recorder.finish()
+
+
+def _plain(codec: Codec, clock: Clock, way: str, arguments: Sequence[Any]) -> float:
+    """Milliseconds of the codec as it is."""
+
+    def call() -> None:
+        getattr(codec, way)(*arguments)
+        clock.wait()
+
+    return timed(call)[1]
+
+
+def _on_host(value: Any) -> Any:
+    return value.cpu().numpy() if isinstance(value, Tensor) else value
 
 
 def memory(peak: bool) -> int | None:
@@ -178,29 +224,6 @@ def memory(peak: bool) -> int | None:
         usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return usage * (1 if sys.platform == "darwin" else 1024)
     return None
-
-
-def part_bits(tables: Tables, symbols: npt.NDArray[np.int16], rows: npt.NDArray[np.uint8]) -> float:
-    """Bits that the tables give to the coded symbols of one part."""
-    coded = rows != SKIP_ROW
-    rows, shift = rows[coded], tables.shift[rows[coded]]
-    bucket = (symbols[coded] >> shift) + CENTER
-    bucket = np.where((bucket < 0) | (bucket > ESCAPE), ESCAPE, bucket)
-    bucket = np.where(tables.freq[rows, bucket] == 0, ESCAPE, bucket)
-    raw = np.where(bucket == ESCAPE, 16, shift)
-    return float((PROB_BITS - np.log2(tables.freq[rows, bucket]) + raw).sum())
-
-
-def _bits(codec: Codec, parts: Sequence[Part], file_bytes: int) -> list[dict[str, Any]]:
-    """What each part of the stream costs; what the file has beyond them comes last."""
-    names = [f"z {name}" for name in latents.ORDER if name in codec.config.latents]
-    names += [f"step {step + 1}" for step in range(STEPS)]
-    out: list[dict[str, Any]] = []
-    for name, (symbols, rows) in zip(names, parts, strict=True):
-        bits = part_bits(codec._coder.tables, symbols, rows)
-        out.append({"name": name, "positions": rows.size, "coded": int((rows != SKIP_ROW).sum()), "bits": bits})
-    rest = 8 * file_bytes - sum(part["bits"] for part in out)
-    return [*out, {"name": "coder states, header", "positions": 0, "coded": 0, "bits": rest}]
 
 
 def synthetic(height: int, width: int) -> Pixels:
@@ -219,17 +242,19 @@ def _setup(codec: Codec, image: Pixels, args: argparse.Namespace) -> dict[str, A
     padded = [-(-side // ALIGN) * ALIGN for side in (width, height)]
     specs = {name: importlib.util.find_spec(f"dca_fast.{name}") for name in ("_cpu", "_rans")}
     paths = {name: spec.origin if spec and spec.origin else "not built" for name, spec in specs.items()}
-    isa = "PyTorch"
+    isa = {"operations": "Triton", "coder": "CUDA"}
+    if codec._device is None:
+        isa = {"operations": "PyTorch", "coder": getattr(codec._coder, "isa", "Python")}
     if codec.backend == "native":
         from dca_fast.ops.native import isa as operations_isa
 
-        isa = operations_isa()
-    return {
+        isa["operations"] = operations_isa()
+    facts = {
         **environment(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "loaded": {"dca_fast": str(Path(__file__).parent), **paths},
         "backend": codec.backend,
-        "isa": {"operations": isa, "coder": getattr(codec._coder, "isa", "Python")},
+        "isa": isa,
         "threads": codec.threads,
         "torch_threads": torch.get_num_threads(),
         "model": {"name": codec.config.name, "id": codec.model_id, "parameters": codec.parameters},
@@ -238,6 +263,7 @@ def _setup(codec: Codec, image: Pixels, args: argparse.Namespace) -> dict[str, A
         "quality": args.quality,
         "repeat": args.repeat,
     }
+    return facts if codec._device is None else profile_device.described(facts, codec._device)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -263,14 +289,12 @@ def _main(args: argparse.Namespace) -> int:
     for target in filter(None, (args.json, args.trace, args.plot)):
         if not target.resolve().parent.is_dir():
             raise InputError(f"{target}: its folder does not exist")
+    codec = Codec(args.preset, weights=args.weights, device=args.device, backend=args.backend, threads=args.threads)
     if args.image:
         image = load_image(args.image).pixels
     else:
         height, width = args.resolution[::-1]
         image = np.broadcast_to(np.uint8(0), (height, width, 3)) if args.dry_run else synthetic(height, width)
-    codec = Codec(args.preset, weights=args.weights, device=args.device, backend=args.backend, threads=args.threads)
-    if codec.backend == "cuda":
-        raise BackendUnavailableError("the profiler follows the CPU backends; on a GPU run benchmarks/gpu.py")
     facts = _setup(codec, image, args)
     runs: dict[str, Run] = {}
     if args.dry_run:

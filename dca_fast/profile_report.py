@@ -6,22 +6,32 @@ import io
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from dca_fast.entropy.tables import CENTER, ESCAPE, PROB_BITS, SKIP_ROW, Tables
 from dca_fast.evaluate import need
 from dca_fast.image_io import write_atomic
 from dca_fast.timing import Ceilings, Rounds, Run, Work
 
-__all__ = ["advice", "as_text", "direction_facts", "operation_facts", "plot"]
+__all__ = ["advice", "as_text", "bit_facts", "direction_facts", "operation_facts", "part_bits", "plot"]
 
 WAYS = ("encode", "decode")
 BAR = 13  # columns
-_SMALL_CALL = 0.1  # ms; calls shorter than that cost mostly themselves
+# Calls shorter than so many ms cost mostly themselves; for a GPU, where calls are launches.
+_SMALL_CALL = {False: 0.1, True: 0.02}
+_OVERHEAD = {
+    False: "calls, threads and what lies between operations cost more than they do",
+    True: "launches cost more than what they start; replaying a graph saves most of that",
+}
 _REACHED = 0.5  # of a ceiling: then it is what bounds
 _NOISY = 0.1
 _RESOLUTION = 1e-6  # ms, of the clock
+Part = tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]  # symbols, rows
 
 
 def _load(times: Sequence[float], work: Work, ceilings: Ceilings) -> dict[str, float]:
@@ -57,6 +67,7 @@ def direction_facts(m: Rounds, megapixels: float, ceilings: Ceilings) -> dict[st
         "ms": total,
         "spread_ms": (max(m.total) - min(m.total)) / 2,
         "unrecorded_ms": plain,
+        "unrecorded_spread_ms": (max(m.plain) - min(m.plain)) / 2,
         "images_per_s": 1e3 / plain,
         "mp_per_s": 1e3 * megapixels / plain,
         "floor_ms": sum(s["ms"] * min(1, max(s["compute_share"], s["memory_share"])) for s in stages),
@@ -80,8 +91,36 @@ def operation_facts(measured: Sequence[Rounds], ceilings: Ceilings) -> list[dict
     return sorted(out, key=lambda facts: -facts["ms"])
 
 
-def advice(way: dict[str, Any], run: Run, coded: int) -> dict[str, Any]:
-    """Which kind of stage takes most of the time (the steps count as one), and what bounds it."""
+def part_bits(tables: Tables, symbols: npt.NDArray[np.int16], rows: npt.NDArray[np.uint8]) -> float:
+    """Bits that the tables give to the coded symbols of one part."""
+    coded = rows != SKIP_ROW
+    rows, shift = rows[coded], tables.shift[rows[coded]]
+    bucket = (symbols[coded] >> shift) + CENTER
+    bucket = np.where((bucket < 0) | (bucket > ESCAPE), ESCAPE, bucket)
+    bucket = np.where(tables.freq[rows, bucket] == 0, ESCAPE, bucket)
+    raw = np.where(bucket == ESCAPE, 16, shift)
+    return float((PROB_BITS - np.log2(tables.freq[rows, bucket]) + raw).sum())
+
+
+def bit_facts(parts: Mapping[str, Part], tables: Tables, file_bytes: int) -> list[dict[str, Any]]:
+    """What each part of the stream costs; what the file has beyond them comes last."""
+    out: list[dict[str, Any]] = []
+    for name, (symbols, rows) in parts.items():
+        bits = part_bits(tables, symbols, rows)
+        out.append({"name": name, "positions": rows.size, "coded": int((rows != SKIP_ROW).sum()), "bits": bits})
+    rest = 8 * file_bytes - sum(part["bits"] for part in out)
+    return [*out, {"name": "coder states, header", "positions": 0, "coded": 0, "bits": rest}]
+
+
+def advice(way: dict[str, Any], run: Run, coded: int, launches: bool = False) -> dict[str, Any]:
+    """Which kind of stage takes most of the time (the steps count as one), and what bounds it.
+
+    Args:
+        way: facts of encode or decode.
+        run: the last one, for its operations.
+        coded: symbols in the stream.
+        launches: the calls only start work on a device.
+    """
     kinds: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for stage in way["stages"]:
         kinds[re.sub(r"^step \d: (.*)", r"\1 of all steps", stage["name"])].append(stage)
@@ -96,8 +135,8 @@ def advice(way: dict[str, Any], run: Run, coded: int) -> dict[str, Any]:
     slowest = max(times, key=lambda operation: times[operation], default="")
     if "coder" in name:
         bound, text = "coder", f"{1e-3 * coded / ms:.3g} million symbols per second"
-    elif inside < 0.5 or ms < _SMALL_CALL * sum(s["calls"] for s in stages):
-        bound, text = "overhead", "calls, threads and what lies between operations cost more than they do"
+    elif inside < 0.5 or ms < _SMALL_CALL[launches] * sum(s["calls"] for s in stages):
+        bound, text = "overhead", _OVERHEAD[launches]
     elif max(compute, memory) < _REACHED:
         bound, text = "kernel", f"neither products nor traffic explain it; look at {slowest}"
     elif compute >= memory:
@@ -113,12 +152,16 @@ def as_text(facts: dict[str, Any]) -> str:
     lines = _heading(facts)
     if "plan" in facts:
         return "\n".join([*lines, "", *(f"{name:23}{gop:10.2f} GOP" for name, gop in facts["plan"].items())])
-    best = facts["ceilings"]
+    best, digits = facts["ceilings"], 3 if "device" in facts else 2
     rates = f"int8 GEMM {2e-9 * best['macs8']:.0f} GOP/s, int16 {2e-9 * best['macs16']:.0f} GOP/s"
     lines.append(f"ceilings   {rates}, copy {1e-9 * best['bytes']:.1f} GB/s read and written")
     lines.append("           rates and shares of ceilings are of the fastest round, times are medians ± half the range")
+    if "device" in facts:
+        lines.append("           GEMM and copy are PyTorch's; an int16 product is four of int8")
+        lines.append("note       stages run launch by launch, without the graph that the codec replays: they sum to")
+        lines.append("           more than the codec's own time, which is below each table")
     for way in WAYS:
-        lines += ["", *_stages(way, facts[way])]
+        lines += ["", *_stages(way, facts[way], digits), *_speed(facts, facts[way])]
     lines += ["", _row("bits", "bits", "coded", None, "of", "bits/sym", "bits/px", "")]
     for part in facts["bits"]:
         each = f"{part['bits'] / part['coded']:.2f}" if part["coded"] else "-"
@@ -128,7 +171,7 @@ def as_text(facts: dict[str, Any]) -> str:
     lines += ["", _row("operations, both ways", "ms", "calls", None, "GOP", "GOP/s", "GB/s", "of ceiling")]
     for o in facts["operations"]:
         cells = (f"{2e-9 * o['macs']:.2f}", f"{o['gop_per_s']:.0f}", f"{o['gb_per_s']:.1f}", _limit(o))
-        lines.append(_row(o["name"], f"{o['ms']:.2f}", str(o["calls"]), o["share"], *cells))
+        lines.append(_row(o["name"], f"{o['ms']:.{digits}f}", str(o["calls"]), o["share"], *cells))
     return "\n".join([*lines, "", *_conclusions(facts)])
 
 
@@ -136,6 +179,8 @@ def _conclusions(facts: dict[str, Any]) -> list[str]:
     """Memory, and what one would do next."""
     peak, before = (f"{(facts['memory'][key] or 0) / 2**20:.0f} MiB" for key in ("peak_bytes", "before_bytes"))
     lines = [f"memory     peak {peak}; {before} in use before the first encode: PyTorch, weights, the picture"]
+    if "device" in facts:
+        lines = [f"memory     peak {peak} of tensors on the device; {before} before the first encode"]
     for way, n in facts["next"].items():
         limits = f"at {n['compute_share']:.0%} of the GEMM and {n['memory_share']:.0%} of the copy ceiling"
         lines.append(f"{way}     {n['share']:.0%} in {n['stages']}, {limits}")
@@ -153,10 +198,12 @@ def _heading(facts: dict[str, Any]) -> list[str]:
     image, machine, isa = facts["image"], facts["machine"], facts["isa"]
     size, padded = (" x ".join(map(str, image[key])) for key in ("size", "padded"))
     what = f"{size} {image['source']} (coded as {padded})"
-    versions = {name: facts["versions"].get(name) for name in ("python", "dca-fast", "torch", "numpy")}
+    names = ["python", "dca-fast", "torch", "numpy", *(("cuda", "triton") if "device" in facts else ())]
+    versions = {name: facts["versions"].get(name) for name in names}
     load = "" if facts["load"] is None else f", load {facts['load']:.1f} before the run"
     return [
         f"profile    {facts['model']['name']} {facts['model']['id']}, {what}, quality {facts['quality']:g}",
+        *_device(facts),
         f"machine    {machine['cpu']}, {machine['cores']} cores, {machine['system']}{load}",
         "versions   " + ", ".join(f"{name} {version}" for name, version in versions.items()),
         *(f"{name:10} {path}" for name, path in facts["loaded"].items()),
@@ -165,15 +212,35 @@ def _heading(facts: dict[str, Any]) -> list[str]:
     ]
 
 
-def _stages(way: str, facts: dict[str, Any]) -> list[str]:
+def _device(facts: dict[str, Any]) -> list[str]:
+    if "device" not in facts:
+        return []
+    d = facts["device"]
+    size = f"{d['multiprocessors']} multiprocessors, {d['memory_bytes'] / 2**30:.0f} GiB"
+    return [f"device     {d['name']}, {d['architecture']}, {size}, driver {d['driver']}"]
+
+
+def _stages(way: str, facts: dict[str, Any], digits: int) -> list[str]:
     lines = [_row(way, "ms", "±", None, "MP/s", "GOP", "GOP/s", "of ceiling")]
     for s in (*facts["stages"], facts | {"name": "total", "share": 1 - facts["unaccounted"]}):
         rate = f"{s['mp_per_s']:,.1f}" if s["share"] > 1e-3 else "-"
         gop = (f"{2e-9 * s['macs']:.2f}", f"{s['gop_per_s']:.0f}") if s["macs"] else ("-", "-")
-        lines.append(_row(s["name"], f"{s['ms']:.2f}", f"{s['spread_ms']:.2f}", s["share"], rate, *gop, _limit(s)))
-    speed = f"{facts['images_per_s']:.2f} images/s, {facts['mp_per_s']:.1f} MP/s"
-    times = f"{facts['unrecorded_ms']:.2f} ms; with every operation at its ceiling {facts['floor_ms']:.2f} ms"
-    return [*lines, f"  without recording {speed}, {times}"]
+        times = f"{s['ms']:.{digits}f}", f"{s['spread_ms']:.{digits}f}"
+        lines.append(_row(s["name"], *times, s["share"], rate, *gop, _limit(s)))
+    return lines
+
+
+def _speed(facts: dict[str, Any], way: dict[str, Any]) -> list[str]:
+    """The codec as it is."""
+    if "device" not in facts:
+        speed = f"{way['images_per_s']:.2f} images/s, {way['mp_per_s']:.1f} MP/s"
+        times = f"{way['unrecorded_ms']:.2f} ms; with every operation at its ceiling {way['floor_ms']:.2f} ms"
+        return [f"  without recording {speed}, {times}"]
+    how = "replaying its graph" if facts["graphs"] else "without a graph of this size"
+    times = f"{way['unrecorded_ms']:.3f} ± {way['unrecorded_spread_ms']:.3f} ms"
+    speed = f"{way['images_per_s']:.1f} fps (images/s), {way['mp_per_s']:.1f} MP/s"
+    ceiling = f"with every operation at its ceiling {way['floor_ms']:.3f} ms"
+    return [f"  the codec itself, {how}: {times}, {speed}", f"  {ceiling}"]
 
 
 def _row(name: str, first: str, second: str, share: float | None, *rest: str) -> str:
@@ -195,8 +262,10 @@ def _limit(facts: dict[str, Any]) -> str:
 def plot(facts: dict[str, Any], path: Path) -> None:
     """Draw the milliseconds of every stage, with the share of the nearer ceiling; .png, .svg or .pdf."""
     figure = need("matplotlib.figure").Figure(figsize=(13, 6), layout="constrained")
-    image = facts["image"]["size"]
-    figure.suptitle(f"{facts['model']['name']}, {image[0]} x {image[1]}, {facts['threads']} threads")
+    image, where = facts["image"]["size"], f"{facts['threads']} threads"
+    if "device" in facts:
+        where = f"{facts['device']['name']}, launch by launch"
+    figure.suptitle(f"{facts['model']['name']}, {image[0]} x {image[1]}, {where}")
     for place, way in enumerate(WAYS):
         stages = facts[way]["stages"][::-1]
         axes = figure.add_subplot(1, 2, place + 1, title=f"{way}: {facts[way]['ms']:.1f} ms", xlabel="ms")

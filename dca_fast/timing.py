@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,10 +20,13 @@ from dca_fast.ops import Depthwise, Head, Linear, Ops
 
 __all__ = [
     "Ceilings",
+    "Clock",
+    "EventClock",
     "Recorder",
     "Rounds",
     "Run",
     "Span",
+    "WallClock",
     "Work",
     "measure_ceilings",
     "timed",
@@ -63,7 +66,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Span:
-    """An interval of `time.perf_counter_ns`; `stage` is the stage an operation ran in, "" for a stage."""
+    """An interval in nanoseconds of a clock; `stage` is the stage an operation ran in, "" for a stage."""
 
     name: str
     start: int
@@ -89,20 +92,74 @@ class Run:
         return zip(self.operations, self.work, strict=True)
 
 
+class Clock(Protocol):
+    """Where a recorder takes time from."""
+
+    def mark(self) -> int:
+        """Note this moment; what it was is known after `read`."""
+
+    def wait(self) -> None:
+        """Until everything that was asked for is done."""
+
+    def read(self) -> Callable[[int], int]:
+        """Wait, and forget all marks; returns what turns them into nanoseconds of `time.perf_counter_ns`."""
+
+
+class WallClock:
+    """Time of this process, for work that is done when a call returns."""
+
+    def mark(self) -> int:
+        return time.perf_counter_ns()
+
+    def wait(self) -> None:
+        """There is nothing to wait for."""
+
+    def read(self) -> Callable[[int], int]:
+        return int  # marks are nanoseconds
+
+
+class EventClock:
+    """Time on a CUDA device: events in its current stream, read together, so that no mark waits for the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._zero, self._used = device, 0, 0
+        self._events: list[torch.cuda.Event] = []  # used again and again: making one takes longer than recording it
+
+    def mark(self) -> int:
+        if not self._used:
+            self._zero = time.perf_counter_ns()
+        if self._used == len(self._events):
+            self._events.append(torch.cuda.Event(enable_timing=True))  # type: ignore[no-untyped-call]
+        self._events[self._used].record(torch.cuda.current_stream(self._device))
+        self._used += 1
+        return self._used - 1
+
+    def wait(self) -> None:
+        torch.cuda.synchronize(self._device)
+
+    def read(self) -> Callable[[int], int]:
+        self.wait()
+        ms = (self._events[0].elapsed_time(event) for event in self._events[1 : self._used])
+        times = [self._zero, *(self._zero + round(1e6 * passed) for passed in ms)]
+        self._used = 0
+        return times.__getitem__
+
+
 class Recorder:
     """Collects one `Run` after another, from one thread.
 
     Args:
         counting: count the work of operations, which takes time of its own.
+        clock: default `WallClock`.
     """
 
-    def __init__(self, counting: bool = False) -> None:
-        self.counting, self.stage = counting, ""
+    def __init__(self, counting: bool = False, clock: Clock | None = None) -> None:
+        self.counting, self.stage, self.clock = counting, "", clock or WallClock()
         self._run, self._since = Run(), 0
 
     def enter(self, stage: str) -> None:
         """End the current stage and begin another; "" begins none."""
-        now = time.perf_counter_ns()
+        now = self.clock.mark()
         if self.stage:
             self._run.stages.append(Span(self.stage, self._since, now))
         self.stage, self._since = stage, now
@@ -111,16 +168,33 @@ class Recorder:
         """End the current stage; returns everything since the last call."""
         self.enter("")
         run, self._run = self._run, Run()
-        return run
+        at = self.clock.read()
+        stages, operations = (
+            [replace(span, start=at(span.start), end=at(span.end)) for span in spans]
+            for spans in (run.stages, run.operations)
+        )
+        return Run(stages, operations, run.work)
 
     def staged(self, function: Callable[..., Any], stage: str, after: str) -> Callable[..., Any]:
         """`function` in `stage`, followed by `after`; "{}" in them stands for a first argument counted from 1."""
 
         def call(*arguments: Any) -> Any:
-            number = arguments[0] + 1 if isinstance(arguments[0], int) else None
+            number = arguments[0] + 1 if arguments and isinstance(arguments[0], int) else None
             self.enter(stage.format(number))
             result = function(*arguments)
             self.enter(after.format(number))
+            return result
+
+        return call
+
+    def within(self, function: Callable[..., Any], old: str, new: str) -> Callable[..., Any]:
+        """`function` in a stage named after the one that calls it, with `new` for `old`; then that one goes on."""
+
+        def call(*arguments: Any) -> Any:
+            stage = self.stage
+            self.enter(stage.replace(old, new))
+            result = function(*arguments)
+            self.enter(stage)
             return result
 
         return call
@@ -133,9 +207,9 @@ class Recorder:
 
     def _operation(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
-            start = time.perf_counter_ns()
+            start = self.clock.mark()
             result = function(*arguments)
-            self._run.operations.append(Span(name, start, time.perf_counter_ns(), self.stage))
+            self._run.operations.append(Span(name, start, self.clock.mark(), self.stage))
             if self.counting:
                 self._run.work.append(work_of(name, arguments, result))
             return result

@@ -196,5 +196,3 @@ def test_the_plain_source_is_level_zero(codec: Codec) -> None:
     source = EncoderSource(program, y, program.hyper_analyse(y))
     code(program, source, *sites(64, 64))
     assert codec._coder.encode(source.parts) == parse(codec.encode(pixels, 60)).stream
-
-

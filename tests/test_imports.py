@@ -48,6 +48,7 @@ LAYERS = {
     "evaluate": 5,
     "peers": 5,
     "profile": 5,
+    "profile_device": 5,
     "profile_report": 5,
     "report": 5,
     "train.*": 5,

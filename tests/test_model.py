@@ -11,7 +11,7 @@ from dca_fast.model.context import parity_join, parity_split
 from dca_fast.model.cost import macs_per_pixel
 from dca_fast.model.layers import OPERAND_STEPS, operand, space_to_depth
 from dca_fast.model.layers import depth_to_space as to_space
-from dca_fast.model.network import Network, gaussian_bits
+from dca_fast.model.network import Network, gaussian_bits, to_nearest
 
 TINY = ModelConfig(
     "tiny", width=16, latent=64, latent_hidden=32, context_width=32, heads=2, local=4, regional=16, tokens=4
@@ -78,7 +78,7 @@ def test_parameters_depend_only_on_earlier_steps() -> None:
                     parts[p][p ^ QUADTREE[late]] = parts[p][p ^ QUADTREE[late]] + 1
             changed = parity_join([torch.cat(groups, -1) for groups in parts])
             seen.append([])
-            network.code_latent(changed, features, torch.tensor([50.0]), t, False)
+            network.code_latent(changed, features, torch.tensor([50.0]), t, to_nearest)
     plain = seen.pop()
     for step, run in enumerate(seen):
         assert all(torch.equal(run[s], plain[s]) for s in range(step + 1))

@@ -4,21 +4,27 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from dca_fast import Codec, container
+from dca_fast import Codec, backends, container, profile_device
+from dca_fast.device import DeviceCodec
 from dca_fast.errors import BackendUnavailableError
 from dca_fast.model.cost import macs_per_pixel
 from dca_fast.ops import Depthwise, Head, Linear, reference
 from dca_fast.profile import instrument, main, part_bits, profile, synthetic
 from dca_fast.profile_report import advice, as_text
-from dca_fast.timing import Ceilings, Recorder, Run, Span, Work, measure_ceilings, trace, work_of
+from dca_fast.timing import Ceilings, EventClock, Recorder, Run, Span, Work, measure_ceilings, trace, work_of
+from tests import test_rans_device
 
 SIDE = 256  # the side for which model.cost counts
 OPTIONS = ["--resolution", "64x48", "--repeat", "1", "--threads", "1"]
@@ -231,7 +237,7 @@ def test_without_matplotlib_the_plot_is_refused_first(
         ["--repeat", "0"],
         ["--quality", "101"],
         ["--threads", "none"],
-        ["--backend", "cuda"],
+        ["--backend", "fpga"],
         ["--image", "missing.png"],
         ["--image", "missing.png", "--resolution", "4k"],
         ["--plot", "p.gif"],
@@ -268,3 +274,171 @@ def test_synthetic_pictures_are_tiled_and_repeatable() -> None:
     assert image.dtype == np.uint8
     assert np.array_equal(image, synthetic(520, 800))
     assert not np.array_equal(image[:8, :32], image[512:, :32])
+
+
+# On a GPU, or here with one that is imitated: the coder runs in its emulation, events are those of this process, and
+# a recorded graph runs its functions again.
+
+emulated_library, emulation = test_rans_device.emulated_library, test_rans_device.emulation
+
+
+class Event:
+    """An event that is over when it is recorded."""
+
+    made = 0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+        type(self).made += 1
+
+    def record(self, stream: str) -> None:
+        assert stream == "current"
+        self.ns = time.perf_counter_ns()
+
+    def elapsed_time(self, end: "Event") -> float:
+        return (end.ns - self.ns) / 1e6
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Imitated events; a list that grows whenever the device is waited for."""
+    waits: list[str] = []
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "current")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: waits.append("wait"))
+    return waits
+
+
+def tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    else:
+        for item in value:
+            yield from tensors(item)
+
+
+def recorded(function: Callable[[], Any]) -> tuple[Any, Any]:
+    """Instead of a graph: `replay` runs the function and puts what it gives into the outputs of the first run."""
+    out = function()
+
+    def replay() -> None:
+        for old, new in zip(tensors(out), tensors(function()), strict=True):
+            old.copy_(new)
+
+    return SimpleNamespace(replay=replay), out
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, events: list[str], emulation: None) -> None:
+    """`Codec(device="cuda")` works on an imitated device."""
+    operations = replace(reference.OPS, name="cuda")  # it packs nothing: graphs follow the quality
+    found = SimpleNamespace(name="Imitation", major=9, minor=0, multi_processor_count=3, total_memory=5 << 30)
+    monkeypatch.setattr("dca_fast.codec.resolve", lambda backend, device: operations)
+    monkeypatch.setattr("dca_fast.device._record", recorded)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1 << 20)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 << 20)
+    monkeypatch.setattr(profile_device, "_DRIVER", (sys.executable, "-c", "print('580.1')"))
+    monkeypatch.setattr(profile_device, "_GEMM", 64)
+    monkeypatch.setattr(profile_device, "_COPY_BYTES", 1 << 16)
+
+
+def test_a_device_is_timed_with_few_events_and_one_wait(events: list[str]) -> None:
+    recorder, before = Recorder(clock=EventClock(torch.device("cpu"))), Event.made
+    runs = []
+    for _ in range(2):
+        recorder.enter("a")
+        recorder.staged(time.sleep, "b", "a")(0.002)
+        runs.append(recorder.finish())
+    assert len(events) == 2
+    assert Event.made - before == 4
+    first, second = runs
+    assert [span.name for span in first.stages] == ["a", "b", "a"]
+    assert all(a.end == b.start for a, b in zip(first.stages, first.stages[1:], strict=False))
+    assert 2 <= first.stages[1].ms <= (first.stages[-1].end - first.stages[0].start) / 1e6
+    assert first.stages[-1].end <= second.stages[0].start <= time.perf_counter_ns()
+
+
+@test_rans_device.needs_gcc
+@pytest.mark.usefixtures("gpu")
+def test_following_a_device_changes_neither_bytes_nor_the_codec(codec: Codec) -> None:
+    device, image = Codec(device="cuda"), synthetic(70, 100)
+    assert isinstance(device._device, DeviceCodec)
+    device.warm_up(70, 100)
+    before, data = {**vars(device._device)}, codec.encode(image, 30)
+    parts: list[Any] = []
+    recorder = Recorder(clock=EventClock(torch.device("cpu")))
+    twin = instrument(device, recorder, parts)
+    assert device.encode(image, 30) == twin.encode(image, 30) == data
+    assert np.array_equal(twin.decode(data, "numpy"), codec.decode(data, "numpy"))
+    assert vars(device._device) == before
+    assert codec._coder.encode([(s.numpy(), r.numpy()) for s, r in parts]) == container.parse(data).stream
+    assert recorder.finish().stages
+
+
+@test_rans_device.needs_gcc
+@pytest.mark.usefixtures("gpu")
+def test_the_command_on_a_device(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    outputs = [arg for kind in ("json", "trace") for arg in (f"--{kind}", str(tmp_path / kind))]
+    assert main(["--device", "cuda", *OPTIONS, *outputs, "--plot", str(tmp_path / "p.svg")]) == 0
+    facts, text = json.loads((tmp_path / "json").read_text()), capsys.readouterr().out
+    assert text == as_text(facts) + "\n"
+    assert facts["device"]["name"] == "Imitation"
+    assert facts["device"]["driver"] == "580.1"
+    assert {"cuda", "triton", "torch"} <= set(facts["versions"])
+    assert facts["graphs"]
+    assert facts["memory"] == {"before_bytes": 1 << 20, "peak_bytes": 3 << 20}
+    assert facts["ceilings"]["macs8"] == 4 * facts["ceilings"]["macs16"] > 0
+    for way, first, last in (("encode", "pad", "container"), ("decode", "container", "crop")):
+        names = [stage["name"] for stage in facts[way]["stages"]]
+        assert (names[0], names[-1]) == (first, last)
+        assert [f"step {i}: coder" in names for i in (1, 2, 3, 4)] == [way == "decode"] * 4
+        assert {f"step {i}: {kind}" for i in (1, 2, 3, 4) for kind in ("parameters", "symbols")} <= set(names)
+        assert 0 <= facts[way]["unaccounted"] < 1
+    assert sum(part["bits"] for part in facts["bits"]) == pytest.approx(8 * facts["file_bytes"])
+    lines = text.splitlines()
+    paths = tuple(facts["loaded"].values())
+    assert not [line for line in lines if len(line) > 100 and not line.endswith(paths)]
+    assert lines[1].startswith("device     Imitation, sm_90, 3 multiprocessors, 5 GiB, driver 580.1")
+    assert sum("replaying its graph" in line for line in lines) == 2
+    assert any("launch by launch" in line for line in lines)
+    kinds = {event["cat"] for event in json.loads((tmp_path / "trace").read_text())["traceEvents"]}
+    assert kinds == {"run", "stage", "operation"}
+    assert (tmp_path / "p.svg").stat().st_size
+
+
+@test_rans_device.needs_gcc
+@pytest.mark.usefixtures("gpu")
+def test_a_size_without_a_graph_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("dca_fast.device.LARGEST_GRAPH", 0)
+    assert main(["--device", "cuda", *OPTIONS]) == 0
+    text = capsys.readouterr().out
+    assert text.count("without a graph of this size") == 2
+    assert "replaying its graph" not in text
+    assert main(["--device", "cuda", *OPTIONS, "--dry-run"]) == 0
+    assert "Imitation" in capsys.readouterr().out
+
+
+def test_without_a_device_nothing_is_done(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("there is no device to make a picture for")
+
+    monkeypatch.setitem(backends._STATES, "cuda", lambda: (False, "the reason"))
+    monkeypatch.setattr("dca_fast.profile.synthetic", refuse)
+    assert main([*OPTIONS, "--device", "cuda"]) == 4
+    output = capsys.readouterr()
+    assert not output.out
+    assert output.err == "dca-fast: error: backend 'cuda' cannot run here: the reason\n"
+
+
+@pytest.mark.gpu
+def test_the_command_on_a_real_device(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["--device", "cuda", "--resolution", "720p", "--json", str(tmp_path / "json")]) == 0
+    facts, text = json.loads((tmp_path / "json").read_text()), capsys.readouterr().out
+    assert text == as_text(facts) + "\n"
+    assert facts["graphs"]
+    assert facts["memory"]["before_bytes"] < facts["memory"]["peak_bytes"] < facts["device"]["memory_bytes"]
+    for way in ("encode", "decode"):
+        assert abs(facts[way]["unaccounted"]) < 0.2
+        assert all(0 <= stage["operations_share"] <= 1.1 for stage in facts[way]["stages"])
