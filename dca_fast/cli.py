@@ -61,6 +61,8 @@ def make_parser() -> Parser:
     p.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint.pt of a training")
     p.add_argument("out", type=Path, metavar="OUT", help="the .safetensors file to write")
     p.add_argument("--float", type=Path, metavar="FILE", help="also float weights, for `train --start`")
+    p.add_argument("--data", type=Path, metavar="PATH", help="photographs to fit the coder's tables to, as of `train`")
+    p.add_argument("--cache", type=Path, metavar="STEM", help="decoded photographs (default: beside OUT)")
     p.set_defaults(command=commands.export)
     p = add("demo", parents=[model], help=commands.demo.__doc__)
     p.add_argument("image", nargs="?", type=Path, metavar="IMAGE", help="default: a portrait in matplotlib")

@@ -161,14 +161,14 @@ class Codec:
         self.backend = ops.name
         self._weights = weights_io.load(Path(weights) if weights is not None else weights_io.find(model))
         t = self._weights.tensors
-        tables = Tables(t["tables.freq"].numpy().astype(np.uint16), t["tables.shift"].numpy()).validate()
+        self.tables = Tables(t["tables.freq"].numpy().astype(np.uint16), t["tables.shift"].numpy()).validate()
         self._device: DeviceCodec | None = None
         if ops.name == "cuda":
             from dca_fast.device import DeviceCodec
 
-            self._device = DeviceCodec(self._weights, ops, tables, "cuda" if device is None else device)
+            self._device = DeviceCodec(self._weights, ops, self.tables, "cuda" if device is None else device)
             ops = resolve("auto", "cpu")  # for effort
-        self._coder = Coder(tables, "python" if ops.name == "reference" else "native", threads=self.threads)
+        self._coder = Coder(self.tables, "python" if ops.name == "reference" else "native", threads=self.threads)
         self._programs = ProgramSet(self._weights, ops)
 
     @property
@@ -268,7 +268,7 @@ class Codec:
     ) -> tuple[latents.EncoderSource, Tensor]:
         """Quantised with an effort below 4: symbols, and y_hat."""
         if effort:
-            source: latents.EncoderSource = OptimisedSource(program, y, z, self._coder.tables, PRICES[effort])
+            source: latents.EncoderSource = OptimisedSource(program, y, z, self.tables, PRICES[effort])
         else:
             source = latents.EncoderSource(program, y, z)
         return source, latents.code(program, source, *latents.sites(*size))

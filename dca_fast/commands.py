@@ -315,12 +315,9 @@ def ablate(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     """Integer weights of a training checkpoint."""
-    from dca_fast.export import export_checkpoint, load_float, save_float
+    from dca_fast.train.commands import export
 
-    weights = export_checkpoint(args.checkpoint, args.out)
-    if args.float:
-        save_float(load_float(args.checkpoint), args.float)
-    print(f"{args.out}: {weights.config.name}, model id {weights.model_id.hex()}")
+    export(args)
     return OK
 
 

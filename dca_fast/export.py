@@ -25,7 +25,7 @@ from dca_fast.config import (
     ROWS_PER_OCTAVE,
     ModelConfig,
 )
-from dca_fast.entropy.tables import build_gaussian_tables
+from dca_fast.entropy.tables import Tables, build_gaussian_tables
 from dca_fast.errors import ConfigError, WeightsError
 from dca_fast.model.hyper import GlobalHyper, LocalHyper, RegionalHyper
 from dca_fast.model.layers import DepthBlock, Depthwise, GatedFfn, Linear, WideLinear, WindowAttention
@@ -298,10 +298,13 @@ def export(network: Network) -> dict[str, Tensor]:
     index = torch.arange(LOG2_STEPS).double()
     e.put("tables.exp2", torch.exp2(index / LOG2_STEPS), torch.float32)
     e.put("tables.softmax", 127 * torch.exp(-torch.arange(256).double() / 16), torch.uint8)
-    tables = build_gaussian_tables()
-    e.tensors["tables.freq"] = torch.from_numpy(tables.freq.astype("int32")).to(torch.int16)
-    e.tensors["tables.shift"] = torch.from_numpy(tables.shift.copy())
-    return e.tensors
+    return e.tensors | put_tables(build_gaussian_tables())
+
+
+def put_tables(tables: Tables) -> dict[str, Tensor]:
+    """Tables of the entropy coder as tensors of the weights."""
+    freq = torch.from_numpy(tables.freq.astype("int16"))
+    return {"tables.freq": freq, "tables.shift": torch.from_numpy(tables.shift.copy())}
 
 
 @torch.no_grad()

@@ -75,7 +75,7 @@ class _Cpu:
     output = "numpy"
 
     def __init__(self, codec: Codec) -> None:
-        self.tables, self._codec, self.clock = codec._coder.tables, codec, WallClock()
+        self.tables, self._codec, self.clock = codec.tables, codec, WallClock()
 
     def picture(self, pixels: Pixels) -> Pixels:
         return pixels

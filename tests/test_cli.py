@@ -415,8 +415,15 @@ def test_train_export_encode(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     floats = tmp_path / "float.safetensors"
     assert run("export", tmp_path / "again" / "checkpoint.pt", weights, "--float", floats) == 0
     assert load_float(floats).config.name == "dca-s"
-    model_id = Codec(weights=weights, threads=1).model_id
+    gaussian = Codec(weights=weights, threads=1)
+    assert gaussian.model_id in capsys.readouterr().out
+    again = tmp_path / "again" / "checkpoint.pt"
+    assert run("export", again, weights, "--data", data, "--cache", tmp_path / "cache") == 0
+    fitted = Codec(weights=weights, threads=1)
+    model_id = fitted.model_id
     assert model_id in capsys.readouterr().out
+    assert model_id != gaussian.model_id
+    assert len(fitted.encode(photograph(256, 320), 60)) < len(gaussian.encode(photograph(256, 320), 60))
     assert run("encode", data / "a.png", tmp_path / "a.dca", "--weights", weights) == 0
     assert inspect((tmp_path / "a.dca").read_bytes()).model_id == model_id
     assert run("decode", tmp_path / "a.dca", tmp_path / "back.png") == 3

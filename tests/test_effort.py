@@ -51,7 +51,7 @@ def test_optimised_quantisation_is_the_same_everywhere(codec: Codec) -> None:
 def test_optimised_symbols_follow_the_rule(codec: Codec) -> None:
     """Written out symbol by symbol: one towards zero exactly where the saved bits are worth the error."""
     pixels, price = photograph(64, 64, seed=7), effort.PRICES[2]
-    program, tables = codec._program(7000), codec._coder.tables
+    program, tables = codec._program(7000), codec.tables
     y = program.analyse(_padded(pixels))
     z = program.hyper_analyse(y)
     seen = []

@@ -98,7 +98,7 @@ def test_bits_of_the_parts_add_up_to_the_stream(codec: Codec, measured: tuple[di
 
 
 def test_bits_of_raw_and_escaped_values(codec: Codec) -> None:
-    tables = codec._coder.tables
+    tables = codec.tables
     symbols, rows = np.array([0, 8000, 5, 100], np.int16), np.array([20, 20, 255, 127], np.uint8)
     shift = int(tables.shift[127])
     expected = -np.log2(tables.freq[20, 127] / 4096) - np.log2(tables.freq[20, 255] / 4096) + 16

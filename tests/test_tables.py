@@ -15,6 +15,7 @@ from dca_fast.entropy.tables import (
     SYMBOLS,
     Tables,
     build_gaussian_tables,
+    fit_tables,
     row_frequencies,
     row_shift,
     row_sigma,
@@ -176,3 +177,29 @@ def _large_shift(tables: Tables) -> Tables:
 def test_damaged_tables_are_refused(damage: Callable[[Tables], Tables], message: str) -> None:
     with pytest.raises(WeightsError, match=message):
         damage(Tables(TABLES.freq.copy(), TABLES.shift.copy())).validate()
+
+
+def test_tables_fitted_to_nothing_are_gaussian() -> None:
+    fitted = fit_tables(np.zeros((ROWS, SYMBOLS), np.int64))
+    assert (fitted.freq == TABLES.freq).all()
+    assert (fitted.shift == TABLES.shift).all()
+
+
+def test_fitted_tables_code_what_they_saw_in_fewer_bits() -> None:
+    """Laplacian symbols where the rows stand for Gaussians of the same deviation; another draw is the test."""
+    generator, rows = np.random.default_rng(2), (8, 30, 60, 90, 100)
+    draws = []
+    for _ in range(2):
+        counts = np.zeros((ROWS, SYMBOLS), np.int64)
+        for row in rows:
+            values = np.rint(generator.laplace(scale=row_sigma(row) / math.sqrt(2), size=20000)).astype(int)
+            bucket = (values >> row_shift(row)) + CENTER
+            np.add.at(counts[row], np.where((bucket < 0) | (bucket >= ESCAPE), ESCAPE, bucket), 1)
+        draws.append(counts)
+    fitted = fit_tables(draws[0])
+    before, after = ((draws[1] * tables.symbol_costs()).sum(1) for tables in (TABLES, fitted))
+    for row in rows:
+        assert after[row] < 0.995 * before[row], row
+    untouched = [row for row in range(ROWS) if row not in rows]
+    assert (fitted.freq[untouched] == TABLES.freq[untouched]).all()
+    assert (fitted.freq[30, :ESCAPE] == fitted.freq[30, :ESCAPE][::-1]).sum() > ESCAPE - 30

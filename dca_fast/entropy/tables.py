@@ -3,6 +3,7 @@
 A table has 128 rows, one per standard deviation 0.1 * 2**(row / 12). Row `r` codes an integer
 `v = (bucket << shift[r]) + low`: the bucket (-127..127) with a 12-bit frequency, `low` with `shift[r]`
 raw bits. Symbol 255 escapes to a raw 16-bit value.
+Frequencies are Gaussian, or fitted to the symbols of photographs.
 """
 
 import hashlib
@@ -15,7 +16,17 @@ import numpy.typing as npt
 from dca_fast.config import SKIP_ROW
 from dca_fast.errors import WeightsError
 
-__all__ = ["CENTER", "ESCAPE", "PROB_BITS", "ROWS", "SKIP_ROW", "SYMBOLS", "Tables", "build_gaussian_tables"]
+__all__ = [
+    "CENTER",
+    "ESCAPE",
+    "PROB_BITS",
+    "ROWS",
+    "SKIP_ROW",
+    "SYMBOLS",
+    "Tables",
+    "build_gaussian_tables",
+    "fit_tables",
+]
 
 PROB_BITS = 12
 ROWS = 128
@@ -24,6 +35,7 @@ ESCAPE = 255  # symbol: the value follows as one raw word
 CENTER = 127  # symbol of bucket 0
 MAX_SHIFT = 8  # 127 << 8 still fits int16
 _RAW_BITS = 16
+_PRIOR_COUNT = 500  # symbols that the Gaussian counts for beside what was seen
 _MAX_BUCKET_SIGMA = 24.0  # +-127 buckets are then more than five deviations
 
 
@@ -115,18 +127,45 @@ def row_shift(row: int) -> int:
 def row_frequencies(row: int, prob_bits: int) -> npt.NDArray[np.uint16]:
     """Quantise one Gaussian row to `prob_bits` bits.
 
-    A bucket is kept when the raw bits of the escapes it saves outweigh the one slot it takes from
-    the others: p * (16 - shift) > log2(e) / 2**prob_bits. Buckets -1..1 are always kept, because
-    real residuals have heavier tails than the narrow rows.
-
     Returns:
         [256] uint16, sum 2**prob_bits.
     """
-    shift = row_shift(row)
-    p = _bucket_probabilities(row_sigma(row), 1 << shift)
+    return _frequencies(_bucket_probabilities(row_sigma(row), 1 << row_shift(row)), row_shift(row), prob_bits)
+
+
+def fit_tables(counts: npt.NDArray[np.int64]) -> Tables:
+    """Build tables that follow what was counted as far as there was enough of it, and Gaussians beyond.
+
+    Args:
+        counts: [128, 256], how often each symbol of each row occurred; escapes in the last column.
+
+    Returns:
+        Validated tables.
+    """
+    freq, shift = np.zeros((ROWS, SYMBOLS), np.uint16), np.zeros(ROWS, np.uint8)
+    for row in range(ROWS):
+        shift[row] = row_shift(row)
+        p = _bucket_probabilities(row_sigma(row), 1 << int(shift[row]))
+        p[ESCAPE] = max(0.0, 1.0 - float(p.sum()))
+        seen = counts[row].astype(np.float64)
+        if not shift[row]:  # a negative residual is as likely as a positive one
+            seen[:ESCAPE] = (seen[:ESCAPE] + seen[:ESCAPE][::-1]) / 2
+        p = (seen + _PRIOR_COUNT * p) / (seen.sum() + _PRIOR_COUNT)
+        freq[row] = _frequencies(p, int(shift[row]), PROB_BITS)
+    return Tables(freq, shift).validate()
+
+
+def _frequencies(p: npt.NDArray[np.float64], shift: int, prob_bits: int) -> npt.NDArray[np.uint16]:
+    """Quantise the probabilities of one row.
+
+    A bucket is kept when the raw bits of the escapes it saves outweigh the one slot it takes from
+    the others: p * (16 - shift) > log2(e) / 2**prob_bits. Buckets -1..1 are always kept, because
+    real residuals have heavier tails than the narrow rows.
+    """
     worth = (_RAW_BITS - shift) * p[CENTER:ESCAPE] > math.log2(math.e) / (1 << prob_bits)
     radius = max(1, int(np.flatnonzero(worth).max()))
     kept = np.r_[CENTER - radius : CENTER + radius + 1, ESCAPE]
+    p = p.copy()
     p[ESCAPE] = max(0.0, 1.0 - float(p[kept[:-1]].sum()))
     freq = np.zeros(SYMBOLS, np.uint16)
     freq[kept] = _optimal_frequencies(p[kept], 1 << prob_bits)

@@ -1,4 +1,4 @@
-"""`dca-fast train` and `dca-fast ablate`."""
+"""`dca-fast train`, `dca-fast export` and `dca-fast ablate`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from dca_fast import ablate_report
 from dca_fast.ablate import TWINS, Plan, run
 from dca_fast.config import ModelConfig, preset
 from dca_fast.errors import ConfigError, InputError
-from dca_fast.export import load_float
+from dca_fast.export import load_float, save_float
 from dca_fast.image_io import write_atomic
 from dca_fast.report import PLOT_FORMATS
-from dca_fast.train.data import Images, open_data
+from dca_fast.train.data import Crops, Images, open_data
 from dca_fast.train.finish import export_and_check, plot_losses, validate
 from dca_fast.train.trainer import Recipe, Trainer
 from dca_fast.train.world import World, join
@@ -29,16 +29,16 @@ SMALLEST = 256  # side of a photograph, and at least that of a crop
 
 def train(args: argparse.Namespace) -> None:
     """Train, then do what was asked for at the end; without data only draw the losses of an earlier run."""
-    config = preset(args.preset)
+    config, data = preset(args.preset), None
     check(args, config)
     if args.data:
         with join(args.device) as world:
-            train_here(args, config, world)
+            data = train_here(args, config, world)
             if world.rank:
                 return
     if args.export or args.validate:
         out = args.export or args.out / "weights.safetensors"
-        print(export_and_check(args.out / "checkpoint.pt", out))
+        print(export_and_check(args.out / "checkpoint.pt", out, data))
         if args.validate:
             print(validate(out, args.validate, args.out / "validation.json"))
     if args.plot:
@@ -57,8 +57,8 @@ def check(args: argparse.Namespace, config: ModelConfig) -> None:
         raise InputError(f"{args.validate} is not a folder")
 
 
-def train_here(args: argparse.Namespace, config: ModelConfig, world: World) -> None:
-    """What this process does of a training."""
+def train_here(args: argparse.Namespace, config: ModelConfig, world: World) -> Crops:
+    """What this process does of a training; its photographs."""
     if args.threads:
         torch.set_num_threads(args.threads)
     start = load_float(args.start).state_dict() if args.start else None
@@ -67,6 +67,17 @@ def train_here(args: argparse.Namespace, config: ModelConfig, world: World) -> N
     with world.first_alone():
         data = open_data(args.data, args.cache or args.out / "photographs", max(SMALLEST, recipe.crop))
     Trainer(config, data, args.out, recipe, world.device, start, world).run()
+    return data
+
+
+def export(args: argparse.Namespace) -> None:
+    """Integer weights of a checkpoint, and float ones if asked for."""
+    data = None
+    if args.data:
+        data = open_data(args.data, args.cache or args.out.with_suffix(".photographs"), SMALLEST)
+    print(export_and_check(args.checkpoint, args.out, data))
+    if args.float:
+        save_float(load_float(args.checkpoint), args.float)
 
 
 def ablate(args: argparse.Namespace) -> None:

@@ -17,6 +17,8 @@ from dca_fast.export import export_checkpoint, load_float
 from dca_fast.image_io import write_atomic
 from dca_fast.report import PLOT_FORMATS, report, summary
 from dca_fast.testing import photograph
+from dca_fast.train.data import Crops
+from dca_fast.train.fit import fit
 
 BACKENDS = ("reference", "native")
 CHECKED_QUALITY = 50.0
@@ -24,8 +26,10 @@ QUALITIES = tuple(float(q) for q in range(0, 101, 10))
 SMOOTH = 0.05  # part of the log that one point of the smooth curve averages
 
 
-def export_and_check(checkpoint: Path, out: Path) -> str:
-    """Write integer weights; a synthetic picture must give the same file and pixels on every backend that runs here.
+def export_and_check(checkpoint: Path, out: Path, photographs: Crops | None = None) -> str:
+    """Write integer weights, with tables fitted to photographs if there are any.
+
+    A synthetic picture must give the same file and pixels on every backend that runs here.
 
     Returns:
         One line: model id, backends, and size and PSNR of that picture beside those of the float network.
@@ -34,6 +38,8 @@ def export_and_check(checkpoint: Path, out: Path) -> str:
         WeightsError: the backends disagree.
     """
     weights = export_checkpoint(checkpoint, out)
+    if photographs is not None:
+        weights = fit(out, photographs)
     pixels, found = photograph(192, 256), {}
     for name in BACKENDS:
         try:

@@ -1,0 +1,48 @@
+"""Tables of the entropy coder fitted to photographs: what the scales leave out of the symbols' real distribution."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from dca_fast import weights as weights_io
+from dca_fast.codec import Codec
+from dca_fast.config import SKIP_ROW
+from dca_fast.entropy.tables import CENTER, ESCAPE, ROWS, SYMBOLS, Tables, fit_tables
+from dca_fast.export import put_tables
+from dca_fast.program import QUALITY_RANGE
+from dca_fast.train.data import Crops
+from dca_fast.weights import Weights
+
+CROPS, SIZE = 256, 256
+SEED = 0
+
+
+def count_symbols(codec: Codec, photographs: Crops, crops: int = CROPS) -> np.ndarray:
+    """How often each symbol of each row occurs, over all qualities alike: int64 [128, 256]."""
+    counts, tables = np.zeros((ROWS, SYMBOLS), np.int64), codec.tables
+    generator = np.random.default_rng(SEED)
+    for i in track(range(crops), "fitting tables", console=Console(stderr=True)):
+        pixels = (photographs.batch(generator, 1, SIZE)[0] + 128).byte().numpy()
+        quality = round((i + 0.5) / crops * QUALITY_RANGE)
+        for values, rows in codec._symbols(pixels, quality).parts:
+            coded = rows != SKIP_ROW
+            row, value = rows[coded], values[coded].astype(np.int64)
+            bucket = (value >> tables.shift[row]) + CENTER
+            bucket[(bucket < 0) | (bucket > 2 * CENTER)] = ESCAPE
+            np.add.at(counts, (row, bucket), 1)
+    return counts
+
+
+def fit(path: Path, photographs: Crops, crops: int = CROPS) -> Weights:
+    """Replace the tables in a file of integer weights by ones fitted to photographs.
+
+    Returns:
+        The weights, with their new model id.
+    """
+    codec, weights = Codec(weights=path), weights_io.load(path)
+    tables: Tables = fit_tables(count_symbols(codec, photographs, crops))
+    return weights_io.save(path, weights.tensors | put_tables(tables), weights.config, weights.skip)
