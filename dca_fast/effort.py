@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from dca_fast.config import MAX_EFFORT
@@ -48,22 +49,22 @@ class OptimisedSource(EncoderSource):
     def __init__(self, program: Program, y: Tensor, z: dict[str, Tensor], tables: Tables, price: int) -> None:
         super().__init__(program, y, z)
         self._costs, self._shifts, self._price = tables.symbol_costs(), tables.shift, price
+        # Of a symbol rounded away from zero, in 1/256 quantiser steps: with less, no saving of bits is worth it.
+        self._least = (int(self._costs.max() << MEAN_BITS) // price - (1 << 2 * MEAN_BITS)) >> MEAN_BITS + 1
         self._target = requantise(y, program.gain, LIMIT_MEAN)
 
     def step(self, step: int, mean: Tensor, rows: Tensor) -> Tensor:
         ops, gain = self._program.ops, self._program.gain
         symbols = ops.quantize(self._y, mean, rows, gain, step)
+        away = (ops.quadtree_gather(self._target, step) - mean - (symbols.int() << MEAN_BITS)) * symbols.sign()
+        places = torch.nonzero(((away <= self._least) & (symbols != 0)).view(-1)).view(-1).numpy()
         flat = symbols.view(-1).numpy()
-        places = np.flatnonzero(flat)
         value, row = flat[places].astype(np.int64), rows.view(-1).numpy()[places]
-        target = ops.quadtree_gather(self._target, step).view(-1).numpy()[places].astype(np.int64)
-        error = target - mean.view(-1).numpy()[places] - (value << MEAN_BITS)
-        sign = np.sign(value)
-        # Squared error in units of 1/65536: (error + 256 sign)^2 - error^2.
-        worse = (1 << 2 * MEAN_BITS) + (sign * error << MEAN_BITS + 1)
-        saved = self._bits(row, value) - self._bits(row, value - sign)  # in 1/256
-        moves = saved << MEAN_BITS > self._price * worse
-        flat[places] = np.where(moves, value - sign, value)
+        lower = value - np.sign(value)
+        # Squared error in units of 1/65536: (away + 256)^2 - away^2.
+        worse = (1 << 2 * MEAN_BITS) + (away.view(-1).numpy()[places].astype(np.int64) << MEAN_BITS + 1)
+        saved = self._bits(row, value) - self._bits(row, lower)  # in 1/256
+        flat[places] = np.where(saved << MEAN_BITS > self._price * worse, lower, value)
         return self._keep(symbols, rows)
 
     def _bits(self, row: npt.NDArray[np.uint8], value: Ints) -> Ints:

@@ -129,7 +129,8 @@ class Program:
     Args:
         model: weights and backend.
         settings: what `settings` gives for the quality, on the model's device.
-        silent: hyper latents with no symbol worth coding at this quality, all zero: they need no analysis.
+        silent: hyper latents with no symbol worth coding at this quality, all zero: they need no analysis, and c no
+            attention to global tokens that are all alike.
     """
 
     def __init__(self, model: Model, settings: Mapping[str, Tensor], silent: frozenset[str] = frozenset()) -> None:
@@ -277,7 +278,7 @@ class Program:
 
         Returns:
             "step0".."step3": input of c from phi_r, int16 [N, h, w, D]; "local": phi_l projected, the same shape;
-            "keys", "values": int8 [N, T, D].
+            "keys", "values": int8 [N, T, D]; "token0".. of each c: what silent tokens add, int16 [N, h, w, D].
         """
         z = {name: self._scale(value, name, "inverse") for name, value in z.items()}
         p = "hyper.regional"
@@ -293,6 +294,11 @@ class Program:
             tokens = self.ops.wide_linear(z["global"][:, 0].contiguous(), self._linear("hyper.global.synthesis_in"))
             kv = self.ops.linear_act(self._operand(tokens), self._linear("hyper.global.synthesis_kv"), False)
             out["keys"], out["values"] = (s.contiguous() for s in kv.chunk(2, -1))
+            if "global" in self._silent:  # tokens are all alike, and so attention to them is the same everywhere
+                for core in range(len(self._heads)):
+                    layer = self._linear(f"context.cores.{core}.global_attention.out")
+                    token = self.ops.linear_add(out["values"][:, :1].contiguous(), layer)
+                    out[f"token{core}"] = token[:, None].expand(out["step0"].shape).contiguous()
         return out
 
     def step_parameters(
@@ -307,23 +313,26 @@ class Program:
             layer = self._linear(f"context.decoded.{step - 1}")
             x = self.ops.decoded_linear(y_hat, self._t["latent.operand16"], layer, x, step)
         core = 0 if self.config.shared else step
-        name = f"context.cores.{core}"
         if self.config.merge_once and "local" in features:
             x = self.ops.add(x, features["local"])
         for stage in self.stages:
-            x = self._stage(stage, name, x, features)
+            x = self._stage(stage, core, x, features)
         return self.ops.head_params(self._operand(x), self._heads[core], step, self.skip, valid)
 
-    def _stage(self, stage: str, name: str, x: Tensor, features: dict[str, Tensor]) -> Tensor:
+    def _stage(self, stage: str, core: int, x: Tensor, features: dict[str, Tensor]) -> Tensor:
+        name = f"context.cores.{core}"
         if stage == "regional":
             return self._blocks(x, f"{name}.regional_blocks", self.config.context_blocks)
         if stage == "local":
             x = x if self.config.merge_once else self.ops.add(x, features["local"])
             return self._ffn(x, f"{name}.local_ffn")
-        p = f"{name}.global_attention"
-        query, out = self._linear(f"{p}.query"), self._linear(f"{p}.out")
-        params = TokenParams(self._to_operand(x), query, self.config.heads, self._score, self._table, out)
-        x = self.ops.token_block(x, features["keys"], features["values"], params)
+        if "global" in self._silent:
+            x = self.ops.add(x, features[f"token{core}"])
+        else:
+            p = f"{name}.global_attention"
+            query, out = self._linear(f"{p}.query"), self._linear(f"{p}.out")
+            params = TokenParams(self._to_operand(x), query, self.config.heads, self._score, self._table, out)
+            x = self.ops.token_block(x, features["keys"], features["values"], params)
         return self._ffn(x, f"{name}.global_ffn")
 
     def synthesise(self, y_hat: Tensor, rows: int | None = None) -> Tensor:
