@@ -483,6 +483,25 @@ py::array_t<int16_t> bind_quantize(const py::array& y, const py::array& mean, co
   return out;
 }
 
+py::array_t<int16_t> bind_quantize_priced(const py::array& y, const py::array& mean, const py::array& row,
+                                          const py::array& gain, const py::array& costs,
+                                          const py::array& shift, int price, int step) {
+  Map map;
+  const int16_t* in = group_map<int16_t>(y, "y", map);
+  const int32_t* means = data<int32_t>(mean, "mean", {map.n, map.h, map.w, map.c / 4});
+  const uint8_t* rows = data<uint8_t>(row, "row", {map.n, map.h, map.w, map.c / 4});
+  const float* gains = data<float>(gain, "gain", {map.c});
+  const Pricing pricing{data<int32_t>(costs, "costs", {kRows, kSymbols}), data<uint8_t>(shift, "shift", {kRows}), price};
+  require(price >= 1 && price <= 10000, "price: expected 1 to 10000");
+  require(*std::max_element(pricing.shift, pricing.shift + kRows) <= kMaxShift, "shift: expected at most 8");
+  step_of(step);
+  auto out = like<int16_t>(y, map.c / 4);
+  int16_t* to = out.mutable_data();
+  Running running;
+  quantize_priced(in, means, rows, gains, map, pricing, step, to);
+  return out;
+}
+
 void bind_reconstruct(const py::array& q, const py::array& mean, const py::array& inv, int step,
                       py::array& y_hat) {
   Map map;
@@ -655,6 +674,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("head_params", &bind_head);
   m.def("quadtree_gather", &bind_gather);
   m.def("quantize", &bind_quantize);
+  m.def("quantize_priced", &bind_quantize_priced);
   m.def("reconstruct", &bind_reconstruct);
   m.def("patches_from_image", &bind_patches);
   m.def("image_from_patches", &bind_image);

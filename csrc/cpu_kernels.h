@@ -14,6 +14,9 @@ constexpr int kTableSize = 256;  // entries of an exponential table
 constexpr int kMeanLimit = 1 << 20;
 constexpr int kSymbolLimit = 8191;
 constexpr int kMaxRow = 127;
+constexpr int kRows = kMaxRow + 1;
+constexpr int kSymbols = 256;  // of a row of the entropy coder's tables
+constexpr int kMaxShift = 8;
 constexpr int kSkipRow = 255;  // of a symbol that is not coded
 constexpr int kMeanBits = 8;  // means and latents are held in 1/256 of a quantiser step
 

@@ -24,7 +24,7 @@ from dca_fast import container, image_io, latents
 from dca_fast import weights as weights_io
 from dca_fast.backends import resolve
 from dca_fast.config import ALIGN, QUALITY_MAX, ModelConfig
-from dca_fast.effort import BEST_QUANTISED, ITERATIONS, PRICES, OptimisedSource
+from dca_fast.effort import BEST_QUANTISED, ITERATIONS, pricings
 from dca_fast.effort import check as check_effort
 from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import Tables
@@ -169,7 +169,7 @@ class Codec:
             self._device = DeviceCodec(self._weights, ops, self.tables, "cuda" if device is None else device)
             ops = resolve("auto", "cpu")  # for effort
         self._coder = Coder(self.tables, "python" if ops.name == "reference" else "native", threads=self.threads)
-        self._programs = ProgramSet(self._weights, ops)
+        self._programs, self._pricings = ProgramSet(self._weights, ops), pricings(self.tables)
 
     @property
     def config(self) -> ModelConfig:
@@ -248,9 +248,9 @@ class Codec:
         progress: Callable[[float], None] | None = None,
     ) -> tuple[bytes, int]:
         """The stream and the digest of its symbols; quality in 1/100."""
-        if self._device is not None and not effort:
+        if self._device is not None and effort not in ITERATIONS:
             image = pixels if isinstance(pixels, Tensor) else _as_tensor(pixels)
-            return self._device.encode(image.to(self._device.device), quality)
+            return self._device.encode(image.to(self._device.device), quality, effort)
         array = pixels.cpu().numpy() if isinstance(pixels, Tensor) else pixels
         if effort in ITERATIONS:
             return self._encode_refined(array, quality, ITERATIONS[effort], progress)
@@ -267,10 +267,7 @@ class Codec:
         self, program: Program, y: Tensor, z: dict[str, Tensor], size: tuple[int, int], effort: int
     ) -> tuple[latents.EncoderSource, Tensor]:
         """Quantised with an effort below 4: symbols, and y_hat."""
-        if effort:
-            source: latents.EncoderSource = OptimisedSource(program, y, z, self.tables, PRICES[effort])
-        else:
-            source = latents.EncoderSource(program, y, z)
+        source = latents.EncoderSource(program, y, z, self._pricings[effort])
         return source, latents.code(program, source, *latents.sites(*size))
 
     def _encode_refined(

@@ -30,6 +30,7 @@ MAX_EFFORT = 9  # of the encoder
 STEPS = 4  # of the quadtree
 QUADTREE = (0, 3, 2, 1)  # step s codes channel group p ^ QUADTREE[s] at the sites of parity p (DCVC-DC)
 
+CENTER, ESCAPE = 127, 255  # symbols of the entropy coder: that of value 0, and that of values without one
 SKIP_ROW = 255  # table row of a symbol that is not coded: it is zero and costs nothing
 FIRST_CODED_ROW = 6  # symbols with scales below 0.14 quantiser steps are not coded
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dca_fast.config import ALIGN, SKIP_ROW, STEPS, STRIDE
+from dca_fast.ops import Pricing
 from dca_fast.ops.reference import LIMIT_SYMBOL
 from dca_fast.program import Program
 
@@ -45,10 +46,16 @@ def symbol_digest(symbols: np.ndarray, digest: int = 0) -> int:
 
 
 class EncoderSource:
-    """Quantises y and z of one image and keeps (symbols, rows) of each part, in stream order, and their digest."""
+    """Quantises y and z of one image and keeps (symbols, rows) of each part, in stream order, and their digest.
 
-    def __init__(self, program: Program, y: Tensor, z: dict[str, Tensor]) -> None:
-        self._program, self._y, self._z = program, y, z
+    Args:
+        program: at the quality.
+        y, z: of `analyse` and `hyper_analyse`.
+        pricing: what bits are worth against errors of y; None: plain rounding.
+    """
+
+    def __init__(self, program: Program, y: Tensor, z: dict[str, Tensor], pricing: Pricing | None = None) -> None:
+        self._program, self._y, self._z, self._pricing = program, y, z, pricing
         self.parts: list[tuple[Any, Any]] = []
         self.digest = 0
 
@@ -64,7 +71,9 @@ class EncoderSource:
 
     def step(self, step: int, mean: Tensor, rows: Tensor) -> Tensor:
         p = self._program
-        return self._keep(p.ops.quantize(self._y, mean, rows, p.gain, step), rows)
+        if self._pricing is None:
+            return self._keep(p.ops.quantize(self._y, mean, rows, p.gain, step), rows)
+        return self._keep(p.ops.quantize_priced(self._y, mean, rows, p.gain, self._pricing, step), rows)
 
 
 class DecoderSource:

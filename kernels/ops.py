@@ -28,6 +28,7 @@ from .pointwise import (
     patches_from_image,
     quadtree_gather,
     quantize,
+    quantize_priced,
     reconstruct,
     space_to_depth2,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "patches_from_image",
     "quadtree_gather",
     "quantize",
+    "quantize_priced",
     "reconstruct",
     "space_to_depth2",
     "token_attention",

@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dca_fast.config import QUADTREE, SKIP_ROW
+from dca_fast.config import CENTER, ESCAPE, QUADTREE, SKIP_ROW
+from dca_fast.ops import Pricing
 
 from .numerics import EXACT, LIMIT8, LIMIT16, LIMIT_MEAN, LIMIT_SYMBOL, requantise, saturating_add
 
@@ -32,6 +33,7 @@ __all__ = [
     "patches_from_image",
     "quadtree_gather",
     "quantize",
+    "quantize_priced",
     "reconstruct",
     "space_to_depth2",
 ]
@@ -41,8 +43,8 @@ PACK_BLOCK = 2048  # positions per program of the packing
 
 _SIZES = ["width", "groups"]  # no new compilation for a new size of these; `count` divisible by 16 is worth one
 _SKIP = tl.constexpr(SKIP_ROW)
-_CENTER = tl.constexpr(127)
-_ESCAPE = tl.constexpr(255)
+_CENTER = tl.constexpr(CENTER)
+_ESCAPE = tl.constexpr(ESCAPE)
 _ESCAPE_FLAG = tl.constexpr(64)
 _RAW_BITS = tl.constexpr(16)
 
@@ -150,6 +152,52 @@ def quantize(y: Tensor, mean: Tensor, row: Tensor, gain: Tensor, step: int) -> T
     out = torch.empty_like(mean, dtype=torch.int16)
     w, g = mean.shape[2:]
     _launch(_quantize_kernel, out.numel(), y, mean, row, gain, out, w, QUADTREE[step], g)
+    return out
+
+
+@triton.jit
+def _cost(q, row, inside, costs, shift):
+    """Bits of symbols in 1/256; rows 0..127."""
+    bucket = (q >> tl.load(shift + row, inside, 0).to(tl.int32)) + _CENTER
+    bucket = tl.where((bucket < 0) | (bucket >= _ESCAPE), _ESCAPE, bucket)
+    return tl.load(costs + row * 256 + bucket, inside, 0)
+
+
+@triton.jit(do_not_specialize=[*_SIZES, "price"])
+def _quantize_priced_kernel(
+    count,
+    y,
+    mean,
+    row,
+    gain,
+    costs,
+    shift,
+    out,
+    price,
+    width,
+    XOR: tl.constexpr,
+    G: tl.constexpr,
+    LONG: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    at = _places(LONG, BLOCK)
+    inside = at < count
+    q, r = _symbols(y, mean, row, gain, at, inside, width, XOR, G)
+    channel, place = _group_place(at, width, XOR, G)
+    steps = requantise(tl.load(y + place, inside, 0).to(tl.int32), tl.load(gain + channel, inside, 0.0), LIMIT_MEAN)
+    sign = tl.where(q > 0, 1, tl.where(q < 0, -1, 0))
+    away = tl.minimum((steps - tl.load(mean + at, inside, 0) - q * 256) * sign, 128)
+    r = tl.minimum(r, 127)
+    saved = _cost(q, r, inside, costs, shift) - _cost(q - sign, r, inside, costs, shift)
+    moves = (q != 0) & (saved * 256 > price * (65536 + away * 512))
+    tl.store(out + at, tl.where(moves, q - sign, q).to(tl.int16), inside)
+
+
+def quantize_priced(y: Tensor, mean: Tensor, row: Tensor, gain: Tensor, p: Pricing, step: int) -> Tensor:
+    out = torch.empty_like(mean, dtype=torch.int16)
+    w, g = mean.shape[2:]
+    operands = (y, mean, row, gain, p.costs, p.shift)
+    _launch(_quantize_priced_kernel, out.numel(), *operands, out, p.price, w, QUADTREE[step], g)
     return out
 
 

@@ -11,11 +11,12 @@ import torch
 from dca_fast import Codec, effort, refine
 from dca_fast.codec import _padded
 from dca_fast.container import parse
-from dca_fast.effort import OptimisedSource
+from dca_fast.effort import pricings
 from dca_fast.entropy.tables import CENTER, ESCAPE, build_gaussian_tables
 from dca_fast.errors import ConfigError
 from dca_fast.export import export, float_network
 from dca_fast.latents import EncoderSource, code, sites
+from dca_fast.ops import reference
 from dca_fast.testing import photograph
 from dca_fast.weights import find, load
 
@@ -48,44 +49,42 @@ def test_optimised_quantisation_is_the_same_everywhere(codec: Codec) -> None:
     assert Codec(threads=2).encode(pixels, 60, effort=2) == data
 
 
-def test_optimised_symbols_follow_the_rule(codec: Codec) -> None:
+def test_optimised_symbols_follow_the_rule() -> None:
     """Written out symbol by symbol: one towards zero exactly where the saved bits are worth the error."""
-    pixels, price = photograph(64, 64, seed=7), effort.PRICES[2]
-    program, tables = codec._program(7000), codec.tables
-    y = program.analyse(_padded(pixels))
-    z = program.hyper_analyse(y)
-    seen = []
-
-    class Watched(OptimisedSource):
-        def step(self, step: int, mean: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-            plain = program.ops.quantize(self._y, mean, rows, program.gain, step).flatten().tolist()
-            target = program.ops.quadtree_gather(self._target, step).flatten().tolist()
-            chosen = super().step(step, mean, rows)
-            seen.extend(
-                zip(plain, chosen.flatten().tolist(), target, mean.flatten().tolist(), rows.flatten(), strict=True)
-            )
-            return chosen
+    torch.manual_seed(5)
+    tables = build_gaussian_tables()
+    pricing = pricings(tables)[2]
+    assert pricing is not None
+    shape, size = (1, 12, 20, 16), 16
+    y = torch.randint(-900, 900, (*shape[:3], 4 * size), dtype=torch.int16)
+    mean = torch.randint(-500, 500, shape, dtype=torch.int32)
+    row = torch.randint(0, 128, shape, dtype=torch.uint8)
+    row[:, :, 0] = 255
+    gain = torch.full((4 * size,), 0.7)
+    plain = reference.quantize(y, mean, row, gain, 1)
+    chosen = reference.quantize_priced(y, mean, row, gain, pricing, 1)
+    target = reference.quadtree_gather(reference.requantise(y, gain, 1 << 20), 1)
 
     def bits(row: int, value: int) -> float:
-        bucket = (value >> int(tables.shift[row])) + CENTER
-        freq = int(tables.freq[row, bucket]) if 0 <= bucket < ESCAPE else 0
         low = int(tables.shift[row])
+        bucket = (value >> low) + CENTER
+        freq = int(tables.freq[row, bucket]) if 0 <= bucket < ESCAPE else 0
         escape = 12 - np.log2(int(tables.freq[row, ESCAPE])) + 16 - low
         return float(12 - np.log2(freq)) if freq else float(escape)
 
-    code(program, Watched(program, y, z, tables, price), *sites(64, 64))
     moved = 0
-    for plain, chosen, target, mean, row in seen:
-        if plain == 0:
-            assert chosen == 0
+    for was, now, aim, m, r in zip(*(t.flatten().tolist() for t in (plain, chosen, target, mean, row)), strict=True):
+        if was == 0:
+            assert now == 0
             continue
-        lower = plain - (1 if plain > 0 else -1)
-        worse = ((target - mean - 256 * lower) ** 2 - (target - mean - 256 * plain) ** 2) / 65536
-        gain = bits(int(row), plain) - bits(int(row), lower) - price * worse
-        if abs(gain) > 0.02:  # costs are kept in 1/256 bit
-            assert chosen == (lower if gain > 0 else plain)
-        moved += chosen != plain
+        lower = was - (1 if was > 0 else -1)
+        worse = ((aim - m - 256 * lower) ** 2 - (aim - m - 256 * was) ** 2) / 65536
+        gain_bits = bits(r, was) - bits(r, lower) - pricing.price * worse
+        if abs(gain_bits) > 0.02:  # costs are kept in 1/256 bit
+            assert now == (lower if gain_bits > 0 else was)
+        moved += now != was
     assert moved > 20
+    assert (chosen[:, :, 0] == 0).all()
 
 
 def test_costs_are_code_lengths() -> None:

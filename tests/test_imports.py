@@ -36,7 +36,7 @@ LAYERS = {
     "latents": 3,
     "export": 3,
     "refine": 4,
-    "effort": 4,
+    "effort": 3,
     "device": 4,
     "codec": 4,
     "ablate": 5,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dca_fast.config import SKIP_ROW
 from dca_fast.entropy.tables import ESCAPE, build_gaussian_tables
-from dca_fast.ops import reference
+from dca_fast.ops import Pricing, reference
 from tests.kernel_tools import (
     ARCHITECTURES,
     DEVICE,
@@ -90,16 +90,21 @@ def test_quadtree_step(n: int, h: int, w: int, size: int, step: int) -> None:
     same(pointwise.quadtree_gather, reference.quadtree_gather, y.int() * 30000, step)
     gain = multipliers(4 * size, reach=1.0)
     same(pointwise.quantize, reference.quantize, y, mean, row, gain, step)
+    pricing = Pricing(int32(128, 256, limit=5000).abs(), torch.randint(0, 9, (128,), dtype=torch.uint8), 40)
+    same(pointwise.quantize_priced, reference.quantize_priced, y, mean // 9, row, gain / 20, pricing, step)
     q = reference.quantize(y, mean, row, gain, step)
     same(pointwise.reconstruct, reference.reconstruct, q, mean, 1 / gain, step, y)
 
 
 def test_large_means_and_symbols_saturate() -> None:
+    pricing = Pricing(int32(128, 256, limit=5000).abs(), torch.zeros(128, dtype=torch.uint8), 1)
     y = torch.full((1, 2, 2, 4), 32767, dtype=torch.int16)
     for mean, gain in itertools.product((-(1 << 20), 0, 1 << 20), (-1e9, -1.0, 3e38)):
         means = torch.full((1, 2, 2, 1), mean, dtype=torch.int32)
         gains = torch.full((4,), gain)
-        same(pointwise.quantize, reference.quantize, y, means, torch.zeros_like(means).to(torch.uint8), gains, 2)
+        rows = torch.zeros_like(means).to(torch.uint8)
+        same(pointwise.quantize, reference.quantize, y, means, rows, gains, 2)
+        same(pointwise.quantize_priced, reference.quantize_priced, y, means, rows, gains, pricing, 2)
         same(pointwise.reconstruct, reference.reconstruct, y[..., :1].contiguous() // 4, means, gains, 1, y)
 
 
@@ -225,6 +230,8 @@ def dca_s_calls() -> None:
     pointwise.add(x, x)
     pointwise.quadtree_gather(y, 1)
     pointwise.quantize(y, mean, row, m, 1)
+    pricing = Pricing(torch.zeros(128, 256, dtype=torch.int32), torch.zeros(128, dtype=torch.uint8), 70)
+    pointwise.quantize_priced(y, mean, row, m, pricing, 1)
     pointwise.reconstruct(y[..., :96].contiguous(), mean, m, 1, y)
     pointwise.image_from_patches(pointwise.patches_from_image(image).to(torch.uint8))
     pointwise.depth_to_space2(pointwise.space_to_depth2(int8(1, h, w, 160)))

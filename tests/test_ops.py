@@ -21,6 +21,7 @@ from dca_fast.ops import (
     Head,
     Linear,
     Ops,
+    Pricing,
     TokenParams,
     WindowParams,
     native,
@@ -166,6 +167,9 @@ def test_latent_step(n: int, h: int, w: int, c: int, size: int, step: int) -> No
     every_backend("quantize", y, mean, row, gain, step)
     q = reference.quantize(y, mean, row, gain, step)
     assert not q[row == SKIP_ROW].any()
+    pricing = Pricing(int32(128, 256, limit=5000).abs(), torch.randint(0, 9, (128,), dtype=torch.uint8), 40)
+    every_backend("quantize_priced", y, mean, row, gain, pricing, step)
+    every_backend("quantize_priced", y, mean // 40, row, gain / 20, pricing._replace(price=1), step)
     every_backend("reconstruct", q, mean, 1 / gain, step, y)
 
 
@@ -230,11 +234,13 @@ def test_attention_of_opposed_extremes() -> None:
 
 
 def test_large_means_and_symbols_saturate() -> None:
+    pricing = Pricing(int32(128, 256, limit=5000).abs(), torch.zeros(128, dtype=torch.uint8), 1)
     y = torch.full((1, 2, 2, 4), 32767, dtype=torch.int16)
     for mean, gain in itertools.product((-(1 << 20), 0, 1 << 20), (-1e9, -1.0, 1e9)):
         means = torch.full((1, 2, 2, 1), mean, dtype=torch.int32)
         for row in (torch.zeros_like(means), torch.full_like(means, SKIP_ROW)):
             every_backend("quantize", y, means, row.to(torch.uint8), torch.full((4,), gain), 2)
+            every_backend("quantize_priced", y, means, row.to(torch.uint8), torch.full((4,), gain), pricing, 2)
         every_backend("reconstruct", y[..., :1] // 4, means, torch.full((4,), gain), 1, y)
 
 

@@ -367,6 +367,8 @@ def test_following_a_device_changes_neither_bytes_nor_the_codec(codec: Codec) ->
     assert isinstance(device._device, DeviceCodec)
     device.warm_up(70, 100)
     before, data = {**vars(device._device)}, codec.encode(image, 30)
+    assert device.encode(image, 30, effort=2) == codec.encode(image, 30, effort=2)
+    before = {**vars(device._device)}
     parts: list[Any] = []
     recorder = Recorder(clock=EventClock(torch.device("cpu")))
     twin = instrument(device, recorder, parts)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dca_fast.config import SKIP_ROW
+from dca_fast.config import CENTER, ESCAPE, SKIP_ROW
 from dca_fast.errors import WeightsError
 
 __all__ = [
@@ -31,8 +31,6 @@ __all__ = [
 PROB_BITS = 12
 ROWS = 128
 SYMBOLS = 256
-ESCAPE = 255  # symbol: the value follows as one raw word
-CENTER = 127  # symbol of bucket 0
 MAX_SHIFT = 8  # 127 << 8 still fits int16
 _RAW_BITS = 16
 _PRIOR_COUNT = 500  # symbols that the Gaussian counts for beside what was seen

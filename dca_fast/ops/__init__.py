@@ -24,6 +24,7 @@ __all__ = [
     "Head",
     "Linear",
     "Ops",
+    "Pricing",
     "TokenParams",
     "WindowParams",
     "collect",
@@ -134,6 +135,18 @@ class TokenParams(NamedTuple):
     out: Linear
 
 
+class Pricing(NamedTuple):
+    """When a symbol may move one towards zero: where the bits it saves are worth the error.
+
+    costs [128, 256] int32, 1/256 bit, of each bucket (value >> shift) + 127 in each row, 255 for values outside of
+    0..254; shift [128] uint8; price, 1..10000: bits that a squared error of one quantiser step must save.
+    """
+
+    costs: Tensor
+    shift: Tensor
+    price: int
+
+
 @dataclass(frozen=True)
 class Ops:
     """All operations of one backend. Exact: the same bits from every backend, device and thread count."""
@@ -172,6 +185,8 @@ class Ops:
     # (y int16 [N, H, W, 4G], mean int32 and row uint8 [N, H, W, G], gain float32 [4G], step)
     # -> int16 [N, H, W, G], zero where the row is SKIP_ROW
     quantize: Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
+    # the same with Pricing before the step
+    quantize_priced: Callable[[Tensor, Tensor, Tensor, Tensor, Pricing, int], Tensor]
     # (q int16 [N, H, W, G], mean int32 [N, H, W, G], inv float32 [4G], step, y_hat int16 [N, H, W, 4G]):
     # writes the group of this step into y_hat
     reconstruct: Callable[[Tensor, Tensor, Tensor, int, Tensor], None]

@@ -22,6 +22,7 @@ from dca_fast.ops import (
     Head,
     Linear,
     Ops,
+    Pricing,
     TokenParams,
     WindowParams,
     collect,
@@ -140,6 +141,11 @@ def quadtree_gather(x: Tensor, step: int) -> Tensor:
 
 def quantize(y: Tensor, mean: Tensor, row: Tensor, gain: Tensor, step: int) -> Tensor:
     return _tensor(_cpu.quantize(y.numpy(), mean.numpy(), row.numpy(), gain.numpy(), step))
+
+
+def quantize_priced(y: Tensor, mean: Tensor, row: Tensor, gain: Tensor, p: Pricing, step: int) -> Tensor:
+    arrays = (t.numpy() for t in (y, mean, row, gain, p.costs, p.shift))
+    return _tensor(_cpu.quantize_priced(*arrays, p.price, step))
 
 
 def reconstruct(q: Tensor, mean: Tensor, inv: Tensor, step: int, y_hat: Tensor) -> None:
