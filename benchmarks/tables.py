@@ -25,9 +25,9 @@ from dca_fast.image_io import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path("benchmarks") / "results" / "dca-s"
-DOCUMENTS = (Path("README.md"), Path("docs") / "performance.md")
+DOCUMENTS = (Path("README.md"), Path("docs") / "performance.md", Path("docs") / "effort.md")
 CHART = Path("docs") / "speed.png"
-MODEL_IDS = ("kodak", "valid", "integer_loss", "conformance", "hostile", "speed", "scaling")
+MODEL_IDS = ("kodak", "valid", "integer_loss", "conformance", "hostile", "speed", "scaling", "effort")
 BLOCK = re.compile(r"(<!-- tables:([a-z]+) -->\n).*?(<!-- /tables -->)", re.DOTALL)
 ANCHOR = "JPEG 4:2:0"  # what the chart counts from
 SMALLEST = "768x512"
@@ -110,6 +110,21 @@ def coder(load: Load) -> str:
     text = f"One thread, {machine(facts)}; symbols of {len(facts['photographs'])} photographs at {last}.\n\n"
     heads = ["coder", "encode, ns per symbol", "decode, ns per symbol", "symbols", "bits per symbol"]
     return text + table(heads, rows) + left_out(facts)
+
+
+def effort(load: Load) -> str:
+    """What levels of encoder effort give and take."""
+    facts = load("effort")
+    rows = [
+        [str(row["effort"]), f"{row['rate_percent']:+.2f} %", significant(row["seconds"]), significant(row["times"])]
+        for row in facts["levels"]
+    ]
+    text = prose(
+        f"{len(facts['photographs'])} validation photographs, their middle {facts['side']} x {facts['side']} pixels, at"
+        f" qualities {', '.join(map(str, facts['qualities']))}; real files; model id `{facts['model_id']}`;"
+        f" {facts['threads']} thread of {machine(facts)}, beside other work: times are rough."
+    )
+    return text + "\n" + table(["effort", "BD-rate against level 0", "seconds to encode", "times level 0"], rows)
 
 
 def scaling(load: Load) -> str:
@@ -201,6 +216,7 @@ TABLES: dict[str, Callable[[Load], str]] = {
     "speed": speed,
     "coder": coder,
     "scaling": scaling,
+    "effort": effort,
     "exactness": exactness,
     "stages": stages,
     "operations": operations,

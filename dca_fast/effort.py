@@ -16,9 +16,9 @@ from dca_fast.ops import Pricing
 
 # Bits that a squared error of one quantiser step must save. Theory, for a Gaussian at high rate, says 8.7; but whatever
 # moves disturbs the context of what follows, and these are what pays (docs/effort.md).
-PRICES = {1: 100, 2: 70, 3: 50}
-ITERATIONS = {4: 50, 5: 100, 6: 200, 7: 400, 8: 800, 9: 1600}  # of the refinement
-BEST_QUANTISED = 2  # the level that the refined ones must beat
+PRICES = {1: 150, 2: 100, 3: 70}
+ITERATIONS = {4: 25, 5: 50, 6: 100, 7: 200, 8: 400, 9: 800}  # of the refinement
+BEST_QUANTISED = 3  # the level that the refined ones must beat
 
 
 def check(effort: object) -> int:

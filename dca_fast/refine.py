@@ -16,12 +16,13 @@ from torch import Tensor
 
 from dca_fast.config import ALIGN, LAMBDA_MAX, LAMBDA_MIN, QUALITY_MAX, STRIDE
 from dca_fast.export import COEFFICIENT16, float_network
+from dca_fast.model.layers import freeze
 from dca_fast.model.network import Network, interpolate
 from dca_fast.ops.reference import LIMIT16, LIMIT_SYMBOL
 from dca_fast.weights import Weights
 
 TILE, MARGIN = 768, 128  # pixels: the largest tile, and what is refined around it because its neighbours see it
-RATE = 0.01  # of Adam, in quantiser steps; with 0.02 a hundred iterations gave half of it
+RATE = 0.01  # of Adam, in quantiser steps; a hundred iterations gained 4.4 % with it, 2.6 % with 0.03
 HOT, COLD = 0.6, 0.12  # temperatures at the start and at the end
 SEED = 0
 Progress = Callable[[float], None]
@@ -92,6 +93,7 @@ class Refiner:
         with torch.device("cpu"):  # whatever the host program made the default
             network = float_network(weights)
         self._network = network.requires_grad_(False).to(self._device, torch.float32)
+        freeze(self._network)
         unit: Tensor = self._network.get_buffer("synthesis.unit16")
         self._steps = COEFFICIENT16 * unit * unit  # integer steps of y in its own unit
 

@@ -48,7 +48,21 @@ def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     return ste_round(weight / scale.view(-1, *[1] * (weight.dim() - 1))), scale
 
 
-class Linear(nn.Module):
+class _Rounded(nn.Module):
+    """A layer with int8 rows. `freeze` keeps them, for networks whose weights stay as they are."""
+
+    weight: Tensor
+    _rows: tuple[Tensor, Tensor] | None = None
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        return quantise_rows(self.weight) if self._rows is None else self._rows
+
+    def freeze(self) -> None:
+        weight, scale = quantise_rows(self.weight.detach())
+        self._rows = weight.bfloat16(), scale
+
+
+class Linear(_Rounded):
     """int8-weight 1x1 layer on an operand; `conditional` adds a bias that is linear in the quality."""
 
     def __init__(self, inputs: int, outputs: int, conditional: bool = False, gain: float = 1.0) -> None:
@@ -59,7 +73,7 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
         """`[..., inputs]` on the operand grid -> `[..., outputs]` float32."""
-        weight, scale = quantise_rows(self.weight)
+        weight, scale = self.rows()
         # Operands and int8 weights are exact in bfloat16; only the product's sum is rounded.
         y = F.linear(x.bfloat16(), weight.bfloat16()).float() * scale + self.bias
         return y if self.slope is None or t is None else y + t * self.slope
@@ -77,7 +91,7 @@ class WideLinear(nn.Module):
         return F.linear(x, self.weight, self.bias)
 
 
-class Depthwise(nn.Module):
+class Depthwise(_Rounded):
     """3x3 depthwise convolution, zero padding, int8 weights; starts near the identity."""
 
     def __init__(self, channels: int) -> None:
@@ -89,7 +103,7 @@ class Depthwise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, H, W, C]` on the operand grid -> the same shape."""
-        weight, scale = quantise_rows(self.weight)
+        weight, scale = self.rows()
         weight = (weight * scale.view(-1, 1, 1))[:, None]
         # NHWC permuted is channels-last: no copy either way.
         y = F.conv2d(x.permute(0, 3, 1, 2), weight, self.bias, padding=1, groups=weight.shape[0])
@@ -223,3 +237,10 @@ class TokenAttention(nn.Module):
         n, h, w, c = x.shape
         q = operand(self.query(operand(x))).view(n, h * w, c)
         return x + self.out(operand(attend(q, keys, values, self.heads))).view(n, h, w, c)
+
+
+def freeze(network: nn.Module) -> None:
+    """Round every weight once instead of in each call; for a network on its device that is not trained any more."""
+    for layer in network.modules():
+        if isinstance(layer, _Rounded):
+            layer.freeze()
