@@ -127,6 +127,7 @@ def _add_train(p: argparse.ArgumentParser) -> None:
     p.add_argument("--batch", type=count, metavar="N", help="crops in a step, of each process of torchrun")
     p.add_argument("--crop", type=_crop, metavar="N", help=f"side of a crop in pixels, a multiple of {ALIGN}")
     p.add_argument("--rate", type=float, help="learning rate")
+    p.add_argument("--seed", type=int, metavar="N", help="another one for a run with --start draws other crops")
     p.add_argument("--optimiser", choices=("soap", "adam"), help="default: soap")
     p.add_argument("--threads", type=count, metavar="N", help="default: PyTorch's choice")
     p.add_argument("--device", default="cpu", metavar="NAME", help="default: %(default)s; cuda under torchrun: all")

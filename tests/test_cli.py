@@ -405,11 +405,12 @@ def test_train_export_encode(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     data = tmp_path / "data"
     data.mkdir()
     Image.fromarray(photograph(256, 320)).save(data / "a.png")
-    options = ["--minutes", "0.001", "--batch", "1", "--crop", "64", "--no-compile", "--threads", "1"]
+    options = ["--minutes", "0.001", "--batch", "1", "--crop", "64", "--no-compile", "--threads", "1", "--seed", "5"]
     for start in ([], ["--start", tmp_path / "run" / "checkpoint.pt"]):
         folder = tmp_path / ("again" if start else "run")
         assert run("train", "--data", data, "--out", folder, "--cache", tmp_path / "cache", *options, *start) == 0
-        assert json.loads((folder / "log.jsonl").read_text().splitlines()[0])["recipe"]["crop"] == 64
+        recipe = json.loads((folder / "log.jsonl").read_text().splitlines()[0])["recipe"]
+        assert (recipe["crop"], recipe["seed"]) == (64, 5)
     capsys.readouterr()
     weights = tmp_path / "own.safetensors"
     floats = tmp_path / "float.safetensors"
