@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import Progress
 
 from dca_fast import Codec
 from dca_fast.config import MAX_EFFORT
+from dca_fast.effort import ITERATIONS
 from dca_fast.evaluate import ImageFolder, bd_rate, psnr
 from dca_fast.image_io import write_atomic
 from dca_fast.report import environment
@@ -82,8 +84,16 @@ def main() -> int:
     codec, levels = Codec(threads=args.threads), list(range(args.levels + 1))
     photographs = [(name, middle(p, args.side)) for name, p in ImageFolder(args.folder)][: args.images]
     saved = json.loads(args.out.read_text()) if args.out.exists() else {}
-    rows = saved.get("rows", {}) if saved.get("model_id") == codec.model_id else {}
+    same = {
+        "model_id": codec.model_id,
+        "threads": codec.threads,
+        "side": args.side,
+        "iterations": list(ITERATIONS.items()),
+    }
+    same = json.loads(json.dumps(same | {"machine": environment()["machine"]}))
+    rows = saved.get("rows", {}) if all(saved.get(key) == value for key, value in same.items()) else {}
     work = [(name, p, q, level) for level in levels for name, p in photographs for q in QUALITIES]
+    torch.set_num_threads(args.threads)
     codec.encode(photographs[0][1], 50, effort=4)  # packs weights, makes the float network
     with Progress(console=Console(stderr=True)) as bar:
         for name, pixels, quality, level in bar.track(work, description="effort"):
@@ -91,10 +101,7 @@ def main() -> int:
             if key not in rows:
                 rows[key] = measure(codec, pixels, quality, level)
             facts = {
-                "model_id": codec.model_id,
-                "machine": environment()["machine"],
-                "threads": codec.threads,
-                "side": args.side,
+                **same,
                 "photographs": [name for name, _ in photographs],
                 "qualities": QUALITIES,
                 "rows": rows,

@@ -493,6 +493,8 @@ py::array_t<int16_t> bind_quantize_priced(const py::array& y, const py::array& m
   const float* gains = data<float>(gain, "gain", {map.c});
   const Pricing pricing{data<int32_t>(costs, "costs", {kRows, kSymbols}), data<uint8_t>(shift, "shift", {kRows}), price};
   require(price >= 1 && price <= 10000, "price: expected 1 to 10000");
+  const auto [least, most] = std::minmax_element(pricing.costs, pricing.costs + kRows * kSymbols);
+  require(*least >= 0 && *most <= 1 << 20, "costs: expected 0 to 2^20");
   require(*std::max_element(pricing.shift, pricing.shift + kRows) <= kMaxShift, "shift: expected at most 8");
   step_of(step);
   auto out = like<int16_t>(y, map.c / 4);

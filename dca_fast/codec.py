@@ -7,8 +7,7 @@ decode: container -> rANS <-> walk (latents) -> y_hat -> synthesise -> crop -> i
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
@@ -23,8 +22,8 @@ from torch import Tensor
 from dca_fast import container, image_io, latents
 from dca_fast import weights as weights_io
 from dca_fast.backends import resolve
-from dca_fast.config import ALIGN, QUALITY_MAX, ModelConfig
-from dca_fast.effort import BEST_QUANTISED, ITERATIONS, pricings
+from dca_fast.config import ALIGN, QUALITY_MAX, SKIP_ROW, ModelConfig
+from dca_fast.effort import ITERATIONS, RIVALS, pricings
 from dca_fast.effort import check as check_effort
 from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import Tables
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
 ImageLike = Image.Image | np.ndarray | Tensor | image_io.ImageInput
 OUTPUTS = ("pil", "numpy", "torch")
 METADATA = ("icc", "exif", "xmp")
+_REFINING = 0.98  # of the progress; the rest is coding
 
 
 def _threads(threads: int | None) -> int:
@@ -103,17 +103,6 @@ def _padded(pixels: npt.NDArray[np.uint8]) -> Tensor:
     return _as_tensor(pixels)[None]
 
 
-@contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    """PyTorch's own threads, for the process."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _luma(pixels: Tensor) -> Tensor:
     """Luma of ITU-R BT.601 in integers: uint8 [H, W, 3] to [H, W]."""
     red, green, blue = pixels.to(torch.int32).unbind(-1)
@@ -136,7 +125,7 @@ class Codec:
         device: "cpu" (the default) or a CUDA device. On a CUDA device images may be tensors there, and
             `decode(..., output="torch")` leaves the image there.
         backend: "auto", "native" or "reference" on the CPU, "auto" or "cuda" on a CUDA device.
-        threads: CPU threads of the native backend; default DCA_THREADS or all cores. Does not change any byte. The
+        threads: CPU threads of the native backend; default DCA_THREADS or all cores. Changes no byte. The
             native thread pool is one for the process: the codec that works next sets its size.
         max_pixels: larger images are refused, in both directions.
 
@@ -187,7 +176,7 @@ class Codec:
         return sum(t.numel() for n, t in self._weights.tensors.items() if n.endswith(".w"))
 
     def _program(self, quality: int) -> Program:
-        if self.backend == "native":
+        if self._programs.model.ops.name == "native":
             from dca_fast.ops.native import set_threads
 
             set_threads(self.threads)
@@ -207,8 +196,9 @@ class Codec:
         Args:
             image: Pillow image; uint8 array [H, W, 3] or [H, W]; uint8 tensor [3, H, W]; or `ImageInput`.
             quality: 0..100, continuous; one step is 1/100.
-            effort: 0..9, time for size; no decoder sees a difference. 1 to 3 cost up to twice the time; from 4 on
-                latents are refined by gradients, for seconds to minutes a megapixel (docs/effort.md).
+            effort: 0..9, time for size; no decoder sees a difference. 1 to 3 cost a few percent of time; from 4 on
+                latents are refined by gradients, for seconds to minutes a picture, on PyTorch's own threads
+                (docs/effort.md).
             metadata: replaces the image's own "icc", "exif", "xmp" blocks.
             progress: from effort 4 on told how much is done, 0..1.
 
@@ -283,14 +273,22 @@ class Codec:
         program, (height, width), image = self._program(quality), pixels.shape[:2], _padded(pixels)
         y = program.analyse(image)
         z = program.hyper_analyse(y)
-        with _torch_threads(self.threads):
-            refined = self._refiner.refine(image, (height, width), y, z, quality / QUALITY_STEPS, iterations, progress)
-        found, original = [], torch.from_numpy(pixels).float()
-        for latent, level in ((refined, 0), (refined, 1), ((y, z), BEST_QUANTISED)):
+        if "global" in z:  # as in a file: the search takes it as it is
+            z["global"].masked_fill_(program.hyper_rows["global"].view(z["global"].shape) == SKIP_ROW, 0)
+
+        def report(done: float) -> None:
+            if progress is not None:
+                progress(_REFINING * done)
+
+        refined = self._refiner.refine(image, (height, width), y, z, quality / QUALITY_STEPS, iterations, report)
+        found, original = [], image[0, :height, :width].to(torch.float32)
+        for latent, level in ((refined, 0), (refined, 1), *(((y, z), level) for level in RIVALS)):
             source, y_hat = self._walk(program, *latent, (height, width), level)
             stream = self._coder.encode(source.parts)
             error = (program.synthesise(y_hat)[0, :height, :width] - original).square().sum(dtype=torch.float64) / 3
             found.append((8 * len(stream) + price(quality / QUALITY_STEPS) * float(error), stream, source.digest))
+        if progress is not None:
+            progress(1.0)
         return min(found, key=lambda entry: entry[0])[1:]
 
     @cached_property
@@ -311,6 +309,7 @@ class Codec:
         sections = {container.Section[key.upper()]: value for key, value in blocks.items()}
         if source is not None and source.alpha is not None:
             sections[container.Section.ALPHA] = image_io.pack_alpha(source.alpha)
+        container.check_sections(sections)
         return sections
 
     def decode(self, data: bytes | bytearray | memoryview, output: str = "pil") -> Any:
@@ -363,21 +362,22 @@ class Codec:
         _compare(source.digest, header.digest)
         return program.synthesise(y_hat)[0, : header.height, : header.width]
 
-    def warm_up(self, height: int, width: int) -> None:
+    def warm_up(self, height: int, width: int, effort: int = 0) -> None:
         """Prepare for images of one size: on a CUDA device, compile and record what they need. Else there is no need.
 
         Args:
             height, width: pixels.
+            effort: 0..3, of the encoder.
 
         Raises:
             DeviceMemoryError: the device cannot hold it.
         """
         if self._device is not None:
-            self._device.warm_up(height, width)
+            self._device.warm_up(height, width, effort)
 
-    def encode_batch(self, images: Sequence[ImageLike], quality: float = 60.0) -> list[bytes]:
+    def encode_batch(self, images: Sequence[ImageLike], quality: float = 60.0, *, effort: int = 0) -> list[bytes]:
         """`encode` of each; the bytes do not depend on the batch."""
-        return [self.encode(image, quality) for image in images]
+        return [self.encode(image, quality, effort=effort) for image in images]
 
     def decode_batch(self, files: Sequence[bytes], output: str = "pil") -> list[Any]:
         """`decode` of each."""

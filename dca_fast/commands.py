@@ -82,8 +82,12 @@ def _progress() -> Iterator[Progress]:
 @contextmanager
 def _effort_bar(args: argparse.Namespace) -> Iterator[Callable[[float], None] | None]:
     """A bar for one file that takes long; a batch has its own."""
+    import torch
+
     from dca_fast.effort import ITERATIONS
 
+    if args.threads:
+        torch.set_num_threads(args.threads)
     if args.effort not in ITERATIONS or args.out_dir is not None:
         yield None
         return

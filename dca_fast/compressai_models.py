@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dca_fast.config import (
     ALIGN,
+    FIRST_CODED_ROW,
     QUADTREE,
     QUALITY_MAX,
     ROWS_PER_OCTAVE,
@@ -36,7 +37,7 @@ from dca_fast.errors import ConfigError, WeightsError
 from dca_fast.export import load_float
 from dca_fast.latents import ORDER
 from dca_fast.model.context import parity_join, parity_split
-from dca_fast.model.network import LOG2_CODED, Network, gaussian_bits, interpolate, to_nearest, with_noise
+from dca_fast.model.network import Network, gaussian_bits, interpolate, log2_coded, to_nearest, with_noise
 from dca_fast.model.transforms import pad_image
 
 try:
@@ -45,6 +46,7 @@ try:
 except ImportError as missing:
     raise ImportError(f"this needs `pip install 'dca-fast[compressai]'`: {missing}") from missing
 
+LOG2_CODED = log2_coded(FIRST_CODED_ROW)
 LIMIT = 32767  # of one symbol
 # What codes one part: its name, its values in quantiser steps (None at the decoder) and log2 of their scales, both
 # `[N, h, w, C]`; returns the symbols.

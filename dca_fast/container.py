@@ -27,6 +27,7 @@ __all__ = [
     "Header",
     "Info",
     "Section",
+    "check_sections",
     "inspect",
     "pack",
     "parse",
@@ -136,15 +137,25 @@ def pack(header: Header, stream: bytes, sections: Mapping[Section, bytes] | None
     out += struct.pack("<BB4s", VERSION, flags, header.model_id)
     out += _leb128(header.width) + _leb128(header.height)
     out += struct.pack("<HI", header.quality, header.digest)
+    check_sections(sections or {})
     for tag, payload in present:
-        if len(payload) > MAX_SECTION_BYTES:
-            raise InputError(f"{tag.name} section of {len(payload)} bytes, {MAX_SECTION_BYTES} allowed")
         out.append(tag)
         out += _leb128(len(payload)) + payload
     if present:
         out.append(_END_OF_SECTIONS)
     out += stream
     return bytes(out + zlib.crc32(out).to_bytes(_CRC_BYTES, "little"))
+
+
+def check_sections(sections: Mapping[Section, bytes]) -> None:
+    """Refuse what `pack` could not hold.
+
+    Raises:
+        InputError: a section is too large.
+    """
+    for tag, payload in sections.items():
+        if len(payload) > MAX_SECTION_BYTES:
+            raise InputError(f"{Section(tag).name} section of {len(payload)} bytes, {MAX_SECTION_BYTES} allowed")
 
 
 def parse(data: _BytesLike, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Dca:

@@ -159,18 +159,19 @@ class DeviceCodec:
         self._seen: OrderedDict[tuple[str, Size, Size], _EncoderGraph | _DecoderGraph | None] = OrderedDict()
         self._lock = threading.Lock()
 
-    def warm_up(self, height: int, width: int) -> None:
+    def warm_up(self, height: int, width: int, effort: int = 0) -> None:
         """Compile, load and record everything for images of one size, so that the next ones take no longer than others.
 
         Args:
             height, width: pixels.
+            effort: 0..3, of the encoder: each has its graph.
 
         Raises:
             DeviceMemoryError: the device cannot hold it.
         """
         image = torch.zeros(height, width, 3, dtype=torch.uint8, device=self.device)
         for _ in range(2):
-            stream, _ = self.encode(image, 0)
+            stream, _ = self.encode(image, 0, effort)
             self.decode(stream, height, width, 0)
 
     def recorded(self, height: int, width: int) -> bool:

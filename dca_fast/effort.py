@@ -6,6 +6,8 @@ the error. From level 4 on y and z are refined by gradients (`dca_fast.refine`) 
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import numpy as np
 import torch
 
@@ -18,7 +20,7 @@ from dca_fast.ops import Pricing
 # moves disturbs the context of what follows, and these are what pays (docs/effort.md).
 PRICES = {1: 150, 2: 100, 3: 70}
 ITERATIONS = {4: 25, 5: 50, 6: 100, 7: 200, 8: 400, 9: 800}  # of the refinement
-BEST_QUANTISED = 3  # the level that the refined ones must beat
+RIVALS = 0, 3  # the levels that the refined ones must beat
 
 
 def check(effort: object) -> int:
@@ -27,9 +29,9 @@ def check(effort: object) -> int:
     Raises:
         ConfigError: not a whole number of 0..9.
     """
-    if isinstance(effort, bool) or not isinstance(effort, int) or not 0 <= effort <= MAX_EFFORT:
+    if isinstance(effort, bool) or not isinstance(effort, Integral) or not 0 <= int(effort) <= MAX_EFFORT:
         raise ConfigError(f"effort must be a whole number within 0..{MAX_EFFORT}, got {effort!r}")
-    return effort
+    return int(effort)
 
 
 def pricings(tables: Tables, device: torch.device | str = "cpu") -> dict[int, Pricing | None]:

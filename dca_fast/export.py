@@ -29,7 +29,7 @@ from dca_fast.entropy.tables import Tables, build_gaussian_tables
 from dca_fast.errors import ConfigError, WeightsError
 from dca_fast.model.hyper import GlobalHyper, LocalHyper, RegionalHyper
 from dca_fast.model.layers import DepthBlock, Depthwise, GatedFfn, Linear, WideLinear, WindowAttention
-from dca_fast.model.network import Network
+from dca_fast.model.network import Network, log2_coded
 from dca_fast.model.transforms import OUTPUT_SCALE, PIXEL_SCALE, PatchAnalysis, PatchSynthesis
 from dca_fast.program import LOG2_STEPS
 
@@ -266,7 +266,7 @@ class Importer(Layout):
         block.unit.copy_(OPERAND_STEPS * step / self._get(name))
 
     def position(self, name: str, layer: WindowAttention) -> None:
-        layer.position[:, layer.pairs] = (self._get(name) / OPERAND_STEPS).float()
+        layer.position[:, layer.pairs] = (self._get(name) / OPERAND_STEPS).to(layer.position.dtype)
 
     def latent(self, network: Network, own: Tensor) -> None:
         network.log2_gain.copy_(self._get("latent.log2_gain") / LOG2_STEPS)
@@ -310,7 +310,8 @@ def put_tables(tables: Tables) -> dict[str, Tensor]:
 @torch.no_grad()
 def float_network(weights: weights_io.Weights) -> Network:
     """The float network that integer weights stand for: its `export` gives the same 8-bit ones again."""
-    network = Network(weights.config)
+    network = Network(weights.config).float()  # whatever the default type is
+    network.log2_coded = log2_coded(weights.skip)
     Importer(weights.tensors).network(network)
     return network.eval()
 

@@ -9,6 +9,7 @@ other symbols; what is coded is what the integer program then makes of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -34,6 +35,13 @@ def price(quality: float) -> float:
     return float(LAMBDA_MIN * (LAMBDA_MAX / LAMBDA_MIN) ** (quality / QUALITY_MAX))
 
 
+@contextmanager
+def _as_if_alone(device: torch.device) -> Iterator[None]:
+    """Gradients, and none of the modes that the host program may be in."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        yield
+
+
 class Annealed:
     """Rounding to a random mixture of the two nearest integers; a `dca_fast.model.network.Rounding`."""
 
@@ -44,7 +52,7 @@ class Annealed:
         low = torch.floor(x.detach())
         part = (x - low).clamp(1e-4, 1 - 1e-4)
         logit = (torch.atanh(part) - torch.atanh(1 - part)) / self.temperature  # of the upper integer
-        uniform = torch.rand(x.shape, generator=self._generator, device=x.device).clamp(1e-6, 1 - 1e-6)
+        uniform = torch.rand(x.shape, generator=self._generator, device=x.device, dtype=x.dtype).clamp(1e-6, 1 - 1e-6)
         # The difference of the two Gumbel variables is logistic.
         soft = (low + torch.sigmoid((logit + torch.logit(uniform)) / self.temperature)) * coded
         return soft, soft
@@ -90,12 +98,12 @@ class Refiner:
 
     def __init__(self, weights: Weights, device: torch.device | str = "cpu") -> None:
         self._device = torch.device(device)
-        with torch.device("cpu"):  # whatever the host program made the default
+        with _as_if_alone(self._device), torch.device("cpu"):
             network = float_network(weights)
-        self._network = network.requires_grad_(False).to(self._device, torch.float32)
-        freeze(self._network)
-        unit: Tensor = self._network.get_buffer("synthesis.unit16")
-        self._steps = COEFFICIENT16 * unit * unit  # integer steps of y in its own unit
+            self._network = network.requires_grad_(False).to(self._device, torch.float32)
+            freeze(self._network)
+            unit: Tensor = self._network.get_buffer("synthesis.unit16")
+            self._steps = COEFFICIENT16 * unit * unit  # integer steps of y in its own unit
 
     def refine(
         self,
@@ -129,12 +137,13 @@ class Refiner:
                 if progress is not None:
                     progress((i + done) / len(work))
 
-            pixels = around.of(image, 1).to(self._device).float() - 128
-            counted = torch.zeros(1, *image.shape[1:3], 1, device=self._device)
-            counted[:, : valid[0], : valid[1]] = 1
-            start = around.of(y, STRIDE).to(self._device) / self._steps
-            search = _Search(self._network, pixels, around.of(counted, 1), start, z.get("global"), quality)
-            found, symbols = search.run(iterations, report)
+            with _as_if_alone(self._device):
+                pixels = around.of(image, 1).to(self._device, torch.float32) - 128
+                counted = torch.zeros(1, *image.shape[1:3], 1, dtype=torch.bool, device=self._device)
+                counted[:, : valid[0], : valid[1]] = True
+                start = around.of(y, STRIDE).to(self._device) / self._steps
+                search = _Search(self._network, pixels, around.of(counted, 1), start, z.get("global"), quality)
+                found, symbols = search.run(iterations, report)
             inner = Tile(*(edge - origin for edge, origin in zip(keep, _origin(around), strict=True)))
             limit = (found * self._steps).round().clamp(-LIMIT16, LIMIT16)
             keep.of(y_new, STRIDE).copy_(inner.of(limit, STRIDE))
@@ -155,7 +164,8 @@ class _Search:
         self, network: Network, x: Tensor, counted: Tensor, y: Tensor, z_global: Tensor | None, quality: float
     ) -> None:
         self.network, self.x, self.counted, self.y, self.lam = network, x, counted, y, price(quality)
-        self.quality = torch.tensor([float(quality)], device=x.device)
+        self.sites = counted[:, ::STRIDE, ::STRIDE]  # those that touch the picture
+        self.quality = torch.tensor([quality], dtype=torch.float32, device=x.device)
         self.t = (self.quality / QUALITY_MAX * 2 - 1).view(-1, 1, 1, 1)
         self.gain = torch.exp2(interpolate(network.log2_gain, self.quality))
         self.fixed: dict[str, Tensor] = {}
@@ -178,11 +188,12 @@ class _Search:
         n, z_hat, bits = self.network, dict(self.fixed), self.y.new_zeros(())
         for name, z in self.z.items():
             value = z + self.moved[name] / self.gains(name)
-            z_hat[name], spent = n.code_hyper(name, value, self.quality, rounding)
+            sites = self.sites if name == "local" else None
+            z_hat[name], spent = n.code_hyper(name, value, self.quality, rounding, sites)
             bits = bits + spent.sum()
         features = n.context.prepare(n.synthesise_hyper({name: z_hat[name] for name in n.hyper}, self.t))
         y = self.y + self.moved["y"] / self.gain
-        y_hat, spent, _ = n.code_latent(y, features, self.quality, self.t, rounding)
+        y_hat, spent, _ = n.code_latent(y, features, self.quality, self.t, rounding, self.sites)
         picture = n.synthesis(y_hat, self.t).clamp(-128, 127)
         error = ((picture - self.x).square() * self.counted).sum() / 3
         loss: Tensor = (bits + spent.sum() + self.lam * error) / self.counted.sum().clamp_min(1)
@@ -196,10 +207,9 @@ class _Search:
             done = i / iterations
             rounding.temperature = HOT * (COLD / HOT) ** done
             adam.param_groups[0]["lr"] = RATE * (1 - done)
-            with torch.enable_grad():
-                loss = self.loss(rounding)
-                adam.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+            loss = self.loss(rounding)
+            adam.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
             adam.step()
             report((i + 1) / iterations)
         with torch.no_grad():

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dca_fast.config import ModelConfig
 from dca_fast.errors import ConfigError, WeightsError
+from dca_fast.image_io import write_atomic
 
 FORMAT = 1
 BUNDLED = Path(__file__).parent / "data"
@@ -94,7 +95,7 @@ def save(path: Path, tensors: dict[str, Tensor], config: ModelConfig, skip: int)
     metadata = json.dumps({"format": FORMAT, "config": config.to_dict(), "skip": skip}, sort_keys=True)
     digest = _digest(tensors, metadata).hex()
     content = save_bytes({k: v.contiguous() for k, v in tensors.items()}, {"dca_fast": metadata, "sha256": digest})
-    path.write_bytes(content)
+    write_atomic(path, content)  # other codecs may have the old file mapped
     return load(path)
 
 

@@ -91,7 +91,8 @@ def _refusals() -> list[tuple[str, Callable[[], Any]]]:
     block = DepthBlockParams(m8, linear(6, 8), depthwise(6), linear(8, 6))
     windows = WindowParams(m8, linear(24, 8), 2, 2, 0, 0.1, bias, TABLE, linear(8, 8))
     few = TokenParams(m8, linear(8, 8), 2, 0.1, TABLE, linear(8, 8))
-    pricing = Pricing(torch.zeros(128, 256, dtype=torch.int32), torch.zeros(128, dtype=torch.uint8), 70)
+    free = torch.zeros(128, 256, dtype=torch.int32)
+    pricing = Pricing(free, torch.zeros(128, dtype=torch.uint8), 70)
     wide = Linear(int16(6, 8) // 8, int32(6), torch.rand(6))
     bad_m = Linear(p.w, p.b, torch.full((6,), math.inf))
     overflow = Linear(p.w, torch.full((6,), (1 << 31) - 1, dtype=torch.int32), p.m)
@@ -137,6 +138,8 @@ def _refusals() -> list[tuple[str, Callable[[], Any]]]:
         ("valid", lambda: native.head_params(f, head, 0, 6, (5, 4))),
         ("rows", lambda: native.quantize(y, mean, rows[:1], m8, 0)),
         ("costs", lambda: native.quantize_priced(y, mean, rows, m8, pricing._replace(costs=pricing.costs[1:]), 0)),
+        ("negative cost", lambda: native.quantize_priced(y, mean, rows, m8, pricing._replace(costs=free - 1), 0)),
+        ("large cost", lambda: native.quantize_priced(y, mean, rows, m8, pricing._replace(costs=free + 2**21), 0)),
         ("price", lambda: native.quantize_priced(y, mean, rows, m8, pricing._replace(price=0), 0)),
         ("shift", lambda: native.quantize_priced(y, mean, rows, m8, pricing._replace(shift=pricing.shift + 9), 0)),
         ("decoded step", lambda: native.decoded_linear(y, m8, wide, int16(2, 4, 4, 6), 0)),

@@ -185,6 +185,19 @@ def test_tables_fitted_to_nothing_are_gaussian() -> None:
     assert (fitted.shift == TABLES.shift).all()
 
 
+def test_single_outliers_do_not_widen_a_row() -> None:
+    counts = np.zeros((ROWS, SYMBOLS), np.int64)
+    for row in (8, 20):
+        counts[row] = np.rint(TABLES.freq[row] / TOTAL * 3000)
+        counts[row, CENTER + 100] = 1
+    counts[40, ESCAPE] = 10**8
+    fitted = fit_tables(counts)
+    for row in (8, 20):
+        before, after = (entropy_and_cost(row, tables.freq[row])[1] for tables in (TABLES, fitted))
+        assert after < 1.01 * before + 0.001
+    assert fitted.freq[40, ESCAPE] > 4000
+
+
 def test_fitted_tables_code_what_they_saw_in_fewer_bits() -> None:
     """Laplacian symbols where the rows stand for Gaussians of the same deviation; another draw is the test."""
     generator, rows = np.random.default_rng(2), (8, 30, 60, 90, 100)

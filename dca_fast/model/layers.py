@@ -192,16 +192,17 @@ class WindowAttention(nn.Module):
         delta = yx[:, None] - yx[None, :] + window - 1
         self.register_buffer("pairs", delta[..., 0] * (2 * window - 1) + delta[..., 1], persistent=False)
 
-    def _regions(self, h: int, w: int, device: torch.device) -> Tensor:
+    def _regions(self, x: Tensor) -> Tensor:
         """0 where a pair of a rolled window belongs together, -inf where the roll wrapped around."""
 
         def label(n: int) -> Tensor:
-            i = torch.arange(n, device=device)
+            i = torch.arange(n, device=x.device)
             return (i >= n - self.shift).long()
 
+        h, w = x.shape[1:3]
         labels = (label(h)[:, None] * 2 + label(w)[None, :]).view(1, h, w, 1)
         flat = space_to_depth(labels, self.window).view(-1, self.window**2)
-        return torch.zeros(flat.shape[0], 1, *self.pairs.shape, device=device).masked_fill(
+        return x.new_zeros(flat.shape[0], 1, *self.pairs.shape).masked_fill(
             (flat[:, :, None] != flat[:, None, :])[:, None], -math.inf
         )
 
@@ -215,7 +216,7 @@ class WindowAttention(nn.Module):
             parts.append(space_to_depth(s, self.window).reshape(-1, self.window**2, c))
         bias = self.position[:, self.pairs][None]
         if self.shift:
-            bias = bias + self._regions(h, w, x.device).repeat(n, 1, 1, 1)
+            bias = bias + self._regions(x).repeat(n, 1, 1, 1)
         y = attend(*parts, self.heads, bias)
         y = depth_to_space(y.reshape(n, h // self.window, w // self.window, -1), self.window)
         if self.shift:

@@ -29,7 +29,6 @@ from dca_fast.model.hyper import GlobalHyper, LocalHyper, RegionalHyper
 from dca_fast.model.transforms import build_transforms, pad_image
 
 ANCHORS = 9  # knots of the gains over the quality axis
-LOG2_CODED = math.log2(SCALE_MIN) + (FIRST_CODED_ROW - 0.5) / ROWS_PER_OCTAVE  # scales below round to rows not coded
 STEP_COARSE, STEP_FINE = 120.0, 7.0  # quantiser steps in grey levels from which the gains start
 
 
@@ -45,6 +44,11 @@ def gaussian_bits(value: Tensor, log2_scale: Tensor) -> Tensor:
 # How values in quantiser steps, `True` where a file has a symbol for them, become what a decoder sees and what the rate
 # is counted for.
 Rounding = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def log2_coded(row: int) -> float:
+    """log2 of the smallest scale that rounds to a table row that is coded, `row` being the first one."""
+    return math.log2(SCALE_MIN) + (row - 0.5) / ROWS_PER_OCTAVE
 
 
 def to_nearest(x: Tensor, coded: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,6 +97,7 @@ class Network(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.log2_coded = log2_coded(FIRST_CODED_ROW)
         self.analysis, self.synthesis = build_transforms(config)
         self.hyper = nn.ModuleDict()
         sizes = {"local": config.local, "regional": config.regional, "global": config.latent}
@@ -104,14 +109,17 @@ class Network(nn.Module):
         steps = torch.logspace(math.log2(STEP_COARSE), math.log2(STEP_FINE), ANCHORS, base=2)
         self.log2_gain = nn.Parameter(-steps.log2()[:, None].repeat(1, config.latent) + 6)
 
-    def code_hyper(self, name: str, z: Tensor, quality: Tensor, rounding: Rounding) -> tuple[Tensor, Tensor]:
-        """Rounded z and its bits, per sample."""
+    def code_hyper(
+        self, name: str, z: Tensor, quality: Tensor, rounding: Rounding, sites: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Rounded z and its bits, per sample; `sites` bool `[N, H, W, 1]` where a file has symbols, default: all."""
         model = self.factorised[name]
         scale = interpolate(model.log2_scale, quality).clamp_min(math.log2(SCALE_MIN))
         gain = torch.exp2(interpolate(model.log2_gain, quality))
         if name == "global":  # one channel for each value of each token
             scale, gain = scale.view(-1, *z.shape[1:]), gain.view(-1, *z.shape[1:])
-        coded = (scale >= LOG2_CODED).expand_as(z)
+        coded = (scale >= self.log2_coded).expand_as(z)
+        coded = coded if sites is None else coded & sites
         rounded, seen = rounding(z * gain, coded)
         return rounded / gain, count(gaussian_bits(seen, scale), coded, rounding)
 
@@ -149,12 +157,19 @@ class Network(nn.Module):
         return out
 
     def code_latent(
-        self, y: Tensor, features: dict[str, Tensor], quality: Tensor, t: Tensor, rounding: Rounding
+        self,
+        y: Tensor,
+        features: dict[str, Tensor],
+        quality: Tensor,
+        t: Tensor,
+        rounding: Rounding,
+        sites: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The four steps: y_hat, bits `[N, 4]`, normalised squared error `[N, 4]`."""
+        """The four steps: y_hat, bits `[N, 4]`, normalised squared error `[N, 4]`; `sites` as in `code_hyper`."""
         log2_gain = interpolate(self.log2_gain, quality)
         gains = log2_gain.chunk(4, -1)
         targets = [part.chunk(4, -1) for part in parity_split(y)]
+        inside = None if sites is None else parity_split(sites)
         decoded: list[list[Tensor]] = [[torch.zeros_like(g) for g in groups] for groups in targets]
         bits_y, error, y_hat = [], [], None
         for step in range(STEPS):
@@ -164,7 +179,8 @@ class Network(nn.Module):
                 log2_scale = (log2_scale + gains[g]).clamp_min(math.log2(SCALE_MIN))
                 gain = torch.exp2(gains[g])
                 residual = (targets[p][g] - mean) * gain
-                coded = log2_scale >= LOG2_CODED
+                coded = log2_scale >= self.log2_coded
+                coded = coded if inside is None else coded & inside[p]
                 rounded, seen = rounding(residual, coded)
                 bits = bits + count(gaussian_bits(seen, log2_scale), coded, rounding)
                 square = square + (residual * torch.exp2(-log2_scale)).square().flatten(1).mean(1) / 4

@@ -138,8 +138,9 @@ class TokenParams(NamedTuple):
 class Pricing(NamedTuple):
     """When a symbol may move one towards zero: where the bits it saves are worth the error.
 
-    costs [128, 256] int32, 1/256 bit, of each bucket (value >> shift) + 127 in each row, 255 for values outside of
-    0..254; shift [128] uint8; price, 1..10000: bits that a squared error of one quantiser step must save.
+    costs [128, 256] int32, 1/256 bit, 0..2^20, of each bucket (value >> shift) + 127 in each row, index 255 for buckets
+    outside of 0..254; shift [128] uint8, 0..8; price, 1..10000: bits that a squared error of one quantiser step must
+    save.
     """
 
     costs: Tensor

@@ -72,12 +72,12 @@ def train_here(args: argparse.Namespace, config: ModelConfig, world: World) -> C
 
 def export(args: argparse.Namespace) -> None:
     """Integer weights of a checkpoint, and float ones if asked for."""
-    data = None
+    network, data = load_float(args.checkpoint), None
     if args.data:
         data = open_data(args.data, args.cache or args.out.with_suffix(".photographs"), SMALLEST)
     print(export_and_check(args.checkpoint, args.out, data))
     if args.float:
-        save_float(load_float(args.checkpoint), args.float)
+        save_float(network, args.float)
 
 
 def ablate(args: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import math
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -37,9 +38,12 @@ def export_and_check(checkpoint: Path, out: Path, photographs: Crops | None = No
     Raises:
         WeightsError: the backends disagree.
     """
-    weights = export_checkpoint(checkpoint, out)
-    if photographs is not None:
-        weights = fit(out, photographs)
+    with TemporaryDirectory() as folder:  # nothing half done under the name
+        part = Path(folder) / "weights.safetensors"
+        weights = export_checkpoint(checkpoint, part)
+        if photographs is not None:
+            weights = fit(part, photographs)
+        write_atomic(out, part.read_bytes())
     pixels, found = photograph(192, 256), {}
     for name in BACKENDS:
         try:
