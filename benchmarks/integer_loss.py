@@ -2,17 +2,19 @@
 
     python benchmarks/integer_loss.py CHECKPOINT FOLDER --out benchmarks/results/integer_loss.json
 
-The float side is charged the ideal code length of its symbols (no tables, no coder, no header); the integer side
-the bytes of its files. Three comparisons: files; files with the float network's picture in place of the integer
-one's (the entropy path alone, with coder and container); ideal code lengths with integer pictures.
+The integer side is the shipped weights, or `--weights FILE`; they must have been exported from CHECKPOINT. The float
+side leaves out the symbols that files leave out, unless `--all-symbols`, and is charged the ideal code length of its
+symbols (no tables, no coder, no header); the integer side the bytes of its files. Three comparisons: files; files with
+the float network's picture in place of the integer one's (the entropy path alone, with coder and container); ideal code
+lengths with integer pictures.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
-import tempfile
 from pathlib import Path
 
 import bjontegaard
@@ -22,7 +24,7 @@ from rich.progress import track
 
 from dca_fast import Codec
 from dca_fast.evaluate import ImageFolder, psnr
-from dca_fast.export import export_checkpoint, load_float
+from dca_fast.export import load_float
 from dca_fast.model.network import Network
 
 QUALITIES = (0, 10, 30, 50, 70, 90, 100)
@@ -42,13 +44,13 @@ def main() -> int:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--all-symbols", action="store_true")
     args = parser.parse_args()
 
-    network = load_float(args.checkpoint)
-    with tempfile.TemporaryDirectory() as folder:
-        weights = Path(folder) / "weights.safetensors"
-        export_checkpoint(args.checkpoint, weights)
-        codec = Codec(weights=weights)
+    network, codec = load_float(args.checkpoint), Codec(weights=args.weights)
+    if args.all_symbols:
+        network.log2_coded = -math.inf
     rows = []
     images = ImageFolder(args.folder)
     for _, pixels in track(images, "comparing", total=len(images)):
