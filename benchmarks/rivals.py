@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dca_fast.config import ALIGN, OPERAND_STEPS, QUADTREE, QUALITY_MAX, STEPS, STRIDE
+from dca_fast.config import ALIGN, OPERAND_STEPS, QUADTREE, STEPS, STRIDE
 from dca_fast.evaluate import Pixels
 from dca_fast.export import load_float
 from dca_fast.latents import ORDER
 from dca_fast.model import layers
 from dca_fast.model.context import parity_join, parity_split
-from dca_fast.model.network import Network, interpolate
+from dca_fast.model.network import Network, axis, interpolate
 
 OPERAND_LIMIT = 127 / OPERAND_STEPS
 FLOAT_WEIGHTS = Path(__file__).parents[1] / "checkpoints" / "dca-s.safetensors"
@@ -163,7 +163,7 @@ class FloatModel:
         return picture[0, :height, :width].contiguous().numpy()
 
     def _analyse(self, image: Tensor, quality: Tensor) -> list[Tensor]:
-        n, t = self.network, (quality / QUALITY_MAX * 2 - 1).view(-1, 1, 1, 1)
+        n, t = self.network, axis(quality)
         y = n.analysis(image.float() - 128, t)
         z = [torch.round(n.hyper[name].analyse(y, t) * self._hyper_gain(name, quality)) for name in self._names()]
         targets = [part.chunk(4, -1) for part in parity_split(y)]
@@ -177,7 +177,7 @@ class FloatModel:
         return [*z, *kept]
 
     def _synthesise(self, symbols: list[Tensor], quality: Tensor) -> Tensor:
-        t = (quality / QUALITY_MAX * 2 - 1).view(-1, 1, 1, 1)
+        t = axis(quality)
         z = symbols[: len(self._names())]
         rest = symbols[len(z) :]
         y_hat = self._steps(z, quality, t, lambda step, p, g, mean, gain: rest[4 * step + p])

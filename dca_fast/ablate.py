@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dca_fast.config import ALIGN, LAMBDA_MAX, LAMBDA_MIN, QUALITY_MAX, STEPS
+from dca_fast.config import ALIGN, LAMBDA_MAX, LAMBDA_MIN, STEPS, price
 from dca_fast.errors import InputError
 from dca_fast.model.context import Contextualiser
-from dca_fast.model.network import Network, Rounding, to_nearest, with_noise
+from dca_fast.model.network import Network, Rounding, axis, to_nearest, with_noise
 from dca_fast.train.data import Crops
 from dca_fast.train.trainer import Recipe, learning_rate, parameter_groups
 
@@ -97,11 +97,6 @@ class Latents:
         """`count` rows from `start` on, going round."""
         index = torch.arange(start, start + count) % len(self.y)
         return self.y[index], self.quality[index]
-
-
-def axis(quality: Tensor) -> Tensor:
-    """Quality `[N]` as the network's t, `[N, 1, 1, 1]`."""
-    return (quality / QUALITY_MAX * 2 - 1).view(-1, 1, 1, 1)
 
 
 @torch.no_grad()
@@ -182,7 +177,7 @@ def train_twin(network: Network, data: Latents, plan: Plan, on_step: Callable[[f
         y, quality = data.part(step * plan.batch, plan.batch)
         out = entropy(network, y, quality, with_noise)
         hyper = min(1.0, 0.1 + 0.9 * step / max(1.0, plan.ramp * plan.steps))
-        lam = LAMBDA_MIN * (LAMBDA_MAX / LAMBDA_MIN) ** (quality / QUALITY_MAX)
+        lam = price(quality)
         weight = (lam / math.sqrt(LAMBDA_MIN * LAMBDA_MAX)) ** -recipe.balance
         loss = (weight * (out["bits_y"].sum(1) + hyper * out["bits_z"].sum(1)) / pixels).mean()
         optimiser.zero_grad(set_to_none=True)

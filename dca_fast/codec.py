@@ -22,7 +22,7 @@ from torch import Tensor
 from dca_fast import container, image_io, latents
 from dca_fast import weights as weights_io
 from dca_fast.backends import resolve
-from dca_fast.config import ALIGN, QUALITY_MAX, SKIP_ROW, ModelConfig
+from dca_fast.config import ALIGN, QUALITY_MAX, SKIP_ROW, ModelConfig, price
 from dca_fast.effort import ITERATIONS, RIVALS, pricings
 from dca_fast.effort import check as check_effort
 from dca_fast.entropy.coder import Coder
@@ -268,8 +268,6 @@ class Codec:
         progress: Callable[[float], None] | None,
     ) -> tuple[bytes, int]:
         """`_encode_pixels` with refined latents; with those of a lower level should they be better."""
-        from dca_fast.refine import price
-
         program, (height, width), image = self._program(quality), pixels.shape[:2], _padded(pixels)
         y = program.analyse(image)
         z = program.hyper_analyse(y)

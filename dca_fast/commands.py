@@ -82,12 +82,8 @@ def _progress() -> Iterator[Progress]:
 @contextmanager
 def _effort_bar(args: argparse.Namespace) -> Iterator[Callable[[float], None] | None]:
     """A bar for one file that takes long; a batch has its own."""
-    import torch
-
     from dca_fast.effort import ITERATIONS
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
     if args.effort not in ITERATIONS or args.out_dir is not None:
         yield None
         return
@@ -98,9 +94,13 @@ def _effort_bar(args: argparse.Namespace) -> Iterator[Callable[[float], None] | 
 
 def encode(args: argparse.Namespace) -> int:
     """Images to .dca files."""
+    import torch
+
     from dca_fast.image_io import load_image, write_atomic
 
     codec = _codec(args)
+    if args.threads:  # what refines latents runs on PyTorch's
+        torch.set_num_threads(args.threads)
     others = _others(args, codec) if args.verify else []
 
     def convert(source: str, target: str) -> None:

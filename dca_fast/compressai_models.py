@@ -37,7 +37,7 @@ from dca_fast.errors import ConfigError, WeightsError
 from dca_fast.export import load_float
 from dca_fast.latents import ORDER
 from dca_fast.model.context import parity_join, parity_split
-from dca_fast.model.network import Network, gaussian_bits, interpolate, log2_coded, to_nearest, with_noise
+from dca_fast.model.network import Network, axis, gaussian_bits, interpolate, log2_coded, to_nearest, with_noise
 from dca_fast.model.transforms import pad_image
 
 try:
@@ -287,11 +287,6 @@ class Dca(CompressionModel):
         model = cls(network.config, quality)
         model.network.load_state_dict(network.state_dict())
         return model
-
-
-def axis(quality: Tensor) -> Tensor:
-    """Quality `[N]` as the network's t, `[N, 1, 1, 1]` in -1..1."""
-    return (quality / QUALITY_MAX * 2 - 1).view(-1, 1, 1, 1)
 
 
 @register_model("dca-paper")

@@ -17,6 +17,12 @@ TRANSFORMS = ("patch", "elic")
 QUALITY_MAX = 100.0
 LAMBDA_MIN, LAMBDA_MAX = 0.0004, 0.15  # weight of the squared error in grey levels, bits per pixel
 
+
+def price(quality: Any) -> Any:
+    """lambda of a quality (a number or a tensor): bits per pixel that a squared error of one grey level is worth."""
+    return LAMBDA_MIN * (LAMBDA_MAX / LAMBDA_MIN) ** (quality / QUALITY_MAX)
+
+
 # The fixed-point grid of the integer line (docs/numerics.md).
 OPERAND_STEPS = 16  # int8 operands hold multiples of 1/16: range +-127/16
 FEATURE_STEPS = 256  # int16 features of the entropy model hold multiples of 1/256

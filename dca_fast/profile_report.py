@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dca_fast.entropy.tables import CENTER, ESCAPE, PROB_BITS, SKIP_ROW, Tables
+from dca_fast.entropy.tables import ESCAPE, PROB_BITS, SKIP_ROW, Tables
 from dca_fast.evaluate import need
 from dca_fast.image_io import write_atomic
 from dca_fast.timing import Ceilings, Rounds, Run, Work
@@ -95,8 +95,7 @@ def part_bits(tables: Tables, symbols: npt.NDArray[np.int16], rows: npt.NDArray[
     """Bits that the tables give to the coded symbols of one part."""
     coded = rows != SKIP_ROW
     rows, shift = rows[coded], tables.shift[rows[coded]]
-    bucket = (symbols[coded] >> shift) + CENTER
-    bucket = np.where((bucket < 0) | (bucket > ESCAPE), ESCAPE, bucket)
+    bucket = tables.symbols(symbols[coded], rows)
     bucket = np.where(tables.freq[rows, bucket] == 0, ESCAPE, bucket)
     raw = np.where(bucket == ESCAPE, 16, shift)
     return float((PROB_BITS - np.log2(tables.freq[rows, bucket]) + raw).sum())

@@ -15,10 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dca_fast.config import ALIGN, LAMBDA_MAX, LAMBDA_MIN, QUALITY_MAX, STRIDE
+from dca_fast.config import ALIGN, STRIDE, price
 from dca_fast.export import COEFFICIENT16, float_network
 from dca_fast.model.layers import freeze
-from dca_fast.model.network import Network, interpolate
+from dca_fast.model.network import Network, axis, interpolate
 from dca_fast.ops.reference import LIMIT16, LIMIT_SYMBOL
 from dca_fast.weights import Weights
 
@@ -28,11 +28,6 @@ HOT, COLD = 0.6, 0.12  # temperatures at the start and at the end
 SEED = 0
 Progress = Callable[[float], None]
 Latents = tuple[Tensor, dict[str, Tensor]]
-
-
-def price(quality: float) -> float:
-    """lambda: bits per pixel that a squared error of one grey level is worth, as in training."""
-    return float(LAMBDA_MIN * (LAMBDA_MAX / LAMBDA_MIN) ** (quality / QUALITY_MAX))
 
 
 @contextmanager
@@ -166,7 +161,7 @@ class _Search:
         self.network, self.x, self.counted, self.y, self.lam = network, x, counted, y, price(quality)
         self.sites = counted[:, ::STRIDE, ::STRIDE]  # those that touch the picture
         self.quality = torch.tensor([quality], dtype=torch.float32, device=x.device)
-        self.t = (self.quality / QUALITY_MAX * 2 - 1).view(-1, 1, 1, 1)
+        self.t = axis(self.quality)
         self.gain = torch.exp2(interpolate(network.log2_gain, self.quality))
         self.fixed: dict[str, Tensor] = {}
         if z_global is not None:

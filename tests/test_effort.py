@@ -13,7 +13,7 @@ import torch
 
 from dca_fast import Codec, effort, refine
 from dca_fast.codec import _padded
-from dca_fast.config import ModelConfig
+from dca_fast.config import ModelConfig, price
 from dca_fast.container import parse
 from dca_fast.effort import pricings
 from dca_fast.entropy.tables import CENTER, ESCAPE, build_gaussian_tables
@@ -35,7 +35,7 @@ def codec() -> Codec:
 def cost(codec: Codec, pixels: np.ndarray, data: bytes, quality: float) -> float:
     """Bits and priced error of a file."""
     error = np.square(codec.decode(data, "numpy").astype(float) - pixels).sum() / 3
-    return 8 * len(parse(data).stream) + refine.price(quality) * error
+    return 8 * len(parse(data).stream) + price(quality) * error
 
 
 @pytest.mark.parametrize("quality", [15, 50, 85])

@@ -9,6 +9,7 @@ Frequencies are Gaussian, or fitted to the symbols of photographs.
 import hashlib
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +77,11 @@ class Tables:
     def digest(self) -> bytes:
         """Return the SHA-256 (32 bytes) of the little-endian frequencies followed by the shifts."""
         return hashlib.sha256(self.freq.astype("<u2").tobytes() + self.shift.tobytes()).digest()
+
+    def symbols(self, values: npt.NDArray[Any], rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+        """Return the symbols of values in rows 0..127: their buckets, ESCAPE outside of the range; int64."""
+        bucket = (values.astype(np.int64) >> self.shift[rows]) + CENTER
+        return np.where((bucket < 0) | (bucket > ESCAPE), ESCAPE, bucket)
 
     def symbol_costs(self) -> npt.NDArray[np.int64]:
         """Return the bits of every symbol, an escape's value included: [128, 256] int64, 1/256 bit.

@@ -32,6 +32,11 @@ ANCHORS = 9  # knots of the gains over the quality axis
 STEP_COARSE, STEP_FINE = 120.0, 7.0  # quantiser steps in grey levels from which the gains start
 
 
+def axis(quality: Tensor) -> Tensor:
+    """Quality `[N]` in 0..100 as the network's t, `[N, 1, 1, 1]` in -1..1."""
+    return (quality / QUALITY_MAX * 2 - 1).view(-1, 1, 1, 1)
+
+
 def gaussian_bits(value: Tensor, log2_scale: Tensor) -> Tensor:
     """Bits of a zero-mean Gaussian integrated over [value - 1/2, value + 1/2]."""
     inverse = torch.exp2(-log2_scale)
@@ -143,7 +148,7 @@ class Network(nn.Module):
         rounding = with_noise if (self.training if noisy is None else noisy) else to_nearest
         height, width = image.shape[1:3]
         image = pad_image(image, ALIGN)
-        t = (quality / QUALITY_MAX * 2 - 1).view(-1, 1, 1, 1)
+        t = axis(quality)
         y = self.analysis(image, t)
         z_hat, bits_z = {}, []
         for name, pair in self.hyper.items():

@@ -11,7 +11,7 @@ from rich.progress import track
 from dca_fast import weights as weights_io
 from dca_fast.codec import Codec
 from dca_fast.config import SKIP_ROW
-from dca_fast.entropy.tables import CENTER, ESCAPE, ROWS, SYMBOLS, Tables, fit_tables
+from dca_fast.entropy.tables import ROWS, SYMBOLS, Tables, fit_tables
 from dca_fast.export import put_tables
 from dca_fast.program import QUALITY_RANGE
 from dca_fast.train.data import Crops
@@ -30,10 +30,7 @@ def count_symbols(codec: Codec, photographs: Crops, crops: int = CROPS) -> np.nd
         quality = round((i + 0.5) / crops * QUALITY_RANGE)
         for values, rows in codec._symbols(pixels, quality).parts:
             coded = rows != SKIP_ROW
-            row, value = rows[coded], values[coded].astype(np.int64)
-            bucket = (value >> tables.shift[row]) + CENTER
-            bucket[(bucket < 0) | (bucket > 2 * CENTER)] = ESCAPE
-            np.add.at(counts, (row, bucket), 1)
+            np.add.at(counts, (rows[coded], tables.symbols(values[coded], rows[coded])), 1)
     return counts
 
 

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from dca_fast.config import LAMBDA_MAX, LAMBDA_MIN, QUALITY_MAX, ModelConfig
+from dca_fast.config import LAMBDA_MAX, LAMBDA_MIN, QUALITY_MAX, ModelConfig, price
 from dca_fast.errors import ConfigError, WeightsError
 from dca_fast.model.layers import WideLinear
 from dca_fast.model.network import Network
@@ -85,7 +85,7 @@ def loss_of(
     bpp = out["bits"] / pixels
     counted = (out["bits_y"].sum(1) + hyper * out["bits_z"].sum(1)) / pixels
     mse = (out["image"] - image).square().flatten(1).mean(1)
-    lam = LAMBDA_MIN * (LAMBDA_MAX / LAMBDA_MIN) ** (quality / QUALITY_MAX)
+    lam = price(quality)
     weight = (lam / math.sqrt(LAMBDA_MIN * LAMBDA_MAX)) ** -balance
     return (weight * (counted + lam * mse)).mean(), bpp.detach(), mse.detach()
 
