@@ -1,6 +1,12 @@
 // The kernels for AVX-512 with VNNI.
 #include "cpu_kernels.h"
 
+#ifndef KERNELS  // see cpu_avx512_tall.cpp
+#define TILE_ROWS 4
+#define KERNELS avx512_kernels
+#define KERNELS_NAME "avx512"
+#endif
+
 #if defined(__x86_64__) && defined(__GNUC__)
 
 #include <immintrin.h>
@@ -25,7 +31,7 @@
 namespace dca {
 namespace {
 
-constexpr int kTileRows = 4;  // few, so that the epilogue of a tile overlaps with the products of the next
+constexpr int kTileRows = TILE_ROWS;  // few, so that the epilogue of a tile overlaps with the products of the next
 constexpr int kTileBlocks = 2;
 constexpr bool kBytes = true;
 
@@ -410,8 +416,8 @@ bool supported() {
 
 }  // namespace
 
-const Kernels* avx512_kernels() {
-  static const Kernels kernels = {"avx512", 2, KERNEL_FIELDS};
+const Kernels* KERNELS() {
+  static const Kernels kernels = {KERNELS_NAME, 2, KERNEL_FIELDS};
   return &kernels;
 }
 
@@ -420,7 +426,7 @@ const Kernels* avx512_kernels() {
 #else
 
 namespace dca {
-const Kernels* avx512_kernels() { return nullptr; }
+const Kernels* KERNELS() { return nullptr; }
 }  // namespace dca
 
 #endif

@@ -122,5 +122,6 @@ struct Kernels {
 const Kernels& scalar_kernels();
 const Kernels* avx2_kernels();  // null where the compiler or the architecture lacks it
 const Kernels* avx512_kernels();
+const Kernels* avx512_tall_kernels();
 
 }  // namespace dca

@@ -35,7 +35,7 @@ Rows = npt.NDArray[np.uint8]
 
 LANES = (1, 2, 4, 8, 16, 32)
 MAX_GROUPS = 64
-ISAS = ("auto", "scalar", "avx2", "avx512")
+ISAS = ("auto", "scalar", "avx2", "avx512", "avx512-tall")
 _STATE_BYTES = 4
 _OVERHEAD = 200  # states may take one byte in 200
 _GROUP_BYTES = 1 << 15  # a group is a warp of a GPU or work for a thread
@@ -202,6 +202,8 @@ def choose_isa(isa: str, runnable: Sequence[str]) -> str:
     isa = (os.environ.get("DCA_ISA") or "auto") if isa == "auto" else isa
     if isa not in ISAS:
         raise ConfigError(f"isa must be one of {', '.join(ISAS)} (got {isa!r})")
+    if isa not in runnable and isa.removesuffix("-tall") in runnable:
+        isa = isa.removesuffix("-tall")  # of the networks' kernels; the coder has one for both
     if isa != "auto" and isa not in runnable:
         raise BackendUnavailableError(f"this processor or build cannot run {isa}, only {', '.join(runnable)}")
     return runnable[0] if isa == "auto" else isa
