@@ -2,7 +2,7 @@
 #include "cpu_kernels.h"
 
 #ifndef KERNELS  // see cpu_avx512_tall.cpp
-#define TILE_ROWS 4
+#define TILE_ROWS 4  // few, so that the epilogue of a tile overlaps with the products of the next
 #define KERNELS avx512_kernels
 #define KERNELS_NAME "avx512"
 #endif
@@ -31,7 +31,7 @@
 namespace dca {
 namespace {
 
-constexpr int kTileRows = TILE_ROWS;  // few, so that the epilogue of a tile overlaps with the products of the next
+constexpr int kTileRows = TILE_ROWS;
 constexpr int kTileBlocks = 2;
 constexpr bool kBytes = true;
 
