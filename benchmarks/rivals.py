@@ -95,8 +95,7 @@ def to_fp32(module: nn.Module) -> nn.Module:
     """
     for layer in module.modules():
         if isinstance(layer, layers.Linear | layers.Depthwise):
-            weight, scale = layers.quantise_rows(layer.weight)
-            layer.weight.data = (weight * scale.view(-1, *[1] * (weight.dim() - 1))).detach()
+            layer.weight.data = layer.scaled().detach()
             layer.forward = MethodType(_linear if isinstance(layer, layers.Linear) else _depthwise, layer)
     return module.eval().requires_grad_(False)
 
@@ -106,6 +105,7 @@ def unrounded() -> Iterator[None]:
     """Operands of the float model saturate, which the weights rely on, but are not rounded to the integer grid."""
     modules = ("layers", "hyper", "context")
     patches = [mock.patch(f"dca_fast.model.{name}.operand", _saturate) for name in modules]
+    patches.append(mock.patch("dca_fast.model.layers.gate", _gate))
     for patch in patches:
         patch.start()
     try:
@@ -117,6 +117,11 @@ def unrounded() -> Iterator[None]:
 
 def _saturate(x: Tensor) -> Tensor:
     return F.hardtanh(x, -OPERAND_LIMIT, OPERAND_LIMIT)
+
+
+def _gate(x: Tensor) -> Tensor:
+    u, v = _saturate(x).chunk(2, -1)
+    return _saturate(u * v)
 
 
 class FloatModel:

@@ -103,13 +103,17 @@ def test_costs_are_code_lengths() -> None:
 
 
 def test_refinement_costs_less(codec: Codec) -> None:
-    pixels, seen = photograph(64, 100, seed=2), []
-    data = codec.encode(pixels, 45, effort=5, progress=seen.append)
-    plain, rival = (cost(codec, pixels, codec.encode(pixels, 45, effort=level), 45) for level in effort.RIVALS)
-    assert cost(codec, pixels, data, 45) < 0.997 * min(plain, rival)
-    assert seen == sorted(seen)
-    assert seen[-1] == 1
-    assert np.array_equal(Codec(backend="reference").decode(data, "numpy"), codec.decode(data, "numpy"))
+    """On average: it anneals at random, and a small picture may end where it began."""
+    ratios = []
+    for size, seed in (((64, 100), 2), ((64, 100), 3), ((64, 64), 5)):
+        pixels, seen = photograph(*size, seed=seed), []
+        data = codec.encode(pixels, 45, effort=5, progress=seen.append)
+        plain, rival = (cost(codec, pixels, codec.encode(pixels, 45, effort=level), 45) for level in effort.RIVALS)
+        ratios.append(cost(codec, pixels, data, 45) / min(plain, rival))
+        assert seen == sorted(seen)
+        assert seen[-1] == 1
+        assert np.array_equal(Codec(backend="reference").decode(data, "numpy"), codec.decode(data, "numpy"))
+    assert np.mean(ratios) < 0.995
 
 
 def test_refined_latents_that_cost_more_are_not_used(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:

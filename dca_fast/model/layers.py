@@ -7,6 +7,8 @@ Rounding is straight-through, so that training sees what the integer program (do
 from __future__ import annotations
 
 import math
+import timeit
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,19 +23,34 @@ def ste_round(x: Tensor) -> Tensor:
     return x + (torch.round(x) - x).detach()
 
 
+OPERAND_LIMIT = 127 / OPERAND_STEPS
+# Adding and subtracting it rounds a float32 of the operand's range half to even to a multiple of 1 / OPERAND_STEPS.
+_ROUNDER = 1.5 * 2**23 / OPERAND_STEPS
+
+
+def _saturate(x: Tensor, inplace: bool = False) -> Tensor:
+    y = x.clamp_(-OPERAND_LIMIT, OPERAND_LIMIT) if inplace else x.clamp(-OPERAND_LIMIT, OPERAND_LIMIT)
+    return y.add_(_ROUNDER).sub_(_ROUNDER)
+
+
+def _inside(gradient: Tensor, y: Tensor) -> Tensor:
+    """The gradient where `y` isn't saturated, else 0."""
+    return torch.ops.aten.hardtanh_backward(gradient, y, -OPERAND_LIMIT, OPERAND_LIMIT)
+
+
 class _Operand(torch.autograd.Function):
-    """Straight-through inside the range, no gradient outside; written out because a chain of small operators costs
-    a CPU trainer more than its GEMMs."""
+    """Straight-through inside the range, no gradient outside; written out, as `_Gate` and `_Scaled` are, because a
+    chain of small operators costs a CPU trainer more than its GEMMs."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        y = (x * OPERAND_STEPS).round_().clamp_(-127, 127)
-        ctx.save_for_backward(y.abs() < 127)
-        return y.mul_(1 / OPERAND_STEPS)
+        y = _saturate(x)
+        ctx.save_for_backward(y)
+        return y
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient * ctx.saved_tensors[0]
+        return _inside(gradient, ctx.saved_tensors[0])
 
 
 def operand(x: Tensor) -> Tensor:
@@ -41,25 +58,67 @@ def operand(x: Tensor) -> Tensor:
     return _Operand.apply(x)
 
 
-def quantise_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Per-row int8 weights (straight-through, dimension 0 = rows) and their scales `[O]`."""
-    flat = weight.detach().flatten(1)
-    scale = (flat.abs().amax(1) / 127).clamp_min(1e-8)
-    return ste_round(weight / scale.view(-1, *[1] * (weight.dim() - 1))), scale
+class _Gate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        halves = _saturate(x)
+        u, v = halves.chunk(2, -1)
+        y = _saturate(u * v, inplace=True)
+        ctx.save_for_backward(halves, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        halves, y = ctx.saved_tensors
+        gradient, both = _inside(gradient, y), torch.empty_like(halves)
+        for out, other in zip(both.chunk(2, -1), reversed(halves.chunk(2, -1)), strict=True):
+            torch.mul(gradient, other, out=out)
+        return _inside(both, halves)
+
+
+def gate(x: Tensor) -> Tensor:
+    """operand(operand(u) * operand(v)) of the halves u, v of the last dimension."""
+    return _Gate.apply(x)
+
+
+def row_scales(weight: Tensor) -> Tensor:
+    """Size of one int8 step of every row (dimension 0), broadcastable to `weight`."""
+    return (weight.detach().flatten(1).abs().amax(1) / 127).clamp_min(1e-8).view(-1, *[1] * (weight.dim() - 1))
+
+
+class _Scaled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        scale = row_scales(weight)
+        return (weight / scale).round_().mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
 
 
 class _Rounded(nn.Module):
     """A layer with int8 rows. `freeze` keeps them, for networks whose weights stay as they are."""
 
     weight: Tensor
-    _rows: tuple[Tensor, Tensor] | None = None
+    _frozen: Tensor | None = None
 
-    def rows(self) -> tuple[Tensor, Tensor]:
-        return quantise_rows(self.weight) if self._rows is None else self._rows
+    def scaled(self) -> Tensor:
+        """The weight on the grid of its rows (straight-through)."""
+        return _Scaled.apply(self.weight) if self._frozen is None else self._frozen
 
     def freeze(self) -> None:
-        weight, scale = quantise_rows(self.weight.detach())
-        self._rows = weight.bfloat16(), scale
+        self._frozen = _Scaled.apply(self.weight.detach())
+
+
+@cache
+def cpu_type() -> torch.dtype:
+    """What this CPU multiplies faster: bfloat16 (two to three times on AMD) or float32 (twice on Intel without AMX)."""
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        x, weight = torch.ones(1024, 256, dtype=dtype), torch.ones(256, 256, dtype=dtype)
+        seconds[dtype] = min(timeit.repeat(lambda x=x, weight=weight: F.linear(x, weight), number=1, repeat=5))
+    return min(seconds, key=seconds.__getitem__)
 
 
 class Linear(_Rounded):
@@ -70,12 +129,16 @@ class Linear(_Rounded):
         self.weight = nn.Parameter(torch.randn(outputs, inputs) * gain / math.sqrt(inputs))
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.slope = nn.Parameter(torch.zeros(outputs)) if conditional else None
+        self.cpu_type = cpu_type()
 
     def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
         """`[..., inputs]` on the operand grid -> `[..., outputs]` float32."""
-        weight, scale = self.rows()
-        # Operands and int8 weights are exact in bfloat16; only the product's sum is rounded.
-        y = F.linear(x.bfloat16(), weight.bfloat16()).float() * scale + self.bias
+        weight = self.scaled()
+        if x.device.type == "cpu" and self.cpu_type == torch.float32:
+            y = F.linear(x, weight, self.bias)
+        else:  # operands and int8 weights are exact in bfloat16; only the product's sum is rounded
+            scale = row_scales(self.weight)
+            y = F.linear(x.bfloat16(), (weight / scale).bfloat16()).float() * scale[:, 0] + self.bias
         return y if self.slope is None or t is None else y + t * self.slope
 
 
@@ -103,8 +166,7 @@ class Depthwise(_Rounded):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, H, W, C]` on the operand grid -> the same shape."""
-        weight, scale = self.rows()
-        weight = (weight * scale.view(-1, 1, 1))[:, None]
+        weight = self.scaled()[:, None]
         # NHWC permuted is channels-last: no copy either way.
         y = F.conv2d(x.permute(0, 3, 1, 2), weight, self.bias, padding=1, groups=weight.shape[0])
         return y.permute(0, 2, 3, 1)
@@ -115,35 +177,47 @@ class Depthwise(_Rounded):
 TRUNK_REACH = 2.0
 
 
-class DepthBlock(nn.Module):
+class _Branch(nn.Module):
+    """What adds to a trunk; `unit` is given for the transforms' trunks, which it brings to the operand's range."""
+
+    project: Linear
+
+    def __init__(self, channels: int, unit: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("unit", torch.ones(channels) if unit is None else unit.clone())
+        self.trunk, self.reach = unit is not None, 1.0 if unit is None else TRUNK_REACH
+
+    def read(self, x: Tensor) -> Tensor:
+        return operand(x / self.unit if self.trunk else x)
+
+    def add(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.add(x, self.project(h), alpha=self.reach)
+
+
+class DepthBlock(_Branch):
     """x + W2 dw3x3(leaky(W1 x)): the spatial half of a block; the branch reads x / unit."""
 
     def __init__(self, channels: int, hidden: int, unit: Tensor | None = None) -> None:
-        super().__init__()
-        self.register_buffer("unit", torch.ones(channels) if unit is None else unit.clone())
-        self.reach = 1.0 if unit is None else TRUNK_REACH
+        super().__init__(channels, unit)
         self.expand = Linear(channels, hidden, conditional=True)
         self.depthwise = Depthwise(hidden)
         self.project = Linear(hidden, channels, gain=0.02)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        h = operand(F.leaky_relu(self.expand(operand(x / self.unit), t), LEAKY_SLOPE))
-        return x + self.project(operand(self.depthwise(h))) * self.reach
+        h = operand(F.leaky_relu(self.expand(self.read(x), t), LEAKY_SLOPE))
+        return self.add(x, operand(self.depthwise(h)))
 
 
-class GatedFfn(nn.Module):
+class GatedFfn(_Branch):
     """x + W2 (u * v) with u, v = W1 x: the channel half of a block."""
 
     def __init__(self, channels: int, hidden: int, unit: Tensor | None = None) -> None:
-        super().__init__()
-        self.register_buffer("unit", torch.ones(channels) if unit is None else unit.clone())
-        self.reach = 1.0 if unit is None else TRUNK_REACH
+        super().__init__(channels, unit)
         self.expand = Linear(channels, 2 * hidden)
         self.project = Linear(hidden, channels, gain=0.02)
 
     def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
-        u, v = self.expand(operand(x / self.unit)).chunk(2, -1)
-        return x + self.project(operand(operand(u) * operand(v))) * self.reach
+        return self.add(x, gate(self.expand(self.read(x))))
 
 
 class Block(nn.Module):

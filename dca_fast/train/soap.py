@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+MOMENT_EVERY = 2  # steps between two updates of the preconditioner: it decays over fifty
+
 
 class Soap(torch.optim.Optimizer):
     """Args:
@@ -58,24 +60,29 @@ class Soap(torch.optim.Optimizer):
                         state[name] = torch.zeros(len(params), size, size, dtype=grad.dtype, device=grad.device)
         state["step"] += 1
         step = state["step"]
-        for name in ("left", "right"):
-            if name in state:
-                g = grad if name == "left" else grad.mT
-                state[name].lerp_(g @ g.mT, 1 - (b3 if step > 1 else 0.0))
-                if step == 1:
-                    state[f"basis_{name}"] = torch.eye(g.shape[1], device=g.device).expand_as(state[name]).clone()
-        mean = state["mean"].lerp_(grad, 1 - b1)
-        state["square"].lerp_(self._rotate(grad, state).square_(), 1 - b2)
-        root = (state["square"] / (1 - b2**step)).sqrt_().add_(group["eps"])
-        update = self._rotate(mean, state).div_(root)
-        update = self._rotate_back(update, state).mul_(-group["lr"] / (1 - b1**step))
+        if step == 1:
+            for name, size in zip(("left", "right"), grad.shape[1:], strict=False):
+                if name in state:
+                    state[f"basis_{name}"] = torch.eye(size, device=grad.device).expand_as(state[name]).clone()
+        if step % MOMENT_EVERY == 1:
+            for name in ("left", "right"):
+                if name in state:
+                    g = grad if name == "left" else grad.mT
+                    state[name].lerp_(g @ g.mT, 1 - (b3**MOMENT_EVERY if step > 1 else 0.0))
+        rotated = self._rotate(grad, state)
+        mean = state["mean"].lerp_(rotated, 1 - b1)
+        square = state["square"].mul_(b2).addcmul_(rotated, rotated, value=1 - b2)
+        root = (square / (1 - b2**step)).sqrt_().add_(group["eps"])
+        update = self._rotate_back(mean / root, state).mul_(-group["lr"] / (1 - b1**step))
         torch._foreach_add_(params, list(update.unbind()))
         if step % group["every"] == 0:
+            mean = self._rotate_back(mean, state)
             for name in ("left", "right"):
                 if name in state:
                     state[f"basis_{name}"] = self._basis(
                         state[name], state[f"basis_{name}"], first=step == group["every"]
                     )
+            state["mean"] = self._rotate(mean, state)
 
     @staticmethod
     def _basis(moment: Tensor, basis: Tensor, first: bool) -> Tensor:
