@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dca_fast.train.soap import Soap
+from dca_fast.train.whiten import inverse_root
 
 
 def test_vectors_take_plain_adam() -> None:
@@ -80,3 +81,21 @@ def test_a_resumed_optimiser_goes_on_as_if_nothing_happened() -> None:
     run(soap, first, range(7, 12))
     run(again, second, range(7, 12))
     assert all(a.equal(b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_whitened_parameter_follows_its_stand_in() -> None:
+    torch.manual_seed(3)
+    x, start = torch.randn(50, 6) * torch.logspace(0, -2, 6), torch.randn(4, 6)
+    root = inverse_root(x)
+    white = x @ root
+    assert torch.allclose(white.T @ white / 50, torch.eye(6), atol=1e-3)
+    w, v = torch.nn.Parameter(start.clone()), torch.nn.Parameter(torch.zeros(4, 6))
+    optimisers = [Soap([{"params": [w]}], lr=1e-2), Soap([{"params": [v]}], lr=1e-2)]
+    optimisers[0].whiten(w, root)
+    for _ in range(9):  # before there is an eigenbasis: of so few gradients it is arbitrary
+        for optimiser, weight in zip(optimisers, (w, start + v @ root), strict=True):
+            optimiser.zero_grad()
+            (x @ weight.T).square().mean().backward()
+            optimiser.step()
+    assert not torch.allclose(w, start, rtol=0.01)
+    assert torch.allclose(w, start + v @ root, rtol=1e-3)

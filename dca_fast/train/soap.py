@@ -36,6 +36,14 @@ class Soap(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "every": every, "side": side})
 
+    def whiten(self, p: Tensor, root: Tensor) -> None:
+        """From now on update V instead of `p` = constant + V `root`; before the first step.
+
+        Args:
+            root: C^(-1/2) `[I, I]` for `p` `[O, I]` that is multiplied with inputs of second moment C.
+        """
+        self.state[p]["root"] = root
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of every parameter; all must have a gradient."""
@@ -48,8 +56,9 @@ class Soap(torch.optim.Optimizer):
 
     def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
         state, (b1, b2, b3) = self.state[params[0]], group["betas"]
-        grad = torch.stack([p.grad for p in params])
-        if not state:
+        roots = [self.state[p].get("root") for p in params]
+        grad = torch.stack([p.grad if r is None else p.grad @ r for p, r in zip(params, roots, strict=True)])
+        if "step" not in state:
             state["step"] = 0
             state["mean"], state["square"] = torch.zeros_like(grad), torch.zeros_like(grad)
             if grad.dim() == 3:
@@ -74,7 +83,8 @@ class Soap(torch.optim.Optimizer):
         square = state["square"].mul_(b2).addcmul_(rotated, rotated, value=1 - b2)
         root = (square / (1 - b2**step)).sqrt_().add_(group["eps"])
         update = self._rotate_back(mean / root, state).mul_(-group["lr"] / (1 - b1**step))
-        torch._foreach_add_(params, list(update.unbind()))
+        updates = [u if r is None else u @ r for u, r in zip(update, roots, strict=True)]
+        torch._foreach_add_(params, updates)
         if step % group["every"] == 0:
             mean = self._rotate_back(mean, state)
             for name in ("left", "right"):

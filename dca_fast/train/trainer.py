@@ -30,6 +30,7 @@ from dca_fast.model.network import Network
 from dca_fast.train.data import Crops
 from dca_fast.train.klt import start_from_components
 from dca_fast.train.soap import Soap
+from dca_fast.train.whiten import whitening
 from dca_fast.train.world import ALONE, World
 
 log = logging.getLogger(__name__)
@@ -45,9 +46,10 @@ class Recipe:
         steps: length of the whole training instead, earlier runs in the same folder included; 0: `minutes` counts.
         batch, crop: samples per step and process, and side of a crop in pixels (a multiple of 64).
         optimiser: "soap" (fewer steps, each a third longer on one core: docs/training.md) or "adam".
-        rate: learning rate. The trunk's projections start nearly right and take `trunk_rate` times it (at
-            0.3 the transforms alone lost 10 dB within 2,000 steps), the blocks of the transforms `block_rate` times,
-            the logarithms of gains and scales, which have far to go, `log_rate` times.
+        rate: learning rate. The trunk's projections start nearly right and take `trunk_rate` times it, in coordinates
+            in which their inputs are white (`train/whiten.py`; Adam, which has only the weights' own, a third of
+            that), the blocks of the transforms `block_rate` times, the logarithms of gains and scales, which have far
+            to go, `log_rate` times.
         ramp: the hyper latents' rate counts a tenth at first and fully after so many steps; without it the regional
             and global ones die before their synthesis has learned to read them.
         balance: samples are weighted by lambda ** -balance, so that low qualities are not drowned by high ones.
@@ -61,7 +63,7 @@ class Recipe:
     crop: int = 192
     optimiser: str = "soap"
     rate: float = 8e-4
-    trunk_rate: float = 0.03
+    trunk_rate: float = 0.1
     block_rate: float = 0.5
     log_rate: float = 3.0
     ramp: int = 2000
@@ -93,11 +95,12 @@ def loss_of(
 def parameter_groups(network: Network, recipe: Recipe) -> list[dict]:
     """Parameters by their factor on the learning rate, see `Recipe.rate`."""
     factors: dict[int, float] = {}
+    trunk_rate = recipe.trunk_rate * (1.0 if recipe.optimiser == "soap" else 0.3)
     for part in (network.analysis, network.synthesis):
         factors.update((id(p), recipe.block_rate) for p in part.parameters())
         for module in part.modules():
             if isinstance(module, WideLinear):
-                factors.update((id(p), recipe.trunk_rate) for p in module.parameters())
+                factors.update((id(p), trunk_rate) for p in module.parameters())
     for p in (network.log2_gain, *network.factorised.parameters()):
         factors[id(p)] = recipe.log_rate
     groups: dict[float, list] = {}
@@ -192,12 +195,16 @@ class Trainer:
             self.step = self.first = recipe.ramp  # trained before, so past the ramp
         else:
             start_from_components(self.network, photographs, recipe.seed)
+        white = whitening(self.network, photographs, recipe.seed) if state is None else {}
         self.network.to(device).train()
         self.average = {k: v.detach().clone().float() for k, v in self.network.state_dict().items()}
         self.optimiser = make_optimiser(self.network, recipe)
         if state is not None:
             self.average = {k: v.to(device) for k, v in state["average"].items()}
             self.optimiser.load_state_dict(state["optimiser"])
+        if isinstance(self.optimiser, Soap):
+            for layer, root in white.items():
+                self.optimiser.whiten(layer.get_parameter("weight"), world.share(root.to(device)))
         if device.startswith("cuda") and recipe.bf16 and config.transforms == "elic":
             for transform in (self.network.analysis, self.network.synthesis):
                 in_bfloat16(transform, "cuda")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -34,6 +34,12 @@ class World:
         shared = torch.tensor([value], dtype=torch.float64, device=self.device)
         dist.broadcast(shared, 0)
         return float(shared.item())
+
+    def share(self, x: Tensor) -> Tensor:
+        """The first process's `x`, in place."""
+        if self.size > 1:
+            dist.broadcast(x, 0)
+        return x
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
