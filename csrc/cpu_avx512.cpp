@@ -24,6 +24,8 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
+// What follows must not rename the register: GCC then copies every sum of a tile in every step of its loop.
+#define KEEP(x) asm("" : "+v"(x))
 #define OWN_STORES
 #define OWN_DEPTHWISE
 #define OWN_TOKENS

@@ -6,11 +6,15 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <new>
 #include <optional>
 #include <shared_mutex>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
 
 #include "cpu_ops.h"
 
@@ -128,11 +132,71 @@ void finite(const float* values, int64_t count) {
   for (int64_t i = 0; i < count; ++i) require(std::isfinite(values[i]), "multipliers must be finite");
 }
 
+// The memory of results that are gone, kept for the next of the same size: fresh pages cost as much as an operation.
+// The interpreter's lock guards it. Never destroyed: arrays may outlive static destructors.
+class Spare {
+ public:
+  static Spare& of_process() {
+    static Spare* const spare = new Spare;
+    return *spare;
+  }
+
+  void* take(size_t bytes) {
+    const auto found = free_.find(bytes);
+    if (found == free_.end()) return ::operator new(bytes, kAlignment);
+    void* p = found->second;
+    free_.erase(found);
+    kept_ -= bytes;
+    return p;
+  }
+
+  void give(void* p, size_t bytes) {
+    if (bytes > kMost) return ::operator delete(p, kAlignment);
+    if (kept_ + bytes > kMost) clear();  // what is kept is often of another picture's sizes
+    free_.emplace(bytes, p);
+    kept_ += bytes;
+  }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  static constexpr size_t kMost = size_t{64} << 20;
+
+  void clear() {
+    for (const auto& [bytes, p] : free_) ::operator delete(p, kAlignment);
+    free_.clear();
+    kept_ = 0;
+  }
+
+  std::unordered_multimap<size_t, void*> free_;
+  size_t kept_ = 0;
+};
+
+constexpr size_t kLeastKept = 1 << 14;  // bytes; smaller ones the allocator keeps itself
+
+struct Block {
+  size_t bytes;
+  void* data;
+  explicit Block(size_t n) : bytes(n), data(Spare::of_process().take(n)) {}
+  ~Block() { Spare::of_process().give(data, bytes); }
+  Block(const Block&) = delete;
+  Block& operator=(const Block&) = delete;
+};
+
+template <class T>
+py::array_t<T> fresh(const std::vector<py::ssize_t>& shape) {
+  size_t bytes = sizeof(T);
+  for (const py::ssize_t length : shape) bytes *= static_cast<size_t>(length);
+  if (bytes < kLeastKept) return py::array_t<T>(shape);
+  auto block = std::make_unique<Block>(bytes);
+  py::capsule owner(block.get(), [](void* p) { delete static_cast<Block*>(p); });
+  return py::array_t<T>(shape, static_cast<T*>(block.release()->data), owner);
+}
+
 template <class T>
 py::array_t<T> like(const py::array& x, int64_t channels) {
   std::vector<py::ssize_t> shape(x.shape(), x.shape() + x.ndim());
   shape.back() = channels;
-  return py::array_t<T>(shape);
+  return fresh<T>(shape);
 }
 
 int step_of(int step) {
@@ -531,7 +595,7 @@ py::array_t<int16_t> bind_patches(const py::array& image, int size) {
   Map map;
   const uint8_t* in = map_of<uint8_t>(image, "image", 3, map);
   divisible(map, size);
-  py::array_t<int16_t> out(patch_shape(map, size));
+  auto out = fresh<int16_t>(patch_shape(map, size));
   int16_t* to = out.mutable_data();
   Running running;
   patches_from_image(in, map, size, to);
@@ -543,7 +607,7 @@ py::array to_depth(const py::array& x, int s) {
   Map map;
   const T* in = map_of<T>(x, "x", kAny, map);
   divisible(map, s);
-  py::array_t<T> out(patch_shape(map, s));
+  auto out = fresh<T>(patch_shape(map, s));
   T* to = out.mutable_data();
   Running running;
   space_to_depth(in, map, s, sizeof(T), to);
@@ -556,7 +620,7 @@ py::array to_space(const py::array& x, int s, int64_t channels, const char* name
   const T* in = map_of<T>(x, name, channels, map);
   require(map.c % (s * s) == 0, "channels must be a multiple of the block area");
   const Map large = {map.n, map.h * s, map.w * s, map.c / (s * s)};
-  py::array_t<T> out(std::vector<py::ssize_t>{large.n, large.h, large.w, large.c});
+  auto out = fresh<T>({large.n, large.h, large.w, large.c});
   T* to = out.mutable_data();
   Running running;
   depth_to_space(in, large, s, sizeof(T), to);

@@ -12,6 +12,10 @@
 #define SEPARATE
 #endif
 
+#ifndef KEEP
+#define KEEP(x)
+#endif
+
 constexpr int kGroup = kTileBlocks * kLanes;     // columns of a tile
 constexpr int32_t kMasked = -(1 << 30);          // score of a pair that must not see each other
 constexpr int kKeyChunk = 8192;                  // keys summed in 32 bits: 8192 * 127 * 127 < 2^31
@@ -245,6 +249,9 @@ SEPARATE void tile(const char* a, int64_t stride, const char* w, int words, cons
       UNROLL for (int j = 0; j < kTileBlocks; ++j)
         acc[i][j] = dot<STEP>(acc[i][j], x, b[j]);
     }
+  }
+  UNROLL for (int i = 0; i < kTileRows; ++i) {
+    UNROLL for (int j = 0; j < kTileBlocks; ++j) { KEEP(acc[i][j]); }
   }
   epilogue(row, col, acc);
 }

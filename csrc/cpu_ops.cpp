@@ -514,8 +514,8 @@ void for_parities(const Map& map, int64_t work, F&& body) {
   const int64_t half = map.w / 2, sites = map.h / 2 * half;
   const int64_t size = strip_rows(map.n * sites * 4), strips = divide_up(sites, size);
   parallel_for(map.n * 4 * strips, work, [&](int64_t i) {
-    const int64_t first = i % strips * size, n = i / (strips * 4);
-    const int parity = static_cast<int>(i / strips % 4);
+    const int64_t first = i / 4 % strips * size, n = i / (strips * 4);
+    const int parity = static_cast<int>(i % 4);
     const int count = static_cast<int>(std::min(size, sites - first));
     int64_t* site = scratch_of<int64_t>(Scratch::sites, count);
     for (int j = 0; j < count; ++j) {
@@ -670,12 +670,12 @@ namespace {
 // body(run of s * c elements in the larger map, the same run among the patches), both as element offsets.
 template <class F>
 void for_runs(const Map& map, int s, F&& body) {
-  const int64_t run = static_cast<int64_t>(s) * map.c;
-  parallel_for(map.n * map.h, map.n * map.h * map.w * map.c * kElementWork, [&](int64_t i) {
-    const int64_t patch_row = i / s, dy = i % s;  // h is a multiple of s, so images need no extra care
-    for (int64_t x = 0; x < map.w / s; ++x) {
-      body(i * map.w * map.c + x * run, ((patch_row * (map.w / s) + x) * s + dy) * run, run);
-    }
+  const int64_t run = static_cast<int64_t>(s) * map.c, across = map.w / s;
+  // h is a multiple of s, so images need no extra care.
+  parallel_for(map.n * map.h / s, map.n * map.h * map.w * map.c * kElementWork, [&](int64_t i) {
+    for (int64_t dy = 0; dy < s; ++dy)
+      for (int64_t x = 0; x < across; ++x)
+        body(((i * s + dy) * across + x) * run, ((i * across + x) * s + dy) * run, run);
   });
 }
 

@@ -127,6 +127,7 @@ def _add_train(p: argparse.ArgumentParser) -> None:
     p.add_argument("--batch", type=count, metavar="N", help="crops in a step, of each process of torchrun")
     p.add_argument("--crop", type=_crop, metavar="N", help=f"side of a crop in pixels, a multiple of {ALIGN}")
     p.add_argument("--rate", type=float, help="learning rate")
+    p.add_argument("--cooldown", type=_part, metavar="PART", help="of the time in which the rate falls (default: 0.35)")
     p.add_argument("--seed", type=int, metavar="N", help="another one for a run with --start draws other crops")
     p.add_argument("--optimiser", choices=("soap", "adam"), help="default: soap")
     p.add_argument("--threads", type=count, metavar="N", help="default: PyTorch's choice")
@@ -195,3 +196,9 @@ def _crop(text: str) -> int:
     if int(text) < 1 or int(text) % ALIGN:
         raise argparse.ArgumentTypeError(f"must be a multiple of {ALIGN}, got {text}")
     return int(text)
+
+
+def _part(text: str) -> float:
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"must be within 0..1, got {text}")
+    return float(text)

@@ -205,3 +205,15 @@ def test_a_forked_child_gets_its_own_threads() -> None:
     child.start()
     child.join(timeout=30)
     assert child.exitcode == 0
+
+
+def test_a_result_takes_the_memory_of_one_that_is_gone() -> None:
+    x = torch.randint(-99, 99, (1, 58, 62, 34), dtype=torch.int16)
+    first = native.add(x, x)
+    second = native.add(first, x)
+    assert first.equal(2 * x)
+    assert second.equal(3 * x)
+    address = first.data_ptr()
+    del first
+    assert native.add(x, x).data_ptr() == address
+    assert second.equal(3 * x)
