@@ -340,7 +340,7 @@ class Codec:
             pixels = _luma(pixels)[:, :, None].expand(-1, -1, 3)  # all three planes equal, as they were
         if output == "torch":
             return pixels.permute(2, 0, 1).contiguous()
-        array = pixels.contiguous().cpu().numpy()
+        array = np.ascontiguousarray(pixels.cpu().numpy())
         if output == "numpy":
             return array
         blocks = {tag.name.lower(): b for tag, b in dca.sections.items() if tag != container.Section.ALPHA}

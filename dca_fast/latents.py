@@ -16,7 +16,7 @@ from torch import Tensor
 from dca_fast.config import ALIGN, SKIP_ROW, STEPS, STRIDE
 from dca_fast.ops import Pricing
 from dca_fast.ops.reference import LIMIT_SYMBOL
-from dca_fast.program import Program
+from dca_fast.program import Program, repeated
 
 if TYPE_CHECKING:
     from dca_fast.entropy.coder import Decoder
@@ -66,8 +66,14 @@ class EncoderSource:
         return symbols
 
     def hyper(self, name: str, rows: Tensor) -> Tensor:
-        symbols = self._z[name].clamp(-LIMIT_SYMBOL, LIMIT_SYMBOL)
-        return self._keep(symbols.masked_fill_(rows == SKIP_ROW, 0), rows)
+        z = self._z[name]
+        if z.device.type != "cpu":
+            symbols = z.clamp(-LIMIT_SYMBOL, LIMIT_SYMBOL).masked_fill_(rows == SKIP_ROW, 0)
+        else:  # without PyTorch, see `repeated`
+            values = np.clip(z.numpy(), -LIMIT_SYMBOL, LIMIT_SYMBOL)
+            values *= rows.numpy() != SKIP_ROW
+            symbols = torch.from_numpy(values)
+        return self._keep(symbols, rows)
 
     def step(self, step: int, mean: Tensor, rows: Tensor) -> Tensor:
         p = self._program
@@ -113,14 +119,13 @@ def code(program: Program, source: Source, grid: tuple[int, int], valid: tuple[i
     for name in ORDER:
         if name in shapes:
             # One row for each channel; of the global latent for each channel of each token.
-            rows = program.hyper_rows[name].view(1, 1, -1, shapes[name][-1])
-            rows = rows.expand(1, *shapes[name]).contiguous()
+            rows = repeated(program.hyper_rows[name].view(1, 1, -1, shapes[name][-1]), (1, *shapes[name]))
             if name == "local":
                 rows[:, valid[0] :] = SKIP_ROW
                 rows[:, :, valid[1] :] = SKIP_ROW
             z[name] = source.hyper(name, rows)
     features = program.hyper_features(z)
-    y_hat = torch.zeros(1, h, w, c.latent, dtype=torch.int16, device=program.device)
+    y_hat = torch.empty(1, h, w, c.latent, dtype=torch.int16, device=program.device)  # every step writes a quarter
     for step in range(STEPS):
         mean, rows = program.step_parameters(step, y_hat, features, valid)
         symbols = source.step(step, mean, rows)

@@ -13,7 +13,7 @@ It is written once, over an `Ops` record, so reference and fast backends differ 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -298,7 +298,7 @@ class Program:
                 for core in range(len(self._heads)):
                     layer = self._linear(f"context.cores.{core}.global_attention.out")
                     token = self.ops.linear_add(out["values"][:, :1].contiguous(), layer)
-                    out[f"token{core}"] = token[:, None].expand(out["step0"].shape).contiguous()
+                    out[f"token{core}"] = repeated(token[:, None], out["step0"].shape)
         return out
 
     def step_parameters(
@@ -345,6 +345,13 @@ class Program:
         x = self.ops.depth_to_space2(self.ops.wide_linear(x, self._linear("synthesis.split")))
         x = self._blocks(x, "synthesis.blocks8", fine)
         return self.ops.image_from_patches(self.ops.wide_pixels(x, self._linear("synthesis.pixels")))
+
+
+def repeated(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """`x` broadcast to `shape` and copied. On a CPU without PyTorch, whose threads would take the codec's cores."""
+    if x.device.type != "cpu":
+        return x.expand(*shape).contiguous()
+    return torch.from_numpy(np.broadcast_to(x.numpy(), tuple(shape)).copy())
 
 
 def _by_rows(
