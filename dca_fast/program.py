@@ -121,6 +121,9 @@ class Model:
         self.tensors = {name: tensor.to(self.device) for name, tensor in weights.tensors.items()}
         self.linear: dict[str, Linear] = {}
         self.depthwise: dict[str, Depthwise] = {}
+        widest = max(tensor.shape[-1] for name, tensor in self.tensors.items() if name.endswith(".w"))
+        # Type and device are spelled out because the host program may have changed torch's defaults.
+        self.to_operand = torch.full((widest,), OPERAND_STEPS / FEATURE_STEPS, dtype=torch.float32, device=self.device)
 
 
 class Program:
@@ -195,8 +198,7 @@ class Program:
 
     def _to_operand(self, x: Tensor) -> Tensor:
         """Multipliers from a feature of the entropy model (1/256) to an operand (1/16)."""
-        # Type and device are spelled out because the host program may have changed torch's defaults.
-        return torch.full((x.shape[-1],), OPERAND_STEPS / FEATURE_STEPS, dtype=torch.float32, device=self.device)
+        return self._shared.to_operand[: x.shape[-1]]
 
     def _operand(self, x: Tensor) -> Tensor:
         return self.ops.operand8(x, self._to_operand(x))
