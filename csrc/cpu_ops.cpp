@@ -302,7 +302,7 @@ struct DepthBlock {
 
 void depth_block(const int16_t* x, const Map& map, const float* m_in, const PackedLinear& expand,
                  const PackedDepthwise& depthwise, const PackedLinear& project, int16_t* out) {
-  constexpr int64_t kTall = 16;  // every part computes two hidden rows twice
+  constexpr int64_t kTall = 32;  // every part computes two hidden rows twice
   const std::vector<float> scale = grouped(m_in, map.c);
   const DepthBlock block = {x, map, scale.data(), expand, depthwise, project, out};
   const int64_t sites = map.n * map.h * map.w;

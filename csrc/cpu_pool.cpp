@@ -18,7 +18,7 @@
 namespace dca {
 namespace {
 
-constexpr auto kSpin = std::chrono::microseconds(60);
+constexpr auto kSpin = std::chrono::microseconds(200);
 constexpr int kMaxThreads = 256;
 constexpr std::align_val_t kAlignment{64};
 

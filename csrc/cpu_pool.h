@@ -18,7 +18,7 @@ void run_parallel(int64_t count, void (*task)(void*, int64_t), void* context);
 // The same for a callable. `work` in operations: small jobs are not worth waking a thread.
 template <class F>
 void parallel_for(int64_t count, int64_t work, F&& body) {
-  constexpr int64_t kWorthwhile = 2'000'000;
+  constexpr int64_t kWorthwhile = 1'000'000;
   if (count <= 1 || work < kWorthwhile || threads() == 1) {
     for (int64_t i = 0; i < count; ++i) body(i);
     return;
