@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before torch: its idle threads must not take the others' cores
+os.environ["GOMP_SPINCOUNT"] = "20000"  # for long, see test_bench_codec.py
 sys.path.insert(0, str(Path(__file__).parent))  # for `pictures` and `rivals`, in every import mode
 
 import pytest
