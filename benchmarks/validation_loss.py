@@ -46,10 +46,10 @@ def main() -> None:
             for image in images.split(4):
                 q = torch.full((len(image),), quality)
                 found.append(loss_of(network(image, q, noisy=False), image, q, Recipe().balance, torch.tensor(1.0)))
-            losses += [loss for loss, _, _ in found]
+            losses += [loss * len(image) for (loss, _, _), image in zip(found, images.split(4), strict=True)]
             bpp, mse = (torch.cat(parts) for parts in list(zip(*found, strict=True))[1:])
             text.append(f"{bpp.mean():.4f} bpp {(10 * torch.log10(255**2 / mse)).mean():.3f} dB")
-        print(f"{path}: loss {torch.stack(losses).mean():.5f}; " + ", ".join(text), flush=True)
+        print(f"{path}: loss {sum(losses) / len(images) / len(QUALITIES):.5f}; " + ", ".join(text), flush=True)
 
 
 if __name__ == "__main__":

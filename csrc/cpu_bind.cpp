@@ -143,23 +143,36 @@ class Spare {
 
   void* take(size_t bytes) {
     const auto found = free_.find(bytes);
-    if (found == free_.end()) return ::operator new(bytes, kAlignment);
+    if (found == free_.end()) return allocate(bytes);
     void* p = found->second;
     free_.erase(found);
     kept_ -= bytes;
     return p;
   }
 
-  void give(void* p, size_t bytes) {
+  void give(void* p, size_t bytes) noexcept {
     if (bytes > kMost) return ::operator delete(p, kAlignment);
     if (kept_ + bytes > kMost) clear();  // what is kept is often of another picture's sizes
-    free_.emplace(bytes, p);
-    kept_ += bytes;
+    try {
+      free_.emplace(bytes, p);
+      kept_ += bytes;
+    } catch (const std::bad_alloc&) {
+      ::operator delete(p, kAlignment);
+    }
   }
 
  private:
   static constexpr std::align_val_t kAlignment{64};
   static constexpr size_t kMost = size_t{64} << 20;
+
+  void* allocate(size_t bytes) {
+    try {
+      return ::operator new(bytes, kAlignment);
+    } catch (const std::bad_alloc&) {
+      clear();
+      return ::operator new(bytes, kAlignment);
+    }
+  }
 
   void clear() {
     for (const auto& [bytes, p] : free_) ::operator delete(p, kAlignment);

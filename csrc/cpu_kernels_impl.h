@@ -2,6 +2,7 @@
 // namespace after it has defined I16 and F16 (16 x int32, 16 x float), their operations, `dot`, `lookup`, and
 //   kTileRows x kTileBlocks: accumulators of 16 lanes held in registers; kTileRows divides kStrip
 //   kBytes: whether dot<4> (unsigned bytes times signed bytes) exists besides dot<2> (pairs of int16)
+//   KEEP(x): keeps x in its register from here on, where the compiler needs that said
 //   OWN_STORES, OWN_DEPTHWISE, OWN_TOKENS: what it implements itself instead of the general code below
 
 #if defined(__GNUC__)  // where a call would take a tile of accumulators out of the registers

@@ -23,7 +23,7 @@ constexpr int kMaxThreads = 256;
 constexpr std::align_val_t kAlignment{64};
 
 // Waits a moment without sleeping: operations follow each other closely. There is no pause instruction in the loop
-// because hypervisors take a processor away from a guest that repeats it.
+// because hypervisors may take a processor away from a guest that repeats it; the time was chosen on a virtual machine.
 template <class Condition>
 bool spin_until(Condition done) {
   const auto end = std::chrono::steady_clock::now() + kSpin;
@@ -86,10 +86,10 @@ class Pool {
       } catch (const std::system_error&) {  // no more threads to be had: the ones there are do the work
       }
       job_ = &job;
-      places_ = helpers;
+      helpers_ = std::min(helpers, workers_);
       epoch_.fetch_add(1, std::memory_order_release);
     }
-    wake_.notify_all();
+    for (int p = 1; p <= helpers_; ++p) wake_[p].notify_one();
     job.work(0);
     std::unique_lock<std::mutex> lock(mutex_);
     job_ = nullptr;
@@ -103,16 +103,17 @@ class Pool {
 
  private:
   void serve(int participant) {
+    bool wanted = true;  // by the latest job; others sleep until one wants them
     for (uint64_t seen = 0;;) {
       const auto called = [&] { return epoch_.load(std::memory_order_acquire) != seen; };
       Job* job = nullptr;
-      const bool awake = spin_until(called);
+      const bool awake = wanted && spin_until(called);
       {
         std::unique_lock<std::mutex> lock(mutex_);
-        if (!awake) wake_.wait(lock, called);
+        if (!awake) wake_[participant].wait(lock, called);
         seen = epoch_.load(std::memory_order_acquire);
-        if (job_ && places_ > 0) {
-          --places_;
+        wanted = participant <= helpers_;
+        if (wanted && job_) {
           active_.fetch_add(1, std::memory_order_relaxed);
           job = job_;
         }
@@ -126,11 +127,11 @@ class Pool {
   }
 
   std::mutex turn_, mutex_;
-  std::condition_variable wake_, finished_;
+  std::condition_variable wake_[kMaxThreads], finished_;  // one for each participant but the caller
   std::atomic<uint64_t> epoch_{0};
   std::atomic<int> active_{0};
   Job* job_ = nullptr;
-  int places_ = 0, workers_ = 0;
+  int helpers_ = 0, workers_ = 0;
 };
 
 // Never destroyed: workers may outlive static destructors. A forked child has no workers and unknown locks,

@@ -16,7 +16,7 @@ from torch import Tensor
 from dca_fast.config import ALIGN, SKIP_ROW, STEPS, STRIDE
 from dca_fast.ops import Pricing
 from dca_fast.ops.reference import LIMIT_SYMBOL
-from dca_fast.program import Program, repeated
+from dca_fast.program import Program, compact
 
 if TYPE_CHECKING:
     from dca_fast.entropy.coder import Decoder
@@ -69,7 +69,7 @@ class EncoderSource:
         z = self._z[name]
         if z.device.type != "cpu":
             symbols = z.clamp(-LIMIT_SYMBOL, LIMIT_SYMBOL).masked_fill_(rows == SKIP_ROW, 0)
-        else:  # without PyTorch, see `repeated`
+        else:  # without PyTorch, see `compact`
             values = np.clip(z.numpy(), -LIMIT_SYMBOL, LIMIT_SYMBOL)
             values *= rows.numpy() != SKIP_ROW
             symbols = torch.from_numpy(values)
@@ -119,7 +119,8 @@ def code(program: Program, source: Source, grid: tuple[int, int], valid: tuple[i
     for name in ORDER:
         if name in shapes:
             # One row for each channel; of the global latent for each channel of each token.
-            rows = repeated(program.hyper_rows[name].view(1, 1, -1, shapes[name][-1]), (1, *shapes[name]))
+            rows = program.hyper_rows[name].view(1, 1, -1, shapes[name][-1])
+            rows = compact(rows.expand(1, *shapes[name]))
             if name == "local":
                 rows[:, valid[0] :] = SKIP_ROW
                 rows[:, :, valid[1] :] = SKIP_ROW

@@ -13,7 +13,7 @@ It is written once, over an `Ops` record, so reference and fast backends differ 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -269,8 +269,8 @@ class Program:
     def _analyse_global(self, operand: Tensor) -> Tensor:
         p, n = "hyper.global", operand.shape[0]
         kv = self.ops.linear_act(operand, self._linear(f"{p}.analysis_kv"), False).flatten(1, 2)
-        keys, values = (s.contiguous() for s in kv.chunk(2, -1))
-        queries = self._t[f"{p}.queries"].expand(n, -1, -1).contiguous()
+        keys, values = (compact(s) for s in kv.chunk(2, -1))
+        queries = compact(self._t[f"{p}.queries"].expand(n, -1, -1))
         pooled = self.ops.token_attention(queries, keys, values, self.config.heads, self._score, self._table)
         x = self._ffn(self._feature(pooled, f"{p}.analysis_merge"), f"{p}.analysis_ffn")
         return self._feature(self._operand(x), f"{p}.analysis_out")[:, None]
@@ -295,12 +295,12 @@ class Program:
         if "global" in z:
             tokens = self.ops.wide_linear(z["global"][:, 0].contiguous(), self._linear("hyper.global.synthesis_in"))
             kv = self.ops.linear_act(self._operand(tokens), self._linear("hyper.global.synthesis_kv"), False)
-            out["keys"], out["values"] = (s.contiguous() for s in kv.chunk(2, -1))
+            out["keys"], out["values"] = (compact(s) for s in kv.chunk(2, -1))
             if "global" in self._silent:  # tokens are all alike, and so attention to them is the same everywhere
                 for core in range(len(self._heads)):
                     layer = self._linear(f"context.cores.{core}.global_attention.out")
                     token = self.ops.linear_add(out["values"][:, :1].contiguous(), layer)
-                    out[f"token{core}"] = repeated(token[:, None], out["step0"].shape)
+                    out[f"token{core}"] = compact(token[:, None].expand(out["step0"].shape))
         return out
 
     def step_parameters(
@@ -349,11 +349,9 @@ class Program:
         return self.ops.image_from_patches(self.ops.wide_pixels(x, self._linear("synthesis.pixels")))
 
 
-def repeated(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """`x` broadcast to `shape` and copied. On a CPU without PyTorch, whose threads would take the codec's cores."""
-    if x.device.type != "cpu":
-        return x.expand(*shape).contiguous()
-    return torch.from_numpy(np.broadcast_to(x.numpy(), tuple(shape)).copy())
+def compact(x: Tensor) -> Tensor:
+    """`x.contiguous()`; on a CPU without PyTorch, whose threads would stay on the codec's cores."""
+    return x.contiguous() if x.device.type != "cpu" else torch.from_numpy(np.ascontiguousarray(x.numpy()))
 
 
 def _by_rows(

@@ -9,7 +9,7 @@ from dca_fast.config import PRESETS, QUADTREE, ModelConfig, preset
 from dca_fast.errors import ConfigError
 from dca_fast.model.context import parity_join, parity_split
 from dca_fast.model.cost import macs_per_pixel
-from dca_fast.model.layers import OPERAND_STEPS, operand, space_to_depth
+from dca_fast.model.layers import OPERAND_STEPS, GatedFfn, Linear, gate, operand, space_to_depth
 from dca_fast.model.layers import depth_to_space as to_space
 from dca_fast.model.network import Network, gaussian_bits, to_nearest
 
@@ -107,6 +107,41 @@ def test_operand_grid_and_gradient() -> None:
     y.sum().backward()
     assert x.grad is not None
     assert x.grad.tolist() == [0, 1, 1, 1, 1, 0]
+
+
+def test_gate_is_the_product_of_operands() -> None:
+    torch.manual_seed(4)
+    x = (6 * torch.randn(3, 5, 64)).requires_grad_()
+    u, v = x.chunk(2, -1)
+    composed = operand(operand(u) * operand(v))
+    fused = gate(x)
+    assert torch.equal(fused, composed)
+    weight = torch.randn_like(composed)
+    gradients = [torch.autograd.grad((y * weight).sum(), x, retain_graph=True)[0] for y in (fused, composed)]
+    assert torch.equal(*gradients)
+    assert 0 < (gradients[0] == 0).sum() < x.numel()  # some are saturated
+
+
+def test_both_types_of_a_product_agree() -> None:
+    """float32 and bfloat16: inputs and weights are exact in both, only sums are rounded."""
+    torch.manual_seed(5)
+    layer, x = Linear(48, 40), operand(3 * torch.randn(7, 48))
+    results = []
+    for layer.cpu_type in (torch.float32, torch.bfloat16):
+        layer.zero_grad()
+        y = layer(x)
+        y.square().sum().backward()
+        results.append((y.detach(), layer.weight.grad.clone(), layer.bias.grad.clone()))
+    for a, b in zip(*results, strict=True):
+        assert (a - b).norm() < 0.01 * a.norm()
+
+
+def test_a_block_compiles_into_one_graph() -> None:
+    block, x = GatedFfn(16, 8, torch.full((16,), 2.0)), torch.randn(2, 4, 4, 16)
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(x), block(x))
+    compiled(x).square().sum().backward()
+    assert block.project.weight.grad is not None
 
 
 def test_gaussian_bits_against_the_error_function() -> None:

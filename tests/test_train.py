@@ -281,7 +281,7 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path: Path) -> 
         """Largest difference of one parameter's gradient, in parts of its size."""
         return max(float((a[name] - b[name]).norm() / b[name].norm().clamp_min(1e-12)) for name in b)
 
-    # The GEMMs of int8 layers are in bfloat16, whose steps are 1/256: their sums depend on the order that much.
+    # Where the GEMMs of int8 layers are in bfloat16, whose steps are 1/256, their sums depend on the order that much.
     assert distance(gradients, both) < 1 / 64
     assert distance(half, both) > 1 / 4
     first, second = (torch.load(out / f"weights{rank}.pt", weights_only=True) for rank in range(2))

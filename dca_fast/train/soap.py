@@ -60,7 +60,7 @@ class Soap(torch.optim.Optimizer):
         grad = torch.stack([p.grad if r is None else p.grad @ r for p, r in zip(params, roots, strict=True)])
         if "step" not in state:
             state["step"] = 0
-            state["mean"], state["square"] = torch.zeros_like(grad), torch.zeros_like(grad)
+            state["rotated_mean"], state["square"] = torch.zeros_like(grad), torch.zeros_like(grad)
             if grad.dim() == 3:
                 rows, columns = grad.shape[1:]
                 longest = max(group["side"], min(rows, columns))
@@ -79,7 +79,7 @@ class Soap(torch.optim.Optimizer):
                     g = grad if name == "left" else grad.mT
                     state[name].lerp_(g @ g.mT, 1 - (b3**MOMENT_EVERY if step > 1 else 0.0))
         rotated = self._rotate(grad, state)
-        mean = state["mean"].lerp_(rotated, 1 - b1)
+        mean = state["rotated_mean"].lerp_(rotated, 1 - b1)
         square = state["square"].mul_(b2).addcmul_(rotated, rotated, value=1 - b2)
         root = (square / (1 - b2**step)).sqrt_().add_(group["eps"])
         update = self._rotate_back(mean / root, state).mul_(-group["lr"] / (1 - b1**step))
@@ -92,7 +92,7 @@ class Soap(torch.optim.Optimizer):
                     state[f"basis_{name}"] = self._basis(
                         state[name], state[f"basis_{name}"], first=step == group["every"]
                     )
-            state["mean"] = self._rotate(mean, state)
+            state["rotated_mean"] = self._rotate(mean, state)
 
     @staticmethod
     def _basis(moment: Tensor, basis: Tensor, first: bool) -> Tensor:

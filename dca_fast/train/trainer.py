@@ -54,7 +54,7 @@ class Recipe:
             and global ones die before their synthesis has learned to read them.
         balance: samples are weighted by lambda ** -balance, so that low qualities are not drowned by high ones.
         average: decay of the averaged weights, per step.
-        bf16: on a GPU, convolutions of the transforms in bfloat16. The entropy model's GEMMs are so everywhere.
+        bf16: on a GPU, convolutions of the transforms in bfloat16. The GEMMs of int8 layers are so there anyway.
     """
 
     minutes: float = 60
@@ -195,7 +195,8 @@ class Trainer:
             self.step = self.first = recipe.ramp  # trained before, so past the ramp
         else:
             start_from_components(self.network, photographs, recipe.seed)
-        white = whitening(self.network, photographs, recipe.seed) if state is None else {}
+        fresh = state is None and recipe.optimiser == "soap"
+        white = whitening(self.network, photographs, recipe.seed) if fresh else {}
         self.network.to(device).train()
         self.average = {k: v.detach().clone().float() for k, v in self.network.state_dict().items()}
         self.optimiser = make_optimiser(self.network, recipe)

@@ -41,5 +41,5 @@ def whitening(network: Network, photographs: Crops, seed: int) -> dict[nn.Module
 def inverse_root(x: Tensor) -> Tensor:
     """C^(-1/2) of the second moment C of `x` `[P, K]`, float32."""
     values, vectors = torch.linalg.eigh(x.double().T @ x.double() / x.shape[0])
-    values = values.clamp_min(WEAKEST * values[-1])
+    values = values.clamp_min(WEAKEST * values[-1]).clamp_min(torch.finfo(torch.float32).tiny)
     return ((vectors / values.sqrt()) @ vectors.T).float()
