@@ -95,8 +95,14 @@ def speed(load: Load) -> str:
         what = next(codecs[name]["what"] for codecs in sizes.values() if name in codecs)
         rows.append([f"{name} ({what})", *cells])
     heads = ["milliseconds", *(f"{size} {way}" for size in sizes for way in DIRECTIONS)]
-    text = f"{facts['threads']} threads, {machine(facts)}; {facts['source']}; medians.\n\n"
-    return text + table(heads, rows) + left_out(facts)
+    size, ours = next((size, codecs["dca-s"]) for size, codecs in sizes.items())
+    cold = " and ".join(significant(ours[f"{way}_cold_ms"]) for way in DIRECTIONS)
+    text = prose(
+        f"{facts['threads']} threads, {machine(facts)}; {facts['source']}; medians. In each turn the second of two"
+        " calls counts, but for what takes seconds; the first of dca-s"
+        f" at {size}, after another codec's turn, took {cold} ms."
+    )
+    return text + "\n" + table(heads, rows) + left_out(facts)
 
 
 def coder(load: Load) -> str:
