@@ -59,7 +59,7 @@ integer() {
 conformance() { "$python" benchmarks/conformance.py "$photographs" --out "$out/conformance.json"; }
 hostile() { "$python" benchmarks/hostile.py "$first" --out "$out/hostile.json"; }
 effort() { # takes half an hour: rows of the same weights are kept
-    OMP_NUM_THREADS=1 "$python" benchmarks/effort.py "$validation" --out "$out/effort.json"
+    OMP_NUM_THREADS=1 "$python" benchmarks/effort.py "$validation" --out "$out/effort.json" --levels 8
 }
 tables() { "$python" benchmarks/tables.py; }
 
