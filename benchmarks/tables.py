@@ -230,16 +230,13 @@ TABLES: dict[str, Callable[[Load], str]] = {
 
 
 def chart_facts(load: Load) -> dict[str, Any]:
-    """All that the chart shows."""
+    """All that the chart shows: what has a coder."""
     kodak, times = load("kodak"), load("speed")
     curves = {kodak["codec"]: [(p["bpp"], p["psnr"]) for p in kodak["points"]]}
     for name, curve in kodak["anchors"].items():
         curves[name] = list(zip(curve["bpp"], curve["psnr_rgb"], strict=True))
     curves |= {name: [(p["bpp"], p["psnr"]) for p in peer["points"]] for name, peer in kodak["peers"].items()}
     milliseconds = {name: c["encode_ms"] + c["decode_ms"] for name, c in times["sizes"][SMALLEST].items()}
-    for name in milliseconds:
-        if name.startswith(f"{kodak['codec']} float"):
-            curves[name] = curves[kodak["codec"]]  # its own rate but for rounding; it has no coder
     shown = [name for name in milliseconds if name in curves]
     return {
         "codec": kodak["codec"],
