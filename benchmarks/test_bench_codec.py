@@ -228,10 +228,11 @@ def interleaved(size: str, images: tuple[Pixels, ...], rounds: int, left_out: di
     times = {name: Times() for name in ready}
     for turn in ((r, i) for r in range(rounds) for i in range(len(images))):
         for name, (codec, seconds) in ready.items():
-            # The check of an untrained network sees a small crop: its first turn tells how long it takes.
-            fast = (seconds if codec.trained else times[name].first_seconds if turn > (0, 0) else SLOW) < SLOW
-            if fast or turn == (0, 0):
-                times[name].measure(codec, turn, images[turn[1]], twice=fast)
+            first = turn == (0, 0)
+            if not codec.trained:  # its check sees a small crop: the first turn tells how long it takes
+                seconds = SLOW if first else times[name].first_seconds
+            if first or seconds < SLOW:
+                times[name].measure(codec, turn, images[turn[1]], twice=seconds < SLOW)
     ours = times["dca-s"]
     return {
         name: {"what": codec.what, "quality": codec.quality, **times[name].medians(), **times[name].ratios(ours)}

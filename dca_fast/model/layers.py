@@ -109,8 +109,8 @@ class _Rounded(nn.Module):
 def cpu_type() -> torch.dtype:
     """What this CPU multiplies faster: float32 unless Linux says otherwise.
 
-    Not timed, so that all processes and every resumed training find the same. On one core bfloat16 took 0.4 times
-    float32's time with AMD's AVX512_BF16, and twice with Intel's without AMX.
+    Not timed, so that all processes and every resumed training find the same. bfloat16 was faster with AMD's
+    AVX512_BF16 and slower with Intel's without AMX (docs/training.md); with AMX it is assumed to be.
     """
     path = Path("/proc/cpuinfo")
     facts = path.read_text() if path.exists() else ""

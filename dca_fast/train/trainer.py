@@ -25,12 +25,11 @@ from torch import Tensor, nn
 
 from dca_fast.config import LAMBDA_MAX, LAMBDA_MIN, QUALITY_MAX, ModelConfig, price
 from dca_fast.errors import ConfigError, WeightsError
-from dca_fast.model.layers import WideLinear
 from dca_fast.model.network import Network
 from dca_fast.train.data import Crops
 from dca_fast.train.klt import start_from_components
 from dca_fast.train.soap import Soap
-from dca_fast.train.whiten import whitening
+from dca_fast.train.whiten import trunk, whitening
 from dca_fast.train.world import ALONE, World
 
 log = logging.getLogger(__name__)
@@ -98,9 +97,8 @@ def parameter_groups(network: Network, recipe: Recipe) -> list[dict]:
     trunk_rate = recipe.trunk_rate * (1.0 if recipe.optimiser == "soap" else 0.3)
     for part in (network.analysis, network.synthesis):
         factors.update((id(p), recipe.block_rate) for p in part.parameters())
-        for module in part.modules():
-            if isinstance(module, WideLinear):
-                factors.update((id(p), trunk_rate) for p in module.parameters())
+    for layer in trunk(network):
+        factors.update((id(p), trunk_rate) for p in layer.parameters())
     for p in (network.log2_gain, *network.factorised.parameters()):
         factors[id(p)] = recipe.log_rate
     groups: dict[float, list] = {}

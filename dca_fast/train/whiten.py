@@ -19,14 +19,16 @@ CROPS, SIZE = 48, 128
 WEAKEST = 1e-5  # of the strongest direction's power: a weaker one counts as this strong
 
 
+def trunk(network: Network) -> list[WideLinear]:
+    """The projections of f_a and f_s; none in transforms of another kind."""
+    transforms = (network.analysis, network.synthesis)
+    return [layer for part in transforms for layer in part.modules() if isinstance(layer, WideLinear)]
+
+
 @torch.no_grad()
 def whitening(network: Network, photographs: Crops, seed: int) -> dict[nn.Module, Tensor]:
-    """C^(-1/2) `[inputs, inputs]` of every projection of f_a and f_s, at qualities all along the axis.
-
-    C is the second moment of its inputs; empty for transforms without `WideLinear` layers.
-    """
-    transforms = (network.analysis, network.synthesis)
-    layers = [layer for part in transforms for layer in part.modules() if isinstance(layer, WideLinear)]
+    """C^(-1/2) `[inputs, inputs]` of every layer of the trunk; C: second moment of its inputs, at all qualities."""
+    layers = trunk(network)
     if not layers:
         return {}
     inputs: dict[nn.Module, Tensor] = {}
