@@ -90,9 +90,18 @@ def _as_pixels(image: Tensor) -> Tensor:
     return image.permute(1, 2, 0).contiguous()
 
 
+class _Shared:
+    """An array as NumPy sees it when it is told that it may write to it."""
+
+    def __init__(self, array: npt.NDArray[np.uint8]) -> None:
+        self._array = array
+        self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
+
+
 def _as_tensor(pixels: npt.NDArray[np.uint8]) -> Tensor:
-    # PyTorch warns of arrays that it may not write to.
-    return torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
+    """The same memory where it is contiguous. PyTorch has no read-only tensors and warns; nothing writes to this one."""
+    pixels = np.ascontiguousarray(pixels)
+    return torch.from_numpy(pixels if pixels.flags.writeable else np.asarray(_Shared(pixels)))
 
 
 def _padded(pixels: npt.NDArray[np.uint8]) -> Tensor:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -141,7 +142,9 @@ class Program:
         self.ops, self.skip, self.device = model.ops, model.weights.skip, model.device
         self._t: Mapping[str, Tensor] = model.tensors
         self._shared, self._settings, self._silent = model, settings, silent
-        self._conditional: dict[str, Linear] = {}
+        # By name, built once: a lookup takes a fraction of what making one does, and there are a hundred in a picture.
+        self._layers: dict[str, Linear] = {}
+        self._params: dict[str, Any] = {}
         self.contexts = self.config.latents
         self.stages = self.config.stages
         self._table = self._t["tables.softmax"]
@@ -160,11 +163,13 @@ class Program:
         return Head(t[f"{name}.w"], t[f"{name}.b"], s[f"{name}.m_mean"], m_scale, s[f"{name}.offset"])
 
     def _linear(self, name: str) -> Linear:
-        t, bias = self._t, self._settings.get(f"{name}.b")
-        layers = self._shared.linear if bias is None else self._conditional
-        if name not in layers:
-            layers[name] = Linear(t[f"{name}.w"], t[f"{name}.b"] if bias is None else bias, t[f"{name}.m"])
-        return layers[name]
+        if name not in self._layers:
+            t, bias = self._t, self._settings.get(f"{name}.b")
+            layers = self._shared.linear if bias is None else self._layers
+            if name not in layers:
+                layers[name] = Linear(t[f"{name}.w"], t[f"{name}.b"] if bias is None else bias, t[f"{name}.m"])
+            self._layers[name] = layers[name]
+        return self._layers[name]
 
     def _depthwise(self, name: str) -> Depthwise:
         layers = self._shared.depthwise
@@ -173,19 +178,21 @@ class Program:
         return layers[name]
 
     def _depth(self, x: Tensor, name: str) -> Tensor:
-        p = DepthBlockParams(
-            self._t[f"{name}.m_in"],
-            self._linear(f"{name}.expand"),
-            self._depthwise(f"{name}.depthwise"),
-            self._linear(f"{name}.project"),
-        )
-        return self.ops.depth_block(x, p)
+        if name not in self._params:
+            self._params[name] = DepthBlockParams(
+                self._t[f"{name}.m_in"],
+                self._linear(f"{name}.expand"),
+                self._depthwise(f"{name}.depthwise"),
+                self._linear(f"{name}.project"),
+            )
+        return self.ops.depth_block(x, self._params[name])
 
     def _ffn(self, x: Tensor, name: str) -> Tensor:
-        p = GatedFfnParams(
-            self._t[f"{name}.m_in"], self._linear(f"{name}.expand"), GATE, self._linear(f"{name}.project")
-        )
-        return self.ops.gated_ffn(x, p)
+        if name not in self._params:
+            self._params[name] = GatedFfnParams(
+                self._t[f"{name}.m_in"], self._linear(f"{name}.expand"), GATE, self._linear(f"{name}.project")
+            )
+        return self.ops.gated_ffn(x, self._params[name])
 
     def _blocks(self, x: Tensor, name: str, count: int) -> Tensor:
         for i in range(count):
@@ -204,13 +211,14 @@ class Program:
         return self.ops.operand8(x, self._to_operand(x))
 
     def _windows(self, x: Tensor, name: str) -> Tensor:
-        c, m = self.config, self._to_operand(x)
+        c = self.config
         for i in range(c.local_blocks):
             p = f"{name}.attention.{i}"
-            qkv, out, bias = self._linear(f"{p}.qkv"), self._linear(f"{p}.out"), self._t[f"{p}.bias"]
-            shift = (i % 2) * c.window // 2
-            params = WindowParams(m, qkv, c.heads, c.window, shift, self._score, bias, self._table, out)
-            x = self._ffn(self.ops.window_block(x, params), f"{name}.ffn.{i}")
+            if p not in self._params:
+                qkv, out, bias = self._linear(f"{p}.qkv"), self._linear(f"{p}.out"), self._t[f"{p}.bias"]
+                m, shift = self._to_operand(x), (i % 2) * c.window // 2
+                self._params[p] = WindowParams(m, qkv, c.heads, c.window, shift, self._score, bias, self._table, out)
+            x = self._ffn(self.ops.window_block(x, self._params[p]), f"{name}.ffn.{i}")
         return x
 
     # The stages, in the order of the data.
@@ -332,9 +340,11 @@ class Program:
             x = self.ops.add(x, features[f"token{core}"])
         else:
             p = f"{name}.global_attention"
-            query, out = self._linear(f"{p}.query"), self._linear(f"{p}.out")
-            params = TokenParams(self._to_operand(x), query, self.config.heads, self._score, self._table, out)
-            x = self.ops.token_block(x, features["keys"], features["values"], params)
+            if p not in self._params:
+                query, out = self._linear(f"{p}.query"), self._linear(f"{p}.out")
+                m, heads = self._to_operand(x), self.config.heads
+                self._params[p] = TokenParams(m, query, heads, self._score, self._table, out)
+            x = self.ops.token_block(x, features["keys"], features["values"], self._params[p])
         return self._ffn(x, f"{name}.global_ffn")
 
     def synthesise(self, y_hat: Tensor, rows: int | None = None) -> Tensor:

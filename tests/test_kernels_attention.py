@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -132,7 +133,7 @@ def test_blocks_saturate() -> None:
     x = int16(1, 4, 4, c).sign() * 32767
     for reach in (1.0, 1e12):
         params = window_params(c, 2, 4, 2)
-        params = params._replace(out=linear(c, c, reach=reach), m_in=multipliers(c, reach=1e-9))
+        params = replace(params, out=linear(c, c, reach=reach), m_in=multipliers(c, reach=1e-9))
         same(attention.window_block, reference.window_block, x, params)
         tokens = TokenParams(params.m_in, linear(c, c, reach=1e6), 2, 3e38, TABLE, params.out)
         same(attention.token_block, reference.token_block, x, int8(1, 8, c), int8(1, 8, c), tokens)

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -132,7 +133,7 @@ def _refusals() -> list[tuple[str, Callable[[], Any]]]:
         ("patch size", lambda: native.image_from_patches(torch.zeros(1, 2, 2, 12, dtype=torch.uint8))),
         ("odd space", lambda: native.space_to_depth2(int8(1, 3, 2, 4))),
         ("depth", lambda: native.depth_to_space2(int8(1, 3, 2, 6))),
-        ("block", lambda: native.depth_block(y, block._replace(project=linear(8, 7)))),
+        ("block", lambda: native.depth_block(y, replace(block, project=linear(8, 7)))),
         ("ffn", lambda: native.gated_ffn(y, GatedFfnParams(m8, linear(6, 8), 0.1, linear(8, 4)))),
         ("skip", lambda: native.head_params(f, head, 0, 129, (4, 4))),
         ("valid", lambda: native.head_params(f, head, 0, 6, (5, 4))),
@@ -145,9 +146,9 @@ def _refusals() -> list[tuple[str, Callable[[], Any]]]:
         ("decoded step", lambda: native.decoded_linear(y, m8, wide, int16(2, 4, 4, 6), 0)),
         ("decoded residual", lambda: native.decoded_linear(y, m8, wide, int16(2, 4, 4, 8), 1)),
         ("decoded channels", lambda: native.decoded_linear(int16(2, 4, 4, 4), m8[:4], wide, int16(2, 4, 4, 6), 1)),
-        ("qkv", lambda: native.window_block(y, windows._replace(qkv=linear(16, 8)))),
-        ("window of block", lambda: native.window_block(y, windows._replace(window=3))),
-        ("query", lambda: native.token_block(y, int8(2, 3, 8), int8(2, 3, 8), few._replace(query=linear(6, 8)))),
+        ("qkv", lambda: native.window_block(y, replace(windows, qkv=linear(16, 8)))),
+        ("window of block", lambda: native.window_block(y, replace(windows, window=3))),
+        ("query", lambda: native.token_block(y, int8(2, 3, 8), int8(2, 3, 8), replace(few, query=linear(6, 8)))),
         ("tokens", lambda: native.token_block(y, int8(1, 3, 8), int8(2, 3, 8), few)),
         ("isa", lambda: native.set_isa("sse9")),
     ]

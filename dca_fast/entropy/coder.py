@@ -40,7 +40,7 @@ _STATE_BYTES = 4
 _OVERHEAD = 200  # states may take one byte in 200
 _GROUP_BYTES = 1 << 15  # a group is a warp of a GPU or work for a thread
 _MAX_CHOSEN_GROUPS = MAX_GROUPS
-_SAMPLES = 1 << 16  # positions per part that the layout estimate looks at
+SAMPLES = 1 << 14  # positions per part that the layout estimate looks at
 _NATIVE_ERRORS = {"input": InputError, "truncated": TruncatedStreamError, "corrupt": CorruptStreamError}
 
 
@@ -150,7 +150,7 @@ class Coder:
         """Expected payload from a sample of the rows; integers only, so that all machines choose alike."""
         total = 0
         for _, rows in parts:
-            stride = len(rows) // _SAMPLES | 1  # odd, so that it does not follow columns of even width
+            stride = len(rows) // SAMPLES | 1  # odd, so that it does not follow columns of even width
             if self.backend == "native":
                 counts = _native.row_counts(rows, stride)
             else:

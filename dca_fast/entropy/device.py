@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dca_fast.entropy import cuda_library
-from dca_fast.entropy.coder import LANES, MAX_GROUPS, choose_layout
+from dca_fast.entropy.coder import LANES, MAX_GROUPS, SAMPLES, choose_layout
 from dca_fast.entropy.cuda_library import Library
 from dca_fast.entropy.tables import ROWS, Tables
 from dca_fast.errors import (
@@ -29,7 +29,6 @@ from dca_fast.errors import (
 __all__ = ["DeviceCoder", "DeviceDecoder", "Encoded", "available"]
 
 MAX_POSITIONS = 1 << 30  # of all parts of one image
-_SAMPLES = 1 << 16  # rows per part that the estimate looks at, as in coder.py
 _HEAD = np.dtype([("status", "<u4"), ("digest", "<u4"), ("size", "<u8")])  # how the device's state begins
 _BAD_ROW, _TRUNCATED, _LEFT_OVER, _WRONG_STATE = 1, 2, 4, 8
 
@@ -130,7 +129,7 @@ class DeviceCoder:
             Bytes, for `choose_layout`.
         """
         sizes = [_check("rows", r, torch.uint8, self.device) for r in rows]
-        strides = [size // _SAMPLES | 1 for size in sizes]
+        strides = [size // SAMPLES | 1 for size in sizes]
         counts = torch.zeros(len(rows), 256, dtype=torch.int32, device=self.device)
         with _queue(self.device) as queue:
             for r, size, stride, row_counts in zip(rows, sizes, strides, counts, strict=True):

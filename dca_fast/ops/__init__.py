@@ -34,12 +34,23 @@ __all__ = [
 W = TypeVar("W", bound="_Weights")
 
 
-class _Weights:
-    """Tensors of one layer plus `cache`, where a backend keeps its packed form under its own name."""
+@dataclass(frozen=True, eq=False)
+class _Params:
+    """What an operation takes beside its input, and `cache`, where a backend keeps what it made of it by its own name."""
+
+    cache: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def values(self) -> tuple[Any, ...]:
+        """Returns the fields in their order, without the cache."""
+        return tuple(getattr(self, f.name) for f in fields(self) if f.name != "cache")
+
+
+class _Weights(_Params):
+    """The tensors of one layer."""
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """Returns the tensors in field order, without the cache."""
-        return tuple(getattr(self, f.name) for f in fields(self) if f.name != "cache")  # type: ignore[arg-type]
+        """Returns them in field order."""
+        return self.values()
 
     def to(self: W, device: torch.device | str) -> W:
         """Returns the same layer on another device, with an empty cache."""
@@ -59,7 +70,6 @@ class Linear(_Weights):
     w: Tensor
     b: Tensor
     m: Tensor
-    cache: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +79,6 @@ class Depthwise(_Weights):
     w: Tensor
     b: Tensor
     m: Tensor
-    cache: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,10 +98,10 @@ class Head(_Weights):
     m_mean: Tensor
     m_scale: Tensor
     offset: Tensor
-    cache: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
 
-class DepthBlockParams(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class DepthBlockParams(_Params):
     """1x1 C -> E, leaky, depthwise 3x3, 1x1 E -> C; m_in [C] float32 turns the feature into the operand."""
 
     m_in: Tensor
@@ -101,7 +110,8 @@ class DepthBlockParams(NamedTuple):
     project: Linear
 
 
-class GatedFfnParams(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class GatedFfnParams(_Params):
     """1x1 C -> 2H, product of the halves times g, 1x1 H -> C; m_in [C] float32 as above."""
 
     m_in: Tensor
@@ -110,7 +120,8 @@ class GatedFfnParams(NamedTuple):
     project: Linear
 
 
-class WindowParams(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class WindowParams(_Params):
     """1x1 C -> 3C (q, k, v), attention inside windows, 1x1 C -> C; the other fields as in `window_attention`."""
 
     m_in: Tensor
@@ -124,7 +135,8 @@ class WindowParams(NamedTuple):
     out: Linear
 
 
-class TokenParams(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class TokenParams(_Params):
     """1x1 C -> C (q), attention over tokens, 1x1 C -> C; the other fields as in `token_attention`."""
 
     m_in: Tensor

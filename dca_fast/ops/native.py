@@ -67,6 +67,17 @@ def _packed(p: Linear | Depthwise | Head) -> Any:
     return handle
 
 
+def _arguments(p: DepthBlockParams | GatedFfnParams | WindowParams | TokenParams) -> tuple[Any, ...]:
+    """The fields as the extension takes them."""
+    found = p.cache.get(NAME)
+    if found is None:
+        found = p.cache[NAME] = tuple(
+            v.numpy() if isinstance(v, Tensor) else _packed(v) if isinstance(v, Linear | Depthwise) else v
+            for v in p.values()
+        )
+    return found
+
+
 def operand8(x: Tensor, m: Tensor) -> Tensor:
     return _tensor(_cpu.operand8(x.numpy(), m.numpy()))
 
@@ -169,22 +180,19 @@ def depth_to_space2(x: Tensor) -> Tensor:
 
 
 def depth_block(x: Tensor, p: DepthBlockParams) -> Tensor:
-    expand, depthwise, project = _packed(p.expand), _packed(p.depthwise), _packed(p.project)
-    return _tensor(_cpu.depth_block(x.numpy(), p.m_in.numpy(), expand, depthwise, project))
+    return _tensor(_cpu.depth_block(x.numpy(), *_arguments(p)))
 
 
 def gated_ffn(x: Tensor, p: GatedFfnParams) -> Tensor:
-    return _tensor(_cpu.gated_ffn(x.numpy(), p.m_in.numpy(), _packed(p.gate), p.g, _packed(p.project)))
+    return _tensor(_cpu.gated_ffn(x.numpy(), *_arguments(p)))
 
 
 def window_block(x: Tensor, p: WindowParams) -> Tensor:
-    shape = (p.heads, p.window, p.shift, p.m, p.bias.numpy(), p.table.numpy())
-    return _tensor(_cpu.window_block(x.numpy(), p.m_in.numpy(), _packed(p.qkv), *shape, _packed(p.out)))
+    return _tensor(_cpu.window_block(x.numpy(), *_arguments(p)))
 
 
 def token_block(x: Tensor, k: Tensor, v: Tensor, p: TokenParams) -> Tensor:
-    inputs = (x.numpy(), k.numpy(), v.numpy(), p.m_in.numpy())
-    return _tensor(_cpu.token_block(*inputs, _packed(p.query), p.heads, p.m, p.table.numpy(), _packed(p.out)))
+    return _tensor(_cpu.token_block(x.numpy(), k.numpy(), v.numpy(), *_arguments(p)))
 
 
 OPS: Ops = collect(NAME, sys.modules[__name__])
