@@ -112,13 +112,17 @@ int grouped(int position) { return position % 16 / 4 * 8 + position / 16 * 4 + p
 
 inline __mmask32 first_of_32(int n) { return n >= 32 ? 0xffffffffu : (1u << n) - 1; }
 
-inline I16 pack_words(const F16* r, F16 most) {
-  return _mm512_packs_epi32(round_within(r[0], most), round_within(r[1], most));
+inline I16 rounded(F16 a) { return _mm512_cvt_roundps_epi32(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+
+inline I16 pack_words(const F16* r) { return _mm512_packs_epi32(rounded(r[0]), rounded(r[1])); }
+
+inline __m256i pack_bytes(const F16* r) {
+  return _mm256_max_epi8(_mm512_cvtsepi16_epi8(pack_words(r)), _mm256_set1_epi8(-127));
 }
 
 inline void store_bytes(void* out, const F16* r, int n, bool operands) {
   const __m256i flip = _mm256_set1_epi8(operands ? -128 : 0);
-  const __m256i bytes = _mm256_xor_si256(_mm512_cvtepi16_epi8(pack_words(r, setf(127.0f))), flip);
+  const __m256i bytes = _mm256_xor_si256(pack_bytes(r), flip);
   if (n >= 32 || operands) {
     _mm256_storeu_si256(static_cast<__m256i*>(out), bytes);
   } else {
@@ -129,7 +133,7 @@ inline void store_bytes(void* out, const F16* r, int n, bool operands) {
 template <bool RESIDUAL>
 inline void store_words(int16_t* out, const F16* r, int n, const int16_t* residual) {
   const I16 least = _mm512_set1_epi16(-32767);
-  I16 words = pack_words(r, setf(32767.0f));
+  I16 words = _mm512_max_epi16(pack_words(r), least);
   if (n >= 32) {
     if (RESIDUAL) words = _mm512_max_epi16(_mm512_adds_epi16(words, _mm512_loadu_si512(residual)), least);
     _mm512_storeu_si512(out, words);
@@ -143,7 +147,7 @@ inline void store_words(int16_t* out, const F16* r, int n, const int16_t* residu
 }
 
 inline void store_pixels(uint8_t* out, const F16* r, int n) {
-  const I16 words = _mm512_adds_epi16(pack_words(r, setf(32767.0f)), _mm512_set1_epi16(128));
+  const I16 words = _mm512_adds_epi16(pack_words(r), _mm512_set1_epi16(128));
   const __m256i bytes = _mm512_cvtusepi16_epi8(_mm512_max_epi16(words, _mm512_setzero_si512()));
   _mm256_mask_storeu_epi8(out, first_of_32(n), bytes);
 }
@@ -151,7 +155,6 @@ inline void store_pixels(uint8_t* out, const F16* r, int n) {
 // Unpacking words to 32 bits is in the order of a group, too.
 void pack_features(const int16_t* x, const int64_t* site, int rows, const float* m, int k, char* out,
                    int64_t stride) {
-  const F16 most = setf(127.0f);
   for (int r = 0; r < rows; ++r, out += stride) {
     const int16_t* row = x + (site ? site[r] : r) * k;
     for (int i = 0; i < k; i += 32) {
@@ -159,7 +162,7 @@ void pack_features(const int16_t* x, const int64_t* site, int rows, const float*
       const I16 a = _mm512_srai_epi32(_mm512_unpacklo_epi16(v, v), 16);
       const I16 b = _mm512_srai_epi32(_mm512_unpackhi_epi16(v, v), 16);
       const F16 product[2] = {mul(to_float(a), loadf(m + i)), mul(to_float(b), loadf(m + i + 16))};
-      const __m256i bytes = _mm512_cvtepi16_epi8(pack_words(product, most));
+      const __m256i bytes = pack_bytes(product);
       const __m256i operands = _mm256_xor_si256(bytes, _mm256_set1_epi8(-128));
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), operands);
     }
@@ -203,7 +206,6 @@ inline I16 load_permuted(const T* p, int s) {  // elements 16 L + 4 s + i
 void depthwise_columns(const char* const rows[3], int width, int64_t pitch, int base, __mmask64 valid,
                        const char* w, const int32_t* bias, const float* m, char* out) {
   const I16 offset = _mm512_set1_epi8(-128);
-  const F16 most = setf(127.0f);
   I16 weight[3][4], start[4], before[4], now[4], column[4];
   F16 scale[4];
   for (int s = 0; s < 4; ++s) {
@@ -231,14 +233,14 @@ void depthwise_columns(const char* const rows[3], int width, int64_t pitch, int 
     I16 done[4];
     UNROLL for (int s = 0; s < 4; ++s) {
       const I16 acc = dot<4>(before[s], column[s], weight[2][s]);
-      done[s] = round_within(mul(to_float(acc), scale[s]), most);
+      done[s] = rounded(mul(to_float(acc), scale[s]));
       before[s] = dot<4>(now[s], column[s], weight[1][s]);
       now[s] = dot<4>(start[s], column[s], weight[0][s]);
     }
     if (x > 0) {
       const I16 packed =
           _mm512_packs_epi16(_mm512_packs_epi32(done[0], done[1]), _mm512_packs_epi32(done[2], done[3]));
-      const I16 operands = _mm512_xor_si512(packed, offset);
+      const I16 operands = _mm512_xor_si512(_mm512_max_epi8(packed, _mm512_set1_epi8(-127)), offset);
       _mm512_mask_storeu_epi8(out + at - pitch, valid, operands);
     }
   }

@@ -24,6 +24,7 @@ using namespace dca;
 namespace {
 
 constexpr int64_t kMaxElements = int64_t{1} << 40;
+constexpr double kMostResult = (int64_t{1} << 31) - 1024;  // so that its float is below 2^31
 constexpr int64_t kMaxChannels = 1 << 16;  // keeps every index inside a row far from overflow
 
 struct BadInput : std::runtime_error {
@@ -229,14 +230,29 @@ class Running {
 
 // Weights.
 
+// Results are clamped as saturated 32-bit integers, which a multiplier must not leave.
+void fits(int64_t sum, float m) {
+  require(static_cast<double>(sum) * std::abs(static_cast<double>(m)) < kMostResult,
+          "multipliers: the result of a row can exceed 31 bits");
+}
+
+const float* operand_multipliers(const py::array& m_in, int64_t channels) {
+  const float* values = data<float>(m_in, "m_in", {channels});
+  for (int64_t i = 0; i < channels; ++i) fits(-int64_t{INT16_MIN}, values[i]);
+  return values;
+}
+
+// A head clamps its results before they become integers.
 template <class T>
-std::unique_ptr<PackedLinear> pack(const T* w, const int32_t* b, const float* m, int64_t o, int64_t k) {
+std::unique_ptr<PackedLinear> pack(const T* w, const int32_t* b, const float* m, int64_t o, int64_t k,
+                                   bool head = false) {
   const int64_t limit = std::numeric_limits<T>::max();
   finite(m, o);
   for (int64_t i = 0; i < o; ++i) {
     int64_t sum = std::abs(static_cast<int64_t>(b[i]));
     for (int64_t j = 0; j < k; ++j) sum += limit * std::abs(static_cast<int64_t>(w[i * k + j]));
     require(sum <= INT32_MAX, "weights: the accumulator of a row can exceed 31 bits");
+    if (!head) fits(sum, m[i]);
   }
   return std::make_unique<PackedLinear>(w, static_cast<int>(sizeof(T) * 8), b, m, static_cast<int>(o),
                                         static_cast<int>(k));
@@ -259,8 +275,14 @@ std::unique_ptr<PackedDepthwise> make_depthwise(const py::array& w, const py::ar
   const int64_t c = w.shape(2);
   require(c >= 1 && c <= kMaxChannels, "w: too many channels");
   const float* scale = data<float>(m, "m", {c});
+  const int32_t* bias = data<int32_t>(b, "b", {c});
   finite(scale, c);
-  return std::make_unique<PackedDepthwise>(values, data<int32_t>(b, "b", {c}), scale, static_cast<int>(c));
+  for (int64_t i = 0; i < c; ++i) {
+    int64_t sum = std::abs(static_cast<int64_t>(bias[i]));
+    for (int tap = 0; tap < 9; ++tap) sum += 127 * std::abs(static_cast<int64_t>(values[tap * c + i]));
+    fits(sum, scale[i]);
+  }
+  return std::make_unique<PackedDepthwise>(values, bias, scale, static_cast<int>(c));
 }
 
 std::unique_ptr<PackedHead> make_head(const py::array& w, const py::array& b, const py::array& m_mean,
@@ -280,9 +302,9 @@ std::unique_ptr<PackedHead> make_head(const py::array& w, const py::array& b, co
   head->size = static_cast<int>(size);
   for (int64_t g = 0; g < 4; ++g) {
     const auto i = static_cast<size_t>(g);
-    head->mean[i] = pack(values + g * 2 * size * c, bias + g * 2 * size, mean + g * size, size, c);
+    head->mean[i] = pack(values + g * 2 * size * c, bias + g * 2 * size, mean + g * size, size, c, true);
     head->row[i] =
-        pack(values + (g * 2 + 1) * size * c, bias + (g * 2 + 1) * size, scale + g * size, size, c);
+        pack(values + (g * 2 + 1) * size * c, bias + (g * 2 + 1) * size, scale + g * size, size, c, true);
     head->offset[i].assign(static_cast<size_t>(round_up(size, kLanes)), 0);
     for (int64_t j = 0; j < size; ++j) {
       const int32_t value = start[g * size + j];
@@ -368,7 +390,7 @@ py::array_t<Out> bind_linear(const py::array& x, const PackedLinear& p, Epilogue
 
 py::array_t<int8_t> bind_gate(const py::array& x, const PackedLinear& p, float g) {
   require(p.bits == 8 && p.o % 2 == 0, "w: expected int8 weights with an even number of rows");
-  finite(&g, 1);
+  fits(127 * 127, g);
   int64_t rows;
   const int8_t* in = rows_of<int8_t>(x, "x", p.k, rows);
   auto out = like<int8_t>(x, p.o / 2);
@@ -432,7 +454,7 @@ const float* square(const PackedLinear& first, int outputs, const PackedLinear& 
   require(first.bits == 8 && last.bits == 8, "w: expected int8 weights");
   require(first.o == outputs && last.k == first.k && last.o == first.k,
           "weights: the layers of the block do not fit each other");
-  return data<float>(m_in, "m_in", {first.k});
+  return operand_multipliers(m_in, first.k);
 }
 
 py::array_t<int16_t> bind_window_block(const py::array& x, const py::array& m_in, const PackedLinear& qkv,
@@ -662,7 +684,7 @@ py::array_t<int16_t> bind_depth_block(const py::array& x, const py::array& m_in,
   require(expand.bits == 8 && project.bits == 8, "w: expected int8 weights");
   require(depthwise.c == expand.o && project.k == expand.o && project.o == expand.k,
           "weights: the layers of the block do not fit each other");
-  const float* scale = data<float>(m_in, "m_in", {map.c});
+  const float* scale = operand_multipliers(m_in, map.c);
   auto out = like<int16_t>(x, map.c);
   int16_t* to = out.mutable_data();
   Running running;
@@ -677,8 +699,8 @@ py::array_t<int16_t> bind_ffn(const py::array& x, const py::array& m_in, const P
   require(gate.bits == 8 && project.bits == 8, "w: expected int8 weights");
   require(gate.o == 2 * project.k && project.o == gate.k,
           "weights: the layers of the block do not fit each other");
-  finite(&g, 1);
-  const float* scale = data<float>(m_in, "m_in", {gate.k});
+  fits(127 * 127, g);
+  const float* scale = operand_multipliers(m_in, gate.k);
   auto out = like<int16_t>(x, gate.k);
   int16_t* to = out.mutable_data();
   Running running;

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "crc32.h"
 #include "rans_coder.h"
 
 namespace py = pybind11;
@@ -113,6 +114,18 @@ PYBIND11_MODULE(_rans, m) {
       },
       "Instruction sets that run here, fastest first.");
 
+#ifdef DCA_CRC32
+  if (__builtin_cpu_supports("pclmul")) {
+    m.def("crc32", [](const py::buffer& bytes, uint32_t value) {
+      const py::buffer_info view = bytes.request();
+      if (PyBuffer_IsContiguous(view.view(), 'C') == 0) {
+        throw rans::Error(rans::Fault::kInput, "the bytes must be contiguous");
+      }
+      const py::gil_scoped_release release;
+      return rans::crc32(value, static_cast<const uint8_t*>(view.ptr), static_cast<size_t>(view.size * view.itemsize));
+    });
+  }
+#endif
   m.def("row_counts", &row_counts, py::arg("rows").noconvert(), py::arg("stride"));
 
   py::class_<rans::Decoder>(m, "Decoder")

@@ -99,7 +99,7 @@ class _Shared:
 
 
 def _as_tensor(pixels: npt.NDArray[np.uint8]) -> Tensor:
-    """The same memory where it is contiguous. PyTorch has no read-only tensors and warns; nothing writes to this one."""
+    """The same memory if contiguous. PyTorch has no read-only tensors and warns; nothing writes to this one."""
     pixels = np.ascontiguousarray(pixels)
     return torch.from_numpy(pixels if pixels.flags.writeable else np.asarray(_Shared(pixels)))
 

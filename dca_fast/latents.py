@@ -6,20 +6,17 @@ program, so both reconstruct the same y_hat.
 
 from __future__ import annotations
 
-import zlib
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dca_fast.config import ALIGN, SKIP_ROW, STEPS, STRIDE
+from dca_fast.entropy.coder import Decoder, crc32
 from dca_fast.ops import Pricing
 from dca_fast.ops.reference import LIMIT_SYMBOL
 from dca_fast.program import Program, compact
-
-if TYPE_CHECKING:
-    from dca_fast.entropy.coder import Decoder
 
 ORDER = ("global", "local", "regional")  # of the hyper latents in the stream
 
@@ -42,7 +39,7 @@ class Source(Protocol):
 
 def symbol_digest(symbols: np.ndarray, digest: int = 0) -> int:
     """CRC-32 of symbols as little-endian int16, going on from `digest` of the parts before."""
-    return zlib.crc32(np.ascontiguousarray(symbols, "<i2").data, digest)
+    return int(crc32(np.ascontiguousarray(symbols, "<i2").data, digest))
 
 
 class EncoderSource:

@@ -24,6 +24,7 @@ from dca_fast.image_io import write_atomic
 FORMAT = 1
 BUNDLED = Path(__file__).parent / "data"
 ACCUMULATOR = 2**31 - 1
+RESULT = 2**31 - 1024  # so that its float is below 2^31
 SCORE_LIMIT = 2**20
 OPERAND_BOUND = {torch.int8: 127, torch.int16: 32767}
 
@@ -60,7 +61,7 @@ def _digest(tensors: dict[str, Tensor], metadata: str) -> bytes:
 
 
 def check(tensors: dict[str, Tensor]) -> None:
-    """Refuse weights whose accumulators could overflow, or multipliers that are not finite.
+    """Refuse weights whose accumulators or unclamped results could overflow, or multipliers that are not finite.
 
     Raises:
         WeightsError: names the layer.
@@ -69,6 +70,8 @@ def check(tensors: dict[str, Tensor]) -> None:
         if t.dtype == torch.float32:
             if not torch.isfinite(t).all():
                 raise WeightsError(f"{name} is not finite")
+            if name.endswith(".m_in") and float(t.abs().max()) >= RESULT / 2**15:
+                raise WeightsError(f"{name} can overflow a 32-bit result")
         elif name.endswith(".w"):
             if t.dtype not in OPERAND_BOUND:
                 raise WeightsError(f"{name} has dtype {t.dtype}")
@@ -83,6 +86,10 @@ def check(tensors: dict[str, Tensor]) -> None:
                 worst = worst + tensors[f"{base}.slope"].long().abs()
             if int(worst.max()) > ACCUMULATOR:
                 raise WeightsError(f"{base} can overflow a 32-bit accumulator")
+            # Heads clamp before they round, and their multipliers depend on the quality.
+            results = worst.double() * tensors[f"{base}.m"].double().abs()
+            if not base.endswith(".heads") and not (results < RESULT).all():
+                raise WeightsError(f"{base} can overflow a 32-bit result")
         elif name.endswith(".bias") and int(t.long().abs().max()) > SCORE_LIMIT:
             raise WeightsError(f"{name} exceeds the range of attention scores")
         elif name == "tables.softmax" and (int(t[0]) != 127 or int(t.max()) > 127):

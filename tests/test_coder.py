@@ -1,6 +1,7 @@
 """The door of the entropy coder: layouts, arguments, settings, and what it says when it refuses."""
 
 import re
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from dca_fast.entropy import coder as coder_module
 from dca_fast.entropy import rans, tables
-from dca_fast.entropy.coder import Coder, available, choose_layout
+from dca_fast.entropy.coder import Coder, available, choose_layout, crc32
 from dca_fast.entropy.tables import Tables, build_gaussian_tables
 from dca_fast.errors import BackendUnavailableError, ConfigError, InputError, WeightsError
 
@@ -149,3 +150,11 @@ def test_both_languages_use_the_same_constants() -> None:
     }
     assert rans.MAX_GROUPS == coder_module.MAX_GROUPS
     assert rans.LOWER == 1 << 16
+
+
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 63, 64, 65, 79, 80, 127, 128, 129, 1000, 65537])
+def test_digest_is_that_of_zlib(size: int) -> None:
+    data = np.random.default_rng(size).integers(0, 256, size, np.uint8)
+    for value in (0, 1, 2**32 - 1):
+        assert crc32(data.data, value) == zlib.crc32(data.data, value)
+        assert crc32(data[::-1].tobytes(), value) == zlib.crc32(data[::-1].tobytes(), value)

@@ -96,6 +96,7 @@ def _refusals() -> list[tuple[str, Callable[[], Any]]]:
     pricing = Pricing(free, torch.zeros(128, dtype=torch.uint8), 70)
     wide = Linear(int16(6, 8) // 8, int32(6), torch.rand(6))
     bad_m = Linear(p.w, p.b, torch.full((6,), math.inf))
+    tall = Depthwise(torch.ones(3, 3, 8, dtype=torch.int8), int32(8), torch.full((8,), 1e9))
     overflow = Linear(p.w, torch.full((6,), (1 << 31) - 1, dtype=torch.int32), p.m)
     return [
         ("dtype", lambda: native.linear_act(x.to(torch.int16), p, True)),
@@ -109,6 +110,11 @@ def _refusals() -> list[tuple[str, Callable[[], Any]]]:
         ("wide weights", lambda: native.wide_linear(int16(4, 8), p)),
         ("multipliers", lambda: native.linear_act(x, bad_m, True)),
         ("overflow", lambda: native.linear_act(x, overflow, True)),
+        ("large result", lambda: native.linear_act(x, Linear(p.w, p.b, torch.full((6,), 1e9)), True)),
+        ("large gate scale", lambda: native.linear_gate(x, p, 2.0**18)),
+        ("large depthwise", lambda: native.depthwise3x3(int8(2, 4, 4, 8), tall)),
+        ("large operand", lambda: native.depth_block(y, replace(block, m_in=m8 + 2.0**16))),
+        ("nan operand", lambda: native.gated_ffn(y, GatedFfnParams(m8 * math.nan, linear(12, 8), 0.1, linear(8, 6)))),
         ("bias", lambda: native.linear_act(x, Linear(p.w, int32(5), p.m), True)),
         ("scale", lambda: native.operand8(y, torch.ones(7))),
         ("scale type", lambda: native.operand8(y, torch.ones(8, dtype=torch.float64))),

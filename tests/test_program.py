@@ -187,6 +187,11 @@ def test_weights_refuse_what_could_overflow(packed: weights.Weights, tmp_path: P
     bad["synthesis.split.w"] = torch.full_like(bad["synthesis.split.w"], 32767)
     with pytest.raises(WeightsError, match=r"synthesis\.split can overflow"):
         weights.save(tmp_path / "bad.safetensors", bad, TINY, FIRST_CODED_ROW)
+    for name in ("synthesis.blocks8.0.depth.m_in", "synthesis.split.m"):
+        bad = dict(packed.tensors)
+        bad[name] = bad[name] * 2.0**40
+        with pytest.raises(WeightsError, match="can overflow a 32-bit result"):
+            weights.check(bad)
     bad = dict(packed.tensors)
     bad["synthesis.split.m"] = bad["synthesis.split.m"] * float("nan")
     with pytest.raises(WeightsError, match="not finite"):

@@ -1,7 +1,8 @@
 """The entropy coder: arrays of symbols and table rows to one stream and back, on the fastest path here."""
 
 import os
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
@@ -27,7 +28,10 @@ else:
     _native = _rans
     _reason = f"native coder with {', '.join(_rans.isas())}"
 
-__all__ = ["Coder", "Decoder", "available", "choose_isa", "choose_layout"]
+__all__ = ["Coder", "Decoder", "available", "choose_isa", "choose_layout", "crc32"]
+
+# Of bytes, going on from a value; the same as zlib's.
+crc32: Callable[[Any, int], int] = getattr(_native, "crc32", zlib.crc32)
 
 Backend = Literal["auto", "native", "python"]
 Values = npt.NDArray[np.int16]

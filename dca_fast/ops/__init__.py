@@ -3,8 +3,8 @@
 Every operation is an exact integer function: `dca_fast.ops.reference` defines it, every other backend
 implements the same name and signature and returns the same bits. Tensors are contiguous and channels-last
 ([N, H, W, C]); "..." means any leading shape. 8-bit operands lie in +-127, 16-bit ones in +-32767,
-multipliers are finite float32. One rule rounds: requantise(acc, m) = RNE(fl32(fl32(acc) * m)), and clamps
-(`docs/numerics.md`).
+multipliers are float32 that keep every result below 2^31. One rule rounds: requantise(acc, m) =
+RNE(fl32(fl32(acc) * m)), and clamps (`docs/numerics.md`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ W = TypeVar("W", bound="_Weights")
 
 @dataclass(frozen=True, eq=False)
 class _Params:
-    """What an operation takes beside its input, and `cache`, where a backend keeps what it made of it by its own name."""
+    """What an operation takes beside its input; in `cache` a backend keeps what it made of it, by its own name."""
 
     cache: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
