@@ -122,7 +122,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
     lines.set_xticks(range(1, STEPS + 1))
     lines.set_xlabel("step")
     lines.set_ylabel("RMS of (y - mean) / sigma")
-    lines.legend(fontsize=8)
+    lines.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     for axes in (bars, lines):
         axes.grid(alpha=0.3)
     buffer = io.BytesIO()
