@@ -4,9 +4,10 @@
 
 The integer side is the shipped weights, or `--weights FILE`; they must have been exported from CHECKPOINT. The float
 side leaves out the symbols that files leave out, unless `--all-symbols`, and is charged the ideal code length of its
-symbols (no tables, no coder, no header); the integer side the bytes of its files. Three comparisons: files; files with
-the float network's picture in place of the integer one's (the entropy path alone, with coder and container); ideal code
-lengths with integer pictures.
+symbols (no tables, no coder, no header); the integer side the bytes of its files, or the ideal code length of its
+symbols by its tables. Four comparisons: files; the entropy path alone (ideal lengths on both sides, the float network's
+pictures); coder and container alone (files against the integer side's ideal lengths); the synthesis alone (the float
+side's lengths, integer pictures).
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ import torch
 from rich.progress import track
 
 from dca_fast import Codec
+from dca_fast.config import CENTER, ESCAPE, SKIP_ROW
+from dca_fast.entropy.tables import PROB_BITS, RAW_BITS, Tables
 from dca_fast.evaluate import ImageFolder, psnr
 from dca_fast.export import load_float
 from dca_fast.model.network import Network
+from dca_fast.program import QUALITY_STEPS
 
 QUALITIES = (0, 10, 30, 50, 70, 90, 100)
 
@@ -37,6 +41,25 @@ def float_point(network: Network, pixels: np.ndarray, quality: float) -> tuple[f
     out = network(x, torch.tensor([float(quality)]))
     picture = (out["image"][0] + 128).round().clamp(0, 255).to(torch.uint8).numpy()
     return float(out["bits"]) / (pixels.shape[0] * pixels.shape[1]), psnr(picture, pixels)
+
+
+def ideal_bits(tables: Tables, parts: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    """What symbols and their rows take by the tables, with a coder that loses nothing."""
+    bits = 0.0
+    for values, rows in parts:
+        value, row = values[rows != SKIP_ROW].astype(np.int64), rows[rows != SKIP_ROW]
+        shift = tables.shift[row]
+        bucket = (value >> shift) + CENTER
+        bucket = np.where((bucket >= 0) & (bucket < ESCAPE), bucket, ESCAPE)
+        bucket = np.where(tables.freq[row, bucket] > 0, bucket, ESCAPE)
+        raw = np.where(bucket == ESCAPE, RAW_BITS, shift)
+        bits += float((PROB_BITS - np.log2(tables.freq[row, bucket]) + raw).sum())
+    return bits
+
+
+def bd_rate(base: tuple[np.ndarray, np.ndarray], curve: tuple[np.ndarray, np.ndarray]) -> float:
+    """Percent of bits that `curve` needs more than `base`; both (bits per pixel, PSNR)."""
+    return float(bjontegaard.bd_rate(*base, *curve, method="pchip", require_matching_points=False))
 
 
 def main() -> int:
@@ -57,25 +80,25 @@ def main() -> int:
         for quality in QUALITIES:
             data = codec.encode(pixels, quality)
             bpp, fidelity = float_point(network, pixels, quality)
-            rows.append((8 * len(data) / (pixels.size / 3), psnr(codec.decode(data, "numpy"), pixels), bpp, fidelity))
-    mean = np.array(rows).reshape(-1, len(QUALITIES), 4).mean(0)
-    integer_bpp, integer_psnr, float_bpp, float_psnr = mean.T
-
-    def bd_rate(bpp: np.ndarray, fidelity: np.ndarray) -> float:
-        return float(
-            bjontegaard.bd_rate(float_bpp, float_psnr, bpp, fidelity, method="pchip", require_matching_points=False)
-        )
+            ideal = ideal_bits(codec.tables, codec._symbols(pixels, round(QUALITY_STEPS * quality)).parts)
+            area = pixels.shape[0] * pixels.shape[1]
+            picture = psnr(codec.decode(data, "numpy"), pixels)
+            rows.append((8 * len(data) / area, ideal / area, picture, bpp, fidelity))
+    mean = np.array(rows).reshape(-1, len(QUALITIES), 5).mean(0)
+    integer_bpp, ideal_bpp, integer_psnr, float_bpp, float_psnr = mean.T
+    base = float_bpp, float_psnr
 
     result = {
         "model_id": codec.model_id,
         "qualities": QUALITIES,
         "images": len(rows) // len(QUALITIES),
         "float": {"bpp": float_bpp.tolist(), "psnr": float_psnr.tolist()},
-        "integer": {"bpp": integer_bpp.tolist(), "psnr": integer_psnr.tolist()},
+        "integer": {"bpp": integer_bpp.tolist(), "ideal_bpp": ideal_bpp.tolist(), "psnr": integer_psnr.tolist()},
         "bd_rate_percent": {
-            "files": bd_rate(integer_bpp, integer_psnr),
-            "entropy path, coder and container": bd_rate(integer_bpp, float_psnr),
-            "synthesis": bd_rate(float_bpp, integer_psnr),
+            "files": bd_rate(base, (integer_bpp, integer_psnr)),
+            "entropy path": bd_rate(base, (ideal_bpp, float_psnr)),
+            "coder and container": bd_rate((ideal_bpp, integer_psnr), (integer_bpp, integer_psnr)),
+            "synthesis": bd_rate(base, (float_bpp, integer_psnr)),
         },
     }
     if args.out:

@@ -25,7 +25,12 @@ from dca_fast.image_io import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path("benchmarks") / "results" / "dca-s"
-DOCUMENTS = (Path("README.md"), Path("docs") / "performance.md", Path("docs") / "effort.md")
+DOCUMENTS = (
+    Path("README.md"),
+    Path("docs") / "performance.md",
+    Path("docs") / "effort.md",
+    Path("docs") / "numerics.md",
+)
 CHART = Path("docs") / "speed.png"
 MODEL_IDS = ("kodak", "valid", "integer_loss", "conformance", "hostile", "speed", "scaling", "effort")
 BLOCK = re.compile(r"(<!-- tables:([a-z]+) -->\n).*?(<!-- /tables -->)", re.DOTALL)
@@ -152,6 +157,18 @@ def scaling(load: Load) -> str:
     return f"{facts['threads']} threads but where stated otherwise, {machine(facts)}; {facts['source']}.\n\n{text}"
 
 
+def integers(load: Load) -> str:
+    """What the integers cost."""
+    loss = load("integer_loss")
+    parts = loss["bd_rate_percent"]
+    return prose(
+        f"Model id `{loss['model_id']}`, {loss['images']} Kodak images at {len(loss['qualities'])} qualities, against"
+        f" the float network with ideal code lengths, at equal PSNR: real files need {parts['files']:.2f} % more bits."
+        f" Alone, the entropy path (means, rows and tables) costs {parts['entropy path']:.2f} %, coder and container"
+        f" {parts['coder and container']:.2f} %, the integer picture {parts['synthesis']:.2f} %."
+    )
+
+
 def exactness(load: Load) -> str:
     """Conformance and hostile files in one paragraph."""
     same, hostile = load("conformance"), load("hostile")
@@ -224,6 +241,7 @@ TABLES: dict[str, Callable[[Load], str]] = {
     "scaling": scaling,
     "effort": effort,
     "exactness": exactness,
+    "integers": integers,
     "stages": stages,
     "operations": operations,
 }
