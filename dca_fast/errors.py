@@ -4,6 +4,7 @@ DcaError
 |-- ConfigError (ValueError)              an argument or preset that makes no sense
 |-- InputError (ValueError)               an image of the wrong shape, type or size
 |-- WeightsError                          a weight file that is missing, damaged or does not fit
+|-- TrainingError                         a training that went astray
 |-- BackendUnavailableError (RuntimeError)  what was asked for cannot run here, and why
 |-- DeviceMemoryError (MemoryError)       the device has too little memory for this image
 `-- BitstreamError (ValueError)           bytes that cannot be decoded exactly
@@ -27,6 +28,7 @@ __all__ = [
     "InputWarning",
     "LimitExceededError",
     "NotADcaFileError",
+    "TrainingError",
     "TruncatedStreamError",
     "UnknownModelError",
     "UnsupportedVersionError",
@@ -48,6 +50,10 @@ class InputError(DcaError, ValueError):
 
 class WeightsError(DcaError):
     """A weight file is missing, damaged or does not fit the model."""
+
+
+class TrainingError(DcaError):
+    """A training's loss rose so far that going on would waste its time."""
 
 
 class BackendUnavailableError(DcaError, RuntimeError):

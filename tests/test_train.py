@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import subprocess
 import sys
@@ -16,11 +17,12 @@ from PIL import Image
 
 from dca_fast.cli import main
 from dca_fast.config import LAMBDA_MAX, LAMBDA_MIN, ModelConfig
-from dca_fast.errors import ConfigError, InputError, WeightsError
+from dca_fast.errors import ConfigError, InputError, TrainingError, WeightsError
 from dca_fast.export import load_float
 from dca_fast.model.layers import depth_to_space, space_to_depth
 from dca_fast.model.network import Network
 from dca_fast.testing import photograph
+from dca_fast.train import trainer as trainer_module
 from dca_fast.train.data import Images, Photographs, Shards, open_data
 from dca_fast.train.finish import export_and_check, plot_losses
 from dca_fast.train.klt import principal_components, start_from_components
@@ -307,6 +309,38 @@ def test_a_checkpoint_of_another_model_is_refused(photographs: Photographs, tmp_
     Trainer(TINY, photographs, tmp_path, RECIPE).save()
     with pytest.raises(WeightsError, match="another configuration"):
         Trainer(replace(TINY, tokens=8), photographs, tmp_path, RECIPE)
+
+
+def test_a_checkpoint_of_an_older_trainer_is_refused(photographs: Photographs, tmp_path: Path) -> None:
+    Trainer(TINY, photographs, tmp_path, RECIPE).save()
+    path = tmp_path / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    del state["format"]
+    torch.save(state, path)
+    with pytest.raises(WeightsError, match="another version of the trainer"):
+        Trainer(TINY, photographs, tmp_path, RECIPE)
+
+
+@pytest.mark.parametrize("worst", [1.4, 1.6, math.nan])
+def test_a_training_that_goes_astray_stops(
+    worst: float, photographs: Photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer_module, "WATCHED", 3)
+    trainer = Trainer(TINY, photographs, tmp_path, replace(RECIPE, steps=12))
+    losses = iter([2.0, 1.0, 1.0, 1.0, 1.0, worst, worst, worst, worst, 1.0, 1.0, 1.0])
+
+    def step(factor: float) -> tuple[float, torch.Tensor, torch.Tensor, torch.Tensor]:
+        trainer.step += 1
+        return next(losses), *(torch.ones(1),) * 3
+
+    monkeypatch.setattr(trainer, "train_step", step)
+    if worst == 1.4:
+        trainer.run()
+        assert trainer.step == 12
+    else:
+        with pytest.raises(TrainingError, match=r"the loss rose from 1\.000"):
+            trainer.run()
+        assert not (tmp_path / "checkpoint.pt").exists()
 
 
 def test_a_start_from_weights_is_past_the_ramp(photographs: Photographs, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -24,7 +25,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from dca_fast.config import LAMBDA_MAX, LAMBDA_MIN, QUALITY_MAX, ModelConfig, price
-from dca_fast.errors import ConfigError, WeightsError
+from dca_fast.errors import ConfigError, TrainingError, WeightsError
 from dca_fast.model.network import Network
 from dca_fast.train.data import Crops
 from dca_fast.train.klt import start_from_components
@@ -34,6 +35,9 @@ from dca_fast.train.world import ALONE, World
 
 log = logging.getLogger(__name__)
 LOG_SECONDS = 20
+FORMAT = 2  # of a checkpoint's optimiser state
+WATCHED = 200  # steps whose mean loss may not exceed `ASTRAY` times the lowest such mean before
+ASTRAY = 1.5
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,7 @@ class Trainer:
         world: this process among all; the first one writes.
 
     Raises:
-        WeightsError: the checkpoint in `folder` belongs to another configuration.
+        WeightsError: the checkpoint in `folder` belongs to another configuration or version of the trainer.
     """
 
     def __init__(
@@ -186,6 +190,10 @@ class Trainer:
         if state is not None:
             if ModelConfig.from_dict(state["config"]) != config:
                 raise WeightsError(f"{saved} belongs to another configuration: {state['config']}")
+            if state.get("format") != FORMAT:
+                raise WeightsError(
+                    f"{saved} is of another version of the trainer: --start takes it up in another folder"
+                )
             self.network.load_state_dict(state["network"])
             self.step, self.first = state["step"], state.get("first", 0)
         elif start is not None:
@@ -260,6 +268,7 @@ class Trainer:
         if self.world.rank:
             return
         state = {
+            "format": FORMAT,
             "network": self.network.state_dict(),
             "average": self.average,
             "step": self.step,
@@ -283,10 +292,15 @@ class Trainer:
         return since, self.world.agree(minutes / self.recipe.minutes if self.recipe.minutes else 1.0)
 
     def run(self) -> None:
-        """Train to the end of the recipe; logs a line about every 20 seconds, saves every `recipe.save_minutes`."""
+        """Train to the end of the recipe; logs a line about every 20 seconds, saves every `recipe.save_minutes`.
+
+        Raises:
+            TrainingError: the loss rises far above what it was. The checkpoint stays that of the last save.
+        """
         r, begin, first = self.recipe, time.monotonic(), self.step
         written = saved = begin
         window: list[float] = []
+        recent, lowest = deque[float](maxlen=WATCHED), math.inf
         log_file = self.folder / "log.jsonl" if self.world.rank == 0 else Path(os.devnull)
         with log_file.open("a") as sink, Progress(console=Console(stderr=True), disable=self.world.rank > 0) as bar:
             task = bar.add_task("training", total=1.0)
@@ -308,6 +322,12 @@ class Trainer:
                     saved = now
                 loss, *self._last = self.train_step(learning_rate(r, since, elapsed))
                 window.append(loss)
+                recent.append(loss)
+                if len(recent) == WATCHED:
+                    mean = math.fsum(recent) / WATCHED
+                    lowest = min(lowest, mean)
+                    if not mean <= ASTRAY * lowest:
+                        raise TrainingError(f"step {self.step}: the loss rose from {lowest:.3f} to {mean:.3f}")
         self.save()
 
     def _line(self, window: list[float], seconds: float, minutes: float) -> dict[str, Any]:
