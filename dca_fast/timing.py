@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dca_fast.ops import Depthwise, Head, Linear, Ops
+from dca_fast.ops import Depthwise, Head, Linear, Ops, Params
 
 __all__ = [
     "Ceilings",
@@ -243,10 +243,12 @@ def _seen(name: str, arguments: Sequence[Any]) -> int:
 
 
 def _leaves(values: Sequence[Any]) -> Iterator[Any]:
-    """Tensors and layers, also those inside of tuples."""
+    """Tensors and layers, also those inside of tuples and of the parameters of blocks."""
     for value in values:
         if isinstance(value, Tensor | Linear | Depthwise | Head):
             yield value
+        elif isinstance(value, Params):
+            yield from _leaves(value.values())
         elif isinstance(value, tuple):
             yield from _leaves(value)
 

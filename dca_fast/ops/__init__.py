@@ -24,6 +24,7 @@ __all__ = [
     "Head",
     "Linear",
     "Ops",
+    "Params",
     "Pricing",
     "TokenParams",
     "WindowParams",
@@ -35,7 +36,7 @@ W = TypeVar("W", bound="_Weights")
 
 
 @dataclass(frozen=True, eq=False)
-class _Params:
+class Params:
     """What an operation takes beside its input; in `cache` a backend keeps what it made of it, by its own name."""
 
     cache: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
@@ -45,7 +46,7 @@ class _Params:
         return tuple(getattr(self, f.name) for f in fields(self) if f.name != "cache")
 
 
-class _Weights(_Params):
+class _Weights(Params):
     """The tensors of one layer."""
 
     def tensors(self) -> tuple[Tensor, ...]:
@@ -101,7 +102,7 @@ class Head(_Weights):
 
 
 @dataclass(frozen=True, eq=False)
-class DepthBlockParams(_Params):
+class DepthBlockParams(Params):
     """1x1 C -> E, leaky, depthwise 3x3, 1x1 E -> C; m_in [C] float32 turns the feature into the operand."""
 
     m_in: Tensor
@@ -111,7 +112,7 @@ class DepthBlockParams(_Params):
 
 
 @dataclass(frozen=True, eq=False)
-class GatedFfnParams(_Params):
+class GatedFfnParams(Params):
     """1x1 C -> 2H, product of the halves times g, 1x1 H -> C; m_in [C] float32 as above."""
 
     m_in: Tensor
@@ -121,7 +122,7 @@ class GatedFfnParams(_Params):
 
 
 @dataclass(frozen=True, eq=False)
-class WindowParams(_Params):
+class WindowParams(Params):
     """1x1 C -> 3C (q, k, v), attention inside windows, 1x1 C -> C; the other fields as in `window_attention`."""
 
     m_in: Tensor
@@ -136,7 +137,7 @@ class WindowParams(_Params):
 
 
 @dataclass(frozen=True, eq=False)
-class TokenParams(_Params):
+class TokenParams(Params):
     """1x1 C -> C (q), attention over tokens, 1x1 C -> C; the other fields as in `token_attention`."""
 
     m_in: Tensor

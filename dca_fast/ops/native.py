@@ -22,6 +22,7 @@ from dca_fast.ops import (
     Head,
     Linear,
     Ops,
+    Params,
     Pricing,
     TokenParams,
     WindowParams,
@@ -67,7 +68,7 @@ def _packed(p: Linear | Depthwise | Head) -> Any:
     return handle
 
 
-def _arguments(p: DepthBlockParams | GatedFfnParams | WindowParams | TokenParams) -> tuple[Any, ...]:
+def _arguments(p: Params) -> tuple[Any, ...]:
     """The fields as the extension takes them."""
     found = p.cache.get(NAME)
     if found is None:
