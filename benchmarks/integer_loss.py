@@ -18,15 +18,14 @@ import math
 import sys
 from pathlib import Path
 
-import bjontegaard
 import numpy as np
 import torch
 from rich.progress import track
 
 from dca_fast import Codec
-from dca_fast.config import CENTER, ESCAPE, SKIP_ROW
-from dca_fast.entropy.tables import PROB_BITS, RAW_BITS, Tables
-from dca_fast.evaluate import ImageFolder, psnr
+from dca_fast.config import SKIP_ROW
+from dca_fast.entropy.tables import Tables
+from dca_fast.evaluate import ImageFolder, bd_rate, psnr
 from dca_fast.export import load_float
 from dca_fast.model.network import Network
 from dca_fast.program import QUALITY_STEPS
@@ -45,21 +44,11 @@ def float_point(network: Network, pixels: np.ndarray, quality: float) -> tuple[f
 
 def ideal_bits(tables: Tables, parts: list[tuple[np.ndarray, np.ndarray]]) -> float:
     """What symbols and their rows take by the tables, with a coder that loses nothing."""
-    bits = 0.0
+    costs, bits = tables.symbol_bits(), 0.0
     for values, rows in parts:
-        value, row = values[rows != SKIP_ROW].astype(np.int64), rows[rows != SKIP_ROW]
-        shift = tables.shift[row]
-        bucket = (value >> shift) + CENTER
-        bucket = np.where((bucket >= 0) & (bucket < ESCAPE), bucket, ESCAPE)
-        bucket = np.where(tables.freq[row, bucket] > 0, bucket, ESCAPE)
-        raw = np.where(bucket == ESCAPE, RAW_BITS, shift)
-        bits += float((PROB_BITS - np.log2(tables.freq[row, bucket]) + raw).sum())
+        value, row = values[rows != SKIP_ROW], rows[rows != SKIP_ROW]
+        bits += float((costs[row, tables.symbols(value, row)] + tables.shift[row]).sum())
     return bits
-
-
-def bd_rate(base: tuple[np.ndarray, np.ndarray], curve: tuple[np.ndarray, np.ndarray]) -> float:
-    """Percent of bits that `curve` needs more than `base`; both (bits per pixel, PSNR)."""
-    return float(bjontegaard.bd_rate(*base, *curve, method="pchip", require_matching_points=False))
 
 
 def main() -> int:
@@ -85,20 +74,26 @@ def main() -> int:
             picture = psnr(codec.decode(data, "numpy"), pixels)
             rows.append((8 * len(data) / area, ideal / area, picture, bpp, fidelity))
     mean = np.array(rows).reshape(-1, len(QUALITIES), 5).mean(0)
-    integer_bpp, ideal_bpp, integer_psnr, float_bpp, float_psnr = mean.T
-    base = float_bpp, float_psnr
+    integer_bpp, ideal_bpp, integer_psnr, float_bpp, float_psnr = mean.T.tolist()
+
+    def more(
+        bpp: list[float], fidelity: list[float], base_bpp: list[float], base_fidelity: list[float]
+    ) -> float | None:
+        """Percent of bits that the first curve needs more than the second."""
+        curve, base = (list(zip(*c, strict=True)) for c in ((bpp, fidelity), (base_bpp, base_fidelity)))
+        return bd_rate(curve, base).rate_percent
 
     result = {
         "model_id": codec.model_id,
         "qualities": QUALITIES,
         "images": len(rows) // len(QUALITIES),
-        "float": {"bpp": float_bpp.tolist(), "psnr": float_psnr.tolist()},
-        "integer": {"bpp": integer_bpp.tolist(), "ideal_bpp": ideal_bpp.tolist(), "psnr": integer_psnr.tolist()},
+        "float": {"bpp": float_bpp, "psnr": float_psnr},
+        "integer": {"bpp": integer_bpp, "ideal_bpp": ideal_bpp, "psnr": integer_psnr},
         "bd_rate_percent": {
-            "files": bd_rate(base, (integer_bpp, integer_psnr)),
-            "entropy path": bd_rate(base, (ideal_bpp, float_psnr)),
-            "coder and container": bd_rate((ideal_bpp, integer_psnr), (integer_bpp, integer_psnr)),
-            "synthesis": bd_rate(base, (float_bpp, integer_psnr)),
+            "files": more(integer_bpp, integer_psnr, float_bpp, float_psnr),
+            "entropy path": more(ideal_bpp, float_psnr, float_bpp, float_psnr),
+            "coder and container": more(integer_bpp, integer_psnr, ideal_bpp, integer_psnr),
+            "synthesis": more(float_bpp, integer_psnr, float_bpp, float_psnr),
         },
     }
     if args.out:

@@ -21,7 +21,6 @@ __all__ = [
     "CENTER",
     "ESCAPE",
     "PROB_BITS",
-    "RAW_BITS",
     "ROWS",
     "SKIP_ROW",
     "SYMBOLS",
@@ -34,7 +33,7 @@ PROB_BITS = 12
 ROWS = 128
 SYMBOLS = 256
 MAX_SHIFT = 8  # 127 << 8 still fits int16
-RAW_BITS = 16
+_RAW_BITS = 16
 _PRIOR_COUNT = 500  # symbols that the Gaussian counts for beside what was seen
 _MAX_BUCKET_SIGMA = 24.0  # +-127 buckets are then more than five deviations
 
@@ -84,17 +83,24 @@ class Tables:
         bucket = (values.astype(np.int64) >> self.shift[rows]) + CENTER
         return np.where((bucket < 0) | (bucket > ESCAPE), ESCAPE, bucket)
 
-    def symbol_costs(self) -> npt.NDArray[np.int64]:
-        """Return the bits of every symbol, an escape's value included: [128, 256] int64, 1/256 bit.
+    def symbol_bits(self) -> npt.NDArray[np.float64]:
+        """Return the bits of every symbol, an escape's value included: [128, 256] float64.
 
-        The raw low bits, alike for all symbols of a row, do not count. The nearest tie of the rounding is a
-        thousand times farther away than any logarithm is wrong, so these are the same on every machine.
+        The raw low bits, alike for all symbols of a row, do not count.
         """
         bits = PROB_BITS - np.log2(np.maximum(self.freq, 1))
-        escape = bits[:, ESCAPE:] + RAW_BITS - self.shift[:, None]
+        escape = bits[:, ESCAPE:] + _RAW_BITS - self.shift[:, None]
         bits = np.where(self.freq > 0, bits, escape)
         bits[:, ESCAPE:] = escape
-        costs: npt.NDArray[np.int64] = np.rint(bits * 256).astype(np.int64)
+        return bits
+
+    def symbol_costs(self) -> npt.NDArray[np.int64]:
+        """Return `symbol_bits` in 1/256 bit, [128, 256] int64.
+
+        The nearest tie of the rounding is a thousand times farther away than any logarithm is wrong, so these are the
+        same on every machine.
+        """
+        costs: npt.NDArray[np.int64] = np.rint(self.symbol_bits() * 256).astype(np.int64)
         return costs
 
     def row_bits(self) -> npt.NDArray[np.float64]:
@@ -102,7 +108,7 @@ class Tables:
         p = self.freq / float(1 << PROB_BITS)
         bits = -(p * np.log2(np.where(p > 0, p, 1.0))).sum(axis=1)
         escape = p[:, ESCAPE]
-        result: npt.NDArray[np.float64] = bits + escape * RAW_BITS + (1 - escape) * self.shift
+        result: npt.NDArray[np.float64] = bits + escape * _RAW_BITS + (1 - escape) * self.shift
         return result
 
 
@@ -168,7 +174,9 @@ def _frequencies(p: npt.NDArray[np.float64], shift: int, prob_bits: int) -> npt.
     log2(e) / 2**prob_bits. The range is the one that gains most; buckets -1..1 are always kept, because real
     residuals have heavier tails than the narrow rows.
     """
-    gain = np.cumsum((RAW_BITS - shift) * (p[CENTER:ESCAPE] + p[CENTER::-1]) / 2 - math.log2(math.e) / (1 << prob_bits))
+    gain = np.cumsum(
+        (_RAW_BITS - shift) * (p[CENTER:ESCAPE] + p[CENTER::-1]) / 2 - math.log2(math.e) / (1 << prob_bits)
+    )
     radius = max(1, int(gain.argmax()))
     kept = np.r_[CENTER - radius : CENTER + radius + 1, ESCAPE]
     p = p.copy()
