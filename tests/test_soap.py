@@ -49,6 +49,19 @@ def test_rotated_curvature_is_no_obstacle() -> None:
     assert soap < 0.25 * adam
 
 
+def test_inputs_that_are_mostly_zero_take_no_leaps() -> None:
+    generator, rate = torch.Generator().manual_seed(4), 1e-2
+    w = torch.nn.Parameter(torch.zeros(24, 16))
+    soap = Soap([{"params": [w]}], lr=rate)
+    for _ in range(60):
+        x = torch.randn(64, 16, generator=generator) * torch.logspace(0, -3, 16)
+        x[:, 8:] *= torch.rand(64, 8, generator=generator) < 0.003
+        before = w.detach().clone()
+        w.grad = torch.randn(24, 64, generator=generator) @ x / 64
+        soap.step()
+        assert (w.detach() - before).abs().max() < 3 * rate
+
+
 def test_only_short_sides_are_preconditioned_and_zero_gradients_are_harmless() -> None:
     wide, flat = torch.nn.Parameter(torch.ones(8, 20)), torch.nn.Parameter(torch.ones(30, 30))
     soap = Soap([{"params": [wide, flat]}], every=2, side=10)

@@ -1,6 +1,9 @@
 """SOAP: Adam in the eigenbasis of Shampoo's preconditioner (Vyas et al., ICLR 2025).
 
 Matrices of one shape are stacked, so that a step is a few batched products; other parameters take plain Adam.
+Unlike the paper's, the mean squares go along when the eigenbasis turns. Where inputs are mostly zero, as those of a
+hyper synthesis are, a new direction would else meet the tiny square of the old one, and take a step a thousand times
+too long.
 """
 
 from __future__ import annotations
@@ -89,10 +92,11 @@ class Soap(torch.optim.Optimizer):
             mean = self._rotate_back(mean, state)
             for name in ("left", "right"):
                 if name in state:
-                    state[f"basis_{name}"] = self._basis(
-                        state[name], state[f"basis_{name}"], first=step == group["every"]
-                    )
-            state["rotated_mean"] = self._rotate(mean, state)
+                    old = state[f"basis_{name}"]
+                    state[f"basis_{name}"] = new = self._basis(state[name], old, first=step == group["every"])
+                    turn = (new.mT @ old).square()  # a new direction's share of each old one
+                    square = turn @ square if name == "left" else square @ turn.mT
+            state["rotated_mean"], state["square"] = self._rotate(mean, state), square
 
     @staticmethod
     def _basis(moment: Tensor, basis: Tensor, first: bool) -> Tensor:
