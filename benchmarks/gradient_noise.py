@@ -16,11 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dca_fast.config import QUALITY_MAX
 from dca_fast.export import load_float
 from dca_fast.model.network import Network
 from dca_fast.train.data import Crops, Photographs
-from dca_fast.train.trainer import Recipe, loss_of
+from dca_fast.train.trainer import Recipe, draw_qualities, loss_of
 from dca_fast.train.whiten import trunk
 
 PARTS = ("analysis", "hyper", "context", "synthesis")
@@ -29,7 +28,7 @@ PARTS = ("analysis", "hyper", "context", "synthesis")
 def gradient(network: Network, photographs: Crops, seed: int, count: int, crop: int) -> dict[str, Tensor]:
     """Gradient of one batch, as the trainer draws it, for each part: one vector each."""
     generator = np.random.default_rng(seed)
-    quality = torch.tensor((np.arange(count) + generator.random(count)) / count * QUALITY_MAX, dtype=torch.float32)
+    quality = torch.tensor(draw_qualities(generator, count), dtype=torch.float32)
     image = photographs.batch(generator, count, crop)
     torch.manual_seed(seed)
     network.zero_grad()

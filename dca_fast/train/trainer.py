@@ -95,6 +95,12 @@ def loss_of(
     return (weight * (counted + lam * mse)).mean(), bpp.detach(), mse.detach()
 
 
+def draw_qualities(generator: np.random.Generator, count: int) -> np.ndarray:
+    """One quality from each of `count` equal parts of the axis, float64 `[count]`: every step sees the whole range."""
+    qualities: np.ndarray = (np.arange(count) + generator.random(count)) / count * QUALITY_MAX
+    return qualities
+
+
 def parameter_groups(network: Network, recipe: Recipe) -> list[dict]:
     """Parameters by their factor on the learning rate, see `Recipe.rate`."""
     factors: dict[int, float] = {}
@@ -229,8 +235,7 @@ class Trainer:
         generator, count = np.random.default_rng((r.seed, step)), r.batch * world.size
         mine = slice(world.rank, None, world.size)
         noise = int(generator.integers(2**62)) + world.rank
-        # One quality from each of `count` equal parts of the axis: every step sees the whole range.
-        quality = (np.arange(count) + generator.random(count)) / count * QUALITY_MAX
+        quality = draw_qualities(generator, count)
         image = self.photographs.batch(generator, count, r.crop, mine)
         return image, torch.tensor(quality[mine], dtype=torch.float32), noise
 
