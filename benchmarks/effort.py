@@ -22,7 +22,7 @@ from rich.progress import Progress
 
 from dca_fast import Codec
 from dca_fast.config import MAX_EFFORT
-from dca_fast.effort import ITERATIONS
+from dca_fast.effort import ANNEALINGS, DESCENTS
 from dca_fast.evaluate import ImageFolder, bd_rate, psnr
 from dca_fast.image_io import write_atomic
 from dca_fast.report import environment
@@ -75,7 +75,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--images", type=int, default=2)
+    parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--side", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--levels", type=int, default=MAX_EFFORT, help="the highest one")
@@ -88,7 +88,7 @@ def main() -> int:
         "model_id": codec.model_id,
         "threads": codec.threads,
         "side": args.side,
-        "iterations": list(ITERATIONS.items()),
+        "iterations": [list(DESCENTS.items()), list(ANNEALINGS.items())],
     }
     same = json.loads(json.dumps(same | {"machine": environment()["machine"]}))
     rows = saved.get("rows", {}) if all(saved.get(key) == value for key, value in same.items()) else {}

@@ -23,7 +23,7 @@ from dca_fast import container, image_io, latents
 from dca_fast import weights as weights_io
 from dca_fast.backends import resolve
 from dca_fast.config import ALIGN, QUALITY_MAX, SKIP_ROW, ModelConfig, price
-from dca_fast.effort import ITERATIONS, RIVALS, pricings
+from dca_fast.effort import ANNEALINGS, DESCENTS, RIVALS, Candidate, descend, pricings
 from dca_fast.effort import check as check_effort
 from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import Tables
@@ -34,6 +34,8 @@ from dca_fast.errors import (
     LimitExceededError,
     UnknownModelError,
 )
+from dca_fast.ops import Pricing
+from dca_fast.ops.reference import LIMIT16
 from dca_fast.program import QUALITY_STEPS, Program, ProgramSet
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
 ImageLike = Image.Image | np.ndarray | Tensor | image_io.ImageInput
 OUTPUTS = ("pil", "numpy", "torch")
 METADATA = ("icc", "exif", "xmp")
-_REFINING = 0.98  # of the progress; the rest is coding
+_ANNEALING = 0.9  # of the progress, where there is some
 
 
 def _threads(threads: int | None) -> int:
@@ -247,12 +249,12 @@ class Codec:
         progress: Callable[[float], None] | None = None,
     ) -> tuple[bytes, int]:
         """The stream and the digest of its symbols; quality in 1/100."""
-        if self._device is not None and effort not in ITERATIONS:
+        if self._device is not None and effort not in DESCENTS:
             image = pixels if isinstance(pixels, Tensor) else _as_tensor(pixels)
             return self._device.encode(image.to(self._device.device), quality, effort)
         array = pixels.cpu().numpy() if isinstance(pixels, Tensor) else pixels
-        if effort in ITERATIONS:
-            return self._encode_refined(array, quality, ITERATIONS[effort], progress)
+        if effort in DESCENTS:
+            return self._encode_refined(array, quality, effort, progress)
         symbols = self._symbols(array, quality, effort)
         return self._coder.encode(symbols.parts), symbols.digest
 
@@ -260,43 +262,65 @@ class Codec:
         """Everything of the encoder before the entropy coder; quality in 1/100, effort below 4."""
         program = self._program(quality)
         y = program.analyse(_padded(pixels))
-        return self._walk(program, y, program.hyper_analyse(y), (pixels.shape[0], pixels.shape[1]), effort)[0]
+        return self._walk(program, y, program.hyper_analyse(y), pixels.shape[:2], self._pricings[effort])[0]
 
     def _walk(
-        self, program: Program, y: Tensor, z: dict[str, Tensor], size: tuple[int, int], effort: int
+        self, program: Program, y: Tensor, z: dict[str, Tensor], size: tuple[int, ...], pricing: Pricing | None
     ) -> tuple[latents.EncoderSource, Tensor]:
-        """Quantised with an effort below 4: symbols, and y_hat."""
-        source = latents.EncoderSource(program, y, z, self._pricings[effort])
+        """Symbols, and y_hat."""
+        source = latents.EncoderSource(program, y, z, pricing)
         return source, latents.code(program, source, *latents.sites(*size))
 
     def _encode_refined(
         self,
         pixels: npt.NDArray[np.uint8],
         quality: int,
-        iterations: int,
+        level: int,
         progress: Callable[[float], None] | None,
     ) -> tuple[bytes, int]:
-        """`_encode_pixels` with refined latents; with those of a lower level should they be better."""
-        program, (height, width), image = self._program(quality), pixels.shape[:2], _padded(pixels)
+        """`_encode_pixels` at an effort of 4 and more: the candidate with the least bits + priced error."""
+        program, size, image = self._program(quality), (pixels.shape[0], pixels.shape[1]), _padded(pixels)
+        value, pricing = quality / QUALITY_STEPS, self._pricings[RIVALS[-1]]
+        assert pricing is not None
         y = program.analyse(image)
         z = program.hyper_analyse(y)
         if "global" in z:  # as in a file: the search takes it as it is
             z["global"].masked_fill_(program.hyper_rows["global"].view(z["global"].shape) == SKIP_ROW, 0)
+        original = image[0, : size[0], : size[1]].to(torch.float32)
 
-        def report(done: float) -> None:
-            if progress is not None:
-                progress(_REFINING * done)
+        def report(start: float, end: float) -> Callable[[float], None]:
+            def told(done: float) -> None:
+                if progress is not None:
+                    progress(start + (end - start) * done)
 
-        refined = self._refiner.refine(image, (height, width), y, z, quality / QUALITY_STEPS, iterations, report)
-        found, original = [], image[0, :height, :width].to(torch.float32)
-        for latent, level in ((refined, 0), (refined, 1), *(((y, z), level) for level in RIVALS)):
-            source, y_hat = self._walk(program, *latent, (height, width), level)
+            return told
+
+        def candidate(y: Tensor, z: dict[str, Tensor], pricing: Pricing | None) -> Candidate:
+            source, y_hat = self._walk(program, y, z, size, pricing)
             stream = self._coder.encode(source.parts)
-            error = (program.synthesise(y_hat)[0, :height, :width] - original).square().sum(dtype=torch.float64) / 3
-            found.append((8 * len(stream) + price(quality / QUALITY_STEPS) * float(error), stream, source.digest))
+            picture = program.synthesise(y_hat)[0, : size[0], : size[1]]
+            error = (picture - original).square().sum(dtype=torch.float64) / 3
+            return Candidate(8 * len(stream) + price(value) * float(error), stream, source.digest, y_hat, z)
+
+        def quantised(y: Tensor, origin: Candidate, bits: int) -> Candidate:
+            whole = y.round().clamp(-LIMIT16, LIMIT16).to(torch.int16)
+            return candidate(whole, origin.z, pricing._replace(price=bits))
+
+        found = [candidate(y, z, self._pricings[rival]) for rival in RIVALS]
+        annealed = _ANNEALING if level in ANNEALINGS else 0.0
+        if level in ANNEALINGS:
+            refined = self._refiner.refine(image, size, y, z, value, ANNEALINGS[level], report(0, annealed))
+            found += [candidate(*refined, self._pricings[rival]) for rival in (0, 1)]
+        best = descend(
+            min(found, key=lambda entry: entry.cost),
+            DESCENTS[level],
+            lambda entry: self._refiner.slope(image, size, entry.y_hat, value),
+            quantised,
+            report(annealed, 1),
+        )
         if progress is not None:
             progress(1.0)
-        return min(found, key=lambda entry: entry[0])[1:]
+        return best.stream, best.digest
 
     @cached_property
     def _refiner(self) -> Refiner:

@@ -82,14 +82,14 @@ def _progress() -> Iterator[Progress]:
 @contextmanager
 def _effort_bar(args: argparse.Namespace) -> Iterator[Callable[[float], None] | None]:
     """A bar for one file that takes long; a batch has its own."""
-    from dca_fast.effort import ITERATIONS
+    from dca_fast.effort import DESCENTS
 
-    if args.effort not in ITERATIONS or args.out_dir is not None:
+    if args.effort not in DESCENTS or args.out_dir is not None:
         yield None
         return
     with _progress() as bar:
-        task = bar.add_task("refining", total=ITERATIONS[args.effort])
-        yield lambda done: bar.update(task, completed=round(done * ITERATIONS[args.effort]))
+        task = bar.add_task("refining", total=100)
+        yield lambda done: bar.update(task, completed=round(100 * done))
 
 
 def encode(args: argparse.Namespace) -> int:

@@ -1,15 +1,19 @@
 """Levels of encoder effort: smaller files for more time. Neither the format nor a decoder knows of it.
 
 Levels 1 to 3 are rate-distortion optimised quantisation: a symbol moves one towards zero where the bits saved are worth
-the error. From level 4 on y and z are refined by gradients (`dca_fast.refine`) before they are coded.
+the error. Levels 4 to 7 do so again and again around what the decoder's gradient asks for (`descend`), and from level 8
+on y and z are annealed (`dca_fast.refine`) before that.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Integral
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dca_fast.config import MAX_EFFORT
 from dca_fast.entropy.tables import Tables
@@ -19,8 +23,10 @@ from dca_fast.ops import Pricing
 # Bits that a squared error of one quantiser step must save. Theory, for a Gaussian at high rate, says 8.7; but whatever
 # moves disturbs the context of what follows, and these are what pays (docs/effort.md).
 PRICES = {1: 150, 2: 100, 3: 70}
-ITERATIONS = {4: 25, 5: 50, 6: 100, 7: 200, 8: 400, 9: 800}  # of the refinement
-RIVALS = 0, 3  # the levels that the refined ones must beat
+DESCENTS = {4: 1, 5: 4, 6: 12, 7: 32, 8: 12, 9: 12}  # iterations of `descend`
+ANNEALINGS = {8: 200, 9: 800}  # iterations of the annealing
+RIVALS = 0, 3  # the levels that the others must beat
+START, FALL, RISE, STALLED = 12.0, 0.85, 1.25, 100.0  # prices of `descend`
 
 
 def check(effort: object) -> int:
@@ -39,3 +45,47 @@ def pricings(tables: Tables, device: torch.device | str = "cpu") -> dict[int, Pr
     costs = torch.from_numpy(tables.symbol_costs().astype(np.int32)).to(device)
     shift = torch.from_numpy(tables.shift.copy()).to(device)
     return {0: None} | {level: Pricing(costs, shift, price) for level, price in PRICES.items()}
+
+
+class Candidate(NamedTuple):
+    """One way to code a picture: bits + priced error, the stream, its symbols' digest, and what they stand for."""
+
+    cost: float
+    stream: bytes
+    digest: int
+    y_hat: Tensor
+    z: dict[str, Tensor]
+
+
+def descend(
+    best: Candidate,
+    iterations: int,
+    slope: Callable[[Candidate], Tensor],
+    quantised: Callable[[Tensor, Candidate, int], Candidate],
+    report: Callable[[float], None],
+) -> Candidate:
+    """Iterative hard thresholding (Blumensath and Davies, 2008), code lengths in place of a threshold.
+
+    The error is modelled around y_hat by a parabola with one curvature, in quantiser steps, for all latents: `price`
+    bits for a squared step. Each iteration takes the symbols with the least bits + parabola. A success lowers the
+    price, so that more may move; a failure raises it and starts again from the best so far.
+
+    Args:
+        best: where to start.
+        iterations: how often to try.
+        slope: of a candidate: where y should go, in units of y, times the price.
+        quantised: codes a y with rates priced so, and with the z of the candidate that it came from.
+        report: told how much is done, 0..1.
+    """
+    price, direction = START, None
+    for i in range(iterations):
+        if price > STALLED:
+            break
+        direction = slope(best) if direction is None else direction
+        found = quantised(best.y_hat + direction / round(price), best, round(price))
+        if found.cost < best.cost:
+            best, direction, price = found, None, max(1.0, price * FALL)
+        else:
+            price *= RISE
+        report((i + 1) / iterations)
+    return best

@@ -65,6 +65,10 @@ class Tile(NamedTuple):
         """The view of a map `[N, H/stride, W/stride, C]` inside."""
         return x[:, self.top // stride : self.bottom // stride, self.left // stride : self.right // stride]
 
+    def within(self, other: Tile) -> Tile:
+        """This tile, counted from the corner of another."""
+        return Tile(self.top - other.top, self.bottom - other.top, self.left - other.left, self.right - other.left)
+
 
 def tiles(height: int, width: int) -> Iterator[tuple[Tile, Tile]]:
     """What to keep of each tile, and what to compute for it; sides in pixels, multiples of 64."""
@@ -125,7 +129,7 @@ class Refiner:
             New y and z of the same form.
         """
         y_new, z_new = y.clone(), {name: value.clone() for name, value in z.items()}
-        work = list(tiles(image.shape[1], image.shape[2]))
+        work = list(tiles(*image.shape[1:3]))
         for i, (keep, around) in enumerate(work):
 
             def report(done: float, i: int = i) -> None:
@@ -133,13 +137,10 @@ class Refiner:
                     progress((i + done) / len(work))
 
             with _as_if_alone(self._device):
-                pixels = around.of(image, 1).to(self._device, torch.float32) - 128
-                counted = torch.zeros(1, *image.shape[1:3], 1, dtype=torch.bool, device=self._device)
-                counted[:, : valid[0], : valid[1]] = True
-                start = around.of(y, STRIDE).to(self._device) / self._steps
-                search = _Search(self._network, pixels, around.of(counted, 1), start, z.get("global"), quality)
+                pixels, counted, start = self._tile(around, image, valid, y)
+                search = _Search(self._network, pixels, counted, start, z.get("global"), quality)
                 found, symbols = search.run(iterations, report)
-            inner = Tile(*(edge - origin for edge, origin in zip(keep, _origin(around), strict=True)))
+            inner = keep.within(around)
             limit = (found * self._steps).round().clamp(-LIMIT16, LIMIT16)
             keep.of(y_new, STRIDE).copy_(inner.of(limit, STRIDE))
             for name, value in symbols.items():
@@ -147,9 +148,41 @@ class Refiner:
                 keep.of(z_new[name], stride).copy_(inner.of(value, stride))
         return y_new, z_new
 
+    def slope(self, image: Tensor, valid: tuple[int, int], y_hat: Tensor, quality: float) -> Tensor:
+        """Where y should go for a smaller error, times the bits that a squared quantiser step costs.
 
-def _origin(tile: Tile) -> tuple[int, int, int, int]:
-    return tile.top, tile.top, tile.left, tile.left
+        Args:
+            image, valid, quality: as in `refine`.
+            y_hat: int16 [1, H/16, W/16, M], what a decoder sees.
+
+        Returns:
+            float32 like `y_hat`, on its device and in its unit: half the gradient of the priced error, in bits, over
+            the squared gain.
+        """
+        found = torch.empty(y_hat.shape)
+        gain = torch.exp2(interpolate(self._network.log2_gain, torch.tensor([quality], device=self._device)))
+        for keep, around in tiles(*image.shape[1:3]):
+            with _as_if_alone(self._device):
+                pixels, counted, y = self._tile(around, image, valid, y_hat)
+                y.requires_grad_(True)
+                picture = self._network.synthesis(y, axis(torch.tensor([quality], device=self._device)))
+                error = squared_error(picture, pixels, counted)
+                (gradient,) = torch.autograd.grad(error, y)
+                way = gradient * (-0.5 * price(quality) * self._steps / gain.square())
+            keep.of(found, STRIDE).copy_(keep.within(around).of(way, STRIDE))
+        return found
+
+    def _tile(self, around: Tile, image: Tensor, valid: tuple[int, int], y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Grey levels - 128, whether they count, and y in its own unit, of one tile."""
+        counted = torch.zeros(1, *image.shape[1:3], 1, dtype=torch.bool, device=self._device)
+        counted[:, : valid[0], : valid[1]] = True
+        pixels = around.of(image, 1).to(self._device, torch.float32) - 128
+        return pixels, around.of(counted, 1), around.of(y, STRIDE).to(self._device) / self._steps
+
+
+def squared_error(picture: Tensor, pixels: Tensor, counted: Tensor) -> Tensor:
+    """Sum over the pixels that count, in squared grey levels, mean of the three colours."""
+    return ((picture.clamp(-128, 127) - pixels).square() * counted).sum() / 3
 
 
 class _Search:
@@ -189,8 +222,7 @@ class _Search:
         features = n.context.prepare(n.synthesise_hyper({name: z_hat[name] for name in n.hyper}, self.t))
         y = self.y + self.moved["y"] / self.gain
         y_hat, spent, _ = n.code_latent(y, features, self.quality, self.t, rounding, self.sites)
-        picture = n.synthesis(y_hat, self.t).clamp(-128, 127)
-        error = ((picture - self.x).square() * self.counted).sum() / 3
+        error = squared_error(n.synthesis(y_hat, self.t), self.x, self.counted)
         loss: Tensor = (bits + spent.sum() + self.lam * error) / self.counted.sum().clamp_min(1)
         return loss
 
@@ -201,7 +233,7 @@ class _Search:
         for i in range(iterations):
             done = i / iterations
             rounding.temperature = HOT * (COLD / HOT) ** done
-            adam.param_groups[0]["lr"] = RATE * (1 - done)
+            adam.param_groups[0]["lr"] = RATE * min(1.0, 2 * (1 - done))
             loss = self.loss(rounding)
             adam.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

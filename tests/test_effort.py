@@ -121,59 +121,144 @@ def test_refined_latents_that_cost_more_are_not_used(codec: Codec, monkeypatch: 
         def refine(self, image: object, valid: object, y: torch.Tensor, z: dict, *_: object) -> object:
             return torch.zeros_like(y), z
 
+        def slope(self, image: object, valid: object, y_hat: torch.Tensor, *_: object) -> torch.Tensor:
+            return torch.full(y_hat.shape, 1e6)
+
     monkeypatch.setitem(vars(codec), "_refiner", Worse())
     for seed in range(3):
         pixels = photograph(64, 64, seed=seed)
         rivals = [codec.encode(pixels, 50, effort=level) for level in effort.RIVALS]
-        assert codec.encode(pixels, 50, effort=9) == min(rivals, key=lambda data: cost(codec, pixels, data, 50))
+        for level in (4, 9):
+            assert codec.encode(pixels, 50, effort=level) == min(rivals, key=lambda data: cost(codec, pixels, data, 50))
 
 
+def test_levels_cost_less_and_less(codec: Codec) -> None:
+    pixels = photograph(150, 200, seed=4)
+    costs = [cost(codec, pixels, codec.encode(pixels, 60, effort=level), 60) for level in (0, 4, 5, 6, 7)]
+    assert costs == sorted(costs, reverse=True)
+    assert costs[-1] < 0.985 * costs[0]
+
+
+@pytest.mark.parametrize("level", [5, 8])
 @pytest.mark.parametrize("quality", [0, 100])
 @pytest.mark.parametrize("size", [(1, 1), (70, 40)])
 def test_refinement_of_odd_pictures(
-    codec: Codec, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], quality: float
+    codec: Codec, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], quality: float, level: int
 ) -> None:
-    monkeypatch.setitem(effort.ITERATIONS, 4, 2)
+    monkeypatch.setitem(effort.ANNEALINGS, 8, 2)
     pixels = photograph(*size)
-    data = codec.encode(pixels, quality, effort=4)
+    data = codec.encode(pixels, quality, effort=level)
     assert codec.decode(data, "numpy").shape == (*size, 3)
-    assert codec.encode(pixels[::-1], quality, effort=4)
+    assert codec.encode(pixels[::-1], quality, effort=level)
     gray = pixels[:, :, 0].copy()
     gray.setflags(write=False)
-    assert codec.decode(codec.encode(gray, quality, effort=np.int64(4))).mode == "L"
+    assert codec.decode(codec.encode(gray, quality, effort=np.int64(level))).mode == "L"
 
 
-def test_refinement_ignores_the_modes_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(effort.ITERATIONS, 4, 8)
+@pytest.mark.parametrize("level", [5, 8])
+def test_refinement_ignores_the_modes_of_the_host(monkeypatch: pytest.MonkeyPatch, level: int) -> None:
+    monkeypatch.setitem(effort.ANNEALINGS, 8, 8)
     pixels = photograph(64, 64, seed=2)
-    expected = Codec().encode(pixels, 45, effort=4)
+    expected = Codec().encode(pixels, 45, effort=level)
+    assert expected != Codec().encode(pixels, 45)
     for mode in (torch.inference_mode(), torch.no_grad(), torch.autocast("cpu", torch.bfloat16)):
         codec = Codec()
         with mode:
-            assert codec.encode(pixels, 45, effort=4) == expected
-        assert codec.encode(pixels, 45, effort=4) == expected
+            assert codec.encode(pixels, 45, effort=level) == expected
+        assert codec.encode(pixels, 45, effort=level) == expected
     torch.set_default_dtype(torch.float64)
     try:
-        assert Codec().encode(pixels, 45, effort=4) == codec.encode(pixels, 45, effort=4) == expected
+        assert Codec().encode(pixels, 45, effort=level) == codec.encode(pixels, 45, effort=level) == expected
     finally:
         torch.set_default_dtype(torch.float32)
 
 
 def test_many_threads_refine_with_one_codec(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(effort.ITERATIONS, 4, 3)
+    monkeypatch.setitem(effort.ANNEALINGS, 8, 3)
     images = [photograph(64, 64, seed=i) for i in range(4)]
-    expected = [codec.encode(image, 40, effort=4) for image in images]
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(lambda image: codec.encode(image, 40, effort=4), images)) == expected
+    for level in (5, 8):
+        expected = [codec.encode(image, 40, effort=level) for image in images]
+        with ThreadPoolExecutor(4) as pool:
+            found = pool.map(lambda image, level=level: codec.encode(image, 40, effort=level), images)
+            assert list(found) == expected
 
 
-def test_a_picture_of_many_tiles(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("level", [5, 8])
+def test_a_picture_of_many_tiles(codec: Codec, monkeypatch: pytest.MonkeyPatch, level: int) -> None:
     monkeypatch.setattr(refine, "TILE", 64)
     monkeypatch.setattr(refine, "MARGIN", 64)
-    monkeypatch.setitem(effort.ITERATIONS, 4, 30)
+    monkeypatch.setitem(effort.ANNEALINGS, 8, 10)
     pixels = photograph(100, 150, seed=2)
-    data = codec.encode(pixels, 45, effort=4)
+    data = codec.encode(pixels, 45, effort=level)
     assert cost(codec, pixels, data, 45) < cost(codec, pixels, codec.encode(pixels, 45), 45)
+
+
+def decoded(codec: Codec, pixels: np.ndarray, quality: float) -> torch.Tensor:
+    """y_hat of a file."""
+    program = codec._program(round(quality * 100))
+    y = program.analyse(_padded(pixels))
+    return code(program, EncoderSource(program, y, program.hyper_analyse(y)), *sites(*pixels.shape[:2]))
+
+
+def test_the_slope_is_the_gradient_of_the_error_that_a_decoder_makes(codec: Codec) -> None:
+    """By differences: along it the integer program's error falls as it says, less what the curvature takes."""
+    pixels, quality = photograph(100, 150, seed=3), 62.5  # a knot of the gains
+    program, y_hat = codec._program(6250), decoded(codec, pixels, quality)
+    slope = codec._refiner.slope(_padded(pixels), (100, 150), y_hat, quality)
+    gain = codec._refiner._network.log2_gain.exp2()[5]
+    unit = codec._refiner._steps / gain  # of y in a quantiser step
+
+    def error(y: torch.Tensor) -> float:
+        return float(np.square(program.synthesise(y)[0, :100, :150].numpy() - pixels.astype(float)).sum() / 3)
+
+    for p, least in ((300, 0.75), (1000, 0.9)):
+        moved = (y_hat + slope / p).round().to(torch.int16)
+        predicted = 2 * float((slope / unit.square() * (moved - y_hat)).sum())
+        assert least * predicted < (error(y_hat) - error(moved)) * price(quality) < 1.05 * predicted
+
+
+def test_slopes_do_not_depend_on_tiles(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a latent does to the picture, and that to another latent, ends within the margin."""
+    pixels = photograph(120, 450, seed=3)
+    y_hat = decoded(codec, pixels, 40)
+    whole = codec._refiner.slope(_padded(pixels), (120, 450), y_hat, 40)
+    assert whole.dtype == torch.float32
+    monkeypatch.setattr(refine, "TILE", 64)
+    assert len(list(refine.tiles(128, 512))) == 16
+    parts = codec._refiner.slope(_padded(pixels), (120, 450), y_hat, 40)
+    assert torch.allclose(parts, whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
+
+
+def test_descent_keeps_the_best_and_stops_when_stalled() -> None:
+    """A parabola that is steeper than the first price says: failures raise the price until steps are short enough."""
+
+    def candidate(y: torch.Tensor) -> effort.Candidate:
+        return effort.Candidate(float(40 * y.square().sum()), b"", 0, y, {})
+
+    prices: list[int] = []
+    slopes: list[torch.Tensor] = []
+    seen: list[float] = []
+
+    def slope(entry: effort.Candidate) -> torch.Tensor:
+        slopes.append(entry.y_hat)
+        return -40 * entry.y_hat
+
+    def quantised(y: torch.Tensor, origin: effort.Candidate, price: int) -> effort.Candidate:
+        prices.append(price)
+        return candidate(y)
+
+    start = candidate(torch.full((3,), 100.0))
+    assert effort.descend(start, 0, slope, quantised, seen.append) is start
+    best = effort.descend(start, 6, slope, quantised, seen.append)
+    # Of y, 1 - 40 / price is left over: all but the first two prices shorten it.
+    assert prices == [12, 15, 19, 23, 20, 25]
+    assert len(slopes) == 2
+    assert best.cost == pytest.approx(start.cost * (17 / 23) ** 2 * 0.36)
+    assert seen == [i / 6 for i in range(1, 7)]
+    prices.clear()
+    none = effort.descend(candidate(torch.zeros(3)), 50, slope, quantised, seen.append)
+    assert none.cost == 0
+    assert len(prices) < 15
 
 
 def test_metadata_is_refused_before_the_work(codec: Codec) -> None:
