@@ -108,6 +108,7 @@ def _add_eval(p: argparse.ArgumentParser) -> None:
     p.add_argument("folder", type=Path, metavar="DIR", help="images, searched recursively")
     steps = tuple(float(q) for q in range(0, 101, 10))
     p.add_argument("--qualities", type=_qualities, default=steps, metavar="Q,Q", help="default: 0,10,..,100")
+    p.add_argument("-e", "--effort", type=effort, default=0, metavar="0..9", help="of the encoder (default: 0)")
     p.add_argument("--peers", type=_names, default=(), metavar="NAME,NAME", help="of jpeg,webp,avif,jxl")
     p.add_argument("--peer-cache", type=Path, metavar="DIR", help="keep what peers did: they are not run again")
     p.add_argument("--anchors", type=Path, metavar="FILE", help="JSON with published curves")

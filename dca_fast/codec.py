@@ -23,7 +23,7 @@ from dca_fast import container, image_io, latents
 from dca_fast import weights as weights_io
 from dca_fast.backends import resolve
 from dca_fast.config import ALIGN, QUALITY_MAX, SKIP_ROW, ModelConfig, price
-from dca_fast.effort import ANNEALINGS, DESCENTS, RIVALS, Candidate, descend, pricings
+from dca_fast.effort import ANNEALINGS, DESCENTS, RIVALS, Candidate, descend, first_price, pricings
 from dca_fast.effort import check as check_effort
 from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import Tables
@@ -313,6 +313,7 @@ class Codec:
             found += [candidate(*refined, self._pricings[rival]) for rival in (0, 1)]
         best = descend(
             min(found, key=lambda entry: entry.cost),
+            first_price(value),
             DESCENTS[level],
             lambda entry: self._refiner.slope(image, size, entry.y_hat, value),
             quantised,

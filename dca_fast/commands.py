@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dca_fast.errors import (
     BackendUnavailableError,
@@ -271,7 +271,7 @@ def evaluate(args: argparse.Namespace) -> int:
     anchors = load_anchors(args.anchors, chosen, args.anchor_names) if args.anchors else {}
     peers = make_peers(args.peers)
     codec = _codec(args)
-    ours = _curve(codec.config.name, codec, images, args.qualities)
+    ours = _curve(codec.config.name, _AtEffort(codec, args.effort), images, args.qualities)
     versions = {name: version for name, version in environment()["versions"].items() if name != "dca-fast"}
     rivals = []
     for peer in peers:
@@ -281,6 +281,7 @@ def evaluate(args: argparse.Namespace) -> int:
     facts = {
         "backend": codec.backend,
         "threads": codec.threads,
+        "effort": args.effort,
         **report(ours, rivals, anchors, codec.model_id),
     }
     print(summary(facts))
@@ -289,6 +290,19 @@ def evaluate(args: argparse.Namespace) -> int:
     if args.plot:
         plot(facts, args.plot)
     return OK
+
+
+class _AtEffort:
+    """A codec with one effort for all, for `evaluate`."""
+
+    def __init__(self, codec: Codec, effort: int) -> None:
+        self._codec, self._effort = codec, effort
+
+    def encode(self, image: Any, quality: float) -> bytes:
+        return self._codec.encode(image, quality, effort=self._effort)
+
+    def decode(self, data: bytes, output: Literal["numpy"]) -> Any:
+        return self._codec.decode(data, output)
 
 
 def _curve(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dca_fast.config import MAX_EFFORT
+from dca_fast.config import MAX_EFFORT, QUALITY_MAX
 from dca_fast.entropy.tables import Tables
 from dca_fast.errors import ConfigError
 from dca_fast.ops import Pricing
@@ -26,7 +26,7 @@ PRICES = {1: 150, 2: 100, 3: 70}
 DESCENTS = {4: 1, 5: 4, 6: 12, 7: 32, 8: 12, 9: 12}  # iterations of `descend`
 ANNEALINGS = {8: 200, 9: 800}  # iterations of the annealing
 RIVALS = 0, 3  # the levels that the others must beat
-START, FALL, RISE, STALLED = 12.0, 0.85, 1.25, 100.0  # prices of `descend`
+FALL, RISE, STALLED = 0.9, 1.3, 100.0  # factors on the price of `descend`, and where it ends
 
 
 def check(effort: object) -> int:
@@ -47,6 +47,11 @@ def pricings(tables: Tables, device: torch.device | str = "cpu") -> dict[int, Pr
     return {0: None} | {level: Pricing(costs, shift, price) for level, price in PRICES.items()}
 
 
+def first_price(quality: float) -> float:
+    """Where `descend` starts best, from trials: at high qualities a squared step costs more (docs/effort.md)."""
+    return 9 + 6 * quality / QUALITY_MAX
+
+
 class Candidate(NamedTuple):
     """One way to code a picture: bits + priced error, the stream, its symbols' digest, and what they stand for."""
 
@@ -59,6 +64,7 @@ class Candidate(NamedTuple):
 
 def descend(
     best: Candidate,
+    price: float,
     iterations: int,
     slope: Callable[[Candidate], Tensor],
     quantised: Callable[[Tensor, Candidate, int], Candidate],
@@ -72,12 +78,13 @@ def descend(
 
     Args:
         best: where to start.
+        price: the first one.
         iterations: how often to try.
         slope: of a candidate: where y should go, in units of y, times the price.
         quantised: codes a y with rates priced so, and with the z of the candidate that it came from.
         report: told how much is done, 0..1.
     """
-    price, direction = START, None
+    direction = None
     for i in range(iterations):
         if price > STALLED:
             break

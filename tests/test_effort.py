@@ -248,15 +248,15 @@ def test_descent_keeps_the_best_and_stops_when_stalled() -> None:
         return candidate(y)
 
     start = candidate(torch.full((3,), 100.0))
-    assert effort.descend(start, 0, slope, quantised, seen.append) is start
-    best = effort.descend(start, 6, slope, quantised, seen.append)
-    # Of y, 1 - 40 / price is left over: all but the first two prices shorten it.
-    assert prices == [12, 15, 19, 23, 20, 25]
-    assert len(slopes) == 2
-    assert best.cost == pytest.approx(start.cost * (17 / 23) ** 2 * 0.36)
+    assert effort.descend(start, 12, 0, slope, quantised, seen.append) is start
+    best = effort.descend(start, 12, 6, slope, quantised, seen.append)
+    # Of y, 1 - 40 / price is left over: prices above 20 shorten it.
+    assert prices == [12, 16, 20, 26, 24, 21]
+    assert len(slopes) == 3
+    assert best.cost == pytest.approx(start.cost * (14 / 26 * 16 / 24 * 19 / 21) ** 2)
     assert seen == [i / 6 for i in range(1, 7)]
     prices.clear()
-    none = effort.descend(candidate(torch.zeros(3)), 50, slope, quantised, seen.append)
+    none = effort.descend(candidate(torch.zeros(3)), 12, 50, slope, quantised, seen.append)
     assert none.cost == 0
     assert len(prices) < 15
 

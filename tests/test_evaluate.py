@@ -134,6 +134,11 @@ def test_the_command_keeps_what_peers_did(tmp_path: Path, monkeypatch: pytest.Mo
     again = json.loads((tmp_path / "out.json").read_text())
     assert again["peers"] == first["peers"]
     assert again["bd_rate"] == first["bd_rate"]
+    assert cli.main([*command, "--effort", "5"]) == 0
+    refined = json.loads((tmp_path / "out.json").read_text())
+    assert (first["effort"], refined["effort"]) == (0, 5)
+    assert refined["peers"] == first["peers"]
+    assert [p["bpp"] for p in refined["points"]] != [p["bpp"] for p in first["points"]]
     for path in (tmp_path / "kept").iterdir():
         path.write_text("{")
     assert cli.main(command) == 2
