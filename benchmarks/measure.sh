@@ -4,12 +4,13 @@
 #   benchmarks/measure.sh PHOTOGRAPHS VALIDATION ANCHORS [PART ...]
 #
 # PHOTOGRAPHS and VALIDATION are folders of images, ANCHORS a file of published curves (docs/evaluation.md); parts:
-# speed scaling bench profile coder kodak valid integer conformance hostile effort tables (default: all, in this order).
+# speed scaling bench profile coder kodak refined valid integer conformance hostile effort tables (default: all, in
+# this order).
 # PEER_CACHE names a folder that keeps what the peers did, PYTHON the interpreter, WEIGHTS a float model for
 # `integer` (default: checkpoints/dca-s.safetensors).
 set -euo pipefail
 if (($# < 3)); then
-    sed -n '2,10s/^# \?//p' "$0" >&2
+    sed -n '2,11s/^# \?//p' "$0" >&2
     exit 2
 fi
 photographs=$(realpath "$1") validation=$(realpath "$2") anchors=$(realpath "$3")
@@ -51,6 +52,10 @@ kodak() {
     evaluate kodak "$photographs" 0,5,10,20,30,40,50,60,70,80,90,100 --anchors "$anchors" --anchor-set kodak \
         --plot docs/kodak.png
 }
+refined() { # a quarter of an hour
+    OMP_NUM_THREADS=1 evaluate kodak_effort "$photographs" 0,5,10,20,30,40,50,60,70,80,90,100 --anchors "$anchors" \
+        --anchor-set kodak --effort 6
+}
 valid() { evaluate valid "$validation" 0,10,20,30,40,50,60,70,80,90,100; }
 integer() {
     "$python" benchmarks/integer_loss.py "${WEIGHTS:-checkpoints/dca-s.safetensors}" "$photographs" \
@@ -59,13 +64,13 @@ integer() {
 conformance() { "$python" benchmarks/conformance.py "$photographs" --out "$out/conformance.json"; }
 hostile() { "$python" benchmarks/hostile.py "$first" --out "$out/hostile.json"; }
 effort() { # takes half an hour: rows of the same weights are kept
-    OMP_NUM_THREADS=1 "$python" benchmarks/effort.py "$validation" --out "$out/effort.json" --levels 8
+    OMP_NUM_THREADS=1 "$python" benchmarks/effort.py "$validation" --out "$out/effort.json"
 }
 tables() { "$python" benchmarks/tables.py; }
 
 parts=("$@")
 if ((${#parts[@]} == 0)); then
-    parts=(speed scaling bench profile coder kodak valid integer conformance hostile effort tables)
+    parts=(speed scaling bench profile coder kodak refined valid integer conformance hostile effort tables)
 fi
 for part in "${parts[@]}"; do
     SECONDS=0

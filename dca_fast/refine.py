@@ -1,9 +1,10 @@
 """Latents refined by gradients through the decoder, for the upper levels of encoder effort.
 
 Stochastic Gumbel annealing (Yang, Bamler, Mandt, "Improving Inference for Neural Image Compression", NeurIPS 2020):
-rounding is relaxed to a random mixture of the two nearest integers that hardens as the temperature falls. It runs on
-the float network that the integer weights stand for, tile by tile, so other machines and numbers of threads may find
-other symbols; what is coded is what the integer program then makes of them.
+rounding is relaxed to a random mixture of the two nearest integers that hardens as the temperature falls. `slope` is
+the gradient that `dca_fast.effort.descend` follows. All runs on the float network that the integer weights stand for,
+tile by tile, so other machines and numbers of threads may find other symbols; what is coded is what the integer program
+then makes of them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from dca_fast.ops.reference import LIMIT16, LIMIT_SYMBOL
 from dca_fast.weights import Weights
 
 TILE, MARGIN = 768, 128  # pixels: the largest tile, and what is refined around it because its neighbours see it
-RATE = 0.01  # of Adam, in quantiser steps; a hundred iterations gained 4.4 % with it, 2.6 % with 0.03
+RATE = 0.01  # of Adam, in quantiser steps, until half of the iterations are over (docs/effort.md)
 HOT, COLD = 0.6, 0.12  # temperatures at the start and at the end
 SEED = 0
 Progress = Callable[[float], None]
@@ -159,15 +160,15 @@ class Refiner:
             float32 like `y_hat`, on its device and in its unit: half the gradient of the priced error, in bits, over
             the squared gain.
         """
-        found = torch.empty(y_hat.shape)
-        gain = torch.exp2(interpolate(self._network.log2_gain, torch.tensor([quality], device=self._device)))
+        found = torch.empty_like(y_hat, dtype=torch.float32)
+        at = torch.tensor([quality], dtype=torch.float32, device=self._device)
         for keep, around in tiles(*image.shape[1:3]):
             with _as_if_alone(self._device):
                 pixels, counted, y = self._tile(around, image, valid, y_hat)
                 y.requires_grad_(True)
-                picture = self._network.synthesis(y, axis(torch.tensor([quality], device=self._device)))
-                error = squared_error(picture, pixels, counted)
+                error = squared_error(self._network.synthesis(y, axis(at)), pixels, counted)
                 (gradient,) = torch.autograd.grad(error, y)
+                gain = torch.exp2(interpolate(self._network.log2_gain, at))
                 way = gradient * (-0.5 * price(quality) * self._steps / gain.square())
             keep.of(found, STRIDE).copy_(keep.within(around).of(way, STRIDE))
         return found
@@ -186,7 +187,7 @@ def squared_error(picture: Tensor, pixels: Tensor, counted: Tensor) -> Tensor:
 
 
 class _Search:
-    """The descent in one tile: offsets of y and of the hyper latents, in quantiser steps."""
+    """The annealing in one tile: offsets of y and of the hyper latents, in quantiser steps."""
 
     def __init__(
         self, network: Network, x: Tensor, counted: Tensor, y: Tensor, z_global: Tensor | None, quality: float
