@@ -1,7 +1,7 @@
 """Levels of encoder effort: smaller files for more time. Neither the format nor a decoder knows of it.
 
 Levels 1 to 3 are rate-distortion optimised quantisation: a symbol moves one towards zero where the bits saved are worth
-the error. Levels 4 to 7 do so again and again around what the decoder's gradient asks for (`descend`), and from level 8
+the error. Levels 4 to 6 do so again and again around what the decoder's gradient asks for (`descend`), and from level 7
 on y and z are annealed (`dca_fast.refine`) before that.
 """
 
@@ -20,11 +20,11 @@ from dca_fast.entropy.tables import Tables
 from dca_fast.errors import ConfigError
 from dca_fast.ops import Pricing
 
-# Bits that a squared error of one quantiser step must save. Theory, for a Gaussian at high rate, says 8.7; but whatever
-# moves disturbs the context of what follows, and these are what pays (docs/effort.md).
+# Bits that a squared error of one quantiser step must save. Theory, for a Gaussian at high rate, says 8.7, and where the
+# decoder's gradient leads that holds (`first_price`); but y is not where errors are least (docs/effort.md).
 PRICES = {1: 150, 2: 100, 3: 70}
-DESCENTS = {4: 1, 5: 4, 6: 12, 7: 32, 8: 12, 9: 12}  # iterations of `descend`
-ANNEALINGS = {8: 200, 9: 800}  # iterations of the annealing
+DESCENTS = {4: 1, 5: 4, 6: 12, 7: 12, 8: 12, 9: 12}  # iterations of `descend`
+ANNEALINGS = {7: 60, 8: 200, 9: 800}  # iterations of the annealing
 RIVALS = 0, 3  # the levels that the others must beat
 FALL, RISE, STALLED = 0.9, 1.3, 100.0  # factors on the price of `descend`, and where it ends
 

@@ -134,7 +134,7 @@ def test_refined_latents_that_cost_more_are_not_used(codec: Codec, monkeypatch: 
 
 def test_levels_cost_less_and_less(codec: Codec) -> None:
     pixels = photograph(150, 200, seed=4)
-    costs = [cost(codec, pixels, codec.encode(pixels, 60, effort=level), 60) for level in (0, 4, 5, 6, 7)]
+    costs = [cost(codec, pixels, codec.encode(pixels, 60, effort=level), 60) for level in (0, 4, 5, 6)]
     assert costs == sorted(costs, reverse=True)
     assert costs[-1] < 0.985 * costs[0]
 
