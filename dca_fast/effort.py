@@ -20,8 +20,8 @@ from dca_fast.entropy.tables import Tables
 from dca_fast.errors import ConfigError
 from dca_fast.ops import Pricing
 
-# Bits that a squared error of one quantiser step must save. Theory, for a Gaussian at high rate, says 8.7, and where the
-# decoder's gradient leads that holds (`first_price`); but y is not where errors are least (docs/effort.md).
+# Bits that a squared error of one quantiser step must save. Theory, for a Gaussian at high rate, says 8.7, and it holds
+# where the decoder's gradient leads (`first_price`); but y is not where errors are least (docs/effort.md).
 PRICES = {1: 150, 2: 100, 3: 70}
 DESCENTS = {4: 1, 5: 4, 6: 12, 7: 12, 8: 12, 9: 12}  # iterations of `descend`
 ANNEALINGS = {7: 60, 8: 200, 9: 800}  # iterations of the annealing
