@@ -48,14 +48,11 @@ coder() {
     find "$photographs" -maxdepth 1 -name '*.png' | sort | awk 'NR % 8 == 1' |
         xargs "$python" benchmarks/test_bench_rans.py --out "$out/coder.json"
 }
-kodak() {
-    evaluate kodak "$photographs" 0,5,10,20,30,40,50,60,70,80,90,100 --anchors "$anchors" --anchor-set kodak \
-        --plot docs/kodak.png
+on_kodak() { # NAME ...
+    evaluate "$1" "$photographs" 0,5,10,20,30,40,50,60,70,80,90,100 --anchors "$anchors" --anchor-set kodak "${@:2}"
 }
-refined() { # a quarter of an hour
-    OMP_NUM_THREADS=1 evaluate kodak_effort "$photographs" 0,5,10,20,30,40,50,60,70,80,90,100 --anchors "$anchors" \
-        --anchor-set kodak --effort 6
-}
+kodak() { on_kodak kodak --plot docs/kodak.png; }
+refined() { OMP_NUM_THREADS=1 on_kodak kodak_effort --effort 6; } # a quarter of an hour
 valid() { evaluate valid "$validation" 0,10,20,30,40,50,60,70,80,90,100; }
 integer() {
     "$python" benchmarks/integer_loss.py "${WEIGHTS:-checkpoints/dca-s.safetensors}" "$photographs" \

@@ -83,11 +83,8 @@ def rate(load: Load) -> str:
         f" {points[-1]['bpp']:.2f} bits per pixel, real file sizes, PSNR on 8-bit RGB; negative: fewer bits at equal"
         f" PSNR. What the integers cost against the float network: {loss['bd_rate_percent']['files']:.1f} %."
     )
-    return (
-        text
-        + "\n"
-        + table(["against", "settings", "library", "BD-rate", f"BD-rate at effort {refined['effort']}"], rows)
-    )
+    heads = ["against", "settings", "library", "BD-rate", f"BD-rate at effort {refined['effort']}"]
+    return text + "\n" + table(heads, rows)
 
 
 def speed(load: Load) -> str:

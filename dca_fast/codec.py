@@ -307,8 +307,9 @@ class Codec:
             return candidate(whole, origin.z, pricing._replace(price=bits))
 
         found = [candidate(y, z, self._pricings[rival]) for rival in RIVALS]
-        annealed = _ANNEALING if level in ANNEALINGS else 0.0
+        annealed = 0.0
         if level in ANNEALINGS:
+            annealed = _ANNEALING
             refined = self._refiner.refine(image, size, y, z, value, ANNEALINGS[level], report(0, annealed))
             found += [candidate(*refined, self._pricings[rival]) for rival in (0, 1)]
         best = descend(

@@ -175,10 +175,10 @@ class Refiner:
 
     def _tile(self, around: Tile, image: Tensor, valid: tuple[int, int], y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Grey levels - 128, whether they count, and y in its own unit, of one tile."""
-        counted = torch.zeros(1, *image.shape[1:3], 1, dtype=torch.bool, device=self._device)
-        counted[:, : valid[0], : valid[1]] = True
         pixels = around.of(image, 1).to(self._device, torch.float32) - 128
-        return pixels, around.of(counted, 1), around.of(y, STRIDE).to(self._device) / self._steps
+        counted = torch.zeros_like(pixels[..., :1], dtype=torch.bool)
+        counted[:, : valid[0] - around.top, : valid[1] - around.left] = True  # a tile is larger than the padding
+        return pixels, counted, around.of(y, STRIDE).to(self._device) / self._steps
 
 
 def squared_error(picture: Tensor, pixels: Tensor, counted: Tensor) -> Tensor:
