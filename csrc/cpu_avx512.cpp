@@ -1,10 +1,13 @@
 // The kernels for AVX-512 with VNNI.
 #include "cpu_kernels.h"
 
-#ifndef KERNELS  // see cpu_avx512_tall.cpp
+#ifndef KERNELS  // see cpu_avx512_tall.cpp and cpu_amx.cpp
 #define TILE_ROWS 4  // few, so that the epilogue of a tile overlaps with the products of the next
 #define KERNELS avx512_kernels
 #define KERNELS_NAME "avx512"
+#endif
+#ifndef KERNELS_SLOT
+#define KERNELS_SLOT 2
 #endif
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -14,14 +17,21 @@
 #include <cstring>
 
 #ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))), \
-                             apply_to = function)
+#ifdef OWN_PRODUCTS
+#define TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,amx-tile,amx-int8"
+#else
+#define TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"
+#endif
+#pragma clang attribute push(__attribute__((target(TARGET))), apply_to = function)
 #define UNROLL _Pragma("unroll")
 #else
 #pragma GCC push_options
 #pragma GCC diagnostic ignored "-Wuninitialized"  // false alarms inside the intrinsics headers of GCC 12
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
+#ifdef OWN_PRODUCTS
+#pragma GCC target("amx-tile,amx-int8")
+#endif
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 // What follows must not rename the register: GCC then copies every sum of a tile in every step of its loop.
@@ -39,6 +49,8 @@ constexpr bool kBytes = true;
 
 using I16 = __m512i;
 using F16 = __m512;
+
+int64_t strip_stride(int k, int bits);
 
 inline I16 set(int32_t x) { return _mm512_set1_epi32(x); }
 inline I16 load(const int32_t* p) { return _mm512_loadu_si512(p); }
@@ -248,7 +260,7 @@ void depthwise_columns(const char* const rows[3], int width, int64_t pitch, int 
 
 void depthwise(const char* const rows[3], int width, int c, const char* w, const int32_t* bias,
                const float* m, char* out) {
-  const int64_t pitch = round_up(c, 2 * kLanes);
+  const int64_t pitch = strip_stride(c, 8);
   for (int base = 0; base < c; base += kWide, w += 3 * 4 * kWide) {
     const __mmask64 valid = pitch - base >= kWide ? ~0ull : 0xffffffffull;
     depthwise_columns(rows, width, pitch, base, valid, w, bias, m, out);
@@ -322,7 +334,7 @@ inline I16 token_half(I16 e0, I16 e1, const char* values, __m512d reciprocal) {
 void tokens(const TokenTask& t) {
   constexpr int kRow = kFewHeads * kFewTokens;  // one register of weights a site
   alignas(64) uint8_t distance[kStrip * kRow], weight[kStrip * kRow];
-  const int64_t stride = round_up(int64_t{t.heads} * kFewDepth, 2 * kLanes);
+  const int64_t stride = strip_stride(t.heads * kFewDepth, 8);
   const int pairs = (t.heads + 1) / 2;
   const auto present = static_cast<__mmask16>(((1 << t.tokens) - 1) * 0x101);
   const __mmask64 weighed = present * 0x1000100010001ull;
@@ -412,16 +424,22 @@ INLINE void Gate::operator()(int row, int col, const Tile& acc) const {
 namespace dca {
 namespace {
 
-bool supported() {
+bool avx512_supported() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512vnni");
 }
 
+#ifdef OWN_PRODUCTS
+bool supported();
+#else
+bool supported() { return avx512_supported(); }
+#endif
+
 }  // namespace
 
 const Kernels* KERNELS() {
-  static const Kernels kernels = {KERNELS_NAME, 2, KERNEL_FIELDS};
+  static const Kernels kernels = {KERNELS_NAME, KERNELS_SLOT, KERNEL_FIELDS};
   return &kernels;
 }
 

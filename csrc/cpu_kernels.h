@@ -87,7 +87,7 @@ struct TokenTask {
 
 struct Kernels {
   const char* name;
-  int slot;   // 0, 1 or 2
+  int slot;   // 0 to 3, the same for the same packed weights
   int group;  // columns of a group
   int zero;   // every byte of an operand that is zero
   bool (*supported)();
@@ -123,5 +123,6 @@ const Kernels& scalar_kernels();
 const Kernels* avx2_kernels();  // null where the compiler or the architecture lacks it
 const Kernels* avx512_kernels();
 const Kernels* avx512_tall_kernels();
+const Kernels* amx_kernels();
 
 }  // namespace dca

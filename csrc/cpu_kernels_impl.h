@@ -3,7 +3,8 @@
 //   kTileRows x kTileBlocks: accumulators of 16 lanes held in registers; kTileRows divides kStrip
 //   kBytes: whether dot<4> (unsigned bytes times signed bytes) exists besides dot<2> (pairs of int16)
 //   KEEP(x): keeps x in its register from here on, where the compiler needs that said
-//   OWN_STORES, OWN_DEPTHWISE, OWN_TOKENS: what it implements itself instead of the general code below
+//   STRIP_ALIGN: bytes to a multiple of which rows of 8-bit operands are padded, if not 32
+//   OWN_PRODUCTS, OWN_STORES, OWN_DEPTHWISE, OWN_TOKENS: what it implements itself instead of the general code below
 
 #if defined(__GNUC__)  // where a call would take a tile of accumulators out of the registers
 #define INLINE inline __attribute__((always_inline))
@@ -15,6 +16,10 @@
 
 #ifndef KEEP
 #define KEEP(x)
+#endif
+
+#ifndef STRIP_ALIGN
+#define STRIP_ALIGN (2 * kLanes)
 #endif
 
 constexpr int kGroup = kTileBlocks * kLanes;     // columns of a tile
@@ -136,7 +141,7 @@ Matrix pack_columns(const int8_t* w, const int64_t* start, int o, int k, char* b
   return {blocks, zero_bias, nullptr, o, k, step};
 }
 
-int64_t strip_stride(int k, int bits) { return round_up(k, 2 * kLanes) * (step_of(bits) == 4 ? 1 : 2); }
+int64_t strip_stride(int k, int bits) { return round_up(k, STRIP_ALIGN) * (step_of(bits) == 4 ? 1 : 2); }
 
 void pack8(const int8_t* x, int k, char* out) {
   if (kBytes) {
@@ -205,7 +210,7 @@ inline void pack_features(const int16_t* x, const int64_t* site, int rows, const
 // The strip of operands of a task: packed into its scratch, unless it is one already.
 const char* pack_strip(const LinearTask& t, int64_t& stride) {
   const int k = t.w.k;
-  stride = round_up(k, 2 * kLanes) * (t.w.step == 4 ? 1 : 2);
+  stride = round_up(k, STRIP_ALIGN) * (t.w.step == 4 ? 1 : 2);
   if (t.source == Source::operand) return static_cast<const char*>(t.x);
   if (t.source == Source::int16 && !t.x_site && t.rows % kTileRows == 0 && k % 2 == 0) {
     stride = int64_t{2} * k;
@@ -272,6 +277,24 @@ void product(const Matrix& w, const char* strip, int64_t stride, int rows, const
       }
     }
 }
+
+// Those of layers; attention, whose matrices are small and change all the time, has the ones above.
+#ifdef OWN_PRODUCTS
+size_t layer_bytes(int o, int k, int bits);
+Matrix pack_layer(const void* w, int bits, const int64_t* start, int o, int k, const int32_t* bias, char* blocks,
+                  int32_t* packed_bias);
+const char* pack_layer_strip(const LinearTask& t, int64_t& stride);
+template <class E>
+void layer_product(const Matrix& w, const char* strip, int64_t stride, int rows, const E& epilogue);
+#else
+constexpr auto layer_bytes = matrix_bytes;
+constexpr auto pack_layer = pack_rows;
+constexpr auto pack_layer_strip = pack_strip;
+template <class E>
+void layer_product(const Matrix& w, const char* strip, int64_t stride, int rows, const E& epilogue) {
+  product(w, strip, stride, rows, epilogue);
+}
+#endif
 
 struct Scales {
   F16 m[kTileBlocks];
@@ -409,20 +432,20 @@ struct Row : Plain {
 
 void linear(const LinearTask& t) {
   int64_t stride;
-  const char* strip = pack_strip(t, stride);
+  const char* strip = pack_layer_strip(t, stride);
   const int64_t out_stride = t.operands ? strip_stride(t.o, 8) : t.o;
   switch (t.epilogue) {
-    case Epilogue::act: return product(t.w, strip, stride, t.rows, Act<false>{t, out_stride});
-    case Epilogue::leaky: return product(t.w, strip, stride, t.rows, Act<true>{t, out_stride});
+    case Epilogue::act: return layer_product(t.w, strip, stride, t.rows, Act<false>{t, out_stride});
+    case Epilogue::leaky: return layer_product(t.w, strip, stride, t.rows, Act<true>{t, out_stride});
     case Epilogue::gate: {
       alignas(64) int32_t held[kTileBlocks == 1 ? kStrip * kLanes : 1];
-      return product(t.w, strip, stride, t.rows, Gate{t, out_stride, held});
+      return layer_product(t.w, strip, stride, t.rows, Gate{t, out_stride, held});
     }
-    case Epilogue::add: return product(t.w, strip, stride, t.rows, Feature<true>{t});
-    case Epilogue::feature: return product(t.w, strip, stride, t.rows, Feature<false>{t});
-    case Epilogue::pixels: return product(t.w, strip, stride, t.rows, Pixels{t});
-    case Epilogue::mean: return blockwise_product(t.w, strip, stride, t.rows, Mean{{t}});
-    case Epilogue::row: return blockwise_product(t.w, strip, stride, t.rows, Row{{t}});
+    case Epilogue::add: return layer_product(t.w, strip, stride, t.rows, Feature<true>{t});
+    case Epilogue::feature: return layer_product(t.w, strip, stride, t.rows, Feature<false>{t});
+    case Epilogue::pixels: return layer_product(t.w, strip, stride, t.rows, Pixels{t});
+    case Epilogue::mean: return layer_product(t.w, strip, stride, t.rows, Blockwise<Mean>{{{t}}, t.rows, t.w.o});
+    case Epilogue::row: return layer_product(t.w, strip, stride, t.rows, Blockwise<Row>{{{t}}, t.rows, t.w.o});
   }
 }
 
@@ -662,6 +685,6 @@ constexpr decltype(Kernels::tokens) tokens = nullptr;
 #endif
 
 #define KERNEL_FIELDS                                                                                         \
-  kGroup, kBytes ? 0x80 : 0, supported, grouped, matrix_bytes, pack_rows, strip_stride, linear, operand,      \
+  kGroup, kBytes ? 0x80 : 0, supported, grouped, layer_bytes, pack_layer, strip_stride, linear, operand,      \
       pack8, unpack8, depthwise_bytes, pack_depthwise, depthwise, attention_bytes, attention, tokens_bytes,   \
       pack_tokens, tokens, add_rows, quantize, reconstruct

@@ -30,6 +30,11 @@ void for_strips(int64_t rows, int64_t work, F&& body) {
                [&](int64_t i) { body(i * size, static_cast<int>(std::min(size, rows - i * size))); });
 }
 
+// Operands of a strip, and somewhat more, because tiles are read whole.
+char* operand_strip(Scratch purpose, int k, int bits = 8) {
+  return scratch(purpose, kStrip * kernels().strip_stride(k, bits) + 64);
+}
+
 LinearTask strip_task(const PackedLinear& p, Epilogue epilogue) {
   const bool plain = epilogue == Epilogue::mean || epilogue == Epilogue::row;
   const bool gate = epilogue == Epilogue::gate;
@@ -38,7 +43,7 @@ LinearTask strip_task(const PackedLinear& p, Epilogue epilogue) {
   t.o = gate ? p.o / 2 : p.o;
   t.source = p.bits == 8 ? Source::int8 : Source::int16;
   t.epilogue = epilogue;
-  t.scratch = scratch(Scratch::strip, kStrip * kernels().strip_stride(p.k, p.bits));
+  t.scratch = operand_strip(Scratch::strip, p.k, p.bits);
   return t;
 }
 
@@ -96,11 +101,6 @@ struct Step {
   }
 };
 
-// Operands of `rows` sites; more than that, because tiles are read whole.
-char* operand_strip(Scratch purpose, int k, int bits = 8) {
-  return scratch(purpose, kStrip * kernels().strip_stride(k, bits) + 64);
-}
-
 int64_t output_bytes(Epilogue epilogue) {
   return epilogue == Epilogue::add || epilogue == Epilogue::feature ? 2 : epilogue == Epilogue::mean ? 4 : 1;
 }
@@ -125,7 +125,7 @@ std::vector<const Kernels*> all_kernels() {
   std::vector<const Kernels*> found;
   const Kernels *slower = avx512_kernels(), *faster = avx512_tall_kernels();
   if (!tall_is_faster()) std::swap(slower, faster);
-  for (const Kernels* k : {&scalar_kernels(), avx2_kernels(), slower, faster})
+  for (const Kernels* k : {&scalar_kernels(), avx2_kernels(), slower, faster, amx_kernels()})
     if (k && k->supported()) found.push_back(k);
   return found;
 }

@@ -36,7 +36,7 @@ class PackedLinear {
   std::vector<char> w_;
   std::vector<int32_t> bias_;
   std::vector<float> m_;
-  mutable std::array<std::array<Slot, 3>, 3> slots_;
+  mutable std::array<std::array<Slot, 3>, 4> slots_;
 };
 
 class PackedDepthwise {
@@ -54,7 +54,7 @@ class PackedDepthwise {
   std::vector<int8_t> w_;
   std::vector<int32_t> bias_;
   std::vector<float> m_;
-  mutable std::array<Slot, 3> slots_;
+  mutable std::array<Slot, 4> slots_;
 };
 
 struct PackedHead {  // per channel group
