@@ -35,7 +35,6 @@ namespace {
 
 constexpr int kDeep = 64;         // bytes of a row of a tile
 constexpr int kTall = 16;         // rows of a tile
-constexpr int kSums = 3 * kTall;  // rows of sums that wait for their epilogue, at most
 constexpr int kPlane = kDeep * kGroup;
 constexpr int64_t kPitch = kGroup * 4;  // bytes from one row of weights, or of sums, to the next
 static_assert(kGroup == 2 * kTall && kStrip % kTall == 0, "two tiles of columns, whole tiles of rows");
@@ -87,139 +86,101 @@ const char* pack_layer_strip(const LinearTask& t, int64_t& stride) {
   return t.scratch;
 }
 
-// 32 rows (or 16) of bytes against two tiles of columns: sums in registers 0 to 3.
-template <bool BOTH>
-INLINE void multiply_bytes(const char* a, int64_t stride, const char* w, int64_t deep) {
-  _tile_zero(0);
-  _tile_zero(1);
-  if (BOTH) {
-    _tile_zero(2);
-    _tile_zero(3);
-  }
-  for (int64_t i = 0; i < deep; i += kDeep, w += kPlane) {
-    _tile_loadd(4, a + i, stride);
-    _tile_loadd(6, w, kPitch);
-    _tile_dpbusd(0, 4, 6);
-    _tile_loadd(7, w + 64, kPitch);
-    _tile_dpbusd(1, 4, 7);
-    if (BOTH) {
-      _tile_loadd(5, a + i + kTall * stride, stride);
-      _tile_dpbusd(2, 5, 6);
-      _tile_dpbusd(3, 5, 7);
-    }
-  }
-}
-
-// 16 rows of high and low bytes: sums of high * high in 0 and 1, of both high * low in 2 and 3, of low * low in 4 and 5.
-INLINE void multiply_words(const char* a, int64_t stride, const char* w, int64_t deep) {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  _tile_zero(4);
-  _tile_zero(5);
-  for (int64_t i = 0; i < deep; i += kDeep, w += 2 * kPlane) {
-    _tile_loadd(6, a + i, stride);
-    _tile_loadd(7, w, kPitch);
-    _tile_dpbssd(0, 6, 7);
-    _tile_loadd(7, w + 64, kPitch);
-    _tile_dpbssd(1, 6, 7);
-    _tile_loadd(7, w + kPlane, kPitch);
-    _tile_dpbsud(2, 6, 7);
-    _tile_loadd(7, w + kPlane + 64, kPitch);
-    _tile_dpbsud(3, 6, 7);
-    _tile_loadd(6, a + stride / 2 + i, stride);
-    _tile_dpbuud(5, 6, 7);
-    _tile_loadd(7, w + kPlane, kPitch);
-    _tile_dpbuud(4, 6, 7);
-    _tile_loadd(7, w, kPitch);
-    _tile_dpbusd(2, 6, 7);
-    _tile_loadd(7, w + 64, kPitch);
-    _tile_dpbusd(3, 6, 7);
-  }
-}
-
-INLINE void store_sums(int32_t* sums, bool words, bool both) {
-  _tile_stored(0, sums, kPitch);
-  _tile_stored(1, sums + kTall, kPitch);
-  if (words || both) {
-    _tile_stored(2, sums + kTall * kGroup, kPitch);
-    _tile_stored(3, sums + kTall * kGroup + kTall, kPitch);
-  }
-  if (words) {
-    _tile_stored(4, sums + 2 * kTall * kGroup, kPitch);
-    _tile_stored(5, sums + 2 * kTall * kGroup + kTall, kPitch);
-  }
-}
-
-// The epilogue of one block runs while the tiles of the next one multiply.
+// A block is 16 rows of operands against 32 columns. While the tiles of one multiply, the epilogue of the one before
+// runs, a few rows after every product: else the two units would wait for each other.
 template <bool WORDS, class E>
 struct Blocks {
-  const E& epilogue;
-  int rows;
-  alignas(64) int32_t sums[2][kSums * kGroup];
-  int side = 0, row = -1, col = 0;
-  const int32_t* bias = nullptr;
+  static constexpr int kPart = kTall * kGroup;
+  const LinearTask& task;
+  const E epilogue;
+  const int64_t stride;
+  alignas(64) int32_t sums[2][WORDS ? 3 * kPart : kPart];  // of words: high * high, the mixed ones, low * low
+  int side = 0, row = 0, col = 0, done = kTall;
 
-  Blocks(const E& e, int r) : epilogue(e), rows(r) {}
+  Blocks(const LinearTask& t, const E& e, int64_t s) : task(t), epilogue(e), stride(s) {}
 
-  INLINE void finish() const {
-    constexpr int kMost = WORDS ? kTall : 2 * kTall;
-    const int count = rows - row < kMost ? rows - row : kMost;
-    const int32_t* p = sums[side];
-    I16 start[kTileBlocks];
-    UNROLL for (int j = 0; j < kTileBlocks; ++j) start[j] = load(bias + j * kLanes);
-    for (int i = 0; i < count; i += kTileRows, p += kTileRows * kGroup) {
+  INLINE I16 sum(const int32_t* p, I16 bias) const {
+    if (!WORDS) return add(bias, load(p));
+    const I16 mixed = _mm512_slli_epi32(load(p + kPart), 8), high = _mm512_slli_epi32(load(p), 16);
+    return add(add(bias, load(p + 2 * kPart)), add(mixed, high));
+  }
+
+  // The epilogue of the last block up to this share of its rows.
+  INLINE void finish(int part, int parts) {
+    const int32_t* bias = task.w.bias + col;
+    for (; done * parts < kTall * part; done += kTileRows) {
       Tile acc;
       UNROLL for (int r = 0; r < kTileRows; ++r) {
         UNROLL for (int j = 0; j < kTileBlocks; ++j) {
-          const int32_t* q = p + r * kGroup + j * kLanes;
-          I16 sum = add(start[j], load(q + (WORDS ? 2 * kTall * kGroup : 0)));
-          if (WORDS) {
-            sum = add(sum, _mm512_slli_epi32(load(q + kTall * kGroup), 8));
-            sum = add(sum, _mm512_slli_epi32(load(q), 16));
-          }
-          acc[r][j] = sum;
+          acc[r][j] = sum(sums[side] + (done + r) * kGroup + j * kLanes, load(bias + j * kLanes));
         }
       }
-      epilogue(row + i, col, acc);
+      epilogue(row + done, col, acc);
     }
   }
 
-  INLINE void next(int new_row, int new_col, const int32_t* new_bias, bool both) {
-    if (row >= 0) finish();
+  INLINE void bytes(const char* a, const char* w, int chunks, int32_t* out) {
+    _tile_zero(0);
+    _tile_zero(1);
+    for (int i = 0; i < chunks; ++i, a += kDeep, w += kPlane) {
+      _tile_loadd(2, a, stride);
+      _tile_loadd(3, w, kPitch);
+      _tile_dpbusd(0, 2, 3);
+      _tile_loadd(4, w + kDeep, kPitch);
+      _tile_dpbusd(1, 2, 4);
+      finish(i + 1, chunks);
+    }
+    _tile_stored(0, out, kPitch);
+    _tile_stored(1, out + kLanes, kPitch);
+  }
+
+  INLINE void words(const char* a, const char* w, int chunks, int half, int32_t* out) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    for (int i = 0; i < chunks; ++i, a += kDeep, w += 2 * kPlane) {
+      _tile_loadd(3, a, stride);
+      _tile_loadd(4, w, kPitch);
+      _tile_dpbssd(0, 3, 4);
+      _tile_loadd(5, w + kPlane, kPitch);
+      _tile_dpbsud(1, 3, 5);
+      _tile_loadd(6, a + stride / 2, stride);
+      _tile_dpbusd(1, 6, 4);
+      _tile_dpbuud(2, 6, 5);
+      finish(half * chunks + i + 1, 2 * chunks);
+    }
+    _tile_stored(0, out, kPitch);
+    _tile_stored(1, out + kPart, kPitch);
+    _tile_stored(2, out + 2 * kPart, kPitch);
+  }
+
+  INLINE void next(int new_row, int new_col, const char* a, const char* w, int chunks) {
+    int32_t* out = sums[side ^ 1];
+    if (WORDS) {
+      words(a, w, chunks, 0, out);
+      words(a, w + kDeep, chunks, 1, out + kLanes);
+    } else {
+      bytes(a, w, chunks, out);
+    }
     side ^= 1;
     row = new_row;
     col = new_col;
-    bias = new_bias;
-    store_sums(sums[side], WORDS, both);
+    done = 0;
   }
 };
 
 template <bool WORDS, class E>
-SEPARATE void tiles(const Matrix& w, const char* strip, int64_t stride, int rows, const E& epilogue) {
-  constexpr int kStep = WORDS ? kTall : 2 * kTall;
-  const int64_t deep = round_up(w.k, kDeep);
-  const char* blocks = w.blocks;
-  Blocks<WORDS, E> waiting(epilogue, rows);
-  for (int col = 0; col < w.o; col += kGroup, blocks += deep * kGroup * (WORDS ? 2 : 1))
-    for (int row = 0; row < rows; row += kStep) {
-      const char* a = strip + row * stride;
-      const bool both = rows - row > kTall;
-      if (WORDS) {
-        multiply_words(a, stride, blocks, deep);
-      } else if (both) {
-        multiply_bytes<true>(a, stride, blocks, deep);
-      } else {
-        multiply_bytes<false>(a, stride, blocks, deep);
-      }
-      waiting.next(row, col, w.bias + col, both);
-    }
-  if (waiting.row >= 0) waiting.finish();
+SEPARATE void blocks(const LinearTask& t, const char* strip, int64_t stride, const E& epilogue) {
+  const int chunks = static_cast<int>(round_up(t.w.k, kDeep) / kDeep);
+  const char* w = t.w.blocks;
+  Blocks<WORDS, E> last(t, epilogue, stride);
+  for (int col = 0; col < t.w.o; col += kGroup, w += int64_t{chunks} * kPlane * (WORDS ? 2 : 1))
+    for (int row = 0; row < t.rows; row += kTall) last.next(row, col, strip + row * stride, w, chunks);
+  last.finish(1, 1);
 }
 
 template <class E>
-void layer_product(const Matrix& w, const char* strip, int64_t stride, int rows, const E& epilogue) {
+void layer_product(const LinearTask& t, const char* strip, int64_t stride, const E& epilogue) {
   struct alignas(64) Shape {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
     uint16_t bytes[16] = {kDeep, kDeep, kDeep, kDeep, kDeep, kDeep, kDeep, kDeep};
@@ -229,10 +190,10 @@ void layer_product(const Matrix& w, const char* strip, int64_t stride, int rows,
   // Every time, because others use the tiles of this thread as well; and the loads below don't say what they read.
   asm volatile("" ::: "memory");
   _tile_loadconfig(&shape);
-  if (w.step == 4) {
-    tiles<false>(w, strip, stride, rows, epilogue);
+  if (t.w.step == 4) {
+    blocks<false>(t, strip, stride, epilogue);
   } else {
-    tiles<true>(w, strip, stride, rows, epilogue);
+    blocks<true>(t, strip, stride, epilogue);
   }
   _tile_release();
 }

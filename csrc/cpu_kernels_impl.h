@@ -285,14 +285,14 @@ Matrix pack_layer(const void* w, int bits, const int64_t* start, int o, int k, c
                   int32_t* packed_bias);
 const char* pack_layer_strip(const LinearTask& t, int64_t& stride);
 template <class E>
-void layer_product(const Matrix& w, const char* strip, int64_t stride, int rows, const E& epilogue);
+void layer_product(const LinearTask& task, const char* strip, int64_t stride, const E& epilogue);
 #else
 constexpr auto layer_bytes = matrix_bytes;
 constexpr auto pack_layer = pack_rows;
 constexpr auto pack_layer_strip = pack_strip;
 template <class E>
-void layer_product(const Matrix& w, const char* strip, int64_t stride, int rows, const E& epilogue) {
-  product(w, strip, stride, rows, epilogue);
+void layer_product(const LinearTask& task, const char* strip, int64_t stride, const E& epilogue) {
+  product(task.w, strip, stride, task.rows, epilogue);
 }
 #endif
 
@@ -435,17 +435,17 @@ void linear(const LinearTask& t) {
   const char* strip = pack_layer_strip(t, stride);
   const int64_t out_stride = t.operands ? strip_stride(t.o, 8) : t.o;
   switch (t.epilogue) {
-    case Epilogue::act: return layer_product(t.w, strip, stride, t.rows, Act<false>{t, out_stride});
-    case Epilogue::leaky: return layer_product(t.w, strip, stride, t.rows, Act<true>{t, out_stride});
+    case Epilogue::act: return layer_product(t, strip, stride, Act<false>{t, out_stride});
+    case Epilogue::leaky: return layer_product(t, strip, stride, Act<true>{t, out_stride});
     case Epilogue::gate: {
       alignas(64) int32_t held[kTileBlocks == 1 ? kStrip * kLanes : 1];
-      return layer_product(t.w, strip, stride, t.rows, Gate{t, out_stride, held});
+      return layer_product(t, strip, stride, Gate{t, out_stride, held});
     }
-    case Epilogue::add: return layer_product(t.w, strip, stride, t.rows, Feature<true>{t});
-    case Epilogue::feature: return layer_product(t.w, strip, stride, t.rows, Feature<false>{t});
-    case Epilogue::pixels: return layer_product(t.w, strip, stride, t.rows, Pixels{t});
-    case Epilogue::mean: return layer_product(t.w, strip, stride, t.rows, Blockwise<Mean>{{{t}}, t.rows, t.w.o});
-    case Epilogue::row: return layer_product(t.w, strip, stride, t.rows, Blockwise<Row>{{{t}}, t.rows, t.w.o});
+    case Epilogue::add: return layer_product(t, strip, stride, Feature<true>{t});
+    case Epilogue::feature: return layer_product(t, strip, stride, Feature<false>{t});
+    case Epilogue::pixels: return layer_product(t, strip, stride, Pixels{t});
+    case Epilogue::mean: return layer_product(t, strip, stride, Blockwise<Mean>{{{t}}, t.rows, t.w.o});
+    case Epilogue::row: return layer_product(t, strip, stride, Blockwise<Row>{{{t}}, t.rows, t.w.o});
   }
 }
 

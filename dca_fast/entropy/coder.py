@@ -2,8 +2,9 @@
 
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -39,7 +40,8 @@ Rows = npt.NDArray[np.uint8]
 
 LANES = (1, 2, 4, 8, 16, 32)
 MAX_GROUPS = 64
-ISAS = ("auto", "scalar", "avx2", "avx512", "avx512-tall")
+ISAS = ("auto", "scalar", "avx2", "avx512", "avx512-tall", "amx")
+_OF_OPERATIONS = {"avx512-tall": "avx512", "amx": "avx512"}  # of the networks' kernels; what the coder has for them
 _STATE_BYTES = 4
 _OVERHEAD = 200  # states may take one byte in 200
 _GROUP_BYTES = 1 << 15  # a group is a warp of a GPU or work for a thread
@@ -100,7 +102,7 @@ class Coder:
         self.backend = "python" if backend == "python" or _native is None else "native"
         self._row_bits = np.rint(tables.row_bits() * 256).astype(np.int64)
         if self.backend == "native":
-            self.isa = choose_isa(isa, _native.isas())
+            self.isa = choose_isa(isa, _native.isas(), _OF_OPERATIONS)
             freq, shift = np.ascontiguousarray(tables.freq), np.ascontiguousarray(tables.shift)
             self._tables = _native.Tables(freq, shift)
 
@@ -196,8 +198,13 @@ class Decoder:
             self._impl.finish()
 
 
-def choose_isa(isa: str, runnable: Sequence[str]) -> str:
+def choose_isa(isa: str, runnable: Sequence[str], others: Mapping[str, str] = MappingProxyType({})) -> str:
     """The instruction set to use: `isa`, or with "auto" that of DCA_ISA, or the first of `runnable` (best first).
+
+    Args:
+        isa: name, or "auto".
+        runnable: what runs here.
+        others: names that stand for another one.
 
     Raises:
         ConfigError: unknown name.
@@ -206,8 +213,7 @@ def choose_isa(isa: str, runnable: Sequence[str]) -> str:
     isa = (os.environ.get("DCA_ISA") or "auto") if isa == "auto" else isa
     if isa not in ISAS:
         raise ConfigError(f"isa must be one of {', '.join(ISAS)} (got {isa!r})")
-    if isa not in runnable and isa.removesuffix("-tall") in runnable:
-        isa = isa.removesuffix("-tall")  # of the networks' kernels; the coder has one for both
+    isa = others.get(isa, isa)
     if isa != "auto" and isa not in runnable:
         raise BackendUnavailableError(f"this processor or build cannot run {isa}, only {', '.join(runnable)}")
     return runnable[0] if isa == "auto" else isa
