@@ -381,33 +381,29 @@ inline I16 gated(I16 u, I16 v, const Scales& scale, F16 g) {
   return round_within(mul(product, g), most);
 }
 
-template <int QUARTER>
-inline void store_gated(const LinearTask& t, int64_t stride, int row, int c, I16 packed) {
-  if (row >= t.rows) return;
-  char* out = static_cast<char*>(t.out) + (t.out_site ? t.out_site[row] : row) * stride + c;
-  const __m128i bytes = _mm512_extracti32x4_epi32(packed, QUARTER);
-  if (t.operands || t.o - c >= 16) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), bytes);
-  } else {
-    _mm_mask_storeu_epi8(out, static_cast<__mmask16>((1 << (t.o - c)) - 1), bytes);
-  }
-}
-
 INLINE void Gate::operator()(int row, int col, const Tile& acc) const {
   const Scales scale(t.w.m + col);
   const F16 g = setf(t.g);
   const I16 order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   const I16 flip = _mm512_set1_epi8(t.operands ? -128 : 0);
-  const int c = col / 2;
-  UNROLL for (int i = 0; i < kTileRows; i += 4) {
+  const int c = col / 2, n = t.operands || t.o - c >= 16 ? 16 : t.o - c;
+  char* out = static_cast<char*>(t.out) + row * stride + c;
+  UNROLL for (int i = 0; i < kTileRows; i += 4, out += 4 * stride) {
     I16 v[4];
     UNROLL for (int s = 0; s < 4; ++s) v[s] = gated(acc[i + s][0], acc[i + s][1], scale, g);
     I16 packed = _mm512_packs_epi16(_mm512_packs_epi32(v[0], v[1]), _mm512_packs_epi32(v[2], v[3]));
     packed = _mm512_xor_si512(_mm512_permutexvar_epi32(order, packed), flip);
-    store_gated<0>(t, stride, row + i, c, packed);
-    store_gated<1>(t, stride, row + i + 1, c, packed);
-    store_gated<2>(t, stride, row + i + 2, c, packed);
-    store_gated<3>(t, stride, row + i + 3, c, packed);
+    const int rows = t.rows - row - i;
+    if (n == 16 && rows >= 4) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_castsi512_si128(packed));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(out + stride), _mm512_extracti32x4_epi32(packed, 1));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 2 * stride), _mm512_extracti32x4_epi32(packed, 2));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 3 * stride), _mm512_extracti32x4_epi32(packed, 3));
+      continue;
+    }
+    alignas(64) char bytes[64];
+    _mm512_store_si512(bytes, packed);
+    for (int s = 0; s < 4 && s < rows; ++s) std::memcpy(out + s * stride, bytes + s * 16, static_cast<size_t>(n));
   }
 }
 

@@ -49,7 +49,7 @@ struct LinearTask {
   const int64_t* x_site;  // row numbers in x, or null for 0, 1, 2...
   Epilogue epilogue;
   void* out;                // rows of o elements, or of strip_stride(o) bytes
-  const int64_t* out_site;  // row numbers in out and residual, or null
+  const int64_t* out_site;  // row numbers in out and residual, or null; not for act, leaky, gate and pixels
   bool operands;            // act, leaky, gate: out is packed for the next layer
   float g;                  // only for Epilogue::gate
   const int16_t* residual;  // only for Epilogue::add

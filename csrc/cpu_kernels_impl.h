@@ -317,8 +317,7 @@ struct Act {
         r[j] = mul(to_float(acc[i][j]), scale.m[j]);
         if (LEAKY) r[j] = max(r[j], mul(r[j], setf(0.125f)));
       }
-      const int64_t at = t.out_site ? t.out_site[row + i] : row + i;
-      store_bytes(base + at * stride, r, t.o - col, t.operands);
+      store_bytes(base + (row + i) * stride, r, t.o - col, t.operands);
     }
   }
 };
@@ -379,8 +378,8 @@ struct Gate {  // one block at a time: a first half waits for its second half
         continue;
       }
       const F16 r = mul(to_float(mul(load(u), v)), setf(t.g));
-      const int64_t at = t.out_site ? t.out_site[row + i] : row + i;
-      store_bytes(static_cast<char*>(t.out) + at * stride + (t.operands ? 2 : 1) * c, &r, t.o - c, t.operands);
+      char* out = static_cast<char*>(t.out) + (row + i) * stride + (t.operands ? 2 : 1) * c;
+      store_bytes(out, &r, t.o - c, t.operands);
     }
   }
 };
