@@ -38,7 +38,7 @@ OPERATIONS = (
     "token_attention",
     "head_params",
     "quantize",
-    "depth_block",
+    "block",
     "gated_ffn",
     "wide_linear",
     "decoded_linear",
@@ -179,7 +179,7 @@ def test_gaussian(name: str, calls: dict[str, Call], benchmark: Any) -> None:
 
 @pytest.mark.parametrize("name", [*BACKENDS, "fp32", "fp32, torch.compile"])
 def test_depth_block(name: str, calls: dict[str, Call], benchmark: Any) -> None:
-    x, p = calls["depth_block"].arguments
+    x, p, _ = calls["block"].arguments
     ours = [ops_of(backend).depth_block(x, p) for backend in BACKENDS]
     assert same(ours[:1], ours[1:])
     if name in BACKENDS:

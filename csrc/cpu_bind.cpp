@@ -677,34 +677,53 @@ py::array bind_to_space(const py::array& x) {
   return is_byte(x) ? to_space<int8_t>(x, 2, kAny, "x") : to_space<int16_t>(x, 2, kAny, "x");
 }
 
-py::array_t<int16_t> bind_depth_block(const py::array& x, const py::array& m_in, const PackedLinear& expand,
-                                      const PackedDepthwise& depthwise, const PackedLinear& project) {
+GatedFfn checked_ffn(const py::array& m_in, const PackedLinear& gate, float g, const PackedLinear& project) {
+  require(gate.bits == 8 && project.bits == 8, "w: expected int8 weights");
+  require(gate.o == 2 * project.k && project.o == gate.k,
+          "weights: the layers of the block do not fit each other");
+  fits(127 * 127, g);
+  return {operand_multipliers(m_in, gate.k), gate, g, project};
+}
+
+py::array_t<int16_t> depth_and_ffn(const py::array& x, const py::array& m_in, const PackedLinear& expand,
+                                   const PackedDepthwise& depthwise, const PackedLinear& project,
+                                   const GatedFfn* ffn) {
   Map map;
   const int16_t* in = map_of<int16_t>(x, "x", expand.k, map);
   require(expand.bits == 8 && project.bits == 8, "w: expected int8 weights");
   require(depthwise.c == expand.o && project.k == expand.o && project.o == expand.k,
           "weights: the layers of the block do not fit each other");
+  require(!ffn || ffn->gate.k == map.c, "weights: the two parts of the block do not fit each other");
   const float* scale = operand_multipliers(m_in, map.c);
   auto out = like<int16_t>(x, map.c);
   int16_t* to = out.mutable_data();
   Running running;
-  depth_block(in, map, scale, expand, depthwise, project, to);
+  depth_block(in, map, scale, expand, depthwise, project, ffn, to);
   return out;
+}
+
+py::array_t<int16_t> bind_depth_block(const py::array& x, const py::array& m_in, const PackedLinear& expand,
+                                      const PackedDepthwise& depthwise, const PackedLinear& project) {
+  return depth_and_ffn(x, m_in, expand, depthwise, project, nullptr);
+}
+
+py::array_t<int16_t> bind_block(const py::array& x, const py::array& m_in, const PackedLinear& expand,
+                                const PackedDepthwise& depthwise, const PackedLinear& project,
+                                const py::array& ffn_in, const PackedLinear& gate, float g,
+                                const PackedLinear& last) {
+  const GatedFfn ffn = checked_ffn(ffn_in, gate, g, last);
+  return depth_and_ffn(x, m_in, expand, depthwise, project, &ffn);
 }
 
 py::array_t<int16_t> bind_ffn(const py::array& x, const py::array& m_in, const PackedLinear& gate, float g,
                               const PackedLinear& project) {
+  const GatedFfn ffn = checked_ffn(m_in, gate, g, project);
   int64_t rows;
   const int16_t* in = rows_of<int16_t>(x, "x", gate.k, rows);
-  require(gate.bits == 8 && project.bits == 8, "w: expected int8 weights");
-  require(gate.o == 2 * project.k && project.o == gate.k,
-          "weights: the layers of the block do not fit each other");
-  fits(127 * 127, g);
-  const float* scale = operand_multipliers(m_in, gate.k);
   auto out = like<int16_t>(x, gate.k);
   int16_t* to = out.mutable_data();
   Running running;
-  gated_ffn(in, rows, scale, gate, g, project, to);
+  gated_ffn(in, rows, ffn, to);
   return out;
 }
 
@@ -782,6 +801,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("space_to_depth2", &bind_to_depth);
   m.def("depth_to_space2", &bind_to_space);
   m.def("depth_block", &bind_depth_block);
+  m.def("block", &bind_block);
   m.def("gated_ffn", &bind_ffn);
   m.def("window_block", &bind_window_block);
   m.def("token_block", &bind_token_block);

@@ -223,14 +223,26 @@ void linear_gate(const int8_t* x, int64_t rows, const PackedLinear& p, float g, 
   });
 }
 
-void gated_ffn(const int16_t* x, int64_t rows, const float* m_in, const PackedLinear& gate, float g,
-               const PackedLinear& project, int16_t* out) {
-  const std::vector<float> scale = grouped(m_in, gate.k);
-  for_strips(rows, rows * (int64_t{gate.k} * gate.o + int64_t{project.k} * project.o), [&](int64_t first, int count) {
-    const int16_t* feature = x + first * gate.k;
-    char* hidden = operand_strip(Scratch::hidden, project.k);
-    Step(gate, count, Epilogue::gate).from_feature(feature, scale.data()).with_gate(g).to_operands(hidden);
-    Step(project, count, Epilogue::add).from_operands(hidden).to_feature(out + first * project.o, feature);
+namespace {
+
+int64_t products(const GatedFfn& ffn) {
+  return int64_t{ffn.gate.k} * ffn.gate.o + int64_t{ffn.project.k} * ffn.project.o;
+}
+
+// A strip of it, in place too; multipliers in the order of Order::grouped.
+void gated_strip(const int16_t* x, int rows, const float* m_in, const GatedFfn& ffn, int16_t* out) {
+  char* hidden = operand_strip(Scratch::gated, ffn.project.k);
+  Step(ffn.gate, rows, Epilogue::gate).from_feature(x, m_in).with_gate(ffn.g).to_operands(hidden);
+  Step(ffn.project, rows, Epilogue::add).from_operands(hidden).to_feature(out, x);
+}
+
+}  // namespace
+
+void gated_ffn(const int16_t* x, int64_t rows, const GatedFfn& ffn, int16_t* out) {
+  const int c = ffn.gate.k;
+  const std::vector<float> scale = grouped(ffn.m_in, c);
+  for_strips(rows, rows * products(ffn), [&](int64_t first, int count) {
+    gated_strip(x + first * c, count, scale.data(), ffn, out + first * c);
   });
 }
 
@@ -260,6 +272,8 @@ struct DepthBlock {
   const PackedLinear& expand;
   const PackedDepthwise& depthwise;
   const PackedLinear& project;
+  const GatedFfn* ffn;  // what follows it, or null
+  const float* ffn_in;
   int16_t* out;
 
   // Hidden row y of image n, zeros outside the map.
@@ -290,9 +304,9 @@ struct DepthBlock {
       const int64_t at = (n * map.h + y) * map.w * map.c;
       for (int64_t i = 0; i < map.w; i += kStrip) {
         const int count = static_cast<int>(std::min<int64_t>(kStrip, map.w - i));
-        Step(project, count, Epilogue::add)
-            .from_operands(mixed + i * site)
-            .to_feature(out + at + i * map.c, x + at + i * map.c);
+        int16_t* to = out + at + i * map.c;
+        Step(project, count, Epilogue::add).from_operands(mixed + i * site).to_feature(to, x + at + i * map.c);
+        if (ffn) gated_strip(to, count, ffn_in, *ffn, to);
       }
     }
   }
@@ -301,17 +315,18 @@ struct DepthBlock {
 }  // namespace
 
 void depth_block(const int16_t* x, const Map& map, const float* m_in, const PackedLinear& expand,
-                 const PackedDepthwise& depthwise, const PackedLinear& project, int16_t* out) {
+                 const PackedDepthwise& depthwise, const PackedLinear& project, const GatedFfn* ffn, int16_t* out) {
   constexpr int64_t kTall = 32;  // every part computes two hidden rows twice
-  const std::vector<float> scale = grouped(m_in, map.c);
-  const DepthBlock block = {x, map, scale.data(), expand, depthwise, project, out};
+  const std::vector<float> scale = grouped(m_in, map.c), ffn_in = grouped(ffn ? ffn->m_in : m_in, map.c);
+  const DepthBlock block = {x, map, scale.data(), expand, depthwise, project, ffn, ffn_in.data(), out};
   const int64_t sites = map.n * map.h * map.w;
   if (sites == 0) return;
   const int64_t busy = divide_up(threads(), map.n);
   const int64_t parts = threads() == 1 ? 1 : std::clamp<int64_t>(map.h / kTall, std::min(busy, map.h), 2 * busy);
   const int64_t height = divide_up(map.h, parts);
   const int64_t per_map = divide_up(map.h, height);
-  parallel_for(map.n * per_map, sites * 2 * map.c * expand.o, [&](int64_t i) {
+  const int64_t work = 2 * int64_t{map.c} * expand.o + (ffn ? products(*ffn) : 0);
+  parallel_for(map.n * per_map, sites * work, [&](int64_t i) {
     const int64_t first = i % per_map * height;
     block.rows(i / per_map, first, std::min(map.h, first + height));
   });

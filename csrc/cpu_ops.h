@@ -113,10 +113,16 @@ void patches_from_image(const uint8_t* image, const Map& map, int size, int16_t*
 // Moves blocks of s x s sites into channels or back; `map` is the larger map, elements have `element` bytes.
 void space_to_depth(const void* x, const Map& map, int s, int element, void* out);
 void depth_to_space(const void* x, const Map& map, int s, int element, void* out);
+struct GatedFfn {
+  const float* m_in;
+  const PackedLinear& gate;
+  float g;
+  const PackedLinear& project;
+};
+// With `ffn` that too, row by row, while what it reads is in the cache.
 void depth_block(const int16_t* x, const Map& map, const float* m_in, const PackedLinear& expand,
-                 const PackedDepthwise& depthwise, const PackedLinear& project, int16_t* out);
-void gated_ffn(const int16_t* x, int64_t rows, const float* m_in, const PackedLinear& gate, float g,
-               const PackedLinear& project, int16_t* out);
+                 const PackedDepthwise& depthwise, const PackedLinear& project, const GatedFfn* ffn, int16_t* out);
+void gated_ffn(const int16_t* x, int64_t rows, const GatedFfn& ffn, int16_t* out);
 
 void window_block(const int16_t* x, const Map& map, const float* m_in, const PackedLinear& qkv,
                   const Attention& attention, const PackedLinear& project, int16_t* out);

@@ -40,7 +40,7 @@ class Buffer {
   size_t size_ = 0;
 };
 
-enum class Scratch { strip, hidden, mixed, sites, regions, tokens, count };
+enum class Scratch { strip, hidden, gated, mixed, sites, regions, tokens, count };
 
 // Memory of this thread, one piece per purpose, valid until the same purpose asks for more.
 char* scratch(Scratch purpose, size_t bytes);

@@ -177,7 +177,7 @@ class Program:
             layers[name] = Depthwise(*(self._t[f"{name}.{k}"] for k in "wbm"))
         return layers[name]
 
-    def _depth(self, x: Tensor, name: str) -> Tensor:
+    def _depth(self, name: str) -> DepthBlockParams:
         if name not in self._params:
             self._params[name] = DepthBlockParams(
                 self._t[f"{name}.m_in"],
@@ -185,18 +185,24 @@ class Program:
                 self._depthwise(f"{name}.depthwise"),
                 self._linear(f"{name}.project"),
             )
-        return self.ops.depth_block(x, self._params[name])
+        return self._params[name]
 
-    def _ffn(self, x: Tensor, name: str) -> Tensor:
+    def _gated(self, name: str) -> GatedFfnParams:
         if name not in self._params:
             self._params[name] = GatedFfnParams(
                 self._t[f"{name}.m_in"], self._linear(f"{name}.expand"), GATE, self._linear(f"{name}.project")
             )
-        return self.ops.gated_ffn(x, self._params[name])
+        return self._params[name]
+
+    def _ffn(self, x: Tensor, name: str) -> Tensor:
+        return self.ops.gated_ffn(x, self._gated(name))
+
+    def _block(self, x: Tensor, name: str) -> Tensor:
+        return self.ops.block(x, self._depth(f"{name}.depth"), self._gated(f"{name}.ffn"))
 
     def _blocks(self, x: Tensor, name: str, count: int) -> Tensor:
         for i in range(count):
-            x = self._ffn(self._depth(x, f"{name}.{i}.depth"), f"{name}.{i}.ffn")
+            x = self._block(x, f"{name}.{i}")
         return x
 
     def _feature(self, x: Tensor, name: str) -> Tensor:
@@ -269,9 +275,9 @@ class Program:
     def _analyse_regional(self, operand: Tensor) -> Tensor:
         p = "hyper.regional"
         x = self._feature(operand, f"{p}.analysis_in")
-        x = self._ffn(self._depth(x, f"{p}.analysis_block.depth"), f"{p}.analysis_block.ffn")
+        x = self._block(x, f"{p}.analysis_block")
         x = self._feature(self.ops.space_to_depth2(self._operand(x)), f"{p}.analysis_down")
-        x = self._ffn(self._depth(x, f"{p}.analysis_block2.depth"), f"{p}.analysis_block2.ffn")
+        x = self._block(x, f"{p}.analysis_block2")
         return self._feature(self.ops.space_to_depth2(self._operand(x)), f"{p}.analysis_out")
 
     def _analyse_global(self, operand: Tensor) -> Tensor:
@@ -293,7 +299,7 @@ class Program:
         z = {name: self._scale(value, name, "inverse") for name, value in z.items()}
         p = "hyper.regional"
         x = self.ops.depth_to_space2(self.ops.wide_linear(z["regional"], self._linear(f"{p}.synthesis_in")))
-        x = self._ffn(self._depth(x, f"{p}.synthesis_block.depth"), f"{p}.synthesis_block.ffn")
+        x = self._block(x, f"{p}.synthesis_block")
         regional = self._operand(self.ops.depth_to_space2(self._feature(self._operand(x), f"{p}.synthesis_up")))
         out = {f"step{i}": self._feature(regional, f"context.feature.{i}") for i in range(4)}
         if "local" in z:

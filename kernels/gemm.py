@@ -28,6 +28,7 @@ from .choices import choose
 from .numerics import EXACT, requantise, requantise_leaky, saturating_add
 
 __all__ = [
+    "block",
     "decoded_linear",
     "depth_block",
     "depthwise3x3",
@@ -494,3 +495,8 @@ def depth_block(x: Tensor, p: DepthBlockParams) -> Tensor:
             hidden, *p.depthwise.tensors(), *p.project.tensors(), x, out, h, w, c, e, **t, **EXACT
         )
     return out
+
+
+def block(x: Tensor, depth: DepthBlockParams, ffn: GatedFfnParams) -> Tensor:
+    return gated_ffn(depth_block(x, depth), ffn)
+

@@ -8,6 +8,7 @@ from dca_fast.ops import Ops, collect
 
 from .attention import token_attention, token_block, window_attention, window_block
 from .gemm import (
+    block,
     decoded_linear,
     depth_block,
     depthwise3x3,
@@ -36,6 +37,7 @@ from .pointwise import (
 __all__ = [
     "OPS",
     "add",
+    "block",
     "decoded_linear",
     "depth_block",
     "depth_to_space2",

@@ -107,6 +107,7 @@ def test_blocks(shape: tuple[int, ...]) -> None:
     agree("depthwise3x3", int8(*shape), depthwise(c))
     agree("depth_block", x, depth(c, hidden))
     agree("gated_ffn", x, ffn(c, hidden))
+    agree("block", x, depth(c, hidden), ffn(c, hidden))
 
 
 def call(op: str) -> tuple[str, tuple[Any, ...]]:

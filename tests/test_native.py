@@ -141,6 +141,7 @@ def _refusals() -> list[tuple[str, Callable[[], Any]]]:
         ("depth", lambda: native.depth_to_space2(int8(1, 3, 2, 6))),
         ("block", lambda: native.depth_block(y, replace(block, project=linear(8, 7)))),
         ("ffn", lambda: native.gated_ffn(y, GatedFfnParams(m8, linear(6, 8), 0.1, linear(8, 4)))),
+        ("parts", lambda: native.block(y, block, GatedFfnParams(m8[:6], linear(12, 6), 0.1, linear(6, 6)))),
         ("skip", lambda: native.head_params(f, head, 0, 129, (4, 4))),
         ("valid", lambda: native.head_params(f, head, 0, 6, (5, 4))),
         ("rows", lambda: native.quantize(y, mean, rows[:1], m8, 0)),
@@ -170,6 +171,8 @@ def test_empty_inputs_give_empty_outputs() -> None:
     assert native.linear_act(int8(0, 8), linear(6, 8), True).shape == (0, 6)
     block = DepthBlockParams(torch.ones(8), linear(6, 8), depthwise(6), linear(8, 6))
     assert native.depth_block(int16(0, 4, 4, 8), block).shape == (0, 4, 4, 8)
+    ffn = GatedFfnParams(torch.ones(8), linear(12, 8), 0.1, linear(8, 6))
+    assert native.block(int16(0, 4, 4, 8), block, ffn).shape == (0, 4, 4, 8)
     queries, keys = int8(1, 0, 8), int8(1, 2, 8)
     assert native.token_attention(queries, keys, keys, 2, 0.1, TABLE).shape == (1, 0, 8)
 

@@ -115,6 +115,8 @@ def test_depthwise_and_block(shape: tuple[int, ...]) -> None:
         multipliers(c, reach=200), linear(hidden, c), depthwise(hidden), linear(c, hidden, reach=20000.0)
     )
     every_backend("depth_block", int16(*shape), params)
+    ffn = GatedFfnParams(multipliers(c, reach=200), linear(2 * 37, c), -0.02, linear(c, 37, reach=20000.0))
+    every_backend("block", int16(*shape), params, ffn)
 
 
 @pytest.mark.parametrize(
@@ -256,6 +258,7 @@ def test_random_shapes(seed: int) -> None:
     every_backend("depth_block", int16(n, h, w, c), params)
     ffn = GatedFfnParams(multipliers(c, reach=200), linear(2 * o, c), 0.01, linear(c, o, reach=20000.0))
     every_backend("gated_ffn", int16(n, h, w, c), ffn)
+    every_backend("block", int16(n, h, w, c), params, ffn)
     q, k, v = (int8(n, i, heads * depth) for i in (rows, keys, keys))
     every_backend("token_attention", q, k, v, heads, 1e-3, TABLE)
     window, shift = 1 + h % 5, w % (1 + h % 5)

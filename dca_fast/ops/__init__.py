@@ -214,6 +214,8 @@ class Ops:
     depth_block: Callable[[Tensor, DepthBlockParams], Tensor]
     # (x int16 [..., C], p) -> int16 [..., C]
     gated_ffn: Callable[[Tensor, GatedFfnParams], Tensor]
+    # (x int16 [N, H, W, C], p of depth_block, p of gated_ffn) -> int16 [N, H, W, C]: one, then the other
+    block: Callable[[Tensor, DepthBlockParams, GatedFfnParams], Tensor]
     # (x int16 [N, H, W, C], p) -> int16 [N, H, W, C]
     window_block: Callable[[Tensor, WindowParams], Tensor]
     # (x int16 [N, H, W, C], k and v int8 [N, T, C], p) -> int16 [N, H, W, C]

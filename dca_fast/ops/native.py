@@ -188,6 +188,10 @@ def gated_ffn(x: Tensor, p: GatedFfnParams) -> Tensor:
     return _tensor(_cpu.gated_ffn(x.numpy(), *_arguments(p)))
 
 
+def block(x: Tensor, depth: DepthBlockParams, ffn: GatedFfnParams) -> Tensor:
+    return _tensor(_cpu.block(x.numpy(), *_arguments(depth), *_arguments(ffn)))
+
+
 def window_block(x: Tensor, p: WindowParams) -> Tensor:
     return _tensor(_cpu.window_block(x.numpy(), *_arguments(p)))
 

@@ -317,6 +317,11 @@ def gated_ffn(x: Tensor, p: GatedFfnParams) -> Tensor:
     return linear_add(linear_gate(operand8(x, p.m_in), p.gate, p.g), p.project, x)
 
 
+def block(x: Tensor, depth: DepthBlockParams, ffn: GatedFfnParams) -> Tensor:
+    """`depth_block`, then `gated_ffn`. x int16 [N, H, W, C]; returns the same shape."""
+    return gated_ffn(depth_block(x, depth), ffn)
+
+
 def window_block(x: Tensor, p: WindowParams) -> Tensor:
     """Residual window attention: 1x1 to q, k, v, `window_attention`, 1x1. x int16 [N, H, W, C]; returns the same."""
     q, k, v = (s.contiguous() for s in linear_act(operand8(x, p.m_in), p.qkv, False).chunk(3, -1))
