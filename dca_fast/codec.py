@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from numbers import Real
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +22,10 @@ from torch import Tensor
 
 from dca_fast import container, image_io, latents
 from dca_fast import weights as weights_io
+from dca_fast.adjoint import Adjoint
 from dca_fast.backends import resolve
 from dca_fast.config import ALIGN, QUALITY_MAX, SKIP_ROW, ModelConfig, price
-from dca_fast.effort import ANNEALINGS, DESCENTS, RIVALS, Candidate, descend, first_price, pricings
+from dca_fast.effort import ANNEALED_PRICE, ANNEALINGS, DESCENTS, TIMES, Candidate, descend, first_price, pricing
 from dca_fast.effort import check as check_effort
 from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import Tables
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
 ImageLike = Image.Image | np.ndarray | Tensor | image_io.ImageInput
 OUTPUTS = ("pil", "numpy", "torch")
 METADATA = ("icc", "exif", "xmp")
-_ANNEALING = 0.9  # of the progress, where there is some
+_cost = attrgetter("cost")
 
 
 def _threads(threads: int | None) -> int:
@@ -169,7 +171,7 @@ class Codec:
             self._device = DeviceCodec(self._weights, ops, self.tables, "cuda" if device is None else device)
             ops = resolve("auto", "cpu")  # for effort
         self._coder = Coder(self.tables, "python" if ops.name == "reference" else "native", threads=self.threads)
-        self._programs, self._pricings = ProgramSet(self._weights, ops), pricings(self.tables)
+        self._programs, self._pricing = ProgramSet(self._weights, ops), pricing(self.tables)
 
     @property
     def config(self) -> ModelConfig:
@@ -207,11 +209,11 @@ class Codec:
         Args:
             image: Pillow image; uint8 array [H, W, 3] or [H, W]; uint8 tensor [3, H, W]; or `ImageInput`.
             quality: 0..100, continuous; one step is 1/100.
-            effort: 0..9, time for size; no decoder sees a difference. 1 to 3 cost a few percent of time; from 4 on
-                latents are refined by gradients, for seconds to minutes a picture, on PyTorch's own threads
+            effort: 0..9, time for size; no decoder sees a difference. 1 to 3 take a few times as long as 0; from 4 on
+                latents follow gradients of the decoder, for seconds to minutes a picture, on PyTorch's own threads
                 (docs/effort.md).
             metadata: replaces the image's own "icc", "exif", "xmp" blocks.
-            progress: from effort 4 on told how much is done, 0..1.
+            progress: from effort 1 on told how much is done, 0..1.
 
         Returns:
             The .dca file. Equal pixels, quality, effort and weights give equal bytes on every machine up to effort 3.
@@ -249,20 +251,21 @@ class Codec:
         progress: Callable[[float], None] | None = None,
     ) -> tuple[bytes, int]:
         """The stream and the digest of its symbols; quality in 1/100."""
-        if self._device is not None and effort not in DESCENTS:
-            image = pixels if isinstance(pixels, Tensor) else _as_tensor(pixels)
-            return self._device.encode(image.to(self._device.device), quality, effort)
-        array = pixels.cpu().numpy() if isinstance(pixels, Tensor) else pixels
         if effort in DESCENTS:
-            return self._encode_refined(array, quality, effort, progress)
-        symbols = self._symbols(array, quality, effort)
+            array = pixels.cpu().numpy() if isinstance(pixels, Tensor) else pixels
+            best = self._search(array, quality, effort, progress)
+            return best.stream, best.digest
+        if self._device is not None:
+            image = pixels if isinstance(pixels, Tensor) else _as_tensor(pixels)
+            return self._device.encode(image.to(self._device.device), quality)
+        symbols = self._symbols(pixels.cpu().numpy() if isinstance(pixels, Tensor) else pixels, quality)
         return self._coder.encode(symbols.parts), symbols.digest
 
-    def _symbols(self, pixels: npt.NDArray[np.uint8], quality: int, effort: int = 0) -> latents.EncoderSource:
-        """Everything of the encoder before the entropy coder; quality in 1/100, effort below 4."""
+    def _symbols(self, pixels: npt.NDArray[np.uint8], quality: int) -> latents.EncoderSource:
+        """Everything of the encoder before the entropy coder, without effort; quality in 1/100."""
         program = self._program(quality)
         y = program.analyse(_padded(pixels))
-        return self._walk(program, y, program.hyper_analyse(y), pixels.shape[:2], self._pricings[effort])[0]
+        return self._walk(program, y, program.hyper_analyse(y), pixels.shape[:2], None)[0]
 
     def _walk(
         self, program: Program, y: Tensor, z: dict[str, Tensor], size: tuple[int, ...], pricing: Pricing | None
@@ -271,58 +274,71 @@ class Codec:
         source = latents.EncoderSource(program, y, z, pricing)
         return source, latents.code(program, source, *latents.sites(*size))
 
-    def _encode_refined(
+    def _search(
         self,
         pixels: npt.NDArray[np.uint8],
         quality: int,
         level: int,
         progress: Callable[[float], None] | None,
-    ) -> tuple[bytes, int]:
-        """`_encode_pixels` at an effort of 4 and more: the candidate with the least bits + priced error."""
+    ) -> Candidate:
+        """What effort finds with the least bits + priced error; quality in 1/100."""
         program, size, image = self._program(quality), (pixels.shape[0], pixels.shape[1]), _padded(pixels)
-        value, pricing = quality / QUALITY_STEPS, self._pricings[RIVALS[-1]]
-        assert pricing is not None
+        value = quality / QUALITY_STEPS
+        few, many = DESCENTS[level]
+        work = [few * TIMES[0], many * TIMES[1]]
+        if level in ANNEALINGS:
+            work += [ANNEALINGS[level] * TIMES[2], many * TIMES[1]]
+        marks, bits_of_error = [sum(work[:i]) / sum(work) for i in range(len(work) + 1)], price(value)
         y = program.analyse(image)
         z = program.hyper_analyse(y)
         if "global" in z:  # as in a file: the search takes it as it is
             z["global"].masked_fill_(program.hyper_rows["global"].view(z["global"].shape) == SKIP_ROW, 0)
-        original = image[0, : size[0], : size[1]].to(torch.float32)
 
-        def report(start: float, end: float) -> Callable[[float], None]:
+        def report(phase: int) -> Callable[[float], None]:
+            start, end = marks[phase : phase + 2]
+
             def told(done: float) -> None:
                 if progress is not None:
                     progress(start + (end - start) * done)
 
             return told
 
-        def candidate(y: Tensor, z: dict[str, Tensor], pricing: Pricing | None) -> Candidate:
+        def candidate(y: Tensor, z: dict[str, Tensor], bits: int | None) -> Candidate:
+            pricing = None if bits is None else self._pricing._replace(price=bits)
             source, y_hat = self._walk(program, y, z, size, pricing)
             stream = self._coder.encode(source.parts)
-            picture = program.synthesise(y_hat)[0, : size[0], : size[1]]
-            error = (picture - original).square().sum(dtype=torch.float64) / 3
-            return Candidate(8 * len(stream) + price(value) * float(error), stream, source.digest, y_hat, z)
+            picture = program.synthesise(y_hat)
+            for beyond in ((slice(size[0], None), slice(None)), (slice(None), slice(size[1], None))):
+                picture[0][beyond] = image[0][beyond]  # no error counts there
+            error = self._adjoint.error(image, picture)
+            squares = int(np.square(error.numpy(), dtype=np.int32).sum(dtype=np.int64))
+            return Candidate(8 * len(stream) + bits_of_error * squares / 3, stream, source.digest, y_hat, z, error)
 
         def quantised(y: Tensor, origin: Candidate, bits: int) -> Candidate:
-            whole = y.round().clamp(-LIMIT16, LIMIT16).to(torch.int16)
-            return candidate(whole, origin.z, pricing._replace(price=bits))
+            whole = np.rint(y.numpy()).clip(-LIMIT16, LIMIT16).astype(np.int16)
+            return candidate(torch.from_numpy(whole), origin.z, bits)
 
-        found = [candidate(y, z, self._pricings[rival]) for rival in RIVALS]
-        annealed = 0.0
+        def linear(found: Candidate) -> Tensor:
+            return self._adjoint.slope(found.error, program.gain, bits_of_error)
+
+        def exact(found: Candidate) -> Tensor:
+            return self._refiner.slope(image, size, found.y_hat, value)
+
+        start = first_price(value)
+        best = descend(candidate(y, z, None), start, few, linear, quantised, report(0))
+        best = descend(best, start, many, exact, quantised, report(1))
         if level in ANNEALINGS:
-            annealed = _ANNEALING
-            refined = self._refiner.refine(image, size, y, z, value, ANNEALINGS[level], report(0, annealed))
-            found += [candidate(*refined, self._pricings[rival]) for rival in (0, 1)]
-        best = descend(
-            min(found, key=lambda entry: entry.cost),
-            first_price(value),
-            DESCENTS[level],
-            lambda entry: self._refiner.slope(image, size, entry.y_hat, value),
-            quantised,
-            report(annealed, 1),
-        )
+            refined = self._refiner.refine(image, size, y, z, value, ANNEALINGS[level], report(2))
+            rivals = (candidate(*refined, bits) for bits in (None, ANNEALED_PRICE))
+            annealed = descend(min(rivals, key=_cost), start, many, exact, quantised, report(3))
+            best = min(best, annealed, key=_cost)
         if progress is not None:
             progress(1.0)
-        return best.stream, best.digest
+        return best
+
+    @cached_property
+    def _adjoint(self) -> Adjoint:
+        return Adjoint(self._weights, self._programs.model.ops)
 
     @cached_property
     def _refiner(self) -> Refiner:
@@ -395,18 +411,17 @@ class Codec:
         _compare(source.digest, header.digest)
         return program.synthesise(y_hat)[0, : header.height, : header.width]
 
-    def warm_up(self, height: int, width: int, effort: int = 0) -> None:
+    def warm_up(self, height: int, width: int) -> None:
         """Prepare for images of one size: on a CUDA device, compile and record what they need. Else there is no need.
 
         Args:
             height, width: pixels.
-            effort: 0..3, of the encoder.
 
         Raises:
             DeviceMemoryError: the device cannot hold it.
         """
         if self._device is not None:
-            self._device.warm_up(height, width, effort)
+            self._device.warm_up(height, width)
 
     def encode_batch(self, images: Sequence[ImageLike], quality: float = 60.0, *, effort: int = 0) -> list[bytes]:
         """`encode` of each; the bytes do not depend on the batch."""

@@ -84,7 +84,8 @@ def _effort_bar(args: argparse.Namespace) -> Iterator[Callable[[float], None] | 
     """A bar for one file that takes long; a batch has its own."""
     from dca_fast.effort import DESCENTS
 
-    if args.effort not in DESCENTS or args.out_dir is not None:
+    gradients = DESCENTS[args.effort][1] if args.effort else 0
+    if not gradients or args.out_dir is not None:
         yield None
         return
     with _progress() as bar:

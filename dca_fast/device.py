@@ -17,12 +17,11 @@ from torch import Tensor
 
 from dca_fast import latents
 from dca_fast.config import STRIDE
-from dca_fast.effort import pricings
 from dca_fast.entropy.coder import choose_layout
 from dca_fast.entropy.device import DeviceCoder, DeviceDecoder
 from dca_fast.entropy.tables import Tables
 from dca_fast.errors import DeviceMemoryError
-from dca_fast.ops import Ops, Pricing
+from dca_fast.ops import Ops
 from dca_fast.program import Model, Program, ProgramSet, settings
 from dca_fast.weights import Weights
 
@@ -86,12 +85,10 @@ class _DecoderSource:
         return self._decoder.decode(rows.flatten()).view(rows.shape)
 
 
-def _analyse(
-    program: Program, image: Tensor, valid: Size, pricing: Pricing | None, rows: int | None
-) -> list[tuple[Tensor, Tensor]]:
+def _analyse(program: Program, image: Tensor, valid: Size, rows: int | None) -> list[tuple[Tensor, Tensor]]:
     """Everything of the encoder before the coder: image uint8 [1, H, W, 3] to (symbols, rows) of each part."""
     y = program.analyse(image, rows)
-    source = _EncoderSource(program, y, program.hyper_analyse(y), pricing)
+    source = _EncoderSource(program, y, program.hyper_analyse(y))
     latents.code(program, source, (y.shape[1], y.shape[2]), valid)
     return source.parts
 
@@ -116,10 +113,10 @@ def _record(function: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
 class _EncoderGraph:
     """Recorded analysis and walk for one image size."""
 
-    def __init__(self, model: Model, image: Tensor, valid: Size, pricing: Pricing | None) -> None:
+    def __init__(self, model: Model, image: Tensor, valid: Size) -> None:
         self.lock, self.settings, self.image = threading.Lock(), _Settings(model), image.clone()
         program = Program(model, self.settings.views)
-        self.graph, self.parts = _record(partial(_analyse, program, self.image, valid, pricing, None))
+        self.graph, self.parts = _record(partial(_analyse, program, self.image, valid, None))
 
 
 class _DecoderGraph:
@@ -155,36 +152,34 @@ class DeviceCodec:
         self.tables, self.coder = tables, DeviceCoder(tables, device)
         self.device = self.coder.device
         self._programs = ProgramSet(weights, ops, self.device)
-        self._model, self._pricings = self._programs.model, pricings(tables, self.device)
+        self._model = self._programs.model
         self._seen: OrderedDict[tuple[str, Size, Size], _EncoderGraph | _DecoderGraph | None] = OrderedDict()
         self._lock = threading.Lock()
 
-    def warm_up(self, height: int, width: int, effort: int = 0) -> None:
+    def warm_up(self, height: int, width: int) -> None:
         """Compile, load and record everything for images of one size, so that the next ones take no longer than others.
 
         Args:
             height, width: pixels.
-            effort: 0..3, of the encoder: each has its graph.
 
         Raises:
             DeviceMemoryError: the device cannot hold it.
         """
         image = torch.zeros(height, width, 3, dtype=torch.uint8, device=self.device)
         for _ in range(2):
-            stream, _ = self.encode(image, 0, effort)
+            stream, _ = self.encode(image, 0)
             self.decode(stream, height, width, 0)
 
     def recorded(self, height: int, width: int) -> bool:
         """Whether graphs encode and decode images of this size, in pixels."""
         with self._lock:
-            return all(self._seen.get((way, *latents.sites(height, width))) for way in ("encode 0", "decode"))
+            return all(self._seen.get((way, *latents.sites(height, width))) for way in ("encode", "decode"))
 
-    def encode(self, image: Tensor, quality: int, effort: int = 0) -> tuple[bytes, int]:
+    def encode(self, image: Tensor, quality: int) -> tuple[bytes, int]:
         """Compress uint8 [H, W, 3] on the device.
 
         Args:
             quality: in 1/100, 0..10000.
-            effort: 0..3.
 
         Returns:
             The stream and the digest of its symbols, as on every other backend.
@@ -198,9 +193,8 @@ class DeviceCodec:
             down = torch.arange(grid[0] * STRIDE, device=self.device).clamp_(max=height - 1)
             across = torch.arange(grid[1] * STRIDE, device=self.device).clamp_(max=width - 1)
             padded = image[down][:, across][None]
-            pricing = self._pricings[effort]
-            make = partial(_EncoderGraph, self._model, padded, valid, pricing)
-            graph = self._graph(f"encode {effort}", grid, valid, make)
+            make = partial(_EncoderGraph, self._model, padded, valid)
+            graph = self._graph("encode", grid, valid, make)
             if isinstance(graph, _EncoderGraph):
                 with graph.lock:  # until the outputs are read: the next replay overwrites them
                     graph.settings.load(quality)
@@ -208,7 +202,7 @@ class DeviceCodec:
                     graph.graph.replay()
                     return self._code(graph.parts)
             program = self._programs.at(quality)
-            return self._code(self._in_memory(lambda rows: _analyse(program, padded, valid, pricing, rows)))
+            return self._code(self._in_memory(lambda rows: _analyse(program, padded, valid, rows)))
 
     def _code(self, parts: list[tuple[Tensor, Tensor]]) -> tuple[bytes, int]:
         layout = choose_layout(self.coder.estimate_bytes([rows for _, rows in parts]))

@@ -1,8 +1,9 @@
 """Levels of encoder effort: smaller files for more time. Neither the format nor a decoder knows of it.
 
-Levels 1 to 3 are rate-distortion optimised quantisation: a symbol moves one towards zero where the bits saved are worth
-the error. Levels 4 to 6 do so again and again around what the decoder's gradient asks for (`descend`), and from level 7
-on y and z are annealed (`dca_fast.refine`) before that.
+From level 1 on, symbols are chosen again around what the error asks for (`descend`): first as the linear part of f_s
+tells (`dca_fast.adjoint`), from level 4 on then as its gradient does (`dca_fast.refine`). From level 7 on y and z are
+annealed too, and descended from. Every level up to 6 goes on from the one below, and those above keep its result where
+it is better.
 """
 
 from __future__ import annotations
@@ -20,12 +21,11 @@ from dca_fast.entropy.tables import Tables
 from dca_fast.errors import ConfigError
 from dca_fast.ops import Pricing
 
-# Bits that a squared error of one quantiser step must save. Theory, for a Gaussian at high rate, says 8.7, and it holds
-# where the decoder's gradient leads (`first_price`); but y is not where errors are least (docs/effort.md).
-PRICES = {1: 150, 2: 100, 3: 70}
-DESCENTS = {4: 1, 5: 4, 6: 12, 7: 12, 8: 12, 9: 12}  # iterations of `descend`
+# Iterations of `descend`: along the linear part of f_s, then along its gradient.
+DESCENTS = {1: (1, 0), 2: (2, 0), 3: (4, 0), 4: (4, 2), 5: (4, 4), 6: (4, 12), 7: (4, 12), 8: (4, 12), 9: (4, 12)}
 ANNEALINGS = {7: 60, 8: 200, 9: 800}  # iterations of the annealing
-RIVALS = 0, 3  # the levels that the others must beat
+TIMES = 1, 4, 16  # of an iteration of each kind, roughly
+ANNEALED_PRICE = 150  # bits for a squared step: the annealing hardly leaves symbols that cost more than they are worth
 FALL, RISE, STALLED = 0.9, 1.3, 100.0  # factors on the price of `descend`, and where it ends
 
 
@@ -40,11 +40,10 @@ def check(effort: object) -> int:
     return int(effort)
 
 
-def pricings(tables: Tables, device: torch.device | str = "cpu") -> dict[int, Pricing | None]:
-    """What levels 0 to 3 price symbols with."""
-    costs = torch.from_numpy(tables.symbol_costs().astype(np.int32)).to(device)
-    shift = torch.from_numpy(tables.shift.copy()).to(device)
-    return {0: None} | {level: Pricing(costs, shift, price) for level, price in PRICES.items()}
+def pricing(tables: Tables) -> Pricing:
+    """What symbols cost; the price is still to be set."""
+    costs = torch.from_numpy(tables.symbol_costs().astype(np.int32))
+    return Pricing(costs, torch.from_numpy(tables.shift.copy()), 1)
 
 
 def first_price(quality: float) -> float:
@@ -53,13 +52,15 @@ def first_price(quality: float) -> float:
 
 
 class Candidate(NamedTuple):
-    """One way to code a picture: bits + priced error, the stream, its symbols' digest, and what they stand for."""
+    """One way to code a picture: bits + priced error, the stream, its symbols' digest, what they stand for, and what is
+    missing to the picture (`Adjoint.error`)."""
 
     cost: float
     stream: bytes
     digest: int
     y_hat: Tensor
     z: dict[str, Tensor]
+    error: Tensor
 
 
 def descend(
@@ -89,7 +90,8 @@ def descend(
         if price > STALLED:
             break
         direction = slope(best) if direction is None else direction
-        found = quantised(best.y_hat + direction / round(price), best, round(price))
+        moved = best.y_hat.numpy() + direction.numpy() / np.float32(round(price))
+        found = quantised(torch.from_numpy(moved), best, round(price))
         if found.cost < best.cost:
             best, direction, price = found, None, max(1.0, price * FALL)
         else:

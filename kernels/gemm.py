@@ -499,4 +499,3 @@ def depth_block(x: Tensor, p: DepthBlockParams) -> Tensor:
 
 def block(x: Tensor, depth: DepthBlockParams, ffn: GatedFfnParams) -> Tensor:
     return gated_ffn(depth_block(x, depth), ffn)
-
