@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from numbers import Real
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +23,8 @@ from dca_fast import container, image_io, latents
 from dca_fast import weights as weights_io
 from dca_fast.adjoint import Adjoint
 from dca_fast.backends import resolve
-from dca_fast.config import ALIGN, QUALITY_MAX, SKIP_ROW, ModelConfig, price
-from dca_fast.effort import ANNEALED_PRICE, ANNEALINGS, DESCENTS, TIMES, Candidate, descend, first_price, pricing
+from dca_fast.config import ALIGN, QUALITY_MAX, ModelConfig
+from dca_fast.effort import DESCENTS, Search, Tools, pricing
 from dca_fast.effort import check as check_effort
 from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import Tables
@@ -37,7 +36,6 @@ from dca_fast.errors import (
     UnknownModelError,
 )
 from dca_fast.ops import Pricing
-from dca_fast.ops.reference import LIMIT16
 from dca_fast.program import QUALITY_STEPS, Program, ProgramSet
 
 if TYPE_CHECKING:
@@ -47,7 +45,6 @@ if TYPE_CHECKING:
 ImageLike = Image.Image | np.ndarray | Tensor | image_io.ImageInput
 OUTPUTS = ("pil", "numpy", "torch")
 METADATA = ("icc", "exif", "xmp")
-_cost = attrgetter("cost")
 
 
 def _threads(threads: int | None) -> int:
@@ -171,7 +168,7 @@ class Codec:
             self._device = DeviceCodec(self._weights, ops, self.tables, "cuda" if device is None else device)
             ops = resolve("auto", "cpu")  # for effort
         self._coder = Coder(self.tables, "python" if ops.name == "reference" else "native", threads=self.threads)
-        self._programs, self._pricing = ProgramSet(self._weights, ops), pricing(self.tables)
+        self._programs = ProgramSet(self._weights, ops)
 
     @property
     def config(self) -> ModelConfig:
@@ -253,7 +250,9 @@ class Codec:
         """The stream and the digest of its symbols; quality in 1/100."""
         if effort in DESCENTS:
             array = pixels.cpu().numpy() if isinstance(pixels, Tensor) else pixels
-            best = self._search(array, quality, effort, progress)
+            tools = Tools(self._coder, self._pricing, self._adjoint, lambda: self._refiner)
+            size, program = (array.shape[0], array.shape[1]), self._program(quality)
+            best = Search(tools, program, _padded(array), size, quality / QUALITY_STEPS).run(effort, progress)
             return best.stream, best.digest
         if self._device is not None:
             image = pixels if isinstance(pixels, Tensor) else _as_tensor(pixels)
@@ -265,76 +264,13 @@ class Codec:
         """Everything of the encoder before the entropy coder, without effort; quality in 1/100."""
         program = self._program(quality)
         y = program.analyse(_padded(pixels))
-        return self._walk(program, y, program.hyper_analyse(y), pixels.shape[:2], None)[0]
+        source = latents.EncoderSource(program, y, program.hyper_analyse(y))
+        latents.code(program, source, *latents.sites(*pixels.shape[:2]))
+        return source
 
-    def _walk(
-        self, program: Program, y: Tensor, z: dict[str, Tensor], size: tuple[int, ...], pricing: Pricing | None
-    ) -> tuple[latents.EncoderSource, Tensor]:
-        """Symbols, and y_hat."""
-        source = latents.EncoderSource(program, y, z, pricing)
-        return source, latents.code(program, source, *latents.sites(*size))
-
-    def _search(
-        self,
-        pixels: npt.NDArray[np.uint8],
-        quality: int,
-        level: int,
-        progress: Callable[[float], None] | None,
-    ) -> Candidate:
-        """What effort finds with the least bits + priced error; quality in 1/100."""
-        program, size, image = self._program(quality), (pixels.shape[0], pixels.shape[1]), _padded(pixels)
-        value = quality / QUALITY_STEPS
-        few, many = DESCENTS[level]
-        work = [few * TIMES[0], many * TIMES[1]]
-        if level in ANNEALINGS:
-            work += [ANNEALINGS[level] * TIMES[2], many * TIMES[1]]
-        marks, bits_of_error = [sum(work[:i]) / sum(work) for i in range(len(work) + 1)], price(value)
-        y = program.analyse(image)
-        z = program.hyper_analyse(y)
-        if "global" in z:  # as in a file: the search takes it as it is
-            z["global"].masked_fill_(program.hyper_rows["global"].view(z["global"].shape) == SKIP_ROW, 0)
-
-        def report(phase: int) -> Callable[[float], None]:
-            start, end = marks[phase : phase + 2]
-
-            def told(done: float) -> None:
-                if progress is not None:
-                    progress(start + (end - start) * done)
-
-            return told
-
-        def candidate(y: Tensor, z: dict[str, Tensor], bits: int | None) -> Candidate:
-            pricing = None if bits is None else self._pricing._replace(price=bits)
-            source, y_hat = self._walk(program, y, z, size, pricing)
-            stream = self._coder.encode(source.parts)
-            picture = program.synthesise(y_hat)
-            for beyond in ((slice(size[0], None), slice(None)), (slice(None), slice(size[1], None))):
-                picture[0][beyond] = image[0][beyond]  # no error counts there
-            error = self._adjoint.error(image, picture)
-            squares = int(np.square(error.numpy(), dtype=np.int32).sum(dtype=np.int64))
-            return Candidate(8 * len(stream) + bits_of_error * squares / 3, stream, source.digest, y_hat, z, error)
-
-        def quantised(y: Tensor, origin: Candidate, bits: int) -> Candidate:
-            whole = np.rint(y.numpy()).clip(-LIMIT16, LIMIT16).astype(np.int16)
-            return candidate(torch.from_numpy(whole), origin.z, bits)
-
-        def linear(found: Candidate) -> Tensor:
-            return self._adjoint.slope(found.error, program.gain, bits_of_error)
-
-        def exact(found: Candidate) -> Tensor:
-            return self._refiner.slope(image, size, found.y_hat, value)
-
-        start = first_price(value)
-        best = descend(candidate(y, z, None), start, few, linear, quantised, report(0))
-        best = descend(best, start, many, exact, quantised, report(1))
-        if level in ANNEALINGS:
-            refined = self._refiner.refine(image, size, y, z, value, ANNEALINGS[level], report(2))
-            rivals = (candidate(*refined, bits) for bits in (None, ANNEALED_PRICE))
-            annealed = descend(min(rivals, key=_cost), start, many, exact, quantised, report(3))
-            best = min(best, annealed, key=_cost)
-        if progress is not None:
-            progress(1.0)
-        return best
+    @cached_property
+    def _pricing(self) -> Pricing:
+        return pricing(self.tables)
 
     @cached_property
     def _adjoint(self) -> Adjoint:

@@ -10,16 +10,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from numbers import Integral
-from typing import NamedTuple
+from operator import attrgetter
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dca_fast.config import MAX_EFFORT, QUALITY_MAX
+from dca_fast import latents
+from dca_fast.adjoint import Adjoint
+from dca_fast.config import MAX_EFFORT, QUALITY_MAX, SKIP_ROW
+from dca_fast.config import price as price_of
+from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import Tables
 from dca_fast.errors import ConfigError
 from dca_fast.ops import Pricing
+from dca_fast.ops.reference import LIMIT16
+from dca_fast.program import Program
+
+if TYPE_CHECKING:
+    from dca_fast.refine import Refiner
+
+Report = Callable[[float], None]
 
 # Iterations of `descend`: along the linear part of f_s, then along its gradient.
 DESCENTS = {1: (1, 0), 2: (2, 0), 3: (4, 0), 4: (4, 2), 5: (4, 4), 6: (4, 12), 7: (4, 12), 8: (4, 12), 9: (4, 12)}
@@ -63,13 +75,16 @@ class Candidate(NamedTuple):
     error: Tensor
 
 
+_cost = attrgetter("cost")
+
+
 def descend(
     best: Candidate,
     price: float,
     iterations: int,
     slope: Callable[[Candidate], Tensor],
     quantised: Callable[[Tensor, Candidate, int], Candidate],
-    report: Callable[[float], None],
+    report: Report,
 ) -> Candidate:
     """Iterative hard thresholding (Blumensath and Davies, 2008), code lengths in place of a threshold.
 
@@ -98,3 +113,85 @@ def descend(
             price *= RISE
         report((i + 1) / iterations)
     return best
+
+
+class Tools(NamedTuple):
+    """What a search needs of a codec: the coder, what symbols cost, where errors lead; the last is made when needed."""
+
+    coder: Coder
+    pricing: Pricing
+    adjoint: Adjoint
+    refiner: Callable[[], Refiner]
+
+
+class Search:
+    """The search for the least bits + priced error of one picture.
+
+    Args:
+        tools: of the codec.
+        program: at the quality.
+        image: uint8 [1, H, W, 3], sides multiples of 64.
+        size: height and width of the picture without its padding.
+        quality: 0..100.
+    """
+
+    def __init__(self, tools: Tools, program: Program, image: Tensor, size: tuple[int, int], quality: float) -> None:
+        self._tools, self._program, self._image, self._size, self._quality = tools, program, image, size, quality
+        self._lambda, self._price, self._sites = price_of(quality), first_price(quality), latents.sites(*size)
+        self._features: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None  # of the last z
+
+    def run(self, level: int, progress: Report | None = None) -> Candidate:
+        """What the level finds; `progress` is told how much is done, 0..1."""
+        few, many = DESCENTS[level]
+        work = [few * TIMES[0], many * TIMES[1]]
+        if level in ANNEALINGS:
+            work += [ANNEALINGS[level] * TIMES[2], many * TIMES[1]]
+
+        def report(phase: int) -> Report:
+            def told(done: float) -> None:
+                if progress is not None:
+                    progress((sum(work[:phase]) + work[phase] * done) / sum(work))
+
+            return told
+
+        y = self._program.analyse(self._image)
+        z = self._program.hyper_analyse(y)
+        if "global" in z:  # as in a file: the search takes it as it is
+            z["global"].masked_fill_(self._program.hyper_rows["global"].view(z["global"].shape) == SKIP_ROW, 0)
+        best = descend(self.candidate(y, z), self._price, few, self._linear, self._quantised, report(0))
+        best = descend(best, self._price, many, self._exact, self._quantised, report(1))
+        if level in ANNEALINGS:
+            refiner = self._tools.refiner()
+            arguments = (self._image, self._size, y, z, self._quality, ANNEALINGS[level], report(2))
+            refined = refiner.refine(*arguments)
+            start = min((self.candidate(*refined, bits) for bits in (None, ANNEALED_PRICE)), key=_cost)
+            best = min(best, descend(start, self._price, many, self._exact, self._quantised, report(3)), key=_cost)
+        if progress is not None:
+            progress(1.0)
+        return best
+
+    def candidate(self, y: Tensor, z: dict[str, Tensor], bits: int | None = None) -> Candidate:
+        """The picture coded with these latents; `bits` are those of a squared quantiser step, None: plain rounding."""
+        program, pricing = self._program, None if bits is None else self._tools.pricing._replace(price=bits)
+        source = latents.EncoderSource(program, y, z, pricing)
+        symbols = latents.code_hyper(program, source, *self._sites)
+        if self._features is None or self._features[0] is not z:
+            self._features = z, program.hyper_features(symbols)
+        y_hat = latents.code_steps(program, source, self._features[1], *self._sites)
+        stream = self._tools.coder.encode(source.parts)
+        picture = program.synthesise(y_hat)
+        for beyond in ((slice(self._size[0], None), slice(None)), (slice(None), slice(self._size[1], None))):
+            picture[0][beyond] = self._image[0][beyond]  # no error counts there
+        error = self._tools.adjoint.error(self._image, picture)
+        squares = int(np.square(error.numpy(), dtype=np.int32).sum(dtype=np.int64))
+        return Candidate(8 * len(stream) + self._lambda * squares / 3, stream, source.digest, y_hat, z, error)
+
+    def _quantised(self, y: Tensor, origin: Candidate, bits: int) -> Candidate:
+        whole = np.rint(y.numpy()).clip(-LIMIT16, LIMIT16).astype(np.int16)
+        return self.candidate(torch.from_numpy(whole), origin.z, bits)
+
+    def _linear(self, found: Candidate) -> Tensor:
+        return self._tools.adjoint.slope(found.error, self._program.gain, self._lambda)
+
+    def _exact(self, found: Candidate) -> Tensor:
+        return self._tools.refiner().slope(self._image, self._size, found.y_hat, self._quality)

@@ -110,9 +110,14 @@ def code(program: Program, source: Source, grid: tuple[int, int], valid: tuple[i
     Returns:
         y_hat int16 [1, h, w, M].
     """
-    c = program.config
-    (h, w), z = grid, {}
-    shapes = program.hyper_shapes(h, w)
+    z = code_hyper(program, source, grid, valid)
+    return code_steps(program, source, program.hyper_features(z), grid, valid)
+
+
+def code_hyper(program: Program, source: Source, grid: tuple[int, int], valid: tuple[int, int]) -> dict[str, Tensor]:
+    """The hyper latents: their symbols, int16, as `Program.hyper_features` takes them."""
+    z = {}
+    shapes = program.hyper_shapes(*grid)
     for name in ORDER:
         if name in shapes:
             # One row for each channel; of the global latent for each channel of each token.
@@ -122,8 +127,15 @@ def code(program: Program, source: Source, grid: tuple[int, int], valid: tuple[i
                 rows[:, valid[0] :] = SKIP_ROW
                 rows[:, :, valid[1] :] = SKIP_ROW
             z[name] = source.hyper(name, rows)
-    features = program.hyper_features(z)
-    y_hat = torch.empty(1, h, w, c.latent, dtype=torch.int16, device=program.device)  # every step writes a quarter
+    return z
+
+
+def code_steps(
+    program: Program, source: Source, features: dict[str, Tensor], grid: tuple[int, int], valid: tuple[int, int]
+) -> Tensor:
+    """The four steps; `features` of the hyper latents."""
+    # Every step writes a quarter.
+    y_hat = torch.empty(1, *grid, program.config.latent, dtype=torch.int16, device=program.device)
     for step in range(STEPS):
         mean, rows = program.step_parameters(step, y_hat, features, valid)
         symbols = source.step(step, mean, rows)
