@@ -33,8 +33,8 @@
 namespace dca {
 namespace {
 
-constexpr int kDeep = 64;         // bytes of a row of a tile
-constexpr int kTall = 16;         // rows of a tile
+constexpr int kDeep = 64;  // bytes of a row of a tile
+constexpr int kTall = 16;  // rows of a tile
 constexpr int kPlane = kDeep * kGroup;
 constexpr int64_t kPitch = kGroup * 4;  // bytes from one row of weights, or of sums, to the next
 static_assert(kGroup == 2 * kTall && kStrip % kTall == 0, "two tiles of columns, whole tiles of rows");
@@ -55,7 +55,8 @@ Matrix pack_layer(const void* w, int bits, const int64_t* start, int o, int k, c
     for (int j = 0; start[i] >= 0 && j < k; ++j) {
       const int64_t from = start[i] + j;
       const int value = bits == 8 ? static_cast<const int8_t*>(w)[from] : static_cast<const int16_t*>(w)[from];
-      char* to = blocks + i / kGroup * group + j / kDeep * planes * kPlane + j % kDeep / 4 * kPitch + i % kGroup * 4 + j % 4;
+      char* to = blocks + i / kGroup * group + j / kDeep * planes * kPlane;
+      to += j % kDeep / 4 * kPitch + i % kGroup * 4 + j % 4;
       *to = static_cast<char>(value >> (bits - 8));
       if (planes == 2) to[kPlane] = static_cast<char>(value);
       sum += static_cast<uint32_t>(value);
@@ -186,7 +187,7 @@ void layer_product(const LinearTask& t, const char* strip, int64_t stride, const
     uint16_t bytes[16] = {kDeep, kDeep, kDeep, kDeep, kDeep, kDeep, kDeep, kDeep};
     uint8_t rows[16] = {kTall, kTall, kTall, kTall, kTall, kTall, kTall, kTall};
   };
-  static const Shape shape;
+  static constexpr Shape shape;
   // Every time, because others use the tiles of this thread as well; and the loads below don't say what they read.
   asm volatile("" ::: "memory");
   _tile_loadconfig(&shape);
