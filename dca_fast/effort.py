@@ -37,6 +37,7 @@ Report = Callable[[float], None]
 DESCENTS = {1: (1, 0), 2: (2, 0), 3: (4, 0), 4: (4, 2), 5: (4, 4), 6: (4, 12), 7: (4, 12), 8: (4, 12), 9: (4, 12)}
 ANNEALINGS = {7: 60, 8: 200, 9: 800}  # iterations of the annealing
 TIMES = 1, 4, 16  # of an iteration of each kind, roughly
+LINEAR_PRICE = 11  # bits for a squared step where the descent along the linear part starts best (docs/effort.md)
 ANNEALED_PRICE = 150  # bits for a squared step: the annealing hardly leaves symbols that cost more than they are worth
 FALL, RISE, STALLED = 0.9, 1.3, 100.0  # factors on the price of `descend`, and where it ends
 
@@ -59,7 +60,7 @@ def pricing(tables: Tables) -> Pricing:
 
 
 def first_price(quality: float) -> float:
-    """Where `descend` starts best, from trials: at high qualities a squared step costs more (docs/effort.md)."""
+    """The same along the gradient: at high qualities a squared step costs more."""
     return 9 + 6 * quality / QUALITY_MAX
 
 
@@ -158,7 +159,7 @@ class Search:
         z = self._program.hyper_analyse(y)
         if "global" in z:  # as in a file: the search takes it as it is
             z["global"].masked_fill_(self._program.hyper_rows["global"].view(z["global"].shape) == SKIP_ROW, 0)
-        best = descend(self.candidate(y, z), self._price, few, self._linear, self._quantised, report(0))
+        best = descend(self.candidate(y, z), LINEAR_PRICE, few, self._linear, self._quantised, report(0))
         best = descend(best, self._price, many, self._exact, self._quantised, report(1))
         if level in ANNEALINGS:
             refiner = self._tools.refiner()
