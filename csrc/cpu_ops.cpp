@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <cstring>
 #include <utility>
 
@@ -648,7 +647,7 @@ int32_t priced(const Pricing& p, int row, int32_t steps, int32_t q, int32_t leas
 void quantize_priced(const int16_t* y, const int32_t* mean, const uint8_t* row, const float* gain, const Map& map,
                      const Pricing& pricing, int step, int16_t* q) {
   const int size = map.c / 4, width = static_cast<int>(map.w);
-  constexpr float limit = kMeanLimit;
+  constexpr float limit = kMeanLimit, kRounder = 1.5f * (1 << 23);  // adding it rounds to the nearest whole number
   // Most symbols are rounded by too little for any saving: (65536 + 512 away) price < 256 * the largest cost.
   const int64_t most = *std::max_element(pricing.costs, pricing.costs + kRows * kSymbols);
   const auto least = static_cast<int32_t>(((most << 8) / pricing.price - 65536) / 512 + 1);
@@ -659,7 +658,7 @@ void quantize_priced(const int16_t* y, const int32_t* mean, const uint8_t* row, 
         int16_t& symbol = q[at + i];
         if (!symbol) continue;
         const float scaled = static_cast<float>(y[4 * at + group[x & 1] * size + i]) * gains[x & 1][i];
-        const auto steps = static_cast<int32_t>(std::nearbyint(std::clamp(scaled, -limit, limit)));
+        const auto steps = static_cast<int32_t>(std::clamp(scaled, -limit, limit) + kRounder - kRounder);
         symbol = static_cast<int16_t>(
             priced(pricing, std::min<int>(row[at + i], kMaxRow), steps - mean[at + i], symbol, least));
       }
