@@ -3,7 +3,7 @@
 #include "cpu_kernels.h"
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__has_include)
-#if __has_include(<amxint8intrin.h>)
+#if __has_include(<amxint8intrin.h>) || (defined(__clang__) && __has_include(<amxintrin.h>))
 #define AMX
 #endif
 #endif
@@ -14,6 +14,7 @@
 #define KERNELS amx_kernels
 #define KERNELS_NAME "amx"
 #define KERNELS_SLOT 3
+#define START start
 #define STRIP_ALIGN 64  // rows of operands begin where a cache line does
 #define OWN_PRODUCTS
 #include "cpu_avx512.cpp"
@@ -157,7 +158,7 @@ struct Blocks {
 
   INLINE void next(int new_row, int new_col, const char* a, const char* w, int chunks) {
     int32_t* out = sums[side ^ 1];
-    if (WORDS) {
+    if constexpr (WORDS) {
       words(a, w, chunks, 0, out);
       words(a, w + kDeep, chunks, 1, out + kLanes);
     } else {
@@ -211,13 +212,23 @@ void layer_product(const LinearTask& t, const char* strip, int64_t stride, const
 namespace dca {
 namespace {
 
-// Linux lets a process use the tiles once it has asked.
+constexpr int kTileData = 18;  // number of the state
+
+// Looking must not change anything: a process that may use tiles needs larger stacks for its signals.
 bool supported() {
-  constexpr int kRequest = 0x1023, kTileData = 18;
+  constexpr int kOfThisSystem = 0x1021;
   constexpr unsigned kTiles = 1u << 24, kBytesOnTiles = 1u << 25;
   unsigned a, b, c, d;
   if (!avx512_supported() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-  return (d & kTiles) && (d & kBytesOnTiles) && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+  uint64_t states = 0;
+  if (!(d & kTiles) || !(d & kBytesOnTiles) || syscall(SYS_arch_prctl, kOfThisSystem, &states)) return false;
+  return states >> kTileData & 1;
+}
+
+// Linux lets a process use the tiles once it has asked.
+bool start() {
+  constexpr int kRequest = 0x1023;
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
 }
 
 }  // namespace

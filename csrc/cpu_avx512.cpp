@@ -428,6 +428,7 @@ bool avx512_supported() {
 
 #ifdef OWN_PRODUCTS
 bool supported();
+bool start();
 #else
 bool supported() { return avx512_supported(); }
 #endif

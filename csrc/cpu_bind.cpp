@@ -731,14 +731,14 @@ py::array_t<int16_t> bind_ffn(const py::array& x, const py::array& m_in, const P
 
 void set_isa(const std::string& name) {
   const auto available = all_kernels();
-  const Kernels* choice = name == "auto" ? available.back() : nullptr;
+  const Kernels* choice = name == "auto" ? &fastest_kernels() : nullptr;
   for (const Kernels* k : available)
     if (name == k->name) choice = k;
   if (!choice) throw BadInput("instruction set '" + name + "' is not available on this machine");
   if (choice == &kernels()) return;  // without the lock, which a forked child may find taken for ever
   py::gil_scoped_release release;
   std::unique_lock<std::shared_mutex> lock(kernel_mutex);
-  use_kernels(*choice);
+  if (!use_kernels(*choice)) throw BadInput("the system does not let this process use " + name);
 }
 
 std::vector<std::string> isas() {

@@ -23,7 +23,8 @@ constexpr int kMeanBits = 8;  // means and latents are held in 1/256 of a quanti
 constexpr int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 // A weight matrix [o, k] packed for one instruction set: groups of columns, then k, four bytes per column and
-// step. `step` is 4 (signed weights against operands offset to unsigned bytes) or 2 (pairs of int16).
+// step. `step` is 4 (signed weights against operands offset to unsigned bytes) or 2 (pairs of int16; on AMX, which has its
+// own layout, two bytes).
 struct Matrix {
   const char* blocks;
   const int32_t* bias;  // where an accumulator starts; includes the compensation of the operand offset
@@ -55,7 +56,7 @@ struct LinearTask {
   const int16_t* residual;  // only for Epilogue::add
   const int32_t* offset;    // [o], padded; only for Epilogue::row
   int skip;                 // only for Epilogue::row: rows below become kSkipRow
-  char* scratch;            // kStrip * strip_stride(k)
+  char* scratch;            // kStrip * strip_stride(k, bits), and 64 bytes more
 };
 
 struct AttentionTask {
@@ -91,6 +92,7 @@ struct Kernels {
   int group;  // columns of a group
   int zero;   // every byte of an operand that is zero
   bool (*supported)();
+  bool (*start)();  // what has to be asked of the system before the first use, and whether it agreed; null: nothing
   int (*grouped)(int position);  // column inside a group with Order::grouped
   size_t (*matrix_bytes)(int o, int k, int bits);
   // Column i is w[start[i]...], none if start[i] < 0; both arrays padded to whole groups. `bias` may be null.

@@ -3,6 +3,7 @@
 //   kTileRows x kTileBlocks: accumulators of 16 lanes held in registers; kTileRows divides kStrip
 //   kBytes: whether dot<4> (unsigned bytes times signed bytes) exists besides dot<2> (pairs of int16)
 //   KEEP(x): keeps x in its register from here on, where the compiler needs that said
+//   START: Kernels::start, if there is something to ask for
 //   STRIP_ALIGN: bytes to a multiple of which rows of 8-bit operands are padded, if not 32
 //   OWN_PRODUCTS, OWN_STORES, OWN_DEPTHWISE, OWN_TOKENS: what it implements itself instead of the general code below
 
@@ -16,6 +17,10 @@
 
 #ifndef KEEP
 #define KEEP(x)
+#endif
+
+#ifndef START
+#define START nullptr
 #endif
 
 #ifndef STRIP_ALIGN
@@ -684,6 +689,6 @@ constexpr decltype(Kernels::tokens) tokens = nullptr;
 #endif
 
 #define KERNEL_FIELDS                                                                                         \
-  kGroup, kBytes ? 0x80 : 0, supported, grouped, layer_bytes, pack_layer, strip_stride, linear, operand,      \
+  kGroup, kBytes ? 0x80 : 0, supported, START, grouped, layer_bytes, pack_layer, strip_stride, linear, operand,      \
       pack8, unpack8, depthwise_bytes, pack_depthwise, depthwise, attention_bytes, attention, tokens_bytes,   \
       pack_tokens, tokens, add_rows, quantize, reconstruct

@@ -129,13 +129,23 @@ std::vector<const Kernels*> all_kernels() {
   return found;
 }
 
+const Kernels& fastest_kernels() {
+  std::vector<const Kernels*> found = all_kernels();
+  while (found.back()->start && !found.back()->start()) found.pop_back();  // the scalar ones have nothing to ask for
+  return *found.back();
+}
+
 const Kernels& kernels() {
   const Kernels* current = in_use.load(std::memory_order_relaxed);
-  if (!current) in_use.store(current = all_kernels().back());
+  if (!current) in_use.store(current = &fastest_kernels());
   return *current;
 }
 
-void use_kernels(const Kernels& choice) { in_use.store(&choice); }
+bool use_kernels(const Kernels& choice) {
+  if (choice.start && !choice.start()) return false;
+  in_use.store(&choice);
+  return true;
+}
 
 std::vector<float> padded(const float* values, int64_t count) {
   std::vector<float> out(static_cast<size_t>(round_up(count, kParameterPad)), 0.0f);
@@ -316,7 +326,8 @@ struct DepthBlock {
 void depth_block(const int16_t* x, const Map& map, const float* m_in, const PackedLinear& expand,
                  const PackedDepthwise& depthwise, const PackedLinear& project, const GatedFfn* ffn, int16_t* out) {
   constexpr int64_t kTall = 32;  // every part computes two hidden rows twice
-  const std::vector<float> scale = grouped(m_in, map.c), ffn_in = grouped(ffn ? ffn->m_in : m_in, map.c);
+  const std::vector<float> scale = grouped(m_in, map.c);
+  const std::vector<float> ffn_in = ffn ? grouped(ffn->m_in, map.c) : std::vector<float>();
   const DepthBlock block = {x, map, scale.data(), expand, depthwise, project, ffn, ffn_in.data(), out};
   const int64_t sites = map.n * map.h * map.w;
   if (sites == 0) return;

@@ -13,7 +13,8 @@ namespace dca {
 
 const Kernels& kernels();                   // those in use
 std::vector<const Kernels*> all_kernels();  // those this machine can run, slowest first
-void use_kernels(const Kernels& choice);
+const Kernels& fastest_kernels();           // that start
+bool use_kernels(const Kernels& choice);    // false: the system does not let them
 
 std::vector<float> padded(const float* values, int64_t count);
 
@@ -82,6 +83,13 @@ struct Attention {
   const uint8_t* table;
 };
 
+struct GatedFfn {
+  const float* m_in;
+  const PackedLinear& gate;
+  float g;
+  const PackedLinear& project;
+};
+
 void operand(const int16_t* x, const float* m, int64_t rows, int c, int bits, void* out);
 void linear(const void* x, int64_t rows, const PackedLinear& p, Epilogue epilogue, const int16_t* residual,
             void* out);
@@ -113,12 +121,6 @@ void patches_from_image(const uint8_t* image, const Map& map, int size, int16_t*
 // Moves blocks of s x s sites into channels or back; `map` is the larger map, elements have `element` bytes.
 void space_to_depth(const void* x, const Map& map, int s, int element, void* out);
 void depth_to_space(const void* x, const Map& map, int s, int element, void* out);
-struct GatedFfn {
-  const float* m_in;
-  const PackedLinear& gate;
-  float g;
-  const PackedLinear& project;
-};
 // With `ffn` that too, row by row, while what it reads is in the cache.
 void depth_block(const int16_t* x, const Map& map, const float* m_in, const PackedLinear& expand,
                  const PackedDepthwise& depthwise, const PackedLinear& project, const GatedFfn* ffn, int16_t* out);

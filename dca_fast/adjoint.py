@@ -29,7 +29,7 @@ def transposed(w: Tensor, m: Tensor, scale: float) -> Linear:
     total = total.clamp_min(most)  # sums of smaller rows fit an accumulator as they are
     whole = torch.div(whole * most, total[:, None], rounding_mode="trunc")
     size = unit * total.double() / (most * LIMIT16) * scale
-    return Linear(whole.short().contiguous(), torch.zeros(len(whole), dtype=torch.int32), size.float())
+    return Linear(whole.short().contiguous(), torch.zeros(len(whole), dtype=torch.int32, device="cpu"), size.float())
 
 
 class Adjoint:
@@ -46,16 +46,15 @@ class Adjoint:
         self._pixels = transposed(t["synthesis.pixels.w"], t["synthesis.pixels.m"], AT_8)
         self._split = transposed(t["synthesis.split.w"], t["synthesis.split.m"], AT_16)
 
-    def error(self, image: Tensor, picture: Tensor) -> Tensor:
-        """`image` - `picture`, uint8 [N, H, W, 3], as patches: int16 [N, H/8, W/8, 192]."""
-        wanted, found = (self._ops.patches_from_image(x, PATCH).numpy() for x in (image, picture))
-        return torch.from_numpy(wanted - found)
+    def patches(self, image: Tensor) -> Tensor:
+        """uint8 [N, H, W, 3] -> int16 [N, H/8, W/8, 192]: pixels as the last layer of f_s makes them."""
+        return self._ops.patches_from_image(image, PATCH)
 
     def slope(self, error: Tensor, gain: Tensor, bits: float) -> Tensor:
         """Half the gradient of the priced error, over the squared gain.
 
         Args:
-            error: of `error`.
+            error: patches of the image less those of the picture.
             gain: float32 [M], that of the quality (`Program.gain`).
             bits: that a squared error of one grey level is worth.
 

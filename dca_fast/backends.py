@@ -89,5 +89,7 @@ def _load(name: str) -> Ops:
         return reference.OPS
     from dca_fast.ops import native
 
-    native.set_isa(choose_isa("auto", native.isas()[::-1]))
+    wanted = choose_isa("auto", native.isas()[::-1])
+    # The best one is asked for as such: where the system refuses it, the next one will do.
+    native.set_isa(wanted if os.environ.get("DCA_ISA", "auto") not in ("", "auto") else "auto")
     return native.OPS

@@ -2,8 +2,8 @@
 
 From level 1 on, symbols are chosen again around what the error asks for (`descend`): first as the linear part of f_s
 tells (`dca_fast.adjoint`), from level 4 on then as its gradient does (`dca_fast.refine`). From level 7 on y and z are
-annealed too, and descended from. Every level up to 6 goes on from the one below, and those above keep its result where
-it is better.
+annealed too, and descended from. Every level up to 6 goes on from the one below; those above keep the result of level 6
+where that is better.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ def pricing(tables: Tables) -> Pricing:
 
 
 def first_price(quality: float) -> float:
-    """The same along the gradient: at high qualities a squared step costs more."""
+    """That of the descent along the gradient: at high qualities a squared step costs more."""
     return 9 + 6 * quality / QUALITY_MAX
 
 
 class Candidate(NamedTuple):
     """One way to code a picture: bits + priced error, the stream, its symbols' digest, what they stand for, and what is
-    missing to the picture (`Adjoint.error`)."""
+    missing to the picture, as patches."""
 
     cost: float
     stream: bytes
@@ -138,7 +138,9 @@ class Search:
 
     def __init__(self, tools: Tools, program: Program, image: Tensor, size: tuple[int, int], quality: float) -> None:
         self._tools, self._program, self._image, self._size, self._quality = tools, program, image, size, quality
-        self._lambda, self._price, self._sites = price_of(quality), first_price(quality), latents.sites(*size)
+        self._wanted = tools.adjoint.patches(image).numpy()
+        self._lambda = float(np.float32(price_of(quality)))  # powers differ between machines, beyond a float's digits
+        self._price, self._sites = first_price(quality), latents.sites(*size)
         self._features: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None  # of the last z
 
     def run(self, level: int, progress: Report | None = None) -> Candidate:
@@ -183,9 +185,11 @@ class Search:
         picture = program.synthesise(y_hat)
         for beyond in ((slice(self._size[0], None), slice(None)), (slice(None), slice(self._size[1], None))):
             picture[0][beyond] = self._image[0][beyond]  # no error counts there
-        error = self._tools.adjoint.error(self._image, picture)
-        squares = int(np.square(error.numpy(), dtype=np.int32).sum(dtype=np.int64))
-        return Candidate(8 * len(stream) + self._lambda * squares / 3, stream, source.digest, y_hat, z, error)
+        error = self._tools.adjoint.patches(picture).numpy()
+        np.subtract(self._wanted, error, out=error)
+        squares = sum(int(np.square(row, dtype=np.int32).sum(dtype=np.int64)) for row in error[0])
+        cost = 8 * len(stream) + self._lambda * squares / 3
+        return Candidate(cost, stream, source.digest, y_hat, z, torch.from_numpy(error))
 
     def _quantised(self, y: Tensor, origin: Candidate, bits: int) -> Candidate:
         whole = np.rint(y.numpy()).clip(-LIMIT16, LIMIT16).astype(np.int16)

@@ -2,9 +2,9 @@
 
 Stochastic Gumbel annealing (Yang, Bamler, Mandt, "Improving Inference for Neural Image Compression", NeurIPS 2020):
 rounding is relaxed to a random mixture of the two nearest integers that hardens as the temperature falls. `slope` is
-the gradient that `dca_fast.effort.descend` follows. All runs on the float network that the integer weights stand for,
-tile by tile, so other machines and numbers of threads may find other symbols; what is coded is what the integer program
-then makes of them.
+the gradient that `dca_fast.effort.descend` follows from level 4 on. All runs on the float network that the integer
+weights stand for, tile by tile, so other machines and numbers of threads may find other symbols; what is coded is what
+the integer program then makes of them.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class Coder:
         tables: probability tables, part of the model.
         backend: "native", "python" (the executable specification, slow), or "auto".
         isa: of the native coder: "scalar", "avx2", "avx512", or "auto": the environment variable DCA_ISA if
-            set, else the fastest that runs here.
+            set, else the fastest that runs here. "avx512-tall" and "amx", of the networks' kernels, mean "avx512".
         threads: most threads that one call may use.
 
     Raises:

@@ -36,7 +36,10 @@ _tensor = torch.from_numpy
 
 
 def isas() -> list[str]:
-    """Returns the instruction sets this machine can run, slowest first: "scalar", "avx2", "avx512"."""
+    """Returns the instruction sets this machine can run, slowest first.
+
+    Of "scalar", "avx2", "avx512", "avx512-tall" and "amx".
+    """
     return list(_cpu.isas())
 
 
@@ -46,7 +49,7 @@ def isa() -> str:
 
 
 def set_isa(name: str) -> None:
-    """Forces an instruction set, or "auto" for the fastest. Raises InputError where it cannot run."""
+    """Forces an instruction set, or "auto" for the fastest. Raises InputError where it can't run or isn't allowed to."""
     _cpu.set_isa(name)
 
 
