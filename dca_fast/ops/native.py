@@ -49,7 +49,7 @@ def isa() -> str:
 
 
 def set_isa(name: str) -> None:
-    """Forces an instruction set, or "auto" for the fastest. Raises InputError where it can't run or isn't allowed to."""
+    """Forces an instruction set, or "auto" for the fastest. Raises InputError where it cannot run or is refused."""
     _cpu.set_isa(name)
 
 
