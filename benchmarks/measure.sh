@@ -52,7 +52,9 @@ on_kodak() { # NAME ...
     evaluate "$1" "$photographs" 0,5,10,20,30,40,50,60,70,80,90,100 --anchors "$anchors" --anchor-set kodak "${@:2}"
 }
 kodak() { on_kodak kodak --plot docs/kodak.png; }
-refined() { OMP_NUM_THREADS=1 on_kodak kodak_effort --effort 6; } # a quarter of an hour
+refined() { # a quarter of an hour
+    for level in 1 6; do OMP_NUM_THREADS=1 on_kodak "kodak_effort$level" --effort "$level"; done
+}
 valid() { evaluate valid "$validation" 0,10,20,30,40,50,60,70,80,90,100; }
 integer() {
     "$python" benchmarks/integer_loss.py "${WEIGHTS:-checkpoints/dca-s.safetensors}" "$photographs" \
