@@ -248,16 +248,16 @@ class Codec:
         progress: Callable[[float], None] | None = None,
     ) -> tuple[bytes, int]:
         """The stream and the digest of its symbols; quality in 1/100."""
+        if self._device is not None and effort not in DESCENTS:
+            image = pixels if isinstance(pixels, Tensor) else _as_tensor(pixels)
+            return self._device.encode(image.to(self._device.device), quality)
+        array = pixels.cpu().numpy() if isinstance(pixels, Tensor) else pixels
         if effort in DESCENTS:
-            array = pixels.cpu().numpy() if isinstance(pixels, Tensor) else pixels
             tools = Tools(self._coder, self._pricing, self._adjoint, lambda: self._refiner)
             size, program = (array.shape[0], array.shape[1]), self._program(quality)
             best = Search(tools, program, _padded(array), size, quality / QUALITY_STEPS).run(effort, progress)
             return best.stream, best.digest
-        if self._device is not None:
-            image = pixels if isinstance(pixels, Tensor) else _as_tensor(pixels)
-            return self._device.encode(image.to(self._device.device), quality)
-        symbols = self._symbols(pixels.cpu().numpy() if isinstance(pixels, Tensor) else pixels, quality)
+        symbols = self._symbols(array, quality)
         return self._coder.encode(symbols.parts), symbols.digest
 
     def _symbols(self, pixels: npt.NDArray[np.uint8], quality: int) -> latents.EncoderSource:

@@ -164,9 +164,9 @@ class Search:
         best = descend(self.candidate(y, z), LINEAR_PRICE, few, self._linear, self._quantised, report(0))
         best = descend(best, self._price, many, self._exact, self._quantised, report(1))
         if level in ANNEALINGS:
-            refiner = self._tools.refiner()
-            arguments = (self._image, self._size, y, z, self._quality, ANNEALINGS[level], report(2))
-            refined = refiner.refine(*arguments)
+            refined = self._tools.refiner().refine(
+                self._image, self._size, y, z, self._quality, ANNEALINGS[level], report(2)
+            )
             start = min((self.candidate(*refined, bits) for bits in (None, ANNEALED_PRICE)), key=_cost)
             best = min(best, descend(start, self._price, many, self._exact, self._quantised, report(3)), key=_cost)
         if progress is not None:
