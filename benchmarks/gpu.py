@@ -11,6 +11,7 @@ device events, or of synchronised calls for whole images.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -40,6 +41,7 @@ from dca_fast.timing import work_of
 
 SIZES = {"768x512": (512, 768), "1080p": (1080, 1920), "4k": (2160, 3840)}
 QUALITIES = (0, 10, 30, 50, 60, 70, 90, 100)
+EFFORTS = (0, 1)  # those that the device has
 QUALITY = 60.0
 BATCH = 16
 SPEED_TURNS = 30
@@ -78,15 +80,16 @@ def exactness(cpu: Codec, gpu: Codec, images: list[np.ndarray]) -> dict[str, Any
     """Files made on the device against those of the CPU, and each decoded on the other."""
     compared, different = 0, []
     for index, image in enumerate(images):
-        for quality in QUALITIES:
-            data = cpu.encode(image, quality)
+        for quality, effort in itertools.product(QUALITIES, EFFORTS):
+            data = cpu.encode(image, quality, effort=effort)
             pixels = cpu.decode(data, "numpy")
             for turn in range(2):  # the second one is a recorded graph from the third image of a size on
                 compared += 2
-                if gpu.encode(image, quality) != data:
-                    different.append(f"encode image {index} quality {quality} turn {turn}")
+                what = f"image {index} quality {quality} effort {effort} turn {turn}"
+                if gpu.encode(image, quality, effort=effort) != data:
+                    different.append(f"encode {what}")
                 if not np.array_equal(gpu.decode(data, "numpy"), pixels):
-                    different.append(f"decode image {index} quality {quality} turn {turn}")
+                    different.append(f"decode {what}")
     return {"comparisons": compared, "different": different}
 
 
@@ -134,11 +137,11 @@ def collect(gpu: Codec, image: np.ndarray) -> dict[str, Call]:
     kept = replace(ops, **{name: keeping(name, getattr(ops, name)) for name in names})
     program = ProgramSet(gpu._weights, kept, gpu._device.device).at(round(100 * QUALITY))
     codec = gpu._device
-    grid, valid = latents.sites(*image.shape[:2])
+    size = image.shape[0], image.shape[1]
     padded = np.pad(image, ((0, -image.shape[0] % 64), (0, -image.shape[1] % 64), (0, 0)), mode="edge")
-    parts = _analyse(program, torch.from_numpy(padded).cuda()[None], valid, None)
+    parts = _analyse(program, torch.from_numpy(padded).cuda()[None], size, None, None)
     stream, _ = codec._code(parts)
-    _synthesise(program, codec.coder.decoder(stream), grid, valid, None)
+    _synthesise(program, codec.coder.decoder(stream), *latents.sites(*size), None)
     return calls
 
 
@@ -172,13 +175,15 @@ def whole_images(gpu: Codec) -> list[dict[str, Any]]:
     for name, (height, width) in SIZES.items():
         (image,) = pictures(width, height)
         tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).cuda()
-        gpu.warm_up(height, width)
-        data = gpu.encode(tensor, QUALITY)
-        row: dict[str, Any] = {"size": name, "bpp": 8 * len(data) / height / width}
-        row["encode"] = call_ms(lambda t=tensor: gpu.encode(t, QUALITY))
+        row: dict[str, Any] = {"size": name}
+        for effort in EFFORTS:
+            gpu.warm_up(height, width, effort=effort)
+            data = gpu.encode(tensor, QUALITY, effort=effort)
+            row[f"bpp_effort{effort}"] = 8 * len(data) / height / width
+            row[f"encode_effort{effort}"] = call_ms(lambda t=tensor, e=effort: gpu.encode(t, QUALITY, effort=e))
         row["decode"] = call_ms(lambda d=data: gpu.decode(d, "torch"))
         if name == "768x512":
-            row["encode_batch"] = call_ms(lambda t=tensor: gpu.encode_batch([t] * BATCH, QUALITY), 5)
+            row["encode_batch"] = call_ms(lambda t=tensor: gpu.encode_batch([t] * BATCH, QUALITY, effort=0), 5)
             row["decode_batch"] = call_ms(lambda d=data: gpu.decode_batch([d] * BATCH, "torch"), 5)
             row["batch"] = BATCH
         row |= coder_times(gpu, image)

@@ -67,7 +67,7 @@ def main() -> int:
     images = ImageFolder(args.folder)
     for _, pixels in track(images, "comparing", total=len(images)):
         for quality in QUALITIES:
-            data = codec.encode(pixels, quality)
+            data = codec.encode(pixels, quality, effort=0)
             bpp, fidelity = float_point(network, pixels, quality)
             ideal = ideal_bits(codec.tables, codec._symbols(pixels, round(QUALITY_STEPS * quality)).parts)
             area = pixels.shape[0] * pixels.shape[1]

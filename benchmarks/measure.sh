@@ -53,7 +53,7 @@ on_kodak() { # NAME ...
 }
 kodak() { on_kodak kodak --plot docs/kodak.png; }
 refined() { # a quarter of an hour
-    for level in 1 6; do OMP_NUM_THREADS=1 on_kodak "kodak_effort$level" --effort "$level"; done
+    for level in 0 6; do OMP_NUM_THREADS=1 on_kodak "kodak_effort$level" --effort "$level"; done
 }
 valid() { evaluate valid "$validation" 0,10,20,30,40,50,60,70,80,90,100; }
 integer() {

@@ -34,6 +34,7 @@ from pictures import SIZES, pictures, source
 from rivals import COMPRESSAI, CompressAi, FloatModel
 
 from dca_fast import Codec
+from dca_fast.commands import AtEffort
 from dca_fast.errors import BackendUnavailableError
 from dca_fast.evaluate import Pixels, psnr
 from dca_fast.image_io import write_atomic
@@ -48,6 +49,7 @@ SLOW = 2.0  # seconds: what takes longer is timed once, and not warmed up
 ONLY_SMALLEST = ("AVIF speed 4 4:4:4 PSNR", "dca-s float, torch.compile", "cheng2020-anchor", "ELIC")
 NAMES = (
     "dca-s",
+    "dca-s, effort 0",
     "JPEG 4:2:0",
     "JPEG 4:4:4",
     "WebP method 4",
@@ -96,9 +98,10 @@ class Contestant:
 def contestant(name: str) -> Contestant:
     """Build a codec; peers at our rate on a part of the smallest picture. Skips what is missing, with the reason."""
     torch.set_num_threads(THREADS)
-    if name == "dca-s":
-        codec = Codec(name, threads=THREADS)
-        return Contestant(name, f"{codec.model_id}, {codec.backend}", codec, QUALITY)
+    if name in ("dca-s", "dca-s, effort 0"):
+        codec = Codec("dca-s", threads=THREADS)
+        what = f"{codec.model_id}, {codec.backend}"
+        return Contestant(name, what, codec if name == "dca-s" else AtEffort(codec, 0), QUALITY)
     if name.startswith("dca-s float"):
         what = f"torch {torch.__version__}, fp32, {'compiled' if 'compile' in name else 'eager'}, no entropy coder"
         return Contestant(name, what, FloatModel("compile" in name), QUALITY, coded=False)

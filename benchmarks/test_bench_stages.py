@@ -89,7 +89,7 @@ def calls() -> dict[str, Call]:
         pytest.skip(available()["native"][1])
     codec, keeping = Codec(backend="native", threads=THREADS), Keeping()
     codec._program(round(QUALITY_STEPS * QUALITY))._silent = frozenset()  # also what these weights leave unused
-    instrument(codec, keeping, []).encode(pictures(WIDTH, HEIGHT)[0], QUALITY)
+    instrument(codec, keeping, []).encode(pictures(WIDTH, HEIGHT)[0], QUALITY, effort=0)
     assert set(keeping.calls) == set(OPERATIONS)
     return keeping.calls
 

@@ -7,6 +7,8 @@ is two products with 16-bit integers, in a third of the time of f_s; it points 3
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from dca_fast.weights import ACCUMULATOR, Weights
 
 # Scales of the results: in 1/8 grey levels of a coefficient at 1/8, in 1/4 of one at 1/16, were they orthonormal.
 AT_8, AT_16 = 128, 1 / 4
+BACK = 1 / 4  # of the way from y_hat to y: y is the other guess of where to go (docs/effort.md)
 
 
 def transposed(w: Tensor, m: Tensor, scale: float) -> Linear:
@@ -32,36 +35,81 @@ def transposed(w: Tensor, m: Tensor, scale: float) -> Linear:
     return Linear(whole.short().contiguous(), torch.zeros(len(whole), dtype=torch.int32, device="cpu"), size.float())
 
 
+def multipliers(gain: Tensor, bits: float, price: float) -> Tensor:
+    """What turns a slope into a step of y.
+
+    Args:
+        gain: float32 [M], that of the quality (`Program.gain`), on the CPU.
+        bits: that a squared error of one grey level is worth.
+        price: bits that a squared step of the quantiser costs.
+
+    Returns:
+        float32 [M].
+    """
+    scale = np.square(LATENT_STEPS / gain.numpy().astype(np.float64)) * (bits / 3 / (AT_8 * AT_16) / price)
+    return torch.from_numpy(scale.astype(np.float32))
+
+
 class Adjoint:
     """The linear part of one model's f_s, backwards.
 
     Args:
         weights: integer weights.
-        ops: a backend for CPU tensors.
+        ops: a backend.
+        device: of its tensors.
     """
 
-    def __init__(self, weights: Weights, ops: Ops) -> None:
-        t = weights.tensors
+    def __init__(self, weights: Weights, ops: Ops, device: torch.device | str = "cpu") -> None:
         self._ops = ops
-        self._pixels = transposed(t["synthesis.pixels.w"], t["synthesis.pixels.m"], AT_8)
-        self._split = transposed(t["synthesis.split.w"], t["synthesis.split.m"], AT_16)
+
+        def backwards(name: str, scale: float) -> Linear:
+            layer = transposed(weights.tensors[f"{name}.w"], weights.tensors[f"{name}.m"], scale)
+            return Linear(layer.w.to(device), layer.b.to(device), layer.m.to(device))
+
+        self._pixels, self._split = backwards("synthesis.pixels", AT_8), backwards("synthesis.split", AT_16)
+        part = partial(torch.full, (weights.config.latent,), dtype=torch.float32, device=device)
+        self._back, self._stay = part(BACK), part(1 - BACK)
 
     def patches(self, image: Tensor) -> Tensor:
         """uint8 [N, H, W, 3] -> int16 [N, H/8, W/8, 192]: pixels as the last layer of f_s makes them."""
         return self._ops.patches_from_image(image, PATCH)
 
-    def slope(self, error: Tensor, gain: Tensor, bits: float) -> Tensor:
-        """Half the gradient of the priced error, over the squared gain.
+    def missing(self, image: Tensor, picture: Tensor, size: tuple[int, int]) -> Tensor:
+        """What is missing to a picture, as patches.
+
+        Args:
+            image, picture: uint8 [1, H, W, 3]. Beyond `size`, height and width, no error counts: there `picture` is
+                overwritten.
+
+        Returns:
+            int16 [1, H/8, W/8, 192].
+        """
+        for beyond in ((slice(size[0], None), slice(None)), (slice(None), slice(size[1], None))):
+            picture[0][beyond] = image[0][beyond]
+        wanted, found = self.patches(image), self.patches(picture)
+        if image.device.type == "cpu":  # without PyTorch, see `program.compact`
+            np.subtract(wanted.numpy(), found.numpy(), out=wanted.numpy())
+            return wanted
+        return wanted - found
+
+    def slope(self, error: Tensor) -> Tensor:
+        """Half the gradient of the squared error, with the opposite sign, in a fixed unit.
 
         Args:
             error: patches of the image less those of the picture.
-            gain: float32 [M], that of the quality (`Program.gain`).
-            bits: that a squared error of one grey level is worth.
 
         Returns:
-            float32 [N, H/16, W/16, M], in integer steps of y times the bits that a squared quantiser step costs.
+            int16 [N, H/16, W/16, M].
         """
         at_8 = self._ops.space_to_depth2(self._ops.wide_linear(error, self._pixels))
-        product = self._ops.wide_linear(at_8, self._split).numpy()
-        scale = bits / 3 / (AT_8 * AT_16) * np.square(LATENT_STEPS / gain.numpy().astype(np.float64))
-        return torch.from_numpy(product * scale.astype(np.float32))
+        return self._ops.wide_linear(at_8, self._split)
+
+    def moved(self, y_hat: Tensor, slope: Tensor, m: Tensor, y: Tensor | None = None) -> Tensor:
+        """y_hat, a step along the slope away. All int16 [N, H/16, W/16, M] but `m` of `multipliers`, on the device.
+
+        Args:
+            y: before its quantisation; the step then begins a part of the way back to it.
+        """
+        ops = self._ops
+        start = y_hat if y is None else ops.add(ops.operand16(y_hat, self._stay), ops.operand16(y, self._back))
+        return ops.add(start, ops.operand16(slope, m))

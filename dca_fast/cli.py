@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dca_fast import commands
-from dca_fast.config import ALIGN, MAX_EFFORT, QUALITY_MAX
+from dca_fast.config import ALIGN, DEFAULT_EFFORT, MAX_EFFORT, QUALITY_MAX
 from dca_fast.errors import DcaError
 
 INTERRUPTED = 130
@@ -82,6 +82,11 @@ def model_options() -> Parser:
     return p
 
 
+def _add_effort(p: argparse.ArgumentParser, text: str) -> None:
+    default = f"{text} (default: %(default)s)"
+    p.add_argument("-e", "--effort", type=effort, default=DEFAULT_EFFORT, metavar="0..9", help=default)
+
+
 def _add_conversion(p: argparse.ArgumentParser, command: Any) -> None:
     encoding = command is commands.encode
     p.add_argument("paths", nargs="+", metavar="PATH", help="IN OUT, '-' for a pipe; with -o: inputs, files or folders")
@@ -89,7 +94,7 @@ def _add_conversion(p: argparse.ArgumentParser, command: Any) -> None:
     p.add_argument("--no-overwrite", action="store_true", help="refuse, in a batch: keep, what exists")
     if encoding:
         p.add_argument("-q", "--quality", type=quality, default=60.0, help="0 to 100 (default: %(default)g)")
-        p.add_argument("-e", "--effort", type=effort, default=0, metavar="0..9", help="time for size (default: 0)")
+        _add_effort(p, "time for size")
         p.add_argument("--strip", action="store_true", help="drop EXIF and XMP, turn the picture upright")
         p.add_argument("--verify", action="store_true", help="decode with every backend before writing")
     else:
@@ -108,7 +113,7 @@ def _add_eval(p: argparse.ArgumentParser) -> None:
     p.add_argument("folder", type=Path, metavar="DIR", help="images, searched recursively")
     steps = tuple(float(q) for q in range(0, 101, 10))
     p.add_argument("--qualities", type=_qualities, default=steps, metavar="Q,Q", help="default: 0,10,..,100")
-    p.add_argument("-e", "--effort", type=effort, default=0, metavar="0..9", help="of the encoder (default: 0)")
+    _add_effort(p, "of the encoder")
     p.add_argument("--peers", type=_names, default=(), metavar="NAME,NAME", help="of jpeg,webp,avif,jxl")
     p.add_argument("--peer-cache", type=Path, metavar="DIR", help="keep what peers did: they are not run again")
     p.add_argument("--anchors", type=Path, metavar="FILE", help="JSON with published curves")

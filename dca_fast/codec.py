@@ -23,8 +23,8 @@ from dca_fast import container, image_io, latents
 from dca_fast import weights as weights_io
 from dca_fast.adjoint import Adjoint
 from dca_fast.backends import resolve
-from dca_fast.config import ALIGN, QUALITY_MAX, ModelConfig
-from dca_fast.effort import DESCENTS, Search, Tools, pricing
+from dca_fast.config import ALIGN, DEFAULT_EFFORT, QUALITY_MAX, ModelConfig
+from dca_fast.effort import Search, Step, Tools, one_step, pricing, step_multipliers
 from dca_fast.effort import check as check_effort
 from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import Tables
@@ -197,7 +197,7 @@ class Codec:
         image: ImageLike,
         quality: float = 60.0,
         *,
-        effort: int = 0,
+        effort: int = DEFAULT_EFFORT,
         metadata: Mapping[str, bytes] | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> bytes:
@@ -206,11 +206,11 @@ class Codec:
         Args:
             image: Pillow image; uint8 array [H, W, 3] or [H, W]; uint8 tensor [3, H, W]; or `ImageInput`.
             quality: 0..100, continuous; one step is 1/100.
-            effort: 0..9, time for size; no decoder sees a difference. 1 to 3 take a few times as long as 0; from 4 on
-                latents follow gradients of the decoder, for seconds to minutes a picture, on PyTorch's own threads
-                (docs/effort.md).
+            effort: 0..9, time for size; no decoder sees a difference. The default, 1, takes about twice as long as 0. 2
+                and 3 take a few times as long, always on the CPU; from 4 on latents follow gradients of the decoder,
+                for seconds to minutes a picture, on PyTorch's own threads (docs/effort.md).
             metadata: replaces the image's own "icc", "exif", "xmp" blocks.
-            progress: from effort 1 on told how much is done, 0..1.
+            progress: told how much is done, 0..1.
 
         Returns:
             The .dca file. Equal pixels, quality, effort and weights give equal bytes on every machine up to effort 3.
@@ -235,6 +235,8 @@ class Codec:
             raise LimitExceededError(f"{width} x {height} pixels exceed the limit of {self.max_pixels}")
         sections = self._sections(source, metadata)
         stream, digest = self._encode_pixels(pixels, q, level, progress)
+        if progress is not None and level <= 1:
+            progress(1.0)
         gray = source is not None and source.gray
         return container.pack(
             container.Header(width, height, q, self._weights.model_id, digest, gray), stream, sections
@@ -248,24 +250,28 @@ class Codec:
         progress: Callable[[float], None] | None = None,
     ) -> tuple[bytes, int]:
         """The stream and the digest of its symbols; quality in 1/100."""
-        if self._device is not None and effort not in DESCENTS:
+        if self._device is not None and effort <= 1:
             image = pixels if isinstance(pixels, Tensor) else _as_tensor(pixels)
-            return self._device.encode(image.to(self._device.device), quality)
+            return self._device.encode(image.to(self._device.device), quality, effort)
         array = pixels.cpu().numpy() if isinstance(pixels, Tensor) else pixels
-        if effort in DESCENTS:
+        if effort > 1:
             tools = Tools(self._coder, self._pricing, self._adjoint, lambda: self._refiner)
             size, program = (array.shape[0], array.shape[1]), self._program(quality)
             best = Search(tools, program, _padded(array), size, quality / QUALITY_STEPS).run(effort, progress)
             return best.stream, best.digest
-        symbols = self._symbols(array, quality)
+        symbols = self._symbols(array, quality, effort)
         return self._coder.encode(symbols.parts), symbols.digest
 
-    def _symbols(self, pixels: npt.NDArray[np.uint8], quality: int) -> latents.EncoderSource:
-        """Everything of the encoder before the entropy coder, without effort; quality in 1/100."""
-        program = self._program(quality)
-        y = program.analyse(_padded(pixels))
+    def _symbols(self, pixels: npt.NDArray[np.uint8], quality: int, effort: int = 0) -> latents.EncoderSource:
+        """Everything of the encoder before the entropy coder; quality in 1/100, effort 0 or 1."""
+        program, image = self._program(quality), _padded(pixels)
+        size = pixels.shape[0], pixels.shape[1]
+        if effort:
+            m = step_multipliers(program.gain, quality / QUALITY_STEPS)
+            return one_step(program, Step(self._adjoint, self._pricing, m), image, size)
+        y = program.analyse(image)
         source = latents.EncoderSource(program, y, program.hyper_analyse(y))
-        latents.code(program, source, *latents.sites(*pixels.shape[:2]))
+        latents.code(program, source, *latents.sites(*size))
         return source
 
     @cached_property
@@ -347,19 +353,24 @@ class Codec:
         _compare(source.digest, header.digest)
         return program.synthesise(y_hat)[0, : header.height, : header.width]
 
-    def warm_up(self, height: int, width: int) -> None:
+    def warm_up(self, height: int, width: int, *, effort: int = DEFAULT_EFFORT) -> None:
         """Prepare for images of one size: on a CUDA device, compile and record what they need. Else there is no need.
 
         Args:
             height, width: pixels.
+            effort: that of `encode`; from 2 on it runs on the CPU.
 
         Raises:
+            ConfigError: effort out of range.
             DeviceMemoryError: the device cannot hold it.
         """
+        level = check_effort(effort)
         if self._device is not None:
-            self._device.warm_up(height, width)
+            self._device.warm_up(height, width, min(level, 1))
 
-    def encode_batch(self, images: Sequence[ImageLike], quality: float = 60.0, *, effort: int = 0) -> list[bytes]:
+    def encode_batch(
+        self, images: Sequence[ImageLike], quality: float = 60.0, *, effort: int = DEFAULT_EFFORT
+    ) -> list[bytes]:
         """`encode` of each; the bytes do not depend on the batch."""
         return [self.encode(image, quality, effort=effort) for image in images]
 

@@ -272,7 +272,7 @@ def evaluate(args: argparse.Namespace) -> int:
     anchors = load_anchors(args.anchors, chosen, args.anchor_names) if args.anchors else {}
     peers = make_peers(args.peers)
     codec = _codec(args)
-    ours = _curve(codec.config.name, _AtEffort(codec, args.effort), images, args.qualities)
+    ours = _curve(codec.config.name, AtEffort(codec, args.effort), images, args.qualities)
     versions = {name: version for name, version in environment()["versions"].items() if name != "dca-fast"}
     rivals = []
     for peer in peers:
@@ -293,7 +293,7 @@ def evaluate(args: argparse.Namespace) -> int:
     return OK
 
 
-class _AtEffort:
+class AtEffort:
     """A codec with one effort for all, for `evaluate`."""
 
     def __init__(self, codec: Codec, effort: int) -> None:

@@ -31,7 +31,7 @@ ROWS_PER_OCTAVE = 12  # rows of the scale table: scale = SCALE_MIN * 2 ** (row /
 SCALE_MIN = 0.1
 LEAKY_SLOPE = 0.125
 
-MAX_EFFORT = 9  # of the encoder
+MAX_EFFORT, DEFAULT_EFFORT = 9, 1  # of the encoder (docs/effort.md)
 
 STEPS = 4  # of the quadtree
 QUADTREE = (0, 3, 2, 1)  # step s codes channel group p ^ QUADTREE[s] at the sites of parity p (DCVC-DC)

@@ -1,7 +1,7 @@
 """The codec on a CUDA device: from image tensor to byte buffer and back with everything between them there.
 
 Walk, program and file are those of the CPU. What is here is where tensors live and how launches are recorded: for each
-size of the latent grid one CUDA graph that encodes and one that decodes, at every quality.
+size one CUDA graph that encodes at a level of effort and one that decodes, at every quality.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 
 from dca_fast import latents
-from dca_fast.config import STRIDE
+from dca_fast.adjoint import Adjoint
+from dca_fast.config import DEFAULT_EFFORT, STRIDE
+from dca_fast.effort import Step, one_step, pricing, step_multipliers
 from dca_fast.entropy.coder import choose_layout
 from dca_fast.entropy.device import DeviceCoder, DeviceDecoder
 from dca_fast.entropy.tables import Tables
 from dca_fast.errors import DeviceMemoryError
 from dca_fast.ops import Ops
-from dca_fast.program import Model, Program, ProgramSet, settings
+from dca_fast.program import QUALITY_STEPS, Model, Program, ProgramSet, settings
 from dca_fast.weights import Weights
 
 CACHED_GRAPHS = 8  # of each direction
@@ -34,13 +36,20 @@ _PACKED_QUALITIES = 64  # kept on the host, about 100 KiB each
 
 T = TypeVar("T")
 Size = tuple[int, int]
+Key = tuple[str, Size, Size | int]  # of a graph: way, size in pixels and effort, or latent grid and valid sites
+
+
+def _all_settings(weights: Weights, quality: int) -> dict[str, Tensor]:
+    """Those of the program, and "step", `multipliers` of effort 1; quality in 1/100."""
+    values = settings(weights, quality)
+    return values | {"step": step_multipliers(values["gain"], quality / QUALITY_STEPS)}
 
 
 class _Settings:
     """What depends on the quality, in fixed device memory, so that recorded launches follow its changes."""
 
     def __init__(self, model: Model) -> None:
-        values = settings(model.weights, 0)
+        values = _all_settings(model.weights, 0)
         self._weights, self._places, end = model.weights, {}, 0
         for name, value in values.items():
             self._places[name] = end
@@ -54,7 +63,7 @@ class _Settings:
 
     def _pack(self, quality: int) -> Tensor:
         flat = torch.zeros(self._flat.shape, dtype=torch.uint8, device="cpu", pin_memory=self._flat.is_cuda)
-        for name, value in settings(self._weights, quality).items():
+        for name, value in _all_settings(self._weights, quality).items():
             at = self._places[name]
             flat[at : at + value.nbytes] = value.view(-1).view(torch.uint8)
         return flat
@@ -85,11 +94,20 @@ class _DecoderSource:
         return self._decoder.decode(rows.flatten()).view(rows.shape)
 
 
-def _analyse(program: Program, image: Tensor, valid: Size, rows: int | None) -> list[tuple[Tensor, Tensor]]:
-    """Everything of the encoder before the coder: image uint8 [1, H, W, 3] to (symbols, rows) of each part."""
+def _analyse(
+    program: Program, image: Tensor, size: Size, step: Step | None, rows: int | None
+) -> list[tuple[Tensor, Tensor]]:
+    """Everything of the encoder before the coder: uint8 [1, H, W, 3] to (symbols, rows) of each part.
+
+    Args:
+        size: height and width without the padding.
+        step: of effort 1; None: effort 0.
+    """
+    if step is not None:
+        return one_step(program, step, image, size, _EncoderSource, rows).parts
     y = program.analyse(image, rows)
     source = _EncoderSource(program, y, program.hyper_analyse(y))
-    latents.code(program, source, (y.shape[1], y.shape[2]), valid)
+    latents.code(program, source, *latents.sites(*size))
     return source.parts
 
 
@@ -111,12 +129,13 @@ def _record(function: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
 
 
 class _EncoderGraph:
-    """Recorded analysis and walk for one image size."""
+    """Recorded analysis and walk for one image size and level of effort; `step` takes `multipliers`, None: effort 0."""
 
-    def __init__(self, model: Model, image: Tensor, valid: Size) -> None:
+    def __init__(self, model: Model, image: Tensor, size: Size, step: Callable[[Tensor], Step] | None) -> None:
         self.lock, self.settings, self.image = threading.Lock(), _Settings(model), image.clone()
-        program = Program(model, self.settings.views)
-        self.graph, self.parts = _record(partial(_analyse, program, self.image, valid, None))
+        views = self.settings.views
+        at = None if step is None else step(views["step"])
+        self.graph, self.parts = _record(partial(_analyse, Program(model, views), self.image, size, at, None))
 
 
 class _DecoderGraph:
@@ -153,33 +172,39 @@ class DeviceCodec:
         self.device = self.coder.device
         self._programs = ProgramSet(weights, ops, self.device)
         self._model = self._programs.model
-        self._seen: OrderedDict[tuple[str, Size, Size], _EncoderGraph | _DecoderGraph | None] = OrderedDict()
+        self._seen: OrderedDict[Key, _EncoderGraph | _DecoderGraph | None] = OrderedDict()
         self._lock = threading.Lock()
+        costs = pricing(tables)
+        self._pricing = costs._replace(costs=costs.costs.to(self.device), shift=costs.shift.to(self.device))
+        self._adjoint = Adjoint(weights, ops, self.device)
 
-    def warm_up(self, height: int, width: int) -> None:
+    def warm_up(self, height: int, width: int, effort: int = DEFAULT_EFFORT) -> None:
         """Compile, load and record everything for images of one size, so that the next ones take no longer than others.
 
         Args:
             height, width: pixels.
+            effort: 0 or 1.
 
         Raises:
             DeviceMemoryError: the device cannot hold it.
         """
         image = torch.zeros(height, width, 3, dtype=torch.uint8, device=self.device)
         for _ in range(2):
-            stream, _ = self.encode(image, 0)
+            stream, _ = self.encode(image, 0, effort)
             self.decode(stream, height, width, 0)
 
-    def recorded(self, height: int, width: int) -> bool:
+    def recorded(self, height: int, width: int, effort: int = DEFAULT_EFFORT) -> bool:
         """Whether graphs encode and decode images of this size, in pixels."""
+        keys = (("encode", (height, width), effort), ("decode", *latents.sites(height, width)))
         with self._lock:
-            return all(self._seen.get((way, *latents.sites(height, width))) for way in ("encode", "decode"))
+            return all(self._seen.get(key) for key in keys)
 
-    def encode(self, image: Tensor, quality: int) -> tuple[bytes, int]:
+    def encode(self, image: Tensor, quality: int, effort: int = DEFAULT_EFFORT) -> tuple[bytes, int]:
         """Compress uint8 [H, W, 3] on the device.
 
         Args:
             quality: in 1/100, 0..10000.
+            effort: 0 or 1.
 
         Returns:
             The stream and the digest of its symbols, as on every other backend.
@@ -188,13 +213,14 @@ class DeviceCodec:
             DeviceMemoryError: the device has too little memory even by strips.
         """
         height, width = image.shape[:2]
-        grid, valid = latents.sites(height, width)
+        grid, _ = latents.sites(height, width)
+        step = partial(Step, self._adjoint, self._pricing) if effort else None
         with torch.cuda.device(self.device):
             down = torch.arange(grid[0] * STRIDE, device=self.device).clamp_(max=height - 1)
             across = torch.arange(grid[1] * STRIDE, device=self.device).clamp_(max=width - 1)
             padded = image[down][:, across][None]
-            make = partial(_EncoderGraph, self._model, padded, valid)
-            graph = self._graph("encode", grid, valid, make)
+            make = partial(_EncoderGraph, self._model, padded, (height, width), step)
+            graph = self._graph(("encode", (height, width), effort), grid, make)
             if isinstance(graph, _EncoderGraph):
                 with graph.lock:  # until the outputs are read: the next replay overwrites them
                     graph.settings.load(quality)
@@ -202,7 +228,10 @@ class DeviceCodec:
                     graph.graph.replay()
                     return self._code(graph.parts)
             program = self._programs.at(quality)
-            return self._code(self._in_memory(lambda rows: _analyse(program, padded, valid, rows)))
+            at = None
+            if step is not None:
+                at = step(step_multipliers(program.gain.cpu(), quality / QUALITY_STEPS).to(self.device))
+            return self._code(self._in_memory(lambda rows: _analyse(program, padded, (height, width), at, rows)))
 
     def _code(self, parts: list[tuple[Tensor, Tensor]]) -> tuple[bytes, int]:
         layout = choose_layout(self.coder.estimate_bytes([rows for _, rows in parts]))
@@ -223,7 +252,7 @@ class DeviceCodec:
             graph = None
             if len(stream) <= _capacity(grid):
                 make = partial(_DecoderGraph, self._model, self.coder, grid, valid, stream)
-                graph = self._graph("decode", grid, valid, make)
+                graph = self._graph(("decode", grid, valid), grid, make)
             if isinstance(graph, _DecoderGraph):
                 with graph.lock:
                     graph.settings.load(quality)
@@ -241,12 +270,11 @@ class DeviceCodec:
             return self._in_memory(once)
 
     def _graph(
-        self, way: str, grid: Size, valid: Size, make: Callable[[], _EncoderGraph | _DecoderGraph]
+        self, key: Key, grid: Size, make: Callable[[], _EncoderGraph | _DecoderGraph]
     ) -> _EncoderGraph | _DecoderGraph | None:
-        """The graph for a size, made when the size comes for the second time; None before, or if memory is short."""
+        """The graph of a key, made when the key comes for the second time; None before, or if memory is short."""
         if grid[0] * grid[1] * STRIDE**2 > LARGEST_GRAPH:
             return None
-        key = (way, grid, valid)
         with self._lock:
             if key not in self._seen:
                 self._seen[key] = None

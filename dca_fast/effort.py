@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dca_fast import latents
-from dca_fast.adjoint import Adjoint
+from dca_fast.adjoint import Adjoint, multipliers
 from dca_fast.config import MAX_EFFORT, QUALITY_MAX, SKIP_ROW
 from dca_fast.config import price as price_of
 from dca_fast.entropy.coder import Coder
@@ -37,7 +37,8 @@ Report = Callable[[float], None]
 DESCENTS = {1: (1, 0), 2: (2, 0), 3: (4, 0), 4: (4, 2), 5: (4, 4), 6: (4, 12), 7: (4, 12), 8: (4, 12), 9: (4, 12)}
 ANNEALINGS = {7: 60, 8: 200, 9: 800}  # iterations of the annealing
 TIMES = 1, 4, 16  # of an iteration of each kind, roughly
-LINEAR_PRICE = 11  # bits for a squared step where the descent along the linear part starts best (docs/effort.md)
+# Bits for a squared step where the descent along the linear part starts best, and goes on (docs/effort.md).
+FIRST_PRICE, LINEAR_PRICE = 14, 11
 ANNEALED_PRICE = 150  # bits for a squared step: the annealing hardly leaves symbols that cost more than they are worth
 FALL, RISE, STALLED = 0.9, 1.3, 100.0  # factors on the price of `descend`, and where it ends
 
@@ -54,9 +55,15 @@ def check(effort: object) -> int:
 
 
 def pricing(tables: Tables) -> Pricing:
-    """What symbols cost; the price is still to be set."""
+    """What symbols cost, at the price of level 1."""
     costs = torch.from_numpy(tables.symbol_costs().astype(np.int32))
-    return Pricing(costs, torch.from_numpy(tables.shift.copy()), 1)
+    return Pricing(costs, torch.from_numpy(tables.shift.copy()), FIRST_PRICE)
+
+
+def worth(quality: float) -> float:
+    """Bits that a squared error of one grey level is worth, alike on all machines: their powers differ beyond a float's
+    digits."""
+    return float(np.float32(price_of(quality)))
 
 
 def first_price(quality: float) -> float:
@@ -84,7 +91,7 @@ def descend(
     price: float,
     iterations: int,
     slope: Callable[[Candidate], Tensor],
-    quantised: Callable[[Tensor, Candidate, int], Candidate],
+    moved: Callable[[Candidate, Tensor, int], Candidate],
     report: Report,
 ) -> Candidate:
     """Iterative hard thresholding (Blumensath and Davies, 2008), code lengths in place of a threshold.
@@ -97,8 +104,8 @@ def descend(
         best: where to start.
         price: the first one.
         iterations: how often to try.
-        slope: of a candidate: where y should go, in units of y, times the price.
-        quantised: codes a y with rates priced so, and with the z of the candidate that it came from.
+        slope: of a candidate: where y should go.
+        moved: codes a candidate's y_hat after a step along a slope, rates priced so.
         report: told how much is done, 0..1.
     """
     direction = None
@@ -106,14 +113,56 @@ def descend(
         if price > STALLED:
             break
         direction = slope(best) if direction is None else direction
-        moved = best.y_hat.numpy() + direction.numpy() / np.float32(round(price))
-        found = quantised(torch.from_numpy(moved), best, round(price))
+        found = moved(best, direction, round(price))
         if found.cost < best.cost:
             best, direction, price = found, None, max(1.0, price * FALL)
         else:
             price *= RISE
         report((i + 1) / iterations)
     return best
+
+
+def step_multipliers(gain: Tensor, quality: float) -> Tensor:
+    """`multipliers` of level 1: float32 [M]; `gain` float32 [M] on the CPU, quality 0..100."""
+    return multipliers(gain, worth(quality), FIRST_PRICE)
+
+
+class Step(NamedTuple):
+    """What `one_step` needs besides the program: how errors go back, what symbols cost, and `step_multipliers`."""
+
+    adjoint: Adjoint
+    pricing: Pricing
+    m: Tensor
+
+
+def one_step(
+    program: Program,
+    step: Step,
+    image: Tensor,
+    size: tuple[int, int],
+    source: Callable[..., latents.EncoderSource] = latents.EncoderSource,
+    rows: int | None = None,
+) -> latents.EncoderSource:
+    """Level 1: one step along the linear part, whatever comes of it, so that one stream is coded and no picture made of
+    it. Nothing in it depends on the data, so that a GPU can record it.
+
+    Args:
+        program: at the quality.
+        image: uint8 [1, H, W, 3], sides multiples of 64, on the program's device.
+        size: height and width of the picture without its padding.
+        source: class of the sources.
+        rows: as `Program.analyse` takes them.
+    """
+    y = program.analyse(image, rows)
+    z, grid = program.hyper_analyse(y), latents.sites(*size)
+    plain = source(program, y, z)
+    features = program.hyper_features(latents.code_hyper(program, plain, *grid))
+    y_hat = latents.code_steps(program, plain, features, *grid)
+    slope = step.adjoint.slope(step.adjoint.missing(image, program.synthesise(y_hat, rows), size))
+    priced = source(program, step.adjoint.moved(y_hat, slope, step.m, y), z, step.pricing)
+    latents.code_hyper(program, priced, *grid)
+    latents.code_steps(program, priced, features, *grid)
+    return priced
 
 
 class Tools(NamedTuple):
@@ -138,8 +187,7 @@ class Search:
 
     def __init__(self, tools: Tools, program: Program, image: Tensor, size: tuple[int, int], quality: float) -> None:
         self._tools, self._program, self._image, self._size, self._quality = tools, program, image, size, quality
-        self._wanted = tools.adjoint.patches(image).numpy()
-        self._lambda = float(np.float32(price_of(quality)))  # powers differ between machines, beyond a float's digits
+        self._lambda = worth(quality)
         self._price, self._sites = first_price(quality), latents.sites(*size)
         self._features: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None  # of the last z
 
@@ -161,14 +209,15 @@ class Search:
         z = self._program.hyper_analyse(y)
         if "global" in z:  # as in a file: the search takes it as it is
             z["global"].masked_fill_(self._program.hyper_rows["global"].view(z["global"].shape) == SKIP_ROW, 0)
-        best = descend(self.candidate(y, z), LINEAR_PRICE, few, self._linear, self._quantised, report(0))
-        best = descend(best, self._price, many, self._exact, self._quantised, report(1))
+        best = self._first(self.candidate(y, z), y)
+        best = descend(best, LINEAR_PRICE, few - 1, self._linear, self._moved_linear, report(0))
+        best = descend(best, self._price, many, self._exact, self._moved_exact, report(1))
         if level in ANNEALINGS:
             refined = self._tools.refiner().refine(
                 self._image, self._size, y, z, self._quality, ANNEALINGS[level], report(2)
             )
             start = min((self.candidate(*refined, bits) for bits in (None, ANNEALED_PRICE)), key=_cost)
-            best = min(best, descend(start, self._price, many, self._exact, self._quantised, report(3)), key=_cost)
+            best = min(best, descend(start, self._price, many, self._exact, self._moved_exact, report(3)), key=_cost)
         if progress is not None:
             progress(1.0)
         return best
@@ -182,21 +231,28 @@ class Search:
             self._features = z, program.hyper_features(symbols)
         y_hat = latents.code_steps(program, source, self._features[1], *self._sites)
         stream = self._tools.coder.encode(source.parts)
-        picture = program.synthesise(y_hat)
-        for beyond in ((slice(self._size[0], None), slice(None)), (slice(None), slice(self._size[1], None))):
-            picture[0][beyond] = self._image[0][beyond]  # no error counts there
-        error = self._tools.adjoint.patches(picture).numpy()
-        np.subtract(self._wanted, error, out=error)
-        squares = sum(int(np.square(row, dtype=np.int32).sum(dtype=np.int64)) for row in error[0])
+        error = self._tools.adjoint.missing(self._image, program.synthesise(y_hat), self._size)
+        squares = sum(int(np.square(row, dtype=np.int32).sum(dtype=np.int64)) for row in error.numpy()[0])
         cost = 8 * len(stream) + self._lambda * squares / 3
-        return Candidate(cost, stream, source.digest, y_hat, z, torch.from_numpy(error))
+        return Candidate(cost, stream, source.digest, y_hat, z, error)
 
-    def _quantised(self, y: Tensor, origin: Candidate, bits: int) -> Candidate:
-        whole = np.rint(y.numpy()).clip(-LIMIT16, LIMIT16).astype(np.int16)
-        return self.candidate(torch.from_numpy(whole), origin.z, bits)
+    def _first(self, plain: Candidate, y: Tensor) -> Candidate:
+        """The better of plain rounding and what level 1 makes of it."""
+        adjoint, m = self._tools.adjoint, step_multipliers(self._program.gain, self._quality)
+        moved = adjoint.moved(plain.y_hat, adjoint.slope(plain.error), m, y)
+        return min(plain, self.candidate(moved, plain.z, FIRST_PRICE), key=_cost)
 
     def _linear(self, found: Candidate) -> Tensor:
-        return self._tools.adjoint.slope(found.error, self._program.gain, self._lambda)
+        return self._tools.adjoint.slope(found.error)
+
+    def _moved_linear(self, found: Candidate, slope: Tensor, price: int) -> Candidate:
+        m = multipliers(self._program.gain, self._lambda, price)
+        return self.candidate(self._tools.adjoint.moved(found.y_hat, slope, m), found.z, price)
 
     def _exact(self, found: Candidate) -> Tensor:
         return self._tools.refiner().slope(self._image, self._size, found.y_hat, self._quality)
+
+    def _moved_exact(self, found: Candidate, slope: Tensor, price: int) -> Candidate:
+        moved = np.rint(found.y_hat.numpy() + slope.numpy() / np.float32(price))
+        y = torch.from_numpy(moved.clip(-LIMIT16, LIMIT16).astype(np.int16))
+        return self.candidate(y, found.z, price)

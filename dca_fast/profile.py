@@ -27,8 +27,9 @@ import torch
 from torch import Tensor
 
 from dca_fast import cli, commands, latents, profile_device
+from dca_fast.adjoint import Adjoint
 from dca_fast.codec import Codec
-from dca_fast.config import ALIGN, STEPS
+from dca_fast.config import ALIGN, DEFAULT_EFFORT, STEPS
 from dca_fast.container import DEFAULT_MAX_PIXELS, MAX_SIDE
 from dca_fast.entropy.coder import Coder
 from dca_fast.errors import DcaError, InputError
@@ -65,6 +66,7 @@ STAGES = (
     ("synthesise", "synthesis", "crop"),
 )
 Pixels = npt.NDArray[np.uint8]
+Input = tuple[tuple[Any, ...], dict[str, Any]]  # of a call
 Part = tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]  # symbols, rows
 
 
@@ -123,16 +125,25 @@ def instrument(codec: Codec, recorder: Recorder, parts: list[Any]) -> Codec:
             vars(twin)[name] = recorder.staged(getattr(twin, name), stage, after)
         return twin
 
+    def stepped(adjoint: Adjoint) -> Adjoint:
+        twin = copy.copy(adjoint)
+        vars(twin)["_ops"] = recorder.operations(adjoint._ops)
+        for name in ("missing", "slope", "moved"):
+            vars(twin)[name] = recorder.staged(getattr(twin, name), "effort", "hyper: symbols")
+        return twin
+
     twin = copy.copy(codec)
     if codec._device is not None:
-        vars(twin).update(_device=profile_device.follow(codec._device, staged, recorder, parts))
+        vars(twin).update(_device=profile_device.follow(codec._device, staged, stepped, recorder, parts))
         return twin
-    coder = _Coder(codec._coder, recorder, parts)
-    vars(twin).update(_program=lambda quality: staged(codec._program(quality)), _coder=coder)
+    coder, adjoint = _Coder(codec._coder, recorder, parts), stepped(codec._adjoint)
+    vars(twin).update(_program=lambda quality: staged(codec._program(quality)), _coder=coder, _adjoint=adjoint)
     return twin
 
 
-def profile(codec: Codec, pixels: Pixels, quality: float, repeat: int) -> tuple[dict[str, Any], dict[str, Run]]:
+def profile(
+    codec: Codec, pixels: Pixels, quality: float, repeat: int, effort: int = DEFAULT_EFFORT
+) -> tuple[dict[str, Any], dict[str, Run]]:
     """Time encode and decode of one picture, stage by stage.
 
     Args:
@@ -140,6 +151,7 @@ def profile(codec: Codec, pixels: Pixels, quality: float, repeat: int) -> tuple[
         pixels: uint8 [H, W, 3].
         quality: 0..100.
         repeat: rounds; in each, ceilings, the codec as it is and the recorded one take turns.
+        effort: of the encoder, 0 or 1.
 
     Returns:
         Facts for `as_text` and JSON, and the last run of each direction with its work.
@@ -148,14 +160,17 @@ def profile(codec: Codec, pixels: Pixels, quality: float, repeat: int) -> tuple[
     machine = _Cpu(codec) if codec._device is None else profile_device.Gpu(codec._device)
     picture = machine.picture(pixels)
     used = {"before_bytes": machine.memory(peak=False)}
-    codec.warm_up(height, width)
-    data = codec.encode(picture, quality)
+    codec.warm_up(height, width, effort=effort)
+    data = codec.encode(picture, quality, effort=effort)
     decoded = codec.decode(data, machine.output)
     used["peak_bytes"] = machine.memory(peak=True)  # before recording and ceilings take their own
     parts: list[Any] = []
     recorder = Recorder(counting=True, clock=machine.clock)
     twin = instrument(codec, recorder, parts)
-    inputs: dict[str, tuple[Any, ...]] = {"encode": (picture, quality), "decode": (data, machine.output)}
+    inputs: dict[str, Input] = {
+        "encode": ((picture, quality), {"effort": effort}),
+        "decode": ((data, machine.output), {}),
+    }
     counted = {way: _record(twin, recorder, way, inputs[way]) for way in WAYS}
     for (result, _, _), expected in zip(counted.values(), (data, decoded), strict=True):
         same = memoryview(_on_host(result)).tobytes() == memoryview(_on_host(expected)).tobytes()
@@ -172,7 +187,7 @@ def profile(codec: Codec, pixels: Pixels, quality: float, repeat: int) -> tuple[
     megapixels = height * width / 1e6
     facts: dict[str, Any] = {"ceilings": asdict(ceilings), "memory": used, "file_bytes": len(data)}
     if codec._device is not None:
-        facts["graphs"] = codec._device.recorded(height, width)
+        facts["graphs"] = codec._device.recorded(height, width, effort)
     names = [f"z {name}" for name in latents.ORDER if name in codec.config.latents]
     names += [f"step {step + 1}" for step in range(STEPS)]
     hosted = [(_on_host(symbols), _on_host(rows)) for symbols, rows in parts]
@@ -185,12 +200,12 @@ def profile(codec: Codec, pixels: Pixels, quality: float, repeat: int) -> tuple[
     return facts, {way: replace(m.runs[-1], work=m.counted.work) for way, m in measured.items()}
 
 
-def _record(twin: Codec, recorder: Recorder, way: str, arguments: Sequence[Any]) -> tuple[Any, float, Run]:
+def _record(twin: Codec, recorder: Recorder, way: str, given: Input) -> tuple[Any, float, Run]:
     """Result, milliseconds around the whole call, and the run."""
 
     def call() -> Any:
         recorder.enter(FIRST_STAGE[way])
-        result = getattr(twin, way)(*arguments)
+        result = getattr(twin, way)(*given[0], **given[1])
         recorder.enter("")
         recorder.clock.wait()
         return result
@@ -199,11 +214,11 @@ def _record(twin: Codec, recorder: Recorder, way: str, arguments: Sequence[Any])
     return result, ms, recorder.finish()
 
 
-def _plain(codec: Codec, clock: Clock, way: str, arguments: Sequence[Any]) -> float:
+def _plain(codec: Codec, clock: Clock, way: str, given: Input) -> float:
     """Milliseconds of the codec as it is."""
 
     def call() -> None:
-        getattr(codec, way)(*arguments)
+        getattr(codec, way)(*given[0], **given[1])
         clock.wait()
 
     return timed(call)[1]
@@ -261,6 +276,7 @@ def _setup(codec: Codec, image: Pixels, args: argparse.Namespace) -> dict[str, A
         "image": {"source": args.image or "synthetic", "size": [width, height], "padded": padded},
         "pixels": height * width,
         "quality": args.quality,
+        "effort": args.effort,
         "repeat": args.repeat,
     }
     return facts if codec._device is None else profile_device.described(facts, codec._device)
@@ -301,7 +317,7 @@ def _main(args: argparse.Namespace) -> int:
         pixels = facts["image"]["padded"][0] * facts["image"]["padded"][1]
         facts["plan"] = {name: 2e-9 * macs * pixels for name, macs in macs_per_pixel(codec.config).items()}
     else:
-        measured, runs = profile(codec, image, args.quality, args.repeat)
+        measured, runs = profile(codec, image, args.quality, args.repeat, args.effort)
         facts |= measured
     encoding = sys.stdout.encoding or "utf-8"
     print(as_text(facts).encode(encoding, "replace").decode(encoding))
@@ -323,6 +339,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     picture.add_argument("--image", metavar="FILE", help="a picture instead of a synthetic one")
     parser.add_argument("-q", "--quality", type=cli.quality, default=60.0, help="0 to 100 (default: %(default)g)")
+    default = "of the encoder (default: %(default)s)"
+    parser.add_argument("-e", "--effort", type=int, choices=(0, 1), default=DEFAULT_EFFORT, help=default)
     parser.add_argument("--repeat", type=cli.count, default=3, metavar="N", help="rounds (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="say what would run; time nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all facts")

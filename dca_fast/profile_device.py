@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dca_fast.adjoint import Adjoint
 from dca_fast.device import DeviceCodec
 from dca_fast.entropy.device import DeviceCoder
 from dca_fast.program import Program
@@ -97,19 +98,24 @@ def described(facts: dict[str, Any], codec: DeviceCodec) -> dict[str, Any]:
 
 
 def follow(
-    codec: DeviceCodec, staged: Callable[[Program], Program], recorder: Recorder, parts: list[Part]
+    codec: DeviceCodec,
+    staged: Callable[[Program], Program],
+    stepped: Callable[[Adjoint], Adjoint],
+    recorder: Recorder,
+    parts: list[Part],
 ) -> DeviceCodec:
     """A copy of the codec that runs launch by launch and tells `recorder` what it does.
 
     Args:
         codec: stays as it is.
-        staged: makes a program that notes its stages and operations.
+        staged, stepped: make a program, and an adjoint, that note their stages and operations.
         recorder: with a clock of the same device.
         parts: filled with what the last encode gave to the coder.
     """
     twin = copy.copy(codec)
     programs = SimpleNamespace(at=lambda quality: staged(codec._programs.at(quality)))
     vars(twin).update(_programs=programs, _graph=lambda *_: None, coder=_Coder(codec.coder, recorder, parts))
+    vars(twin).update(_adjoint=stepped(codec._adjoint))
     return twin
 
 

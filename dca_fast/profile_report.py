@@ -196,12 +196,12 @@ def _conclusions(facts: dict[str, Any]) -> list[str]:
 def _heading(facts: dict[str, Any]) -> list[str]:
     image, machine, isa = facts["image"], facts["machine"], facts["isa"]
     size, padded = (" x ".join(map(str, image[key])) for key in ("size", "padded"))
-    what = f"{size} {image['source']} (coded as {padded})"
+    what = f"{size} {image['source']} (coded as {padded}), quality {facts['quality']:g}, effort {facts['effort']}"
     names = ["python", "dca-fast", "torch", "numpy", *(("cuda", "triton") if "device" in facts else ())]
     versions = {name: facts["versions"].get(name) for name in names}
     load = "" if facts["load"] is None else f", load {facts['load']:.1f} before the run"
     return [
-        f"profile    {facts['model']['name']} {facts['model']['id']}, {what}, quality {facts['quality']:g}",
+        f"profile    {facts['model']['name']} {facts['model']['id']}, {what}",
         *_device(facts),
         f"machine    {machine['cpu']}, {machine['cores']} cores, {machine['system']}{load}",
         "versions   " + ", ".join(f"{name} {version}" for name, version in versions.items()),

@@ -155,9 +155,6 @@ def quantize(y: Tensor, mean: Tensor, row: Tensor, gain: Tensor, step: int) -> T
     return out
 
 
-# Priced quantisation waits for levels of effort on the device: the descent runs on the CPU so far.
-
-
 @triton.jit
 def _cost(q, row, inside, costs, shift):
     """Bits of symbols in 1/256; rows 0..127."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import OrderedDict
 from collections.abc import Callable
@@ -14,10 +15,10 @@ import pytest
 import torch
 
 from dca_fast import Codec, backends, weights
-from dca_fast.device import CACHED_GRAPHS, LARGEST_GRAPH, STRIP_ROWS, DeviceCodec, _Settings
+from dca_fast.device import CACHED_GRAPHS, LARGEST_GRAPH, STRIP_ROWS, DeviceCodec, _all_settings, _Settings
 from dca_fast.errors import BitstreamError, DeviceMemoryError
 from dca_fast.ops.reference import OPS
-from dca_fast.program import Model, settings
+from dca_fast.program import Model
 from dca_fast.testing import photograph
 
 OK, REASON = backends.available()["cuda"]
@@ -33,7 +34,7 @@ def test_settings_in_fixed_memory_are_those_of_every_quality() -> None:
     before = {name: view.data_ptr() for name, view in fixed.views.items()}
     for quality in (0, 6000, 10000, 1):
         fixed.load(quality)
-        expected = settings(model.weights, quality)
+        expected = _all_settings(model.weights, quality)
         assert fixed.views.keys() == expected.keys()
         assert all(view.equal(expected[name]) for name, view in fixed.views.items())
     assert before == {name: view.data_ptr() for name, view in fixed.views.items()}
@@ -55,7 +56,7 @@ def test_a_size_is_recorded_when_it_comes_again_and_few_are_kept() -> None:
             made.append((way, side))
             return (way, side)
 
-        return codec._graph(way, (side, side), (side, side), make)
+        return codec._graph((way, (side, side), (side, side)), (side, side), make)
 
     for side in range(4, 4 * CACHED_GRAPHS + 1, 4):
         for way in ("encode", "decode"):
@@ -103,11 +104,11 @@ def gpu() -> Codec:
 @pytest.mark.parametrize("size", [(1, 1), (1, 17), (64, 64), (63, 65), (255, 257), (1000, 3), (512, 768)])
 def test_files_and_pixels_are_those_of_the_cpu(cpu: Codec, gpu: Codec, size: tuple[int, int]) -> None:
     image = photograph(*size, seed=7)
-    for quality in (0, 31.7, 60, 100):
-        data = cpu.encode(image, quality)
+    for quality, effort in itertools.product((0, 31.7, 60, 100), (0, 1)):
+        data = cpu.encode(image, quality, effort=effort)
         pixels = cpu.decode(data, "numpy")
         for _ in range(3):  # launch by launch, recorded, replayed
-            assert gpu.encode(image, quality) == data
+            assert gpu.encode(image, quality, effort=effort) == data
             assert np.array_equal(gpu.decode(data, "numpy"), pixels)
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from dca_fast import Codec, effort, refine
+from dca_fast.adjoint import multipliers
 from dca_fast.codec import _padded
 from dca_fast.config import ModelConfig, price
 from dca_fast.container import parse
@@ -71,8 +72,8 @@ def test_the_adjoint_is_the_linear_part_transposed(codec: Codec) -> None:
     pixels, quality = photograph(128, 192, seed=3), 62.5  # a knot of the gains
     y_hat, program = decoded(codec, pixels, quality), codec._program(6250)
     image, picture = _padded(pixels), program.synthesise(y_hat)
-    error = codec._adjoint.patches(image) - codec._adjoint.patches(picture)
-    slope = codec._adjoint.slope(error, program.gain, price(quality))
+    error = codec._adjoint.missing(image, picture, (128, 192))
+    slope = codec._adjoint.slope(error) * multipliers(program.gain, price(quality), 1)
     y = (y_hat / codec._refiner._steps).requires_grad_(True)
     split = depth_to_space(F.linear(y * network.unit16, network.split.weight))
     linear = depth_to_space(F.linear(split, network.pixels.weight) * OUTPUT_SCALE, 8)
@@ -145,7 +146,8 @@ def test_refinement_costs_less(codec: Codec) -> None:
 
 def test_latents_that_cost_more_are_not_used(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     class Worse:
-        patches = staticmethod(codec._adjoint.patches)
+        missing = staticmethod(codec._adjoint.missing)
+        moved = staticmethod(lambda y_hat, slope, m: y_hat + 5000)
 
         def refine(self, image: object, valid: object, y: torch.Tensor, z: dict, *_: object) -> object:
             return torch.zeros_like(y), z
@@ -157,7 +159,7 @@ def test_latents_that_cost_more_are_not_used(codec: Codec, monkeypatch: pytest.M
     monkeypatch.setitem(vars(codec), "_adjoint", Worse())
     for seed in range(3):
         pixels = photograph(64, 64, seed=seed)
-        for level in (1, 4, 9):
+        for level in (2, 4, 9):
             assert codec.encode(pixels, 50, effort=level) == codec.encode(pixels, 50)
 
 
@@ -276,20 +278,20 @@ def test_descent_keeps_the_best_and_stops_when_stalled() -> None:
         slopes.append(entry.y_hat)
         return -40 * entry.y_hat
 
-    def quantised(y: torch.Tensor, origin: effort.Candidate, price: int) -> effort.Candidate:
+    def moved(origin: effort.Candidate, direction: torch.Tensor, price: int) -> effort.Candidate:
         prices.append(price)
-        return candidate(y)
+        return candidate(origin.y_hat + direction / price)
 
     start = candidate(torch.full((3,), 100.0))
-    assert effort.descend(start, 12, 0, slope, quantised, seen.append) is start
-    best = effort.descend(start, 12, 6, slope, quantised, seen.append)
+    assert effort.descend(start, 12, 0, slope, moved, seen.append) is start
+    best = effort.descend(start, 12, 6, slope, moved, seen.append)
     # Of y, 1 - 40 / price is left over: prices above 20 shorten it.
     assert prices == [12, 16, 20, 26, 24, 21]
     assert len(slopes) == 3
     assert best.cost == pytest.approx(start.cost * (14 / 26 * 16 / 24 * 19 / 21) ** 2)
     assert seen == [i / 6 for i in range(1, 7)]
     prices.clear()
-    none = effort.descend(candidate(torch.zeros(3)), 12, 50, slope, quantised, seen.append)
+    none = effort.descend(candidate(torch.zeros(3)), 12, 50, slope, moved, seen.append)
     assert none.cost == 0
     assert len(prices) < 15
 

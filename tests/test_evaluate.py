@@ -136,7 +136,7 @@ def test_the_command_keeps_what_peers_did(tmp_path: Path, monkeypatch: pytest.Mo
     assert again["bd_rate"] == first["bd_rate"]
     assert cli.main([*command, "--effort", "5"]) == 0
     refined = json.loads((tmp_path / "out.json").read_text())
-    assert (first["effort"], refined["effort"]) == (0, 5)
+    assert (first["effort"], refined["effort"]) == (1, 5)
     assert refined["peers"] == first["peers"]
     assert [p["bpp"] for p in refined["points"]] != [p["bpp"] for p in first["points"]]
     for path in (tmp_path / "kept").iterdir():

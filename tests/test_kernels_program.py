@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import inspect
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from dca_fast import latents, weights
+from dca_fast.adjoint import Adjoint
 from dca_fast.config import SKIP_ROW
+from dca_fast.effort import Step, one_step, pricing, step_multipliers
+from dca_fast.entropy.tables import Tables
 from dca_fast.ops import Ops, reference
 from dca_fast.program import Program, ProgramSet
 from dca_fast.testing import photograph
@@ -62,6 +66,21 @@ def test_the_program_on_kernels_is_the_reference_program() -> None:
     assert len(checked.parts) == len(source.parts)
     assert torch.equal(mine.cpu(), y_hat)
     assert torch.equal(program.synthesise(mine).cpu(), oracle.synthesise(y_hat))
+
+
+@pytest.mark.slow
+def test_a_step_of_effort_on_kernels_is_that_of_the_reference() -> None:
+    """Symbols of level 1, of a picture that its last site is not full of."""
+    model, image = weights.load(weights.find("dca-s")), torch.from_numpy(photograph(64, 64, seed=8))[None]
+    freq, shift = (model.tensors[f"tables.{name}"].numpy() for name in ("freq", "shift"))
+    costs = pricing(Tables(freq.astype(np.uint16), shift))
+    parts = []
+    for operations, device in ((reference.OPS, torch.device("cpu")), (ops.OPS, DEVICE)):
+        program = ProgramSet(model, operations, device).at(6000)
+        there = costs._replace(costs=costs.costs.to(device), shift=costs.shift.to(device))
+        step = Step(Adjoint(model, operations, device), there, step_multipliers(program.gain.cpu(), 60).to(device))
+        parts.append(one_step(program, step, image.to(device), (60, 41), Kept).parts)
+    assert all(a.equal(b) for mine, theirs in zip(*parts, strict=True) for a, b in zip(mine, theirs, strict=True))
 
 
 def test_operations_have_the_names_and_signatures_of_the_reference() -> None:

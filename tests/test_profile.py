@@ -38,13 +38,13 @@ def codec() -> Codec:
 @pytest.fixture(scope="module")
 def measured(codec: Codec) -> tuple[dict[str, Any], dict[str, Run]]:
     codec._program(6000)._silent = frozenset()  # what weights leave unused would be spared, and not counted
-    return profile(codec, synthetic(SIDE, SIDE), 60, 3)
+    return profile(codec, synthetic(SIDE, SIDE), 60, 3, effort=0)
 
 
 def test_recording_changes_neither_bytes_nor_the_codec(codec: Codec) -> None:
     image = synthetic(100, 140)
-    before = {**vars(codec)}, {**vars(codec._program(3000))}
     data, parts, recorder = codec.encode(image, 30), [], Recorder()
+    before = {**vars(codec)}, {**vars(codec._program(3000))}
     twin = instrument(codec, recorder, parts)
     assert twin.encode(image, 30) == data
     assert np.array_equal(twin.decode(data, "numpy"), codec.decode(data, "numpy"))
@@ -83,9 +83,21 @@ def test_operations_are_those_of_the_model(codec: Codec, measured: tuple[dict[st
         assert 0 < attention < 0.02 * cost[way]
 
 
+def test_effort_is_a_stage_of_its_own(codec: Codec) -> None:
+    facts, runs = profile(codec, synthetic(SIDE, SIDE), 60, 1)
+    assert {"effort", "synthesis"} <= {stage["name"] for stage in facts["encode"]["stages"]}
+    step = [(span.name, work.macs16) for span, work in runs["encode"].counts() if span.stage == "effort"]
+    c = codec.config
+    assert sum(macs for _, macs in step) == SIDE**2 * (c.width * 3 * 64 / 64 + 4 * c.width * c.latent / 256)
+    assert [name for name, _ in step] == [
+        *("patches_from_image", "patches_from_image", "wide_linear", "space_to_depth2", "wide_linear"),
+        *("operand16", "operand16", "add", "operand16", "add"),
+    ]  # fmt: skip
+
+
 def test_bits_of_the_parts_add_up_to_the_stream(codec: Codec, measured: tuple[dict[str, Any], dict[str, Run]]) -> None:
     facts = measured[0]
-    data = codec.encode(synthetic(SIDE, SIDE), 60)
+    data = codec.encode(synthetic(SIDE, SIDE), 60, effort=0)
     stream = 8 * len(container.parse(data).stream)
     *parts, rest = facts["bits"]
     assert [p["name"] for p in parts] == [
@@ -367,7 +379,8 @@ def test_following_a_device_changes_neither_bytes_nor_the_codec(codec: Codec) ->
     assert isinstance(device._device, DeviceCodec)
     device.warm_up(70, 100)
     data = codec.encode(image, 30)
-    assert device.encode(image, 30, effort=2) == codec.encode(image, 30, effort=2)  # which leaves the device alone
+    for level in (0, 2):  # the latter leaves the device alone
+        assert device.encode(image, 30, effort=level) == codec.encode(image, 30, effort=level)
     before, recorded = {**vars(device._device)}, set(device._device._seen)
     parts: list[Any] = []
     recorder = Recorder(clock=EventClock(torch.device("cpu")))
