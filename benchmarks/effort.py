@@ -21,8 +21,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from dca_fast import Codec
+from dca_fast.adjoint import BACK
 from dca_fast.config import MAX_EFFORT
-from dca_fast.effort import ANNEALINGS, DESCENTS
+from dca_fast.effort import ANNEALED_PRICE, ANNEALINGS, DESCENTS, FALL, FIRST_PRICE, LINEAR_PRICE, RISE
 from dca_fast.evaluate import ImageFolder, bd_rate, psnr
 from dca_fast.image_io import write_atomic
 from dca_fast.report import environment
@@ -89,6 +90,7 @@ def main() -> int:
         "threads": codec.threads,
         "side": args.side,
         "iterations": [list(DESCENTS.items()), list(ANNEALINGS.items())],
+        "prices": [FIRST_PRICE, LINEAR_PRICE, ANNEALED_PRICE, FALL, RISE, BACK],
     }
     same = json.loads(json.dumps(same | {"machine": environment()["machine"]}))
     rows = saved.get("rows", {}) if all(saved.get(key) == value for key, value in same.items()) else {}

@@ -69,7 +69,7 @@ def main() -> int:
         for quality in QUALITIES:
             data = codec.encode(pixels, quality, effort=0)
             bpp, fidelity = float_point(network, pixels, quality)
-            ideal = ideal_bits(codec.tables, codec._symbols(pixels, round(QUALITY_STEPS * quality)).parts)
+            ideal = ideal_bits(codec.tables, codec._symbols(pixels, round(QUALITY_STEPS * quality), 0).parts)
             area = pixels.shape[0] * pixels.shape[1]
             picture = psnr(codec.decode(data, "numpy"), pixels)
             rows.append((8 * len(data) / area, ideal / area, picture, bpp, fidelity))

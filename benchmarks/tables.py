@@ -81,8 +81,9 @@ def rate(load: Load) -> str:
     images, points = kodak["points"][0]["images"], kodak["points"]
     text = prose(
         f"{kodak['codec']} (model id `{kodak['model_id']}`), {images} Kodak images, {points[0]['bpp']:.3f} to"
-        f" {points[-1]['bpp']:.2f} bits per pixel, real file sizes, PSNR on 8-bit RGB; negative: fewer bits at equal"
-        f" PSNR. What the integers cost against the float network: {loss['bd_rate_percent']['files']:.1f} %."
+        f" {points[-1]['bpp']:.2f} bits per pixel, real file sizes, effort {kodak['effort']} but where stated"
+        f" otherwise, PSNR on 8-bit RGB; negative: fewer bits at equal PSNR. What the integers cost against the float"
+        f" network at effort 0: {loss['bd_rate_percent']['files']:.1f} %."
     )
     heads = ["against", "settings", "library", "BD-rate", *(f"at effort {facts['effort']}" for facts in others)]
     return text + "\n" + table(heads, rows)
@@ -156,7 +157,8 @@ def scaling(load: Load) -> str:
         for row in facts[key]:
             rows.append([str(row[label]), *(significant(1e3 / row[f"{way}_ms"]) for way in DIRECTIONS)])
         text += "\n" + table([label, *(f"{way}, images per s" for way in DIRECTIONS)], rows)
-    return f"{facts['threads']} threads but where stated otherwise, {machine(facts)}; {facts['source']}.\n\n{text}"
+    what = f"{facts['threads']} threads but where stated otherwise, default effort, {machine(facts)}; {facts['source']}"
+    return f"{what}.\n\n{text}"
 
 
 def integers(load: Load) -> str:
@@ -164,10 +166,10 @@ def integers(load: Load) -> str:
     loss = load("integer_loss")
     parts = loss["bd_rate_percent"]
     return prose(
-        f"Model id `{loss['model_id']}`, {loss['images']} Kodak images at {len(loss['qualities'])} qualities, against"
-        f" the float network with ideal code lengths, at equal PSNR: real files need {parts['files']:.2f} % more bits."
-        f" Alone, the entropy path (means, rows and tables) costs {parts['entropy path']:.2f} %, coder and container"
-        f" {parts['coder and container']:.2f} %, the integer picture {parts['synthesis']:.2f} %."
+        f"Model id `{loss['model_id']}`, {loss['images']} Kodak images at {len(loss['qualities'])} qualities, effort 0,"
+        " against the float network with ideal code lengths, at equal PSNR: real files need"
+        f" {parts['files']:.2f} % more bits. Alone, the entropy path (means, rows and tables) costs"
+        f" {parts['entropy path']:.2f} %, coder and container {parts['coder and container']:.2f} %, the integer picture {parts['synthesis']:.2f} %."
     )
 
 
@@ -192,9 +194,9 @@ def stages(load: Load) -> str:
     best, (width, height) = facts["ceilings"], facts["image"]["size"]
     text = prose(
         f"{facts['model']['name']} `{facts['model']['id']}`, {width}x{height}, quality {facts['quality']:g},"
-        f" {facts['threads']} threads, {machine(facts)}, operations {facts['isa']['operations']}. Ceilings: int8"
-        f" products {2e-9 * best['macs8']:.0f} GOP/s, 16-bit {2e-9 * best['macs16']:.0f} GOP/s, copy"
-        f" {1e-9 * best['bytes']:.1f} GB/s."
+        f" effort {facts['effort']}, {facts['threads']} threads, {machine(facts)}, operations"
+        f" {facts['isa']['operations']}. Ceilings: int8 products {2e-9 * best['macs8']:.0f} GOP/s, 16-bit"
+        f" {2e-9 * best['macs16']:.0f} GOP/s, copy {1e-9 * best['bytes']:.1f} GB/s."
     )
     for way in DIRECTIONS:
         total = facts[way]

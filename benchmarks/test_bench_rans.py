@@ -25,6 +25,7 @@ import pytest
 import torch
 from pictures import source
 
+from dca_fast.config import DEFAULT_EFFORT
 from dca_fast.entropy.coder import ISAS, Coder, available
 from dca_fast.entropy.tables import SKIP_ROW, Tables, build_gaussian_tables, row_sigma
 from dca_fast.errors import BackendUnavailableError
@@ -249,7 +250,7 @@ def symbols_of(paths: Sequence[Path], quality: int) -> tuple[Symbols, Rows]:
 
     codec, parts = Codec(threads=1), []
     for path in paths:
-        parts += codec._symbols(load_image(path).pixels, quality).parts
+        parts += codec._symbols(load_image(path).pixels, quality, DEFAULT_EFFORT).parts
     symbols, rows = zip(*parts, strict=True)
     return np.concatenate(symbols), np.concatenate(rows)
 

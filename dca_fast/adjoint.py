@@ -8,12 +8,13 @@ is two products with 16-bit integers, in a third of the time of f_s; it points 3
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dca_fast.config import LATENT_STEPS, PATCH
+from dca_fast.config import LATENT_STEPS, PATCH, STRIDE
 from dca_fast.ops import Linear, Ops
 from dca_fast.ops.reference import LIMIT16
 from dca_fast.weights import ACCUMULATOR, Weights
@@ -44,10 +45,10 @@ def multipliers(gain: Tensor, bits: float, price: float) -> Tensor:
         price: bits that a squared step of the quantiser costs.
 
     Returns:
-        float32 [M].
+        float32 [M], at most 2^15, with which no product leaves 32 bits.
     """
     scale = np.square(LATENT_STEPS / gain.numpy().astype(np.float64)) * (bits / 3 / (AT_8 * AT_16) / price)
-    return torch.from_numpy(scale.astype(np.float32))
+    return torch.from_numpy(np.minimum(scale, 1 << 15).astype(np.float32))
 
 
 class Adjoint:
@@ -67,8 +68,8 @@ class Adjoint:
             return Linear(layer.w.to(device), layer.b.to(device), layer.m.to(device))
 
         self._pixels, self._split = backwards("synthesis.pixels", AT_8), backwards("synthesis.split", AT_16)
-        part = partial(torch.full, (weights.config.latent,), dtype=torch.float32, device=device)
-        self._back, self._stay = part(BACK), part(1 - BACK)
+        part = partial(torch.full, (weights.config.latent,), dtype=torch.float32, device="cpu")
+        self._back, self._stay = part(BACK).to(device), part(1 - BACK).to(device)
 
     def patches(self, image: Tensor) -> Tensor:
         """uint8 [N, H, W, 3] -> int16 [N, H/8, W/8, 192]: pixels as the last layer of f_s makes them."""
@@ -84,13 +85,17 @@ class Adjoint:
         Returns:
             int16 [1, H/8, W/8, 192].
         """
+        on_cpu = image.device.type == "cpu"  # without PyTorch there, see `program.compact`
+        target: Any
+        source: Any
+        target, source = (x[0].numpy() if on_cpu else x[0] for x in (picture, image))
         for beyond in ((slice(size[0], None), slice(None)), (slice(None), slice(size[1], None))):
-            picture[0][beyond] = image[0][beyond]
+            target[beyond] = source[beyond]
         wanted, found = self.patches(image), self.patches(picture)
-        if image.device.type == "cpu":  # without PyTorch, see `program.compact`
+        if on_cpu:
             np.subtract(wanted.numpy(), found.numpy(), out=wanted.numpy())
             return wanted
-        return wanted - found
+        return wanted.sub_(found)
 
     def slope(self, error: Tensor) -> Tensor:
         """Half the gradient of the squared error, with the opposite sign, in a fixed unit.
@@ -103,6 +108,17 @@ class Adjoint:
         """
         at_8 = self._ops.space_to_depth2(self._ops.wide_linear(error, self._pixels))
         return self._ops.wide_linear(at_8, self._split)
+
+    def answer(self, image: Tensor, picture: Tensor, size: tuple[int, int], rows: int | None = None) -> Tensor:
+        """`slope` of what is `missing`; `rows` as `Program.analyse` takes them."""
+        if rows is None or rows * STRIDE >= image.shape[1]:
+            return self.slope(self.missing(image, picture, size))
+        strips = []
+        for top in range(0, image.shape[1], rows * STRIDE):
+            strip = slice(top, top + rows * STRIDE)
+            within = max(0, size[0] - top), size[1]
+            strips.append(self.slope(self.missing(image[:, strip], picture[:, strip], within)))
+        return torch.cat(strips, 1)
 
     def moved(self, y_hat: Tensor, slope: Tensor, m: Tensor, y: Tensor | None = None) -> Tensor:
         """y_hat, a step along the slope away. All int16 [N, H/16, W/16, M] but `m` of `multipliers`, on the device.

@@ -94,7 +94,7 @@ def _add_conversion(p: argparse.ArgumentParser, command: Any) -> None:
     p.add_argument("--no-overwrite", action="store_true", help="refuse, in a batch: keep, what exists")
     if encoding:
         p.add_argument("-q", "--quality", type=quality, default=60.0, help="0 to 100 (default: %(default)g)")
-        _add_effort(p, "time for size")
+        _add_effort(p, "time for fewer bits at equal distortion")
         p.add_argument("--strip", action="store_true", help="drop EXIF and XMP, turn the picture upright")
         p.add_argument("--verify", action="store_true", help="decode with every backend before writing")
     else:

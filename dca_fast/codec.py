@@ -206,9 +206,9 @@ class Codec:
         Args:
             image: Pillow image; uint8 array [H, W, 3] or [H, W]; uint8 tensor [3, H, W]; or `ImageInput`.
             quality: 0..100, continuous; one step is 1/100.
-            effort: 0..9, time for size; no decoder sees a difference. The default, 1, takes about twice as long as 0. 2
-                and 3 take a few times as long, always on the CPU; from 4 on latents follow gradients of the decoder,
-                for seconds to minutes a picture, on PyTorch's own threads (docs/effort.md).
+            effort: 0..9, time for fewer bits at equal distortion; no decoder sees a difference. The default, 1, takes
+                about twice as long as 0. 2 and 3 take a few times as long, always on the CPU; from 4 on latents follow
+                gradients of the decoder, for seconds to minutes a picture, on PyTorch's own threads (docs/effort.md).
             metadata: replaces the image's own "icc", "exif", "xmp" blocks.
             progress: told how much is done, 0..1.
 
@@ -246,8 +246,8 @@ class Codec:
         self,
         pixels: npt.NDArray[np.uint8] | Tensor,
         quality: int,
-        effort: int = 0,
-        progress: Callable[[float], None] | None = None,
+        effort: int,
+        progress: Callable[[float], None] | None,
     ) -> tuple[bytes, int]:
         """The stream and the digest of its symbols; quality in 1/100."""
         if self._device is not None and effort <= 1:
@@ -262,7 +262,7 @@ class Codec:
         symbols = self._symbols(array, quality, effort)
         return self._coder.encode(symbols.parts), symbols.digest
 
-    def _symbols(self, pixels: npt.NDArray[np.uint8], quality: int, effort: int = 0) -> latents.EncoderSource:
+    def _symbols(self, pixels: npt.NDArray[np.uint8], quality: int, effort: int) -> latents.EncoderSource:
         """Everything of the encoder before the entropy coder; quality in 1/100, effort 0 or 1."""
         program, image = self._program(quality), _padded(pixels)
         size = pixels.shape[0], pixels.shape[1]
@@ -366,7 +366,7 @@ class Codec:
         """
         level = check_effort(effort)
         if self._device is not None:
-            self._device.warm_up(height, width, min(level, 1))
+            self._device.warm_up(height, width, level)
 
     def encode_batch(
         self, images: Sequence[ImageLike], quality: float = 60.0, *, effort: int = DEFAULT_EFFORT

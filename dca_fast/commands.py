@@ -294,7 +294,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 class AtEffort:
-    """A codec with one effort for all, for `evaluate`."""
+    """A codec with one effort for all, for what knows of none."""
 
     def __init__(self, codec: Codec, effort: int) -> None:
         self._codec, self._effort = codec, effort

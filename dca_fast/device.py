@@ -24,10 +24,10 @@ from dca_fast.entropy.device import DeviceCoder, DeviceDecoder
 from dca_fast.entropy.tables import Tables
 from dca_fast.errors import DeviceMemoryError
 from dca_fast.ops import Ops
-from dca_fast.program import QUALITY_STEPS, Model, Program, ProgramSet, settings
+from dca_fast.program import CACHED_QUALITIES, QUALITY_STEPS, Model, Program, ProgramSet, settings
 from dca_fast.weights import Weights
 
-CACHED_GRAPHS = 8  # of each direction
+CACHED_GRAPHS = 16
 LARGEST_GRAPH = 1 << 25  # pixels: above, launches cost little beside the work, and a graph keeps its memory
 STRIP_ROWS = (None, 64, 16)  # latent rows that the transforms compute at a time, tried in turn when memory is short
 _STREAM_ROOM = 1 << 16  # bytes that a recorded decoder takes beyond one for each pixel
@@ -131,6 +131,7 @@ def _record(function: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
 class _EncoderGraph:
     """Recorded analysis and walk for one image size and level of effort; `step` takes `multipliers`, None: effort 0."""
 
+    @torch.inference_mode(False)  # what is made here is written to later, in any mode
     def __init__(self, model: Model, image: Tensor, size: Size, step: Callable[[Tensor], Step] | None) -> None:
         self.lock, self.settings, self.image = threading.Lock(), _Settings(model), image.clone()
         views = self.settings.views
@@ -141,6 +142,7 @@ class _EncoderGraph:
 class _DecoderGraph:
     """Recorded walk, entropy decoder and synthesis for one image size."""
 
+    @torch.inference_mode(False)
     def __init__(self, model: Model, coder: DeviceCoder, grid: Size, valid: Size, stream: bytes) -> None:
         self.lock, self.settings = threading.Lock(), _Settings(model)
         sites = grid[0] * grid[1]
@@ -155,11 +157,16 @@ def _capacity(grid: Size) -> int:
     return grid[0] * grid[1] * STRIDE**2 + _STREAM_ROOM
 
 
+def _encoder_key(size: Size, effort: int) -> Key:
+    """Effort looks at pixels, so that it needs the size; without it all sizes with the same sites share a graph."""
+    return ("encode", size if effort else latents.sites(*size)[1], effort)
+
+
 class DeviceCodec:
     """Pixels to streams and back on one CUDA device. Safe to share between threads and CUDA streams.
 
     The first image of a size is coded launch by launch, the second one is recorded as a CUDA graph; `warm_up` does both
-    at once. The `CACHED_GRAPHS` sizes used last are kept.
+    at once. The `CACHED_GRAPHS` graphs used last are kept: one to decode a size, one for each effort it is encoded at.
 
     Args:
         weights: checked integer weights.
@@ -177,25 +184,27 @@ class DeviceCodec:
         costs = pricing(tables)
         self._pricing = costs._replace(costs=costs.costs.to(self.device), shift=costs.shift.to(self.device))
         self._adjoint = Adjoint(weights, ops, self.device)
+        self._multipliers = lru_cache(CACHED_QUALITIES)(lambda q: _all_settings(weights, q)["step"].to(self.device))
 
     def warm_up(self, height: int, width: int, effort: int = DEFAULT_EFFORT) -> None:
         """Compile, load and record everything for images of one size, so that the next ones take no longer than others.
 
         Args:
             height, width: pixels.
-            effort: 0 or 1.
+            effort: of the encoder; above 1 nothing of it runs here.
 
         Raises:
             DeviceMemoryError: the device cannot hold it.
         """
-        image = torch.zeros(height, width, 3, dtype=torch.uint8, device=self.device)
-        for _ in range(2):
-            stream, _ = self.encode(image, 0, effort)
+        image, here = torch.zeros(height, width, 3, dtype=torch.uint8, device=self.device), effort <= 1
+        for turn in range(2):
+            if here or turn == 0:
+                stream, _ = self.encode(image, 0, effort if here else 0)
             self.decode(stream, height, width, 0)
 
     def recorded(self, height: int, width: int, effort: int = DEFAULT_EFFORT) -> bool:
         """Whether graphs encode and decode images of this size, in pixels."""
-        keys = (("encode", (height, width), effort), ("decode", *latents.sites(height, width)))
+        keys = _encoder_key((height, width), effort), ("decode", *latents.sites(height, width))
         with self._lock:
             return all(self._seen.get(key) for key in keys)
 
@@ -214,13 +223,14 @@ class DeviceCodec:
         """
         height, width = image.shape[:2]
         grid, _ = latents.sites(height, width)
+        assert effort in (0, 1)
         step = partial(Step, self._adjoint, self._pricing) if effort else None
         with torch.cuda.device(self.device):
             down = torch.arange(grid[0] * STRIDE, device=self.device).clamp_(max=height - 1)
             across = torch.arange(grid[1] * STRIDE, device=self.device).clamp_(max=width - 1)
             padded = image[down][:, across][None]
             make = partial(_EncoderGraph, self._model, padded, (height, width), step)
-            graph = self._graph(("encode", (height, width), effort), grid, make)
+            graph = self._graph(_encoder_key((height, width), effort), grid, make)
             if isinstance(graph, _EncoderGraph):
                 with graph.lock:  # until the outputs are read: the next replay overwrites them
                     graph.settings.load(quality)
@@ -228,9 +238,7 @@ class DeviceCodec:
                     graph.graph.replay()
                     return self._code(graph.parts)
             program = self._programs.at(quality)
-            at = None
-            if step is not None:
-                at = step(step_multipliers(program.gain.cpu(), quality / QUALITY_STEPS).to(self.device))
+            at = None if step is None else step(self._multipliers(quality))
             return self._code(self._in_memory(lambda rows: _analyse(program, padded, (height, width), at, rows)))
 
     def _code(self, parts: list[tuple[Tensor, Tensor]]) -> tuple[bytes, int]:
@@ -284,7 +292,7 @@ class DeviceCodec:
                 except torch.cuda.OutOfMemoryError:
                     return None
             self._seen.move_to_end(key)
-            while len(self._seen) > 2 * CACHED_GRAPHS:
+            while len(self._seen) > CACHED_GRAPHS:
                 self._seen.popitem(last=False)
             return self._seen[key]
 

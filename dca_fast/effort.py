@@ -1,9 +1,9 @@
 """Levels of encoder effort: smaller files for more time. Neither the format nor a decoder knows of it.
 
-From level 1 on, symbols are chosen again around what the error asks for (`descend`): first as the linear part of f_s
-tells (`dca_fast.adjoint`), from level 4 on then as its gradient does (`dca_fast.refine`). From level 7 on y and z are
-annealed too, and descended from. Every level up to 6 goes on from the one below; those above keep the result of level 6
-where that is better.
+From level 1 on, symbols are chosen again around what the error asks for: once as the linear part of f_s tells
+(`one_step`, `dca_fast.adjoint`), from level 2 on as long as it helps (`descend`), from level 4 on then as the gradient
+of f_s does (`dca_fast.refine`). From level 7 on y and z are annealed too, and descended from; the result of level 6 is
+kept where that is better.
 """
 
 from __future__ import annotations
@@ -143,8 +143,8 @@ def one_step(
     source: Callable[..., latents.EncoderSource] = latents.EncoderSource,
     rows: int | None = None,
 ) -> latents.EncoderSource:
-    """Level 1: one step along the linear part, whatever comes of it, so that one stream is coded and no picture made of
-    it. Nothing in it depends on the data, so that a GPU can record it.
+    """Level 1: one step along the linear part, whatever comes of it: no picture is made of the result, one stream is
+    coded. Nothing in it depends on the data, so that a GPU can record it.
 
     Args:
         program: at the quality.
@@ -158,7 +158,7 @@ def one_step(
     plain = source(program, y, z)
     features = program.hyper_features(latents.code_hyper(program, plain, *grid))
     y_hat = latents.code_steps(program, plain, features, *grid)
-    slope = step.adjoint.slope(step.adjoint.missing(image, program.synthesise(y_hat, rows), size))
+    slope = step.adjoint.answer(image, program.synthesise(y_hat, rows), size, rows)
     priced = source(program, step.adjoint.moved(y_hat, slope, step.m, y), z, step.pricing)
     latents.code_hyper(program, priced, *grid)
     latents.code_steps(program, priced, features, *grid)
@@ -209,8 +209,13 @@ class Search:
         z = self._program.hyper_analyse(y)
         if "global" in z:  # as in a file: the search takes it as it is
             z["global"].masked_fill_(self._program.hyper_rows["global"].view(z["global"].shape) == SKIP_ROW, 0)
+        first = report(0)
         best = self._first(self.candidate(y, z), y)
-        best = descend(best, LINEAR_PRICE, few - 1, self._linear, self._moved_linear, report(0))
+        first(1 / few)
+        rest = few - 1
+        best = descend(
+            best, LINEAR_PRICE, rest, self._linear, self._moved_linear, lambda done: first((1 + rest * done) / few)
+        )
         best = descend(best, self._price, many, self._exact, self._moved_exact, report(1))
         if level in ANNEALINGS:
             refined = self._tools.refiner().refine(

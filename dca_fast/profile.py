@@ -29,7 +29,7 @@ from torch import Tensor
 from dca_fast import cli, commands, latents, profile_device
 from dca_fast.adjoint import Adjoint
 from dca_fast.codec import Codec
-from dca_fast.config import ALIGN, DEFAULT_EFFORT, STEPS
+from dca_fast.config import ALIGN, DEFAULT_EFFORT, PATCH, STEPS
 from dca_fast.container import DEFAULT_MAX_PIXELS, MAX_SIDE
 from dca_fast.entropy.coder import Coder
 from dca_fast.errors import DcaError, InputError
@@ -315,7 +315,11 @@ def _main(args: argparse.Namespace) -> int:
     runs: dict[str, Run] = {}
     if args.dry_run:
         pixels = facts["image"]["padded"][0] * facts["image"]["padded"][1]
-        facts["plan"] = {name: 2e-9 * macs * pixels for name, macs in macs_per_pixel(codec.config).items()}
+        plan, c = macs_per_pixel(codec.config), codec.config
+        if args.effort:  # c and f_s once more, and the linear part of f_s backwards
+            plan["effort"] = plan["context"] + plan["synthesis"] + c.width * (3 * PATCH**2 / 64 + c.latent / 64)
+            plan["encode"] += plan["effort"]
+        facts["plan"] = {name: 2e-9 * macs * pixels for name, macs in plan.items()}
     else:
         measured, runs = profile(codec, image, args.quality, args.repeat, args.effort)
         facts |= measured

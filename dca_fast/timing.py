@@ -34,7 +34,8 @@ __all__ = [
     "work_of",
 ]
 
-_QUARTER = ("quantize", "reconstruct", "quadtree_gather")  # touch one channel group of their largest tensor
+# Operations that touch one channel group of an argument, and its place.
+_QUARTER = {"quantize": 0, "quantize_priced": 0, "quadtree_gather": 0, "reconstruct": 4}
 _GEMM = (4096, 512, 512)  # rows, inputs, outputs: operands stay in the cache, sums are long
 _COPY_BYTES = 1 << 26  # of each thread; far above any cache
 _TRIES = 3
@@ -221,7 +222,7 @@ def work_of(name: str, arguments: Sequence[Any], result: Any) -> Work:
     """What a call of the operation `name` with these arguments and this result must do."""
     leaves = list(_leaves([*arguments, result]))
     sizes = [t.nbytes for leaf in leaves for t in ([leaf] if isinstance(leaf, Tensor) else leaf.tensors())]
-    moved = sum(sizes) - (max(sizes) * 3 // 4 if name in _QUARTER else 0)
+    moved = sum(sizes) - (arguments[_QUARTER[name]].nbytes * 3 // 4 if name in _QUARTER else 0)
     x = arguments[0]
     attention = 2 * x.numel() * _seen(name, arguments)
     sites, macs = x.numel() // x.shape[-1], {torch.int8: attention, torch.int16: 0}

@@ -147,7 +147,7 @@ def test_refinement_costs_less(codec: Codec) -> None:
 def test_latents_that_cost_more_are_not_used(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     class Worse:
         missing = staticmethod(codec._adjoint.missing)
-        moved = staticmethod(lambda y_hat, slope, m: y_hat + 5000)
+        moved = staticmethod(lambda y_hat, slope, m, y=None: y_hat + 5000)
 
         def refine(self, image: object, valid: object, y: torch.Tensor, z: dict, *_: object) -> object:
             return torch.zeros_like(y), z
@@ -160,7 +160,7 @@ def test_latents_that_cost_more_are_not_used(codec: Codec, monkeypatch: pytest.M
     for seed in range(3):
         pixels = photograph(64, 64, seed=seed)
         for level in (2, 4, 9):
-            assert codec.encode(pixels, 50, effort=level) == codec.encode(pixels, 50)
+            assert codec.encode(pixels, 50, effort=level) == codec.encode(pixels, 50, effort=0)
 
 
 def test_annealing_is_kept_only_where_it_helps(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -426,4 +426,38 @@ def test_the_plain_source_is_level_zero(codec: Codec) -> None:
     y = program.analyse(_padded(pixels))
     source = EncoderSource(program, y, program.hyper_analyse(y))
     code(program, source, *sites(64, 64))
-    assert codec._coder.encode(source.parts) == parse(codec.encode(pixels, 60)).stream
+    assert codec._coder.encode(source.parts) == parse(codec.encode(pixels, 60, effort=0)).stream
+
+
+def test_the_search_begins_with_level_one(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without further steps it finds what level 1 makes, or plain rounding where that is better."""
+    monkeypatch.setitem(effort.DESCENTS, 2, (1, 0))
+    found = set()
+    for seed, quality in ((1, 70), (2, 30), (3, 5)):
+        pixels = photograph(100, 90, seed=seed)
+        files = [codec.encode(pixels, quality, effort=level) for level in range(3)]
+        best = min(files[:2], key=lambda data: cost(codec, pixels, data, quality))
+        assert files[2] == best
+        found.add(files.index(best))
+    assert 1 in found
+
+
+@pytest.mark.parametrize("level", range(4))
+def test_progress_ends_with_all_done(codec: Codec, level: int) -> None:
+    seen: list[float] = []
+    codec.encode(photograph(64, 64), 50, effort=level, progress=seen.append)
+    assert seen == sorted(seen)
+    assert seen[-1] == 1
+    assert codec.warm_up(64, 64, effort=level) is None
+    with pytest.raises(ConfigError, match="effort"):
+        codec.warm_up(64, 64, effort=-1)
+
+
+def test_strips_of_the_answer_are_exact(codec: Codec) -> None:
+    torch.manual_seed(3)
+    image, picture = (torch.randint(0, 256, (1, 256, 128, 3), dtype=torch.uint8) for _ in range(2))
+    for size in ((256, 128), (200, 100), (65, 1)):
+        whole = codec._adjoint.answer(image, picture.clone(), size)
+        for rows in (4, 8, 12):
+            assert torch.equal(codec._adjoint.answer(image, picture.clone(), size, rows), whole)
+    assert whole[:, 5:].count_nonzero() == 0

@@ -11,7 +11,7 @@ from dca_fast.model.context import parity_join, parity_split
 from dca_fast.model.cost import macs_per_pixel
 from dca_fast.model.layers import OPERAND_STEPS, GatedFfn, Linear, gate, operand, space_to_depth
 from dca_fast.model.layers import depth_to_space as to_space
-from dca_fast.model.network import Network, gaussian_bits, to_nearest
+from dca_fast.model.network import Network, gaussian_bits, rate, to_nearest, with_noise
 
 TINY = ModelConfig(
     "tiny", width=16, latent=64, latent_hidden=32, context_width=32, heads=2, local=4, regional=16, tokens=4
@@ -149,6 +149,24 @@ def test_gaussian_bits_against_the_error_function() -> None:
     scale = torch.tensor(1.7).double()
     p = torch.special.ndtr((v + 0.5) / scale) - torch.special.ndtr((v - 0.5) / scale)
     assert torch.allclose(gaussian_bits(v, scale.log2()), -p.log2(), atol=1e-9)
+
+
+def test_the_rate_has_the_derivative_of_its_mean_over_the_noise() -> None:
+    x = torch.linspace(-2, 2, 41).double().requires_grad_(True)
+    log2_scale = torch.tensor(-0.5).double().requires_grad_(True)
+    points = (torch.arange(4000).double() + 0.5) / 4000 - 0.5
+    gaussian_bits(x[:, None] + points, log2_scale).mean(1).sum().backward()
+    assert x.grad is not None
+    wanted, x.grad, log2_scale.grad = x.grad, None, None
+    seen = with_noise(x, torch.ones(41, dtype=torch.bool))[1]
+    bits = rate(x, seen, log2_scale, with_noise)
+    assert torch.equal(bits, gaussian_bits(seen, log2_scale))
+    bits.sum().backward()
+    assert torch.allclose(x.grad, wanted, atol=1e-5)
+    assert log2_scale.grad is not None
+    again = log2_scale.detach().requires_grad_(True)
+    gaussian_bits(seen.detach(), again).sum().backward()
+    assert torch.equal(log2_scale.grad, again.grad)
 
 
 def test_configuration_round_trip_and_refusals() -> None:

@@ -381,6 +381,13 @@ def test_following_a_device_changes_neither_bytes_nor_the_codec(codec: Codec) ->
     data = codec.encode(image, 30)
     for level in (0, 2):  # the latter leaves the device alone
         assert device.encode(image, 30, effort=level) == codec.encode(image, 30, effort=level)
+    for size in ((60, 41), (62, 45)) * 3:  # the same sites, other pixels beyond the edge
+        other = synthetic(*size)
+        for level in (0, 1):
+            assert device.encode(other, 50, effort=level) == codec.encode(other, 50, effort=level)
+    with torch.inference_mode():
+        device.warm_up(64, 100)
+    assert device.encode(image[:64], 40) == codec.encode(image[:64], 40)
     before, recorded = {**vars(device._device)}, set(device._device._seen)
     parts: list[Any] = []
     recorder = Recorder(clock=EventClock(torch.device("cpu")))

@@ -28,7 +28,7 @@ def count_symbols(codec: Codec, photographs: Crops, crops: int = CROPS) -> np.nd
     for i in track(range(crops), "fitting tables", console=Console(stderr=True)):
         pixels = (photographs.batch(generator, 1, SIZE)[0] + 128).byte().numpy()
         quality = round((i + 0.5) / crops * QUALITY_RANGE)
-        for values, rows in codec._symbols(pixels, quality).parts:
+        for values, rows in codec._symbols(pixels, quality, 0).parts:
             coded = rows != SKIP_ROW
             np.add.at(counts, (rows[coded], tables.symbols(values[coded], rows[coded])), 1)
     return counts
