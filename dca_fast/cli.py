@@ -60,6 +60,8 @@ def make_parser() -> Parser:
     p = add("export", help=commands.export.__doc__)
     p.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint.pt of a training")
     p.add_argument("out", type=Path, metavar="OUT", help="the .safetensors file to write")
+    p.add_argument("--mix", type=Path, metavar="FILE", help="take the mean with these float weights")
+    p.add_argument("--share", type=float, default=0.5, help="of --mix in the mean, 0 to 1 (default: %(default)g)")
     p.add_argument("--float", type=Path, metavar="FILE", help="also float weights, for `train --start`")
     p.add_argument("--data", type=Path, metavar="PATH", help="photographs to fit the coder's tables to, as of `train`")
     p.add_argument("--cache", type=Path, metavar="STEM", help="decoded photographs (default: beside OUT)")

@@ -343,6 +343,27 @@ def save_float(network: Network, path: Path) -> None:
     save_file(state, str(path), {"config": json.dumps(network.config.to_dict())})
 
 
+def mix(network: Network, other: Network, share: float) -> Network:
+    """`network`, its weights replaced by a mean with `other`, which counts `share`.
+
+    Two ends of trainings with a common start are better than either where noise is what parts them
+    (docs/training.md; Wortsman et al., "Model soups", ICML 2022).
+
+    Raises:
+        ConfigError: share outside of 0..1.
+        WeightsError: another configuration.
+    """
+    if not 0 <= share <= 1:
+        raise ConfigError(f"a share is within 0..1, got {share}")
+    if network.config != other.config:
+        raise WeightsError(f"weights of {network.config.name} and {other.config.name} have different configurations")
+    theirs, ours = other.state_dict(), network.state_dict()
+    network.load_state_dict(
+        {k: v * (1 - share) + theirs[k] * share if v.is_floating_point() else v for k, v in ours.items()}
+    )
+    return network
+
+
 def export_checkpoint(checkpoint: Path, out: Path, skip: int = FIRST_CODED_ROW) -> weights_io.Weights:
     """Integer weights of a checkpoint, written to `out` and returned as read back."""
     network = load_float(Path(checkpoint))

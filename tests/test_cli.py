@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageCms
 
 from dca_fast import Codec, demo, evaluate, inspect
@@ -418,6 +419,15 @@ def test_train_export_encode(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert load_float(floats).config.name == "dca-s"
     gaussian = Codec(weights=weights, threads=1)
     assert gaussian.model_id in capsys.readouterr().out
+    mixed, first = tmp_path / "mixed.safetensors", tmp_path / "run" / "checkpoint.pt"
+    command = ["export", tmp_path / "again" / "checkpoint.pt", tmp_path / "b.safetensors", "--mix", first]
+    assert run(*command, "--share", "0.25", "--float", mixed) == 0
+    names = (tmp_path / "again" / "checkpoint.pt", first, mixed)
+    ours, theirs, mean = (load_float(path).state_dict()["context.local.weight"] for path in names)
+    assert torch.allclose(mean, 0.75 * ours + 0.25 * theirs, atol=1e-3)
+    assert not torch.equal(ours, theirs)
+    assert run(*command, "--share", "1.5") == 2
+    assert "share" in said(capsys)
     again = tmp_path / "again" / "checkpoint.pt"
     assert run("export", again, weights, "--data", data, "--cache", tmp_path / "cache") == 0
     fitted = Codec(weights=weights, threads=1)

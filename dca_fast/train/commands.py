@@ -6,6 +6,7 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from rich.console import Console
@@ -15,7 +16,7 @@ from dca_fast import ablate_report
 from dca_fast.ablate import TWINS, Plan, run
 from dca_fast.config import ModelConfig, preset
 from dca_fast.errors import ConfigError, InputError
-from dca_fast.export import load_float, save_float
+from dca_fast.export import load_float, mix, save_float
 from dca_fast.image_io import write_atomic
 from dca_fast.report import PLOT_FORMATS
 from dca_fast.train.data import Crops, Images, open_data
@@ -72,10 +73,15 @@ def train_here(args: argparse.Namespace, config: ModelConfig, world: World) -> C
 
 def export(args: argparse.Namespace) -> None:
     """Integer weights of a checkpoint, and float ones if asked for."""
-    network, data = load_float(args.checkpoint), None
-    if args.data:
-        data = open_data(args.data, args.cache or args.out.with_suffix(".photographs"), SMALLEST)
-    print(export_and_check(args.checkpoint, args.out, data))
+    network, checkpoint, data = load_float(args.checkpoint), args.checkpoint, None
+    with TemporaryDirectory() as folder:
+        if args.mix:
+            network = mix(network, load_float(args.mix), args.share)
+            checkpoint = Path(folder) / "mixed.safetensors"
+            save_float(network, checkpoint)
+        if args.data:
+            data = open_data(args.data, args.cache or args.out.with_suffix(".photographs"), SMALLEST)
+        print(export_and_check(checkpoint, args.out, data))
     if args.float:
         save_float(network, args.float)
 
