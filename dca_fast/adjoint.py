@@ -71,12 +71,8 @@ class Adjoint:
         part = partial(torch.full, (weights.config.latent,), dtype=torch.float32, device="cpu")
         self._back, self._stay = part(BACK).to(device), part(1 - BACK).to(device)
 
-    def patches(self, image: Tensor) -> Tensor:
-        """uint8 [N, H, W, 3] -> int16 [N, H/8, W/8, 192]: pixels as the last layer of f_s makes them."""
-        return self._ops.patches_from_image(image, PATCH)
-
     def missing(self, image: Tensor, picture: Tensor, size: tuple[int, int]) -> Tensor:
-        """What is missing to a picture, as patches.
+        """What is missing to a picture, as patches: pixels as the last layer of f_s makes them.
 
         Args:
             image, picture: uint8 [1, H, W, 3]. Beyond `size`, height and width, no error counts: there `picture` is
@@ -91,7 +87,7 @@ class Adjoint:
         target, source = (x[0].numpy() if on_cpu else x[0] for x in (picture, image))
         for beyond in ((slice(size[0], None), slice(None)), (slice(None), slice(size[1], None))):
             target[beyond] = source[beyond]
-        wanted, found = self.patches(image), self.patches(picture)
+        wanted, found = (self._ops.patches_from_image(x, PATCH) for x in (image, picture))
         if on_cpu:
             np.subtract(wanted.numpy(), found.numpy(), out=wanted.numpy())
             return wanted

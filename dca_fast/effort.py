@@ -243,16 +243,14 @@ class Search:
 
     def _first(self, plain: Candidate, y: Tensor) -> Candidate:
         """The better of plain rounding and what level 1 makes of it."""
-        adjoint, m = self._tools.adjoint, step_multipliers(self._program.gain, self._quality)
-        moved = adjoint.moved(plain.y_hat, adjoint.slope(plain.error), m, y)
-        return min(plain, self.candidate(moved, plain.z, FIRST_PRICE), key=_cost)
+        return min(plain, self._moved_linear(plain, self._linear(plain), FIRST_PRICE, y), key=_cost)
 
     def _linear(self, found: Candidate) -> Tensor:
         return self._tools.adjoint.slope(found.error)
 
-    def _moved_linear(self, found: Candidate, slope: Tensor, price: int) -> Candidate:
+    def _moved_linear(self, found: Candidate, slope: Tensor, price: int, y: Tensor | None = None) -> Candidate:
         m = multipliers(self._program.gain, self._lambda, price)
-        return self.candidate(self._tools.adjoint.moved(found.y_hat, slope, m), found.z, price)
+        return self.candidate(self._tools.adjoint.moved(found.y_hat, slope, m, y), found.z, price)
 
     def _exact(self, found: Candidate) -> Tensor:
         return self._tools.refiner().slope(self._image, self._size, found.y_hat, self._quality)

@@ -114,8 +114,8 @@ def follow(
     """
     twin = copy.copy(codec)
     programs = SimpleNamespace(at=lambda quality: staged(codec._programs.at(quality)))
-    vars(twin).update(_programs=programs, _graph=lambda *_: None, coder=_Coder(codec.coder, recorder, parts))
-    vars(twin).update(_adjoint=stepped(codec._adjoint))
+    coder, adjoint = _Coder(codec.coder, recorder, parts), stepped(codec._adjoint)
+    vars(twin).update(_programs=programs, _graph=lambda *_: None, coder=coder, _adjoint=adjoint)
     return twin
 
 
