@@ -22,8 +22,8 @@ from rich.progress import Progress
 
 from dca_fast import Codec
 from dca_fast.adjoint import BACK
-from dca_fast.config import MAX_EFFORT
-from dca_fast.effort import ANNEALED_PRICE, ANNEALINGS, DESCENTS, FALL, FIRST_PRICE, LINEAR_PRICE, RISE
+from dca_fast.config import MAX_EFFORT, TRELLIS_PRICE
+from dca_fast.effort import DESCENTS, FALL, LINEAR_PRICE, RISE
 from dca_fast.evaluate import ImageFolder, bd_rate, psnr
 from dca_fast.image_io import write_atomic
 from dca_fast.report import environment
@@ -89,8 +89,8 @@ def main() -> int:
         "model_id": codec.model_id,
         "threads": codec.threads,
         "side": args.side,
-        "iterations": [list(DESCENTS.items()), list(ANNEALINGS.items())],
-        "prices": [FIRST_PRICE, LINEAR_PRICE, ANNEALED_PRICE, FALL, RISE, BACK],
+        "iterations": list(DESCENTS.items()),
+        "prices": [TRELLIS_PRICE, LINEAR_PRICE, FALL, RISE, BACK],
     }
     same = json.loads(json.dumps(same | {"machine": environment()["machine"]}))
     rows = saved.get("rows", {}) if all(saved.get(key) == value for key, value in same.items()) else {}

@@ -30,10 +30,10 @@ from torch import Tensor
 
 from dca_fast import Codec, latents
 from dca_fast.adjoint import Adjoint
-from dca_fast.config import preset
+from dca_fast.config import TRELLIS_PRICE, TRELLIS_STEP, preset
 from dca_fast.device import _analyse, _synthesise
 from dca_fast.effort import Step, step_multipliers
-from dca_fast.entropy.coder import choose_layout
+from dca_fast.entropy.coder import choose_groups, choose_lanes
 from dca_fast.kernels.ops import OPS
 from dca_fast.model.network import Network
 from dca_fast.ops import Ops, reference
@@ -142,9 +142,10 @@ def collect(gpu: Codec, image: np.ndarray) -> dict[str, Call]:
     size = image.shape[0], image.shape[1]
     padded = np.pad(image, ((0, -image.shape[0] % 64), (0, -image.shape[1] % 64), (0, 0)), mode="edge")
     m = step_multipliers(program.gain.cpu(), QUALITY).to(codec.device)
-    step = Step(Adjoint(gpu._weights, kept, codec.device), codec._pricing, m)
-    parts = _analyse(program, torch.from_numpy(padded).cuda()[None], size, step, None)
-    stream, _ = codec._code(parts)
+    groups = choose_groups(*latents.sites(*size)[0])
+    step = Step(Adjoint(gpu._weights, kept, codec.device), partial(codec._quantise, groups), m)
+    source = _analyse(program, torch.from_numpy(padded).cuda()[None], size, step, 1, None)
+    stream, _ = codec._code(source, groups)
     _synthesise(program, codec.coder.decoder(stream), *latents.sites(*size), None)
     return calls
 
@@ -196,19 +197,20 @@ def whole_images(gpu: Codec) -> list[dict[str, Any]]:
 
 
 def coder_times(gpu: Codec, image: np.ndarray) -> dict[str, float]:
-    """The entropy coder alone, on the symbols of this image."""
+    """The entropy coder and the search of the trellis alone, on the values of this image."""
     codec, cpu = gpu._device, Codec(device="cpu")
     assert codec is not None
     symbols = cpu._symbols(np.ascontiguousarray(image), round(100 * QUALITY), 0)
     parts = [tuple(torch.from_numpy(np.array(a)).cuda() for a in part) for part in symbols.parts]
-    lanes, groups = choose_layout(codec.coder.estimate_bytes([rows for _, rows in parts]))
-    stream = codec.coder.encode(parts, lanes, groups)
+    plain, groups = symbols.plain, choose_groups(*latents.sites(image.shape[0], image.shape[1])[0])
+    lanes = choose_lanes(codec.coder.estimate_bytes([rows for _, rows in parts], plain) // groups)
+    stream = codec.coder.encode(parts, lanes, groups, plain)
     decoder = codec.coder.decoder(stream, capacity=len(stream), positions=max(rows.numel() for _, rows in parts))
     outputs = [torch.empty_like(values) for values, _ in parts]
 
     def decode() -> None:
-        for (_, rows), out in zip(parts, outputs, strict=True):
-            decoder.decode(rows, out)
+        for i, ((_, rows), out) in enumerate(zip(parts, outputs, strict=True)):
+            decoder.decode(rows, i >= plain, out)
         decoder.close()
 
     times = []
@@ -221,8 +223,13 @@ def coder_times(gpu: Codec, image: np.ndarray) -> dict[str, float]:
         torch.cuda.synchronize()
         times.append(start.elapsed_time(end))
     assert all(out.equal(values) for out, (values, _) in zip(outputs, parts, strict=True))
-    encode = median_ms(lambda: codec.coder.start_encode(parts, lanes, groups))
-    return {"coder_decode_ms": statistics.median(times), "coder_encode_ms": encode, "lanes": lanes, "groups": groups}
+    encode = median_ms(lambda: codec.coder.start_encode(parts, lanes, groups, plain))
+    residuals = [(values.int() * TRELLIS_STEP, rows) for values, rows in parts[plain:]]
+    on_cpu = cpu._quantiser(groups, TRELLIS_PRICE)
+    assert all(codec._quantise(groups, *step).cpu().equal(on_cpu(*(t.cpu() for t in step))) for step in residuals)
+    search = median_ms(lambda: [codec._quantise(groups, *step) for step in residuals])
+    found = {"coder_decode_ms": statistics.median(times), "coder_encode_ms": encode, "coder_search_ms": search}
+    return found | {"lanes": lanes, "groups": groups}
 
 
 def float_model(name: str = "dca-s") -> list[dict[str, Any]]:

@@ -23,10 +23,11 @@ import torch
 from rich.progress import track
 
 from dca_fast import Codec
-from dca_fast.config import SKIP_ROW
+from dca_fast.entropy.coder import choose_groups
 from dca_fast.entropy.tables import Tables
 from dca_fast.evaluate import ImageFolder, bd_rate, psnr
 from dca_fast.export import load_float
+from dca_fast.latents import EncoderSource, sites
 from dca_fast.model.network import Network
 from dca_fast.program import QUALITY_STEPS
 
@@ -42,13 +43,10 @@ def float_point(network: Network, pixels: np.ndarray, quality: float) -> tuple[f
     return float(out["bits"]) / (pixels.shape[0] * pixels.shape[1]), psnr(picture, pixels)
 
 
-def ideal_bits(tables: Tables, parts: list[tuple[np.ndarray, np.ndarray]]) -> float:
+def ideal_bits(tables: Tables, source: EncoderSource, groups: int) -> float:
     """What symbols and their rows take by the tables, with a coder that loses nothing."""
-    costs, bits = tables.symbol_bits(), 0.0
-    for values, rows in parts:
-        value, row = values[rows != SKIP_ROW], rows[rows != SKIP_ROW]
-        bits += float((costs[row, tables.symbols(value, row)] + tables.shift[row]).sum())
-    return bits
+    parts = enumerate(source.parts)
+    return sum(float(tables.value_bits(*part, None if i < source.plain else groups).sum()) for i, part in parts)
 
 
 def main() -> int:
@@ -69,7 +67,9 @@ def main() -> int:
         for quality in QUALITIES:
             data = codec.encode(pixels, quality, effort=0)
             bpp, fidelity = float_point(network, pixels, quality)
-            ideal = ideal_bits(codec.tables, codec._symbols(pixels, round(QUALITY_STEPS * quality), 0).parts)
+            source = codec._symbols(pixels, round(QUALITY_STEPS * quality), 0)
+            groups = choose_groups(*sites(pixels.shape[0], pixels.shape[1])[0])
+            ideal = ideal_bits(codec.tables, source, groups)
             area = pixels.shape[0] * pixels.shape[1]
             picture = psnr(codec.decode(data, "numpy"), pixels)
             rows.append((8 * len(data) / area, ideal / area, picture, bpp, fidelity))

@@ -2,7 +2,8 @@
 
 Everybody gets the coded symbols only, in the arrays or tensors they like best, and hands back the
 same kind; tables are prepared beforehand. Results are verified before anything is timed. `compare`
-runs all coders in turns on any symbols, for example those of a photograph.
+runs all coders in turns on any residuals, for example those of a photograph: rounded one by one, which is what all
+coders can code, and as values of the trellis, which is what a file of ours holds.
 """
 
 import argparse
@@ -25,31 +26,33 @@ import pytest
 import torch
 from pictures import source
 
-from dca_fast.config import DEFAULT_EFFORT
-from dca_fast.entropy.coder import ISAS, Coder, available
-from dca_fast.entropy.tables import SKIP_ROW, Tables, build_gaussian_tables, row_sigma
+from dca_fast.config import DEFAULT_EFFORT, LATENT_STEPS, STEPS, TRELLIS_PRICE, preset
+from dca_fast.entropy.coder import ISAS, Coder, available, choose_groups
+from dca_fast.entropy.tables import ROWS, SKIP_ROW, Tables, build_gaussian_tables, row_sigma
 from dca_fast.errors import BackendUnavailableError
 from dca_fast.evaluate import ImageFolder
+from dca_fast.latents import Quantiser
 from dca_fast.report import environment
 
+Residuals = npt.NDArray[np.int32]  # 1/256 quantiser steps
 Symbols = npt.NDArray[np.int16]
 Rows = npt.NDArray[np.uint8]
 SIZE = 1 << 18
 
 
 class Ours:
-    """This package, one thread, one part."""
+    """This package, one thread, one part; with `trellis` symbols are values of one."""
 
-    def __init__(self, symbols: Symbols, rows: Rows, tables: Tables, isa: str) -> None:
-        self.symbols, self.rows = symbols, rows
+    def __init__(self, symbols: Symbols, rows: Rows, tables: Tables, isa: str, trellis: bool = False) -> None:
+        self.symbols, self.rows, self.trellis = symbols, rows, trellis
         self.coder = Coder(tables, "python") if isa == "python" else Coder(tables, "native", isa)
 
     def encode(self) -> bytes:
-        return self.coder.encode([(self.symbols, self.rows)])
+        return self.coder.encode([(self.symbols, self.rows)], groups=groups_of(self.rows), plain=int(not self.trellis))
 
     def decode(self, stream: bytes) -> Any:
         decoder = self.coder.decoder(stream)
-        symbols = decoder.decode(self.rows)
+        symbols = decoder.decode(self.rows, self.trellis)
         decoder.finish()
         return symbols
 
@@ -57,10 +60,10 @@ class Ours:
 class OnDevice(Ours):
     """This package on a CUDA device: symbols and rows stay there, the stream crosses."""
 
-    def __init__(self, symbols: Symbols, rows: Rows, tables: Tables) -> None:
+    def __init__(self, symbols: Symbols, rows: Rows, tables: Tables, trellis: bool = False) -> None:
         from dca_fast.entropy.device import DeviceCoder
 
-        self.coder = DeviceCoder(tables)
+        self.coder, self.trellis = DeviceCoder(tables), trellis
         self.symbols, self.rows = (torch.from_numpy(x.copy()).to(self.coder.device) for x in (symbols, rows))
 
 
@@ -72,7 +75,7 @@ class CompressAI:
             warnings.simplefilter("ignore")  # deprecations inside of compressai
             self.ans = pytest.importorskip("compressai.ans", reason="CompressAI: needs dca-fast[bench]")
             models = pytest.importorskip("compressai.entropy_models")
-            model = models.GaussianConditional([row_sigma(row) for row in range(len(tables.shift))])
+            model = models.GaussianConditional([row_sigma(row) for row in range(ROWS)])
             model.update()
         self.tables = [t.tolist() for t in (model.quantized_cdf, model.cdf_length, model.offset)]
         self.symbols = torch.from_numpy(symbols.astype(np.int32))
@@ -99,7 +102,7 @@ class Constriction:
         self.model = self.stream.model.QuantizedGaussian(-reach, reach)
         self.symbols = symbols.astype(np.int32)
         self.means = np.zeros(len(rows))
-        self.sigmas = np.array([row_sigma(row) for row in range(len(tables.shift))])[rows]
+        self.sigmas = np.array([row_sigma(row) for row in range(ROWS)])[rows]
 
     def encode(self) -> bytes:
         coder = self.stream.stack.AnsCoder()
@@ -124,7 +127,7 @@ class Torchac:
             pytest.skip(f"torchac: {str(error).partition(chr(10))[0]}")
         self.reach = int(np.abs(symbols.astype(int)).max(initial=0)) + 1
         edges = torch.arange(-self.reach, self.reach + 2).double() - 0.5
-        sigmas = torch.tensor([row_sigma(row) for row in range(len(tables.shift))])
+        sigmas = torch.tensor([row_sigma(row) for row in range(ROWS)])
         below = torch.special.ndtr(edges / sigmas[:, None].double())
         below[:, 0], below[:, -1] = 0, 1
         steps = torch.arange(len(edges))  # each symbol gets at least one of the 2^16 parts
@@ -144,7 +147,9 @@ class Torchac:
 Maker = Callable[[Symbols, Rows, Tables], Any]
 CODERS: dict[str, Maker] = {
     **{f"dca-fast {isa}": lambda s, r, t, isa=isa: Ours(s, r, t, isa) for isa in ("python", *ISAS[1:])},
+    "dca-fast trellis": lambda s, r, t: Ours(s, r, t, "auto", True),
     "dca-fast cuda": OnDevice,
+    "dca-fast cuda trellis": lambda s, r, t: OnDevice(s, r, t, True),
     "compressai": CompressAI,
     "constriction": Constriction,
     "torchac": Torchac,
@@ -152,12 +157,25 @@ CODERS: dict[str, Maker] = {
 FEW = {"dca-fast python": 1 << 14, "torchac": 1 << 18}  # symbols for those that are slow or take much memory
 
 
-def make_symbols(size: int = SIZE) -> tuple[Symbols, Rows]:
-    """Gaussian symbols with the spread of deviations seen in latents: most below 1, few above 10."""
+def groups_of(rows: Rows) -> int:
+    """Groups that a picture with so many latents gets."""
+    return choose_groups(1, len(rows) // preset("dca-s").latent)
+
+
+def quantised(name: str, residuals: Residuals, rows: Rows, tables: Tables) -> tuple[Symbols, Rows]:
+    """What the coder `name` codes, and its rows: residuals rounded, or searched for the trellis."""
+    residuals, rows = residuals[: FEW.get(name)], rows[: FEW.get(name)]
+    if "trellis" in name:
+        return Coder(tables).quantise(residuals, rows, tables.charges(1 / TRELLIS_PRICE), groups_of(rows)), rows
+    return np.rint(residuals / LATENT_STEPS).astype(np.int16), rows
+
+
+def make_residuals(size: int = SIZE) -> tuple[Residuals, Rows]:
+    """Gaussian residuals with the spread of deviations seen in latents: most below 1, few above 10."""
     rng = np.random.default_rng(0)
     rows = np.clip(rng.normal(34, 16, size), 8, 110).astype(np.uint8)
-    sigmas = np.array([row_sigma(row) for row in range(128)])[rows]
-    return np.rint(rng.standard_normal(size) * sigmas).astype(np.int16), rows
+    sigmas = np.array([row_sigma(row) for row in range(ROWS)])[rows]
+    return np.rint(LATENT_STEPS * rng.standard_normal(size) * sigmas).astype(np.int32), rows
 
 
 def verified(make: Maker, symbols: Symbols, rows: Rows, tables: Tables) -> tuple[Any, bytes]:
@@ -172,12 +190,12 @@ def verified(make: Maker, symbols: Symbols, rows: Rows, tables: Tables) -> tuple
 
 
 def compare(
-    symbols: Symbols, rows: Rows, tables: Tables, left_out: dict[str, str], rounds: int = 7
+    residuals: Residuals, rows: Rows, tables: Tables, left_out: dict[str, str], rounds: int = 7
 ) -> dict[str, dict[str, float]]:
     """Time all coders in turns (processor time of the one thread; on a device, time); print medians and ratios.
 
     Args:
-        symbols: [n] int16.
+        residuals: [n] int32.
         rows: [n] uint8 table rows; positions with 255 are left out for everybody.
         tables: of dca-fast; the others use their own form of the same Gaussians.
         left_out: gets the coders that are missing, and why.
@@ -187,13 +205,13 @@ def compare(
         By coder: symbols (those of `FEW` get the first ones only), bytes, nanoseconds per symbol each way.
     """
     coded = rows != SKIP_ROW
-    symbols, rows = symbols[coded], rows[coded]
+    residuals, rows = residuals[coded], rows[coded]
     ready, results = {}, {}
     for name, make in CODERS.items():
         try:
-            ready[name] = verified(make, symbols[: FEW.get(name)], rows[: FEW.get(name)], tables)
+            ready[name] = verified(make, *quantised(name, residuals, rows, tables), tables)
         except pytest.skip.Exception as reason:
-            print(f"{name:16} left out: {reason}")
+            print(f"{name:21} left out: {reason}")
             left_out[name] = str(reason)
     seconds: dict[str, list[Sequence[float]]] = {name: [] for name in ready}
     for _ in range(rounds):
@@ -209,10 +227,10 @@ def compare(
         encode, decode = (1e9 * statistics.median(t) / number for t in zip(*seconds[name], strict=True))
         results[name] = {"symbols": number, "bytes": len(stream), "encode_ns": encode, "decode_ns": decode}
     best = {key: min(result[key] for result in results.values()) for key in ("encode_ns", "decode_ns")}
-    print(f"{len(rows)} symbols, one thread{'':19}encode            decode")
+    print(f"{len(rows)} symbols, one thread{'':24}encode            decode")
     for name, result in results.items():
         ratios = (f"{result[key]:9.2f} ns {result[key] / best[key]:5.1f}x" for key in best)
-        print(f"{name:16} {result['bytes']:9.0f} bytes " + " ".join(ratios))
+        print(f"{name:21} {result['bytes']:9.0f} bytes " + " ".join(ratios))
     return results
 
 
@@ -221,9 +239,9 @@ def compare(
 def test_speed(benchmark: Any, name: str, direction: str) -> None:
     if name.startswith("dca-fast") and not available()[0]:
         pytest.skip(available()[1])
-    symbols, rows = some_symbols()
-    symbols, rows = symbols[: FEW.get(name)], rows[: FEW.get(name)]
-    coder, stream = verified(CODERS[name], symbols, rows, build_gaussian_tables())
+    tables = build_gaussian_tables()
+    symbols, rows = quantised(name, *some_residuals(), tables)
+    coder, stream = verified(CODERS[name], symbols, rows, tables)
     benchmark.group = f"entropy coder: {direction}, {len(rows)} symbols"
     benchmark.extra_info.update(symbols=len(rows), bytes=len(stream), coder=name)
     arguments = () if direction == "encode" else (stream,)
@@ -232,27 +250,60 @@ def test_speed(benchmark: Any, name: str, direction: str) -> None:
         benchmark.extra_info["symbols_per_second"] = round(len(rows) / benchmark.stats["median"])
 
 
+@pytest.mark.parametrize("isa", ISAS[1:])
+def test_search(benchmark: Any, isa: str) -> None:
+    """What an encoder does for the trellis before it codes."""
+    tables = build_gaussian_tables()
+    try:
+        coder, scalar = (Coder(tables, "native", name) for name in (isa, "scalar"))
+    except BackendUnavailableError as error:
+        pytest.skip(f"dca-fast: {error}")
+    residuals, rows = some_residuals()
+    arguments = residuals, rows, tables.charges(1 / TRELLIS_PRICE), groups_of(rows)
+    np.testing.assert_array_equal(coder.quantise(*arguments), scalar.quantise(*arguments))
+    benchmark.group = f"search of the trellis, {len(rows)} symbols"
+    benchmark.extra_info.update(symbols=len(rows))
+    benchmark.pedantic(coder.quantise, arguments, rounds=7, warmup_rounds=1)
+    if benchmark.stats:
+        benchmark.extra_info["symbols_per_second"] = round(len(rows) / benchmark.stats["median"])
+
+
 @cache
-def some_symbols() -> tuple[Symbols, Rows]:
-    """The coded symbols of photographs in DCA_IMAGES, else made up ones."""
+def some_residuals() -> tuple[Residuals, Rows]:
+    """What is coded of photographs in DCA_IMAGES, else made up."""
     if source() == "synthetic":
-        return make_symbols()
+        return make_residuals()
     paths = ImageFolder(Path(os.environ["DCA_IMAGES"])).paths[:2]
-    symbols, rows = symbols_of(paths, 7000)
+    residuals, rows = residuals_of(paths, 7000)
     coded = rows != SKIP_ROW
-    return symbols[coded][:SIZE], rows[coded][:SIZE]
+    return residuals[coded][:SIZE], rows[coded][:SIZE]
 
 
-def symbols_of(paths: Sequence[Path], quality: int) -> tuple[Symbols, Rows]:
-    """What the codec hands to the coder for these photographs, at a quality in 1/100."""
+def residuals_of(paths: Sequence[Path], quality: int) -> tuple[Residuals, Rows]:
+    """What the codec quantises of these photographs, at a quality in 1/100, and symbols of the hyper latents."""
     from dca_fast import Codec
     from dca_fast.image_io import load_image
 
     codec, parts = Codec(threads=1), []
+    seen: list[tuple[Residuals, Rows]] = []
+    quantiser = codec._quantiser
+
+    def keeping(groups: int, price: int) -> Quantiser:
+        quantise = quantiser(groups, price)
+
+        def call(residuals: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            seen.append((residuals.flatten().numpy(), rows.flatten().numpy()))
+            return quantise(residuals, rows)
+
+        return call
+
+    vars(codec)["_quantiser"] = keeping
     for path in paths:
-        parts += codec._symbols(load_image(path).pixels, quality, DEFAULT_EFFORT).parts
-    symbols, rows = zip(*parts, strict=True)
-    return np.concatenate(symbols), np.concatenate(rows)
+        kept = codec._symbols(load_image(path).pixels, quality, DEFAULT_EFFORT)
+        parts += [(symbols.astype(np.int32) * LATENT_STEPS, rows) for symbols, rows in kept.parts[: kept.plain]]
+        parts += seen[-STEPS:]  # those of the last walk
+    residuals, rows = zip(*parts, strict=True)
+    return np.concatenate(residuals), np.concatenate(rows)
 
 
 def main() -> None:
@@ -262,13 +313,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if not args.photographs:
-        compare(*make_symbols(), build_gaussian_tables(), {})
+        compare(*make_residuals(), build_gaussian_tables(), {})
         return
     results, left_out = {}, {}
     for quality in (3000, 7000):
-        symbols, rows = symbols_of(args.photographs, quality)
+        residuals, rows = residuals_of(args.photographs, quality)
         print(f"quality {quality / 100:g}: {len(rows)} positions, {int((rows != SKIP_ROW).sum())} coded")
-        results[f"quality {quality / 100:g}"] = compare(symbols, rows, build_gaussian_tables(), left_out)
+        results[f"quality {quality / 100:g}"] = compare(residuals, rows, build_gaussian_tables(), left_out)
     if args.out:
         facts = {**environment(), "photographs": [p.name for p in args.photographs], "left_out": left_out}
         args.out.write_text(json.dumps({**facts, "results": results}, indent=1) + "\n")

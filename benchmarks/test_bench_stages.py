@@ -22,7 +22,10 @@ from torch import Tensor
 
 from dca_fast import Codec
 from dca_fast.backends import available
+from dca_fast.config import TRELLIS_PRICE
+from dca_fast.entropy.coder import choose_groups
 from dca_fast.entropy.tables import SKIP_ROW
+from dca_fast.latents import Quantiser, sites
 from dca_fast.ops import Ops
 from dca_fast.profile import instrument
 from dca_fast.program import QUALITY_STEPS, Program
@@ -37,7 +40,7 @@ OPERATIONS = (
     "token_block",
     "token_attention",
     "head_params",
-    "quantize",
+    "residuals",
     "block",
     "gated_ffn",
     "wide_linear",
@@ -158,23 +161,23 @@ def synchronised(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
 @pytest.mark.parametrize("name", [*BACKENDS, "CompressAI"])
 def test_gaussian(name: str, calls: dict[str, Call], benchmark: Any) -> None:
-    """From the context's last feature to the rows that choose the tables, and to symbols."""
+    """From the context's last feature to the rows that choose the tables, and to residuals; CompressAI rounds them."""
     t, head, step, skip, valid = calls["head_params"].arguments
-    y, _, _, gain, same_step = calls["quantize"].arguments
+    y, _, gain, same_step = calls["residuals"].arguments
     assert step == same_step
 
     def run(ops: Ops) -> list[Tensor]:
         mean, rows = ops.head_params(t, head, step, skip, valid)
-        return [mean, rows, ops.quantize(y, mean, rows, gain, step)]
+        return [mean, rows, ops.residuals(y, mean, gain, step)]
 
     ours = run(ops_of("native"))
     assert same(ours, run(ops_of("reference")))
     if name in BACKENDS:
-        timed_row(benchmark, "Gaussian rows and symbols", run, ops_of(name))
+        timed_row(benchmark, "Gaussian rows and residuals", run, ops_of(name))
         return
     rival = Gaussian(t, head, step, y, gain)
     rival.check(ours[2], ours[1] != SKIP_ROW)
-    timed_row(benchmark, "Gaussian rows and symbols", rival)
+    timed_row(benchmark, "Gaussian rows and residuals", rival)
 
 
 @pytest.mark.parametrize("name", [*BACKENDS, "fp32", "fp32, torch.compile"])
@@ -191,12 +194,14 @@ def test_depth_block(name: str, calls: dict[str, Call], benchmark: Any) -> None:
     timed_row(benchmark, "depthwise block", rival)
 
 
-def encode_step(program: Program, step: int, y: Tensor, y_hat: Tensor, features: dict[str, Tensor]) -> list[Tensor]:
+def encode_step(
+    program: Program, quantise: Quantiser, step: int, y: Tensor, y_hat: Tensor, features: dict[str, Tensor]
+) -> list[Tensor]:
     """One quadtree step of the encoder but for the coder; writes into y_hat."""
     mean, rows = program.step_parameters(step, y_hat, features, (y.shape[1], y.shape[2]))
-    symbols = program.ops.quantize(y, mean, rows, program.gain, step)
-    program.ops.reconstruct(symbols, mean, program.inverse, step, y_hat)
-    return [mean, rows, symbols]
+    values = quantise(program.ops.residuals(y, mean, program.gain, step), rows)
+    program.ops.reconstruct(values, mean, program.inverse, step, y_hat)
+    return [mean, rows, values]
 
 
 Step = Callable[[], list[Tensor]]
@@ -204,21 +209,21 @@ Step = Callable[[], list[Tensor]]
 
 @pytest.fixture(scope="module")
 def steps() -> dict[str, Step]:
-    """By backend: step `STEP` after the ones before it; gives all it computes."""
+    """By backend: step `STEP` after the ones before it; gives all it computes. The search of the trellis is native."""
     if not available()["native"][0]:
         pytest.skip(available()["native"][1])
-    native, reference = (
-        Codec(backend=name, threads=THREADS)._program(round(QUALITY_STEPS * QUALITY)) for name in BACKENDS
-    )
+    codecs = [Codec(backend=name, threads=THREADS) for name in BACKENDS]
+    native, reference = (codec._program(round(QUALITY_STEPS * QUALITY)) for codec in codecs)
+    quantise = codecs[0]._quantiser(choose_groups(*sites(HEIGHT, WIDTH)[0]), TRELLIS_PRICE)
     y = native.analyse(torch.from_numpy(pictures(WIDTH, HEIGHT)[0])[None])
     features = native.hyper_features(native.hyper_analyse(y))
     before = torch.zeros_like(y)
     for step in range(STEP):
-        encode_step(native, step, y, before, features)
+        encode_step(native, quantise, step, y, before, features)
 
     def run(program: Program) -> list[Tensor]:
         y_hat = before.clone()
-        return [*encode_step(program, STEP, y, y_hat, features), y_hat]
+        return [*encode_step(program, quantise, STEP, y, y_hat, features), y_hat]
 
     return {"native": partial(run, native), "reference": partial(run, reference)}
 

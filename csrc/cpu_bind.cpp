@@ -567,39 +567,16 @@ py::array_t<int16_t> bind_decoded(const py::array& y_hat, const py::array& m, co
   return out;
 }
 
-py::array_t<int16_t> bind_quantize(const py::array& y, const py::array& mean, const py::array& row,
-                                   const py::array& gain, int step) {
+py::array_t<int32_t> bind_residuals(const py::array& y, const py::array& mean, const py::array& gain, int step) {
   Map map;
   const int16_t* in = group_map<int16_t>(y, "y", map);
   const int32_t* means = data<int32_t>(mean, "mean", {map.n, map.h, map.w, map.c / 4});
-  const uint8_t* rows = data<uint8_t>(row, "row", {map.n, map.h, map.w, map.c / 4});
   const float* gains = data<float>(gain, "gain", {map.c});
   step_of(step);
-  auto out = like<int16_t>(y, map.c / 4);
-  int16_t* to = out.mutable_data();
+  auto out = like<int32_t>(y, map.c / 4);
+  int32_t* to = out.mutable_data();
   Running running;
-  quantize(in, means, rows, gains, map, step, to);
-  return out;
-}
-
-py::array_t<int16_t> bind_quantize_priced(const py::array& y, const py::array& mean, const py::array& row,
-                                          const py::array& gain, const py::array& costs,
-                                          const py::array& shift, int price, int step) {
-  Map map;
-  const int16_t* in = group_map<int16_t>(y, "y", map);
-  const int32_t* means = data<int32_t>(mean, "mean", {map.n, map.h, map.w, map.c / 4});
-  const uint8_t* rows = data<uint8_t>(row, "row", {map.n, map.h, map.w, map.c / 4});
-  const float* gains = data<float>(gain, "gain", {map.c});
-  const Pricing pricing{data<int32_t>(costs, "costs", {kRows, kSymbols}), data<uint8_t>(shift, "shift", {kRows}), price};
-  require(price >= 1 && price <= 10000, "price: expected 1 to 10000");
-  const auto [least, most] = std::minmax_element(pricing.costs, pricing.costs + kRows * kSymbols);
-  require(*least >= 0 && *most <= 1 << 20, "costs: expected 0 to 2^20");
-  require(*std::max_element(pricing.shift, pricing.shift + kRows) <= kMaxShift, "shift: expected at most 8");
-  step_of(step);
-  auto out = like<int16_t>(y, map.c / 4);
-  int16_t* to = out.mutable_data();
-  Running running;
-  quantize_priced(in, means, rows, gains, map, pricing, step, to);
+  residuals(in, means, gains, map, step, to);
   return out;
 }
 
@@ -793,8 +770,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("token_attention", &bind_token_attention);
   m.def("head_params", &bind_head);
   m.def("quadtree_gather", &bind_gather);
-  m.def("quantize", &bind_quantize);
-  m.def("quantize_priced", &bind_quantize_priced);
+  m.def("residuals", &bind_residuals);
   m.def("reconstruct", &bind_reconstruct);
   m.def("patches_from_image", &bind_patches);
   m.def("image_from_patches", &bind_image);

@@ -12,13 +12,9 @@ constexpr int kLanes = 16;       // outputs a kernel handles at once; parameters
 constexpr int kStrip = 96;       // rows whose operands stay in cache while the weights pass by
 constexpr int kTableSize = 256;  // entries of an exponential table
 constexpr int kMeanLimit = 1 << 20;
-constexpr int kSymbolLimit = 8191;
 constexpr int kMaxRow = 127;
-constexpr int kRows = kMaxRow + 1;
-constexpr int kSymbols = 256;  // of a row of the entropy coder's tables
-constexpr int kMaxShift = 8;
 constexpr int kSkipRow = 255;  // of a symbol that is not coded
-constexpr int kMeanBits = 8;  // means and latents are held in 1/256 of a quantiser step
+constexpr int kTrellisStep = 160;  // of the grid of y's values, in 1/256 quantiser steps like means and latents
 
 constexpr int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
@@ -115,8 +111,8 @@ struct Kernels {
   void (*tokens)(const TokenTask&);
   void (*add_rows)(const int16_t* x, const int16_t* y, int64_t count, int16_t* out);
   // One image row; group(x) of the sites alternates between even and odd x.
-  void (*quantize)(const int16_t* y, const int32_t* mean, const uint8_t* row, const float* const gain[2],
-                   const int group[2], int width, int size, int16_t* q);
+  void (*residuals)(const int16_t* y, const int32_t* mean, const float* const gain[2], const int group[2], int width,
+                    int size, int32_t* out);
   void (*reconstruct)(const int16_t* q, const int32_t* mean, const float* const inv[2], const int group[2],
                       int width, int size, int16_t* y_hat);
 };

@@ -475,18 +475,14 @@ void add_rows(const int16_t* x, const int16_t* y, int64_t count, int16_t* out) {
   }
 }
 
-void quantize(const int16_t* y, const int32_t* mean, const uint8_t* row, const float* const gain[2],
-              const int group[2], int width, int size, int16_t* q) {
+void residuals(const int16_t* y, const int32_t* mean, const float* const gain[2], const int group[2], int width,
+               int size, int32_t* out) {
   for (int x = 0; x < width; ++x)
     for (int i = 0; i < size; i += kLanes) {
       const int64_t at = static_cast<int64_t>(x) * size + i;
       const I16 value = load_lanes(y + 4 * (at - i) + group[x & 1] * size + i, size - i);
       const I16 t = requantise(value, loadf(gain[x & 1] + i), kMeanLimit);
-      const I16 d = sra<kMeanBits>(add(sub(t, load_lanes(mean + at, size - i)), set(1 << (kMeanBits - 1))));
-      // kSkipRow is -1 as a signed byte: one more is zero, and only zero has no sign either way.
-      const I16 coded = add(load_lanes(reinterpret_cast<const int8_t*>(row) + at, size - i), set(1));
-      const I16 keep = sra<31>(bit_or(coded, sub(set(0), coded)));
-      store_lanes(q + at, bit_and(clamp(d, -kSymbolLimit, kSymbolLimit), keep), size - i);
+      store_lanes(out + at, sub(t, load_lanes(mean + at, size - i)), size - i);
     }
 }
 
@@ -495,7 +491,7 @@ void reconstruct(const int16_t* q, const int32_t* mean, const float* const inv[2
   for (int x = 0; x < width; ++x)
     for (int i = 0; i < size; i += kLanes) {
       const int64_t at = static_cast<int64_t>(x) * size + i;
-      const I16 t = add(mul(load_lanes(q + at, size - i), set(1 << kMeanBits)), load_lanes(mean + at, size - i));
+      const I16 t = add(mul(load_lanes(q + at, size - i), set(kTrellisStep)), load_lanes(mean + at, size - i));
       int16_t* out = y_hat + 4 * (at - i) + group[x & 1] * size + i;
       store_lanes(out, requantise(t, loadf(inv[x & 1] + i), 32767), size - i);
     }
@@ -691,4 +687,4 @@ constexpr decltype(Kernels::tokens) tokens = nullptr;
 #define KERNEL_FIELDS                                                                                         \
   kGroup, kBytes ? 0x80 : 0, supported, START, grouped, layer_bytes, pack_layer, strip_stride, linear, operand,      \
       pack8, unpack8, depthwise_bytes, pack_depthwise, depthwise, attention_bytes, attention, tokens_bytes,   \
-      pack_tokens, tokens, add_rows, quantize, reconstruct
+      pack_tokens, tokens, add_rows, residuals, reconstruct

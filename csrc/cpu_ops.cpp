@@ -629,50 +629,9 @@ void for_group_rows(const Map& map, const float* parameters, int step, F&& body)
 
 }  // namespace
 
-void quantize(const int16_t* y, const int32_t* mean, const uint8_t* row, const float* gain, const Map& map,
-              int step, int16_t* q) {
+void residuals(const int16_t* y, const int32_t* mean, const float* gain, const Map& map, int step, int32_t* out) {
   for_group_rows(map, gain, step, [&](int64_t at, const int group[2], const float* const gains[2]) {
-    kernels().quantize(y + 4 * at, mean + at, row + at, gains, group, static_cast<int>(map.w), map.c / 4, q + at);
-  });
-}
-
-namespace {
-
-int32_t cost(const Pricing& p, int row, int32_t value) {
-  constexpr int kCenter = 127, kEscape = 255;
-  const int32_t bucket = (value >> p.shift[row]) + kCenter;
-  return p.costs[row * kSymbols + (bucket < 0 || bucket >= kEscape ? kEscape : bucket)];
-}
-
-// `q` moved one towards zero if that pays; `steps` is the latent minus its mean in 1/256 quantiser steps.
-int32_t priced(const Pricing& p, int row, int32_t steps, int32_t q, int32_t least) {
-  const int32_t sign = q > 0 ? 1 : -1;
-  const int32_t away = std::min((steps - (q << 8)) * sign, 128);  // beyond: q was clamped
-  if (away > least) return q;
-  const int32_t saved = cost(p, row, q) - cost(p, row, q - sign);
-  return (static_cast<int64_t>(saved) << 8) > static_cast<int64_t>(p.price) * (65536 + away * 512) ? q - sign : q;
-}
-
-}  // namespace
-
-void quantize_priced(const int16_t* y, const int32_t* mean, const uint8_t* row, const float* gain, const Map& map,
-                     const Pricing& pricing, int step, int16_t* q) {
-  const int size = map.c / 4, width = static_cast<int>(map.w);
-  constexpr float limit = kMeanLimit, kRounder = 1.5f * (1 << 23);  // adding it rounds to the nearest whole number
-  // Most symbols are rounded by too little for any saving: (65536 + 512 away) price < 256 * the largest cost.
-  const int64_t most = *std::max_element(pricing.costs, pricing.costs + kRows * kSymbols);
-  const auto least = static_cast<int32_t>(((most << 8) / pricing.price - 65536) / 512 + 1);
-  for_group_rows(map, gain, step, [&](int64_t at, const int group[2], const float* const gains[2]) {
-    kernels().quantize(y + 4 * at, mean + at, row + at, gains, group, width, size, q + at);
-    for (int x = 0; x < width; ++x, at += size)
-      for (int i = 0; i < size; ++i) {
-        int16_t& symbol = q[at + i];
-        if (!symbol) continue;
-        const float scaled = static_cast<float>(y[4 * at + group[x & 1] * size + i]) * gains[x & 1][i];
-        const auto steps = static_cast<int32_t>(std::clamp(scaled, -limit, limit) + kRounder - kRounder);
-        symbol = static_cast<int16_t>(
-            priced(pricing, std::min<int>(row[at + i], kMaxRow), steps - mean[at + i], symbol, least));
-      }
+    kernels().residuals(y + 4 * at, mean + at, gains, group, static_cast<int>(map.w), map.c / 4, out + at);
   });
 }
 

@@ -105,16 +105,7 @@ void head_params(const int8_t* t, const Map& map, const PackedHead& p, int step,
                  int64_t valid_w, int32_t* mean, uint8_t* row);
 void quadtree_gather(const void* x, const Map& map, int element, int step, void* out);
 void add(const int16_t* x, const int16_t* y, int64_t count, int16_t* out);
-void quantize(const int16_t* y, const int32_t* mean, const uint8_t* row, const float* gain, const Map& map,
-              int step, int16_t* q);
-// Bits of every bucket of every row, in 1/256, and what a squared error of one quantiser step must save.
-struct Pricing {
-  const int32_t* costs;  // [kRows][kSymbols]
-  const uint8_t* shift;  // [kRows]
-  int price;
-};
-void quantize_priced(const int16_t* y, const int32_t* mean, const uint8_t* row, const float* gain, const Map& map,
-                     const Pricing& pricing, int step, int16_t* q);
+void residuals(const int16_t* y, const int32_t* mean, const float* gain, const Map& map, int step, int32_t* out);
 void reconstruct(const int16_t* q, const int32_t* mean, const float* inv, const Map& map, int step,
                  int16_t* y_hat);
 void patches_from_image(const uint8_t* image, const Map& map, int size, int16_t* out);

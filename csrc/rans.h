@@ -18,7 +18,8 @@ namespace dca::rans {
 
 constexpr int kProbBits = 12;
 constexpr int kSlots = 1 << kProbBits;
-constexpr int kRows = 128;
+constexpr int kRows = 128;       // rows that a symbol can name
+constexpr int kTableRows = 384;  // those of plain values, of trellis set 0, of trellis set 1
 constexpr int kSymbols = 256;
 constexpr int kEscape = 255;   // symbol: the value follows as one raw word
 constexpr int kCenter = 127;   // symbol of bucket 0
@@ -27,6 +28,8 @@ constexpr int kMaxShift = 8;   // 127 << 8 still fits int16
 constexpr int kMaxLanes = 32;
 constexpr int kMaxGroups = 64;
 constexpr int kWordsPerSymbol = 2;  // at most: one refill, and then low bits or a raw value
+constexpr int kChains = 32;         // trellis chains of a group: coded symbol j belongs to chain j % 32
+constexpr int kTrellisStates = 8;
 constexpr uint32_t kLower = 1u << 16;
 
 // Decoder entry of one slot: symbol << 24 | freq << 12 | slot - start.
@@ -59,6 +62,18 @@ DCA_HD SymbolEntry symbol_entry(uint32_t start, uint32_t freq, bool escape) {
   const uint32_t flags = (escape ? kEscapeFlag : 0) | static_cast<uint32_t>(!up) << 5;
   return {static_cast<uint32_t>(reciprocal), freq << 20 | start << 8 | flags | log2};
 }
+
+// The trellis of JPEG 2000 Part 2. A symbol in `state` is a multiple of one step from the set state & 1:
+// index k stands for the value v = 2k in set 0 and for 2k - sign(k) in set 1.
+DCA_HD uint32_t trellis_next(uint32_t state, int k) {
+  const uint32_t odd_bits = 0x96u >> state;  // bit 0: whether `state` has an odd number of bits
+  return ((state << 1) & 6) | ((static_cast<uint32_t>(k) ^ odd_bits) & 1);
+}
+
+DCA_HD int trellis_value(int set, int k) { return 2 * k - (k > 0 ? set : k < 0 ? -set : 0); }
+
+// Exact only for values on the grid of the set.
+DCA_HD int trellis_index(int set, int v) { return v < 0 ? -((set - v) >> 1) : (v + set) >> 1; }
 
 // words.take(need) returns the next word and steps over it only if `need`; words.put(need, word) stores
 // the word only if `need`. Whether a lane needs a word is close to random: shifts instead of branches.

@@ -5,8 +5,10 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
+#include <utility>
 
 namespace dca::rans {
 namespace {
@@ -50,6 +52,8 @@ constexpr Permutations kGatherToEnd = make_gather(true);
 #pragma GCC push_options
 #pragma GCC target("avx2,popcnt")
 #endif
+
+#include "rans_trellis.h"
 
 namespace dca::rans {
 namespace {
@@ -106,6 +110,16 @@ void pack_values(const uint8_t* rows, const int16_t* values, size_t n, int16_t* 
   kScalarPath.pack_values(rows + i, values + i, n - i, dense);
 }
 
+void pack_residuals(const uint8_t* rows, const int32_t* residuals, size_t n, int32_t* dense) {
+  size_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const unsigned coded = coded_of(eight(rows + i));
+    store(dense, _mm256_permutevar8x32_epi32(load(residuals + i), permutation(kGather, coded)));
+    dense += _mm_popcnt_u32(coded);
+  }
+  kScalarPath.pack_residuals(rows + i, residuals + i, n - i, dense);
+}
+
 void unpack_values(const uint8_t* rows, const int16_t* dense, size_t n, int16_t* values) {
   size_t i = 0;
   for (; i + 8 <= n; i += 8) {
@@ -132,7 +146,8 @@ inline __m256i lookup(const uint32_t* slots, __m256i index) {
 
 // Whether any of the next rows has low bits; reads 32 of them.
 inline bool has_low_bits(const TableView& tables, const uint8_t* rows, int lanes) {
-  const __m256i row = load(rows), first = _mm256_set1_epi8(static_cast<char>(tables.first_shift));
+  const __m256i row = _mm256_and_si256(load(rows), _mm256_set1_epi8(kRows - 1));
+  const __m256i first = _mm256_set1_epi8(static_cast<char>(tables.first_shift));
   const int found = _mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_max_epu8(row, first), row));
   return static_cast<uint32_t>(found) << (32 - lanes) != 0;
 }
@@ -188,6 +203,35 @@ const uint8_t* decode(const TableView& tables, int lanes, uint32_t* states, cons
   }
   if (words == nullptr) return nullptr;
   return kScalarPath.decode(tables, lanes, states, words, end, rows + done, count - done, values + done);
+}
+
+template <int kVectors>
+const uint8_t* decode_chains(const TableView& tables, uint32_t* states, const uint8_t* words,
+                             const uint8_t* end, const uint8_t* rows, size_t count, int16_t* values,
+                             uint16_t* chains) {
+  uint8_t chosen[2 * kChains] = {};  // has_low_bits reads beyond the rows
+  for (; count >= kChains; count -= kChains, rows += kChains, values += kChains) {
+    choose_rows(rows, chains, kChains, chosen);
+    words = decode_rounds<kVectors>(tables, states, words, end, chosen, kChains / (8 * kVectors), values);
+    if (words == nullptr) return nullptr;
+    indices_to_values(kChains, values, chains);
+  }
+  return words;
+}
+
+const uint8_t* decode_trellis(const TableView& tables, int lanes, uint32_t* states, const uint8_t* words,
+                              const uint8_t* end, const uint8_t* rows, size_t count, int16_t* values,
+                              uint16_t* chains) {
+  size_t done = count - count % kChains;
+  switch (lanes) {
+    case 8: words = decode_chains<1>(tables, states, words, end, rows, done, values, chains); break;
+    case 16: words = decode_chains<2>(tables, states, words, end, rows, done, values, chains); break;
+    case 32: words = decode_chains<4>(tables, states, words, end, rows, done, values, chains); break;
+    default: done = 0;
+  }
+  if (words == nullptr) return nullptr;
+  return kScalarPath.decode_trellis(tables, lanes, states, words, end, rows + done, count - done, values + done,
+                                    chains);
 }
 
 inline uint8_t* spill_all(__m256i& x, __m256i limit, uint8_t* words) {
@@ -257,7 +301,8 @@ uint8_t* encode(const TableView& tables, int lanes, uint32_t* states, uint8_t* w
   }
 }
 
-const Path kAvx2Path = {"avx2", pack_rows, pack_values, unpack_values, decode, encode};
+const Path kAvx2Path = {"avx2", pack_rows, pack_values,    pack_residuals, unpack_values,
+                        decode, encode,    decode_trellis, to_indices,     search_chains};
 
 }  // namespace
 }  // namespace dca::rans

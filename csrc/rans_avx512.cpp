@@ -6,7 +6,9 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstring>
+#include <utility>
 
 #if defined(__clang__)
 #pragma clang attribute push( \
@@ -14,8 +16,11 @@
 #else
 #pragma GCC push_options
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // _mm512_undefined_* in its headers, GCC bug 105593
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,popcnt")
 #endif
+
+#include "rans_trellis.h"
 
 namespace dca::rans {
 namespace {
@@ -51,6 +56,18 @@ void pack_values(const uint8_t* rows, const int16_t* values, size_t n, int16_t* 
   kScalarPath.pack_values(rows + i, values + i, n - i, dense);
 }
 
+void pack_residuals(const uint8_t* rows, const int32_t* residuals, size_t n, int32_t* dense) {
+  const __m128i skip = _mm_set1_epi8(-1);
+  size_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    const __mmask16 coded =
+        _mm_cmpneq_epi8_mask(_mm_loadu_si128(reinterpret_cast<const __m128i*>(rows + i)), skip);
+    _mm512_storeu_si512(dense, _mm512_maskz_compress_epi32(coded, _mm512_loadu_si512(residuals + i)));
+    dense += _mm_popcnt_u32(coded);
+  }
+  kScalarPath.pack_residuals(rows + i, residuals + i, n - i, dense);
+}
+
 void unpack_values(const uint8_t* rows, const int16_t* dense, size_t n, int16_t* values) {
   const __m256i skip = _mm256_set1_epi8(-1);
   size_t i = 0;
@@ -73,15 +90,59 @@ inline __m512i widen(__m256i words) { return _mm512_cvtepu16_epi32(words); }
 inline __m256i narrow(__m512i v) { return _mm512_cvtepi32_epi16(v); }
 inline __mmask32 first_lanes(unsigned count) { return static_cast<__mmask32>((uint64_t{1} << count) - 1); }
 
-// The shifts of 32 rows as words.
-struct Shifts {
-  __m512i table[2];
+// The shifts of 32 rows, as words. Most often there are none.
+inline __m512i shifts_of(const TableView& tables, __m512i rows) {
+  const __m512i first = _mm512_set1_epi16(static_cast<int16_t>(tables.first_shift));
+  const __m512i symbol_rows = _mm512_and_si512(rows, _mm512_set1_epi16(kRows - 1));
+  if (_mm512_cmpge_epu16_mask(symbol_rows, first) == 0) return _mm512_setzero_si512();
+  const __m512i index = _mm512_castsi256_si512(_mm512_cvtepi16_epi8(rows));
+  __m512i shift[4];  // plain tables, which lie before the others, have as many
+  for (int i = 0; i < 4; ++i) shift[i] = _mm512_loadu_si512(tables.shift + 64 * i);
+  const __m512i bytes = _mm512_mask_mov_epi8(_mm512_permutex2var_epi8(shift[0], index, shift[1]),
+                                             _mm512_movepi8_mask(index),
+                                             _mm512_permutex2var_epi8(shift[2], index, shift[3]));
+  return _mm512_cvtepu8_epi16(_mm512_castsi512_si256(bytes));
+}
 
-  explicit Shifts(const uint8_t* shift) : table{_mm512_loadu_si512(shift), _mm512_loadu_si512(shift + 64)} {}
-  __m512i of(__m256i rows) const {
-    const __m512i bytes = _mm512_permutex2var_epi8(table[0], _mm512_castsi256_si512(rows), table[1]);
-    return _mm512_cvtepu8_epi16(_mm512_castsi512_si256(bytes));
+// The states of 32 chains. A word holds a state, and the bit that its set gives a row.
+class ChainStates {
+ public:
+  ChainStates() = default;
+  explicit ChainStates(const uint16_t* chains) {
+    alignas(64) uint16_t words[kChains], next[32];
+    for (int c = 0; c < kChains; ++c) words[c] = with_set(chains[c]);
+    for (uint32_t i = 0; i < 32; ++i) {
+      next[i] = with_set(trellis_next(i % kTrellisStates, static_cast<int>(i / kTrellisStates)));
+    }
+    words_ = _mm512_load_si512(words);
+    next_ = _mm512_load_si512(next);
   }
+
+  __m512i choose(__m512i rows) const { return _mm512_or_si512(rows, _mm512_and_si512(words_, set_bit())); }
+
+  // Turns indices to values and leads the chains on.
+  __m512i step(__m512i index) {
+    const __mmask32 set = _mm512_test_epi16_mask(words_, set_bit());
+    const __m512i zero = _mm512_setzero_si512(), one = _mm512_set1_epi16(1);
+    const __m512i twice = _mm512_add_epi16(index, index);
+    const __m512i less = _mm512_mask_sub_epi16(twice, _mm512_mask_cmpgt_epi16_mask(set, index, zero), twice, one);
+    const __m512i value = _mm512_mask_add_epi16(less, _mm512_mask_cmplt_epi16_mask(set, index, zero), less, one);
+    const __mmask32 odd = _mm512_test_epi16_mask(index, one);
+    const __m512i turn = _mm512_mask_add_epi16(words_, odd, words_, _mm512_set1_epi16(kTrellisStates));
+    words_ = _mm512_permutexvar_epi16(turn, next_);
+    return value;
+  }
+
+  void store(uint16_t* chains) const {
+    _mm512_storeu_si512(chains, _mm512_and_si512(words_, _mm512_set1_epi16(kTrellisStates - 1)));
+  }
+
+ private:
+  static __m512i set_bit() { return _mm512_set1_epi16(kSetBit); }
+  static uint16_t with_set(uint32_t state) { return static_cast<uint16_t>(state | (state & 1) * kSetBit); }
+
+  __m512i words_;
+  __m512i next_;  // word [parity of an index * kTrellisStates + state]
 };
 
 // Scalar loads: as fast as the gather instruction at best, and far faster where microcode slows that down.
@@ -117,18 +178,18 @@ inline const uint8_t* decode_lows(__m512i* x, const uint8_t* words, __mmask32 lo
   return words;
 }
 
-const uint8_t* decode(const TableView& tables, int lanes, uint32_t* states, const uint8_t* words,
-                      const uint8_t* end, const uint8_t* rows, size_t count, int16_t* values) {
-  if (lanes != kLanes) return avx2_path()->decode(tables, lanes, states, words, end, rows, count, values);
+// The whole rounds; `chains` of a trellis, else unused.
+template <bool kTrellis>
+const uint8_t* decode_rounds(const TableView& tables, uint32_t* states, const uint8_t* words, const uint8_t* end,
+                             const uint8_t* rows, size_t rounds, int16_t* values, ChainStates& chains) {
   const __m512i field = _mm512_set1_epi32(kSlots - 1);
-  const Shifts shifts(tables.shift);
   __m512i x[2] = {_mm512_loadu_si512(states), _mm512_loadu_si512(states + 16)};
-  for (; count >= kLanes; count -= kLanes, rows += kLanes, values += kLanes) {
-    const __m256i row = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows));
-    const __m512i row16 = _mm512_cvtepu8_epi16(row);
+  for (; rounds > 0; --rounds, rows += kLanes, values += kLanes) {
+    __m512i row = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows)));
+    if (kTrellis) row = chains.choose(row);
     __m256i symbols[2];
     for (int v = 0; v < 2; ++v) {
-      const __m512i base = _mm512_slli_epi32(widen(half(row16, v)), kProbBits);
+      const __m512i base = _mm512_slli_epi32(widen(half(row, v)), kProbBits);
       const __m512i entry = lookup(tables.slots, _mm512_or_si512(base, _mm512_and_si512(x[v], field)));
       const __m512i freq = _mm512_and_si512(_mm512_srli_epi32(entry, 12), field);
       const __m512i scaled = _mm512_mullo_epi32(freq, _mm512_srli_epi32(x[v], kProbBits));
@@ -136,20 +197,46 @@ const uint8_t* decode(const TableView& tables, int lanes, uint32_t* states, cons
       words = refill_all(x[v], words);
       symbols[v] = narrow(_mm512_srli_epi32(entry, 24));
     }
-    const __m512i symbol = join(symbols[0], symbols[1]), shift = shifts.of(row);
+    const __m512i symbol = join(symbols[0], symbols[1]), shift = shifts_of(tables, row);
     __m512i value = _mm512_sub_epi16(symbol, _mm512_set1_epi16(kCenter));
     const __mmask32 escape = _mm512_cmpeq_epi16_mask(symbol, _mm512_set1_epi16(kEscape));
     const __mmask32 low = _mm512_test_epi16_mask(shift, shift) & ~escape;
     if (low != 0) words = decode_lows(x, words, low, shift, value);
-    _mm512_storeu_si512(values, value);
-    for (uint32_t left = escape; left != 0; left &= left - 1, words += 2) {
-      std::memcpy(values + __builtin_ctz(left), words, 2);
+    if (escape != 0) {
+      value = _mm512_mask_expand_epi16(value, escape, _mm512_loadu_si512(words));
+      words += 2 * _mm_popcnt_u32(escape);
     }
+    _mm512_storeu_si512(values, kTrellis ? chains.step(value) : value);
     if (words > end) return nullptr;
   }
   _mm512_storeu_si512(states, x[0]);
   _mm512_storeu_si512(states + 16, x[1]);
-  return kScalarPath.decode(tables, lanes, states, words, end, rows, count, values);
+  return words;
+}
+
+const uint8_t* decode(const TableView& tables, int lanes, uint32_t* states, const uint8_t* words,
+                      const uint8_t* end, const uint8_t* rows, size_t count, int16_t* values) {
+  if (lanes != kLanes) return avx2_path()->decode(tables, lanes, states, words, end, rows, count, values);
+  ChainStates unused;
+  words = decode_rounds<false>(tables, states, words, end, rows, count / kLanes, values, unused);
+  const size_t done = count - count % kLanes;
+  if (words == nullptr) return nullptr;
+  return kScalarPath.decode(tables, lanes, states, words, end, rows + done, count - done, values + done);
+}
+
+const uint8_t* decode_trellis(const TableView& tables, int lanes, uint32_t* states, const uint8_t* words,
+                              const uint8_t* end, const uint8_t* rows, size_t count, int16_t* values,
+                              uint16_t* chains) {
+  if (lanes != kLanes) {
+    return avx2_path()->decode_trellis(tables, lanes, states, words, end, rows, count, values, chains);
+  }
+  ChainStates all(chains);
+  words = decode_rounds<true>(tables, states, words, end, rows, count / kLanes, values, all);
+  all.store(chains);
+  const size_t done = count - count % kLanes;
+  if (words == nullptr) return nullptr;
+  return kScalarPath.decode_trellis(tables, lanes, states, words, end, rows + done, count - done, values + done,
+                                    chains);
 }
 
 // Stores the low halves of the lanes in `need` below `words`, lowest lane first.
@@ -204,18 +291,17 @@ uint8_t* encode(const TableView& tables, int lanes, uint32_t* states, uint8_t* w
   const size_t tail = count % kLanes;
   size_t first = count - tail;
   words = kScalarPath.encode(tables, lanes, states, words, rows + first, values + first, tail);
-  const Shifts shifts(tables.shift);
   const __m512i evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
   const __m512i odds = _mm512_add_epi32(evens, _mm512_set1_epi32(1));
   __m512i x[2] = {_mm512_loadu_si512(states), _mm512_loadu_si512(states + 16)};
   while (first > 0) {
     first -= kLanes;
-    const __m256i row = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows + first));
-    const __m512i value = _mm512_loadu_si512(values + first), shift = shifts.of(row);
+    const __m512i row = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows + first)));
+    const __m512i value = _mm512_loadu_si512(values + first), shift = shifts_of(tables, row);
     const __m512i bucket = _mm512_add_epi16(_mm512_srav_epi16(value, shift), _mm512_set1_epi16(kCenter));
     const __m512i symbol = _mm512_min_epu16(bucket, _mm512_set1_epi16(kEscape));
     alignas(64) uint16_t index[kLanes];
-    _mm512_store_si512(index, _mm512_or_si512(_mm512_slli_epi16(_mm512_cvtepu8_epi16(row), 8), symbol));
+    _mm512_store_si512(index, _mm512_or_si512(_mm512_slli_epi16(row, 8), symbol));
     alignas(64) SymbolEntry entries[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) entries[lane] = tables.symbols[index[lane]];
     __m512i reciprocal[2], packed[2];
@@ -239,7 +325,194 @@ uint8_t* encode(const TableView& tables, int lanes, uint32_t* states, uint8_t* w
   return words;
 }
 
-const Path kAvx512Path = {"avx512", pack_rows, pack_values, unpack_values, decode, encode};
+// The search takes 16 chains at once. Its trail has 16 masks of them for a round: [state] those whose way to it is from
+// state >> 1 | 4, and [kHigher + 2 * set + other] those for which the higher one of two indices is cheaper: of the one
+// next below the residual and that + 2, or of the others beside it. Volatile: else GCC gathers masks before it stores.
+constexpr int kVector = 16;
+constexpr int kHigher = kTrellisStates;
+constexpr __mmask16 kAll = 0xFFFF;
+
+// Charges of an index and of the three after it.
+struct Charges {
+  __m512i of[4];
+};
+
+// `row`: where the charges of a row begin; the last of them counts for all beyond.
+inline Charges load_charges(const int32_t* charges, __m512i row, __m512i index) {
+  const __m512i first = _mm512_min_epi32(index, _mm512_set1_epi32(kSymbols - 4));
+  alignas(64) uint32_t places[kVector];
+  _mm512_store_si512(places, _mm512_add_epi32(row, first));
+  const volatile uint32_t* at = places;  // loads: taking a register apart would cost more
+  __m512i four[4];  // symbols in each: transposed in place
+  for (int i = 0; i < 4; ++i) {
+    four[i] = _mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(charges + at[i])));
+    for (int q = 1; q < 4; ++q) {
+      const __m128i next = _mm_loadu_si128(reinterpret_cast<const __m128i*>(charges + at[4 * q + i]));
+      four[i] = _mm512_mask_broadcast_i32x4(four[i], static_cast<__mmask16>(0xF << 4 * q), next);
+    }
+  }
+  const __m512i a = _mm512_unpacklo_epi32(four[0], four[1]), b = _mm512_unpackhi_epi32(four[0], four[1]);
+  const __m512i c = _mm512_unpacklo_epi32(four[2], four[3]), d = _mm512_unpackhi_epi32(four[2], four[3]);
+  Charges charge{{_mm512_unpacklo_epi64(a, c), _mm512_unpackhi_epi64(a, c), _mm512_unpacklo_epi64(b, d),
+                  _mm512_unpackhi_epi64(b, d)}};
+  const __m512i beyond = _mm512_sub_epi32(index, first);
+  if (_mm512_test_epi32_mask(beyond, beyond) == 0) return charge;
+  for (int step = 1; step < 4; ++step) {
+    const __mmask16 moved = _mm512_cmpge_epi32_mask(beyond, _mm512_set1_epi32(step));
+    for (int i = 0; i < 3; ++i) charge.of[i] = _mm512_mask_mov_epi32(charge.of[i], moved, charge.of[i + 1]);
+  }
+  return charge;
+}
+
+inline __m512i square(__m512i v) { return _mm512_madd_epi16(v, v); }  // of 0 ... 2^15 - 1
+
+// index_below where the set's part is added already: a division by 64, and by 5.
+inline __m512i index_below(__m512i size) {
+  const __m512i fifth = _mm512_mulhi_epu16(_mm512_srli_epi32(size, 6), _mm512_set1_epi32(0xCCCD));
+  return _mm512_srli_epi32(fifth, 2);
+}
+
+inline __m512i clamped(__m512i residual) {
+  return _mm512_min_epu32(_mm512_abs_epi32(residual), _mm512_set1_epi32(kMaxResidual));
+}
+
+// Costs of 16 symbols, by the parity of the index; `row` is where charges of their rows begin.
+template <int kSet>
+inline void cost_symbols(const int32_t* charges, __m512i size, __m512i row, __m512i* cost, volatile uint16_t* trail) {
+  const __m512i one = _mm512_set1_epi32(1), step = _mm512_set1_epi32(2 * kTrellisStep);
+  const __m512i raised = _mm512_add_epi32(size, _mm512_set1_epi32(kTrellisStep * kSet));
+  const __m512i below = index_below(raised);
+  const __mmask16 some = _mm512_test_epi32_mask(below, below);
+  const __m512i least = _mm512_mask_sub_epi32(below, some, below, one);
+  const Charges charge = load_charges(charges, row, least);
+
+  // Errors of the indices below - 1 ... below + 2, all made positive. Those of 0 do not have the set's part.
+  const __m512i rest = _mm512_sub_epi32(raised, _mm512_madd_epi16(below, step));
+  __m512i error[4] = {_mm512_add_epi32(rest, step), rest, _mm512_sub_epi32(step, rest),
+                      _mm512_sub_epi32(_mm512_add_epi32(step, step), rest)};
+  if (kSet == 1) {
+    error[0] = _mm512_mask_mov_epi32(error[0], _mm512_cmpeq_epi32_mask(below, one), size);
+    error[1] = _mm512_mask_mov_epi32(size, some, error[1]);
+  }
+  __m512i found[4];
+  found[0] = _mm512_mask_add_epi32(_mm512_set1_epi32(kNever), some, square(error[0]), charge.of[0]);
+  for (int i = 1; i < 4; ++i) {
+    found[i] = _mm512_add_epi32(square(error[i]), _mm512_mask_mov_epi32(charge.of[i - 1], some, charge.of[i]));
+  }
+  const __m512i same = _mm512_min_epi32(found[1], found[3]), other = _mm512_min_epi32(found[0], found[2]);
+  trail[kHigher + 2 * kSet] = _mm512_cmplt_epi32_mask(found[3], found[1]);
+  trail[kHigher + 2 * kSet + 1] = _mm512_cmplt_epi32_mask(found[2], found[0]);
+  const __mmask16 odd = _mm512_test_epi32_mask(below, one);
+  cost[0] = _mm512_mask_mov_epi32(same, odd, other);
+  cost[1] = _mm512_mask_mov_epi32(other, odd, same);
+}
+
+inline void lower_costs(__m512i* path) {
+  __m512i lowest = path[0];
+  for (int state = 1; state < kTrellisStates; ++state) lowest = _mm512_min_epi32(lowest, path[state]);
+  for (int state = 0; state < kTrellisStates; ++state) path[state] = _mm512_sub_epi32(path[state], lowest);
+}
+
+// Chooses the way into every state of the chains in `active`.
+inline void extend_paths(__m512i* path, const __m512i (*cost)[2], __mmask16 active, volatile uint16_t* trail) {
+  __m512i next[kTrellisStates];
+  for (int state = 0; state < kTrellisStates; ++state) {
+    const int low = state >> 1, set = low & 1, parity = (state ^ (0x96 >> low)) & 1;
+    const __m512i first = _mm512_add_epi32(path[low], cost[set][parity]);
+    const __m512i second = _mm512_add_epi32(path[low | 4], cost[set][parity ^ 1]);
+    trail[state] = _mm512_cmplt_epi32_mask(second, first);
+    next[state] = _mm512_min_epi32(first, second);
+  }
+  for (int state = 0; state < kTrellisStates; ++state) {
+    path[state] = active == kAll ? next[state] : _mm512_mask_mov_epi32(path[state], active, next[state]);
+  }
+}
+
+// The state of least cost, the lowest of equals.
+inline __m512i best_state(const __m512i* path) {
+  __m512i lowest = path[0], best = _mm512_setzero_si512();
+  for (int state = 1; state < kTrellisStates; ++state) {
+    const __mmask16 lower = _mm512_cmplt_epi32_mask(path[state], lowest);
+    lowest = _mm512_min_epi32(lowest, path[state]);
+    best = _mm512_mask_mov_epi32(best, lower, _mm512_set1_epi32(state));
+  }
+  return best;
+}
+
+// Goes one round back: returns the states before it, and the values.
+inline __m512i trace_round(__m512i state, __m512i residual, const uint16_t* trail, __m256i& values) {
+  const __m512i one = _mm512_set1_epi32(1), zero = _mm512_setzero_si512();
+  const __m512i masks = widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(trail)));
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i bit = _mm512_sllv_epi32(one, lanes);
+  const __mmask16 upper = _mm512_test_epi32_mask(_mm512_permutexvar_epi32(state, masks), bit);
+  const __m512i lowered = _mm512_srli_epi32(state, 1);
+  const __m512i before = _mm512_mask_or_epi32(lowered, upper, lowered, _mm512_set1_epi32(4));
+
+  const __mmask16 set = _mm512_test_epi32_mask(before, one), negative = _mm512_cmplt_epi32_mask(residual, zero);
+  const __m512i size = clamped(residual);
+  const __m512i below = index_below(_mm512_mask_add_epi32(size, set, size, _mm512_set1_epi32(kTrellisStep)));
+  const __m512i parity = _mm512_xor_si512(state, _mm512_srlv_epi32(_mm512_set1_epi32(0x96), before));
+  const __m512i other = _mm512_and_si512(_mm512_xor_si512(below, parity), one);
+  const __m512i of_set = _mm512_mask_mov_epi32(_mm512_set1_epi32(kHigher), set, _mm512_set1_epi32(kHigher + 2));
+  const __m512i pair = _mm512_permutexvar_epi32(_mm512_add_epi32(of_set, other), masks);
+  const __mmask16 higher = _mm512_test_epi32_mask(pair, bit);
+  const __m512i lower = _mm512_sub_epi32(below, other);
+  const __m512i index = _mm512_mask_add_epi32(lower, higher, lower, _mm512_set1_epi32(2));
+  const __m512i twice = _mm512_add_epi32(index, index);
+  const __m512i value = _mm512_mask_sub_epi32(twice, _mm512_mask_test_epi32_mask(set, index, index), twice, one);
+  values = narrow(_mm512_mask_sub_epi32(value, negative, zero, value));
+  return before;
+}
+
+// Adds one symbol to each of the chains in `active`.
+inline void search_round(__m512i* path, const int32_t* charges, const int32_t* residuals, const uint8_t* rows,
+                         __mmask16 active, uint16_t* trail) {
+  const __m128i row = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows));
+  const __m512i begin = _mm512_slli_epi32(_mm512_cvtepu8_epi32(row), 8);
+  const __m512i size = clamped(_mm512_loadu_si512(residuals));
+  __m512i cost[2][2];
+  cost_symbols<0>(charges, size, begin, cost[0], trail);
+  cost_symbols<1>(charges + kRows * kSymbols, size, begin, cost[1], trail);
+  extend_paths(path, cost, active, trail);
+}
+
+// Sixteen chains that begin at the first symbol; the last round has only those in `tail`.
+void search_half(const int32_t* charges, const int32_t* residuals, const uint8_t* rows, size_t rounds, __mmask16 tail,
+                 uint16_t* trail, int16_t* values) {
+  __m512i path[kTrellisStates];
+  for (int state = 0; state < kTrellisStates; ++state) path[state] = _mm512_set1_epi32(state == 0 ? 0 : kUnreached);
+  size_t at = 0;
+  for (size_t round = 1; round < rounds; ++round, at += kChains) {
+    if (round % kRoundsToLowest == 0) lower_costs(path);
+    search_round(path, charges, residuals + at, rows + at, kAll, trail + at);
+  }
+  search_round(path, charges, residuals + at, rows + at, tail, trail + at);
+
+  __m512i state = best_state(path);
+  __m256i found;
+  const __m512i before = trace_round(state, _mm512_loadu_si512(residuals + at), trail + at, found);
+  state = _mm512_mask_mov_epi32(state, tail, before);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(values + at), found);
+  while (at > 0) {
+    at -= kChains;
+    state = trace_round(state, _mm512_loadu_si512(residuals + at), trail + at, found);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(values + at), found);
+  }
+}
+
+void search(const int32_t* charges, const int32_t* residuals, const uint8_t* rows, size_t count, uint16_t* trail,
+            int16_t* values) {
+  if (count == 0) return;
+  const size_t rounds = (count + kChains - 1) / kChains;
+  const __mmask32 tail = first_lanes(static_cast<unsigned>(count - (rounds - 1) * kChains));
+  search_half(charges, residuals, rows, rounds, static_cast<__mmask16>(tail), trail, values);
+  search_half(charges, residuals + kVector, rows + kVector, rounds, static_cast<__mmask16>(tail >> kVector),
+              trail + kVector, values + kVector);
+}
+
+const Path kAvx512Path = {"avx512", pack_rows, pack_values,    pack_residuals, unpack_values,
+                          decode,   encode,    decode_trellis, to_indices,     search};
 
 }  // namespace
 }  // namespace dca::rans

@@ -35,8 +35,8 @@ const char* name_of(rans::Fault fault) {
 }
 
 py::bytes encode(const rans::Tables& tables,
-                 const std::vector<std::pair<Array<int16_t>, Array<uint8_t>>>& parts, int lanes, int groups,
-                 const std::string& isa, int threads) {
+                 const std::vector<std::pair<Array<int16_t>, Array<uint8_t>>>& parts, size_t plain, int lanes,
+                 int groups, const std::string& isa, int threads) {
   if (lanes < 1 || lanes > rans::kMaxLanes || (lanes & (lanes - 1)) != 0 || groups < 1 ||
       groups > rans::kMaxGroups) {
     throw rans::Error(rans::Fault::kInput, "the number of lanes or groups is out of range");
@@ -46,7 +46,7 @@ py::bytes encode(const rans::Tables& tables,
   for (const auto& [values, rows] : parts) {
     if (values.size() != rows.size())
       throw rans::Error(rans::Fault::kInput, "values and rows differ in length");
-    views.push_back({values.data(), rows.data(), static_cast<size_t>(rows.size())});
+    views.push_back({values.data(), rows.data(), static_cast<size_t>(rows.size()), views.size() >= plain});
   }
   std::string stream;
   {
@@ -66,13 +66,43 @@ std::unique_ptr<rans::Decoder> make_decoder(const rans::Tables& tables, const py
                                          static_cast<size_t>(view.size), threads);
 }
 
-Array<int16_t> decode(rans::Decoder& decoder, const Array<uint8_t>& rows) {
+Array<int16_t> decode(rans::Decoder& decoder, const Array<uint8_t>& rows, bool trellis) {
   Array<int16_t> values(rows.size());
   const uint8_t* from = rows.data();
   int16_t* to = values.mutable_data();
   const size_t size = static_cast<size_t>(rows.size());
   const py::gil_scoped_release release;
-  decoder.decode(from, size, to);
+  decoder.decode(from, size, to, trellis);
+  return values;
+}
+
+Array<int16_t> quantise(const Array<int32_t>& residuals, const Array<uint8_t>& rows, const Array<int32_t>& charges,
+                        int groups, const std::string& isa, int threads) {
+  if (residuals.size() != rows.size()) {
+    throw rans::Error(rans::Fault::kInput, "residuals and rows differ in length");
+  }
+  if (charges.ndim() != 3 || charges.shape(0) != 2 || charges.shape(1) != rans::kRows ||
+      charges.shape(2) != rans::kSymbols) {
+    throw rans::Error(rans::Fault::kInput, "the charges have the wrong shape");
+  }
+  uint32_t outside = 0;  // its top bit
+  const int32_t* charge = charges.data();
+  for (py::ssize_t i = 0; i < charges.size(); ++i) {
+    const uint32_t one = static_cast<uint32_t>(charge[i]);
+    outside |= one | (rans::kMaxCharge - one);
+  }
+  if (outside >> 31 != 0) throw rans::Error(rans::Fault::kInput, "a charge is out of range");
+  if (groups < 1 || groups > rans::kMaxGroups) {
+    throw rans::Error(rans::Fault::kInput, "the number of groups is out of range");
+  }
+  const rans::Path& path = path_named(isa);
+  Array<int16_t> values(rows.size());
+  const int32_t* from = residuals.data();
+  const uint8_t* row = rows.data();
+  int16_t* to = values.mutable_data();
+  const size_t size = static_cast<size_t>(rows.size());
+  const py::gil_scoped_release release;
+  rans::quantise(path, from, row, size, charge, groups, threads, to);
   return values;
 }
 
@@ -126,22 +156,24 @@ PYBIND11_MODULE(_rans, m) {
     });
   }
 #endif
+  m.def("quantise", &quantise, py::arg("residuals").noconvert(), py::arg("rows").noconvert(),
+        py::arg("charges").noconvert(), py::arg("groups"), py::arg("isa"), py::arg("threads"));
   m.def("row_counts", &row_counts, py::arg("rows").noconvert(), py::arg("stride"));
 
   py::class_<rans::Decoder>(m, "Decoder")
-      .def("decode", &decode, py::arg("rows").noconvert())
+      .def("decode", &decode, py::arg("rows").noconvert(), py::arg("trellis"))
       .def("finish", &rans::Decoder::finish);
 
   py::class_<rans::Tables>(m, "Tables")
       .def(py::init([](const Array<uint16_t>& freq, const Array<uint8_t>& shift) {
-             if (freq.size() != rans::kRows * rans::kSymbols || shift.size() != rans::kRows) {
+             if (freq.size() != rans::kTableRows * rans::kSymbols || shift.size() != rans::kTableRows) {
                throw rans::Error(rans::Fault::kInput, "the tables have the wrong size");
              }
              return rans::Tables(freq.data(), shift.data());
            }),
            py::arg("freq").noconvert(), py::arg("shift").noconvert())
-      .def("encode", &encode, py::arg("parts").noconvert(), py::arg("lanes"), py::arg("groups"),
-           py::arg("isa"), py::arg("threads"))
+      .def("encode", &encode, py::arg("parts").noconvert(), py::arg("plain"), py::arg("lanes"),
+           py::arg("groups"), py::arg("isa"), py::arg("threads"))
       .def("decoder", &make_decoder, py::arg("stream"), py::arg("isa"), py::arg("threads"),
            py::keep_alive<0, 1>());
 }

@@ -1,6 +1,7 @@
 #include "rans_coder.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstring>
 #include <functional>
@@ -11,8 +12,10 @@
 namespace dca::rans {
 namespace {
 
-constexpr size_t kBlock = 4096;  // coded symbols at a time; whole rounds of any number of lanes
+constexpr size_t kBlock = 4096;  // coded symbols at a time; whole rounds of any number of lanes and of chains
 constexpr size_t kPositionsPerThread = 1 << 16;  // a thread with less to do does not pay for its start
+
+using Chains = std::array<uint16_t, kChains>;  // states; all begin at 0 in every part of a group
 
 // Scratch of one block: positions are packed to coded symbols here, so that rounds are dense.
 struct Block {
@@ -60,24 +63,30 @@ class GroupEncoder {
     std::fill_n(states_, kMaxLanes, kLower);
   }
 
-  // Adds a part in front of those added before. Returns false if a row is bad.
-  bool add(const TableView& tables, const Path& path, int lanes, const Part& part) {
+  // Adds a part in front of those added before.
+  Outcome add(const TableView& tables, const Path& path, int lanes, const Part& part) {
     Block block;
+    Chains chains{};
     size_t blocks = 0, at = 0;
     ptrdiff_t count = 0;
-    for (; at < part.size; at += path.pack_rows(part.rows + at, part.size - at, kBlock, block.rows, count)) {
-      starts_[blocks++] = at;
-      if (count < 0) return false;
+    for (size_t read = 0; at < part.size; at += read) {
+      starts_[blocks++] = {at, chains};
+      read = path.pack_rows(part.rows + at, part.size - at, kBlock, block.rows, count);
+      if (count < 0) return Outcome::kBadRow;
+      if (part.trellis && !to_indices(path, part, at, read, count, block, chains)) return Outcome::kOffGrid;
     }
-    if (count < 0) return false;
     for (size_t end = part.size; blocks > 0; end = at) {
-      at = starts_[--blocks];
+      at = starts_[--blocks].position;
       path.pack_rows(part.rows + at, end - at, kBlock, block.rows, count);
-      path.pack_values(part.rows + at, part.values + at, end - at, block.values);
+      if (part.trellis) {
+        to_indices(path, part, at, end - at, count, block, starts_[blocks].chains);
+      } else {
+        path.pack_values(part.rows + at, part.values + at, end - at, block.values);
+      }
       next_ =
           path.encode(tables, lanes, states_, next_, block.rows, block.values, static_cast<size_t>(count));
     }
-    return true;
+    return Outcome::kDone;
   }
 
   void close(int lanes) {
@@ -89,7 +98,19 @@ class GroupEncoder {
   const char* data() const { return reinterpret_cast<const char*>(next_); }
 
  private:
-  std::vector<size_t> starts_;  // of the blocks of one part
+  // The first position of a block, and where its chains stand there.
+  struct Start {
+    size_t position;
+    Chains chains;
+  };
+
+  static bool to_indices(const Path& path, const Part& part, size_t at, size_t read, ptrdiff_t count, Block& block,
+                         Chains& chains) {
+    path.pack_values(part.rows + at, part.values + at, read, block.values);
+    return path.to_indices(block.rows, block.values, static_cast<size_t>(count), chains.data());
+  }
+
+  std::vector<Start> starts_;  // of the blocks of one part
   size_t room_;
   std::unique_ptr<uint8_t[]> buffer_;
   uint8_t* next_;
@@ -110,14 +131,52 @@ std::string join_groups(const std::vector<GroupEncoder>& encoders, int lanes) {
   return stream;
 }
 
+// The coded symbols of one part in one group, which a search wants at once.
+class GroupSearch {
+ public:
+  explicit GroupSearch(size_t positions)
+      : rows_(new uint8_t[positions + kSlack]),
+        residuals_(new int32_t[positions + kSlack]),
+        values_(new int16_t[positions + kSlack]),
+        trail_(new uint16_t[positions + kSlack]) {}
+
+  Outcome run(const Path& path, const int32_t* residuals, const uint8_t* rows, size_t size, const int32_t* charges,
+              int16_t* values) {
+    ptrdiff_t coded = 0;
+    path.pack_rows(rows, size, size, rows_.get(), coded);
+    if (coded < 0) return Outcome::kBadRow;
+    path.pack_residuals(rows, residuals, size, residuals_.get());
+    std::fill_n(rows_.get() + coded, kChains, uint8_t{0});
+    std::fill_n(residuals_.get() + coded, kChains, 0);
+    path.search(charges, residuals_.get(), rows_.get(), static_cast<size_t>(coded), trail_.get(), values_.get());
+    path.unpack_values(rows, values_.get(), size, values);
+    return Outcome::kDone;
+  }
+
+ private:
+  std::unique_ptr<uint8_t[]> rows_;
+  std::unique_ptr<int32_t[]> residuals_;
+  std::unique_ptr<int16_t[]> values_;
+  std::unique_ptr<uint16_t[]> trail_;
+};
+
+void require_done(Outcome outcome) {
+  switch (outcome) {
+    case Outcome::kBadRow: throw Error(Fault::kInput, "a row is neither a table row nor 255");
+    case Outcome::kOffGrid: throw Error(Fault::kInput, "a value is not on the grid of its state");
+    case Outcome::kTruncated: throw Error(Fault::kTruncated, "a coder group ends before its symbols");
+    case Outcome::kDone: return;
+  }
+}
+
 }  // namespace
 
 Tables::Tables(const uint16_t* freq, const uint8_t* shift)
-    : slots_(kRows * kSlots), symbols_(kRows * kSymbols), shift_(shift, shift + kRows) {
-  for (int row = 0; row < kRows; ++row, freq += kSymbols) {
+    : slots_(kTableRows * kSlots), symbols_(kTableRows * kSymbols), shift_(shift, shift + kTableRows) {
+  for (int row = 0; row < kTableRows; ++row, freq += kSymbols) {
     if (shift[row] > kMaxShift || freq[kEscape] == 0)
       throw Error(Fault::kInput, "a table row breaks the format");
-    if (shift[row] != 0) first_shift_ = std::min(first_shift_, row);
+    if (shift[row] != 0) first_shift_ = std::min(first_shift_, row % kRows);
     uint32_t start = 0;
     for (uint32_t symbol = 0; symbol < kSymbols; start += freq[symbol++]) {
       if (freq[symbol] >= kSlots || start + freq[symbol] > kSlots) {
@@ -151,7 +210,7 @@ std::string encode(const Tables& tables, const Path& path, const std::vector<Par
   for (const Part& part : parts) positions += part.size;
   const auto cut = [&](const Part& part, size_t g) {
     const size_t begin = range_begin(part.size, g, count), end = range_begin(part.size, g + 1, count);
-    return Part{part.values + begin, part.rows + begin, end - begin};
+    return Part{part.values + begin, part.rows + begin, end - begin, part.trellis};
   };
   std::vector<GroupEncoder> encoders;
   for (size_t g = 0; g < count; ++g) {
@@ -163,15 +222,33 @@ std::string encode(const Tables& tables, const Path& path, const std::vector<Par
     }
     encoders.emplace_back(total, longest);
   }
-  std::atomic<bool> good{true};
+  std::atomic<Outcome> outcome{Outcome::kDone};
   for_each(count, positions, threads, [&](size_t g) {
-    for (auto part = parts.rbegin(); part != parts.rend() && good; ++part) {
-      if (!encoders[g].add(tables.view(), path, lanes, cut(*part, g))) good = false;
+    for (auto part = parts.rbegin(); part != parts.rend() && outcome == Outcome::kDone; ++part) {
+      const Outcome added = encoders[g].add(tables.view(part->trellis), path, lanes, cut(*part, g));
+      if (added != Outcome::kDone) outcome = added;
     }
     encoders[g].close(lanes);
   });
-  if (!good) throw Error(Fault::kInput, "a row is neither a table row nor 255");
+  require_done(outcome);
   return join_groups(encoders, lanes);
+}
+
+void quantise(const Path& path, const int32_t* residuals, const uint8_t* rows, size_t size, const int32_t* charges,
+              int groups, int threads, int16_t* values) {
+  const size_t count = static_cast<size_t>(groups);
+  std::vector<GroupSearch> searches;
+  for (size_t g = 0; g < count; ++g) {
+    searches.emplace_back(range_begin(size, g + 1, count) - range_begin(size, g, count));
+  }
+  std::atomic<Outcome> outcome{Outcome::kDone};
+  for_each(count, size, threads, [&](size_t g) {
+    const size_t begin = range_begin(size, g, count), end = range_begin(size, g + 1, count);
+    const Outcome found =
+        searches[g].run(path, residuals + begin, rows + begin, end - begin, charges, values + begin);
+    if (found != Outcome::kDone) outcome = found;
+  });
+  require_done(outcome);
 }
 
 Decoder::Decoder(const Tables& tables, const Path& path, const uint8_t* stream, size_t size, int threads)
@@ -189,36 +266,39 @@ Decoder::Decoder(const Tables& tables, const Path& path, const uint8_t* stream, 
   }
 }
 
-Decoder::Outcome Decoder::decode_group(Group& group, const uint8_t* rows, size_t size,
-                                       int16_t* values) const {
+Outcome Decoder::decode_group(Group& group, const uint8_t* rows, size_t size, int16_t* values,
+                              bool trellis) const {
+  const TableView tables = tables_.view(trellis);
   Block block;
+  Chains chains{};
   ptrdiff_t count = 0;
   for (size_t read = 0; size > 0; size -= read, rows += read, values += read) {
     read = path_.pack_rows(rows, size, kBlock, block.rows, count);
     if (count < 0) return Outcome::kBadRow;
-    group.next = path_.decode(tables_.view(), lanes_, group.states, group.next, group.end, block.rows,
-                              static_cast<size_t>(count), block.values);
+    const size_t symbols = static_cast<size_t>(count);
+    group.next = trellis ? path_.decode_trellis(tables, lanes_, group.states, group.next, group.end, block.rows,
+                                                symbols, block.values, chains.data())
+                         : path_.decode(tables, lanes_, group.states, group.next, group.end, block.rows, symbols,
+                                        block.values);
     if (group.next == nullptr) return Outcome::kTruncated;
     path_.unpack_values(rows, block.values, read, values);
   }
   return Outcome::kDone;
 }
 
-void Decoder::decode(const uint8_t* rows, size_t size, int16_t* values) {
+void Decoder::decode(const uint8_t* rows, size_t size, int16_t* values, bool trellis) {
   if (!usable_) throw Error(Fault::kCorrupt, "the decoder stopped at an earlier error");
   Outcome outcomes[kMaxGroups];
   const size_t count = groups_.size();
   for_each(count, size, threads_, [&](size_t g) {
     const size_t begin = range_begin(size, g, count), end = range_begin(size, g + 1, count);
-    outcomes[g] = decode_group(groups_[g], rows + begin, end - begin, values + begin);
+    outcomes[g] = decode_group(groups_[g], rows + begin, end - begin, values + begin, trellis);
   });
   usable_ =
       std::all_of(outcomes, outcomes + count, [](Outcome outcome) { return outcome == Outcome::kDone; });
   if (usable_) return;
-  if (std::count(outcomes, outcomes + count, Outcome::kBadRow) != 0) {
-    throw Error(Fault::kInput, "a row is neither a table row nor 255");
-  }
-  throw Error(Fault::kTruncated, "a coder group ends before its symbols");
+  const bool bad_row = std::count(outcomes, outcomes + count, Outcome::kBadRow) != 0;
+  require_done(bad_row ? Outcome::kBadRow : Outcome::kTruncated);
 }
 
 void Decoder::finish() const {

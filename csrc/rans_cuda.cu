@@ -1,10 +1,13 @@
 // The coder on a GPU: the same streams as rans_coder.cpp, bit for bit, through the same steps (rans.h).
 //
-// A part is coded in three launches. `mark` keeps one bit per position and counts the coded ones, `scatter`
+// A part is coded in a few launches. `mark` keeps one bit per position and counts the coded ones, `scatter`
 // packs them densely; both use the whole device. Then one warp per group runs the rounds: lane i of the
 // stream is lane i of the warp, and a ballot tells each lane which word is its own. What goes on from part to
 // part lies in a `State` on the device, so that nothing here waits for the device or allocates, and all
 // launches of a decoder are the same for every stream: they can be recorded in a CUDA graph.
+//
+// Where a part is of a trellis, chain i is lane i of a warp for all but a decoder of fewer lanes. Its search
+// leaves all that does not depend on the path to `scatter`, so that the warps only add and compare.
 //
 // Without nvcc the file compiles against an emulation of the device (tests/cuda/emulation.h).
 #include <cstddef>
@@ -28,33 +31,39 @@ namespace {
 
 constexpr uint32_t kAll = 0xFFFFFFFFu;
 constexpr uint32_t kWarp = 32;
-constexpr uint32_t kTile = kWarp * kWarp;  // positions of one warp; lane i keeps the bits of its i-th 32
+constexpr uint32_t kTile = kWarp * kWarp;  // positions that one warp marks; lane i keeps the bits of the i-th 32
 constexpr uint32_t kThreads = 256;
 constexpr uint32_t kBatch = 4;  // rounds between two requests for symbols; hides the latency of memory
+constexpr uint32_t kAhead = 8;  // the same for the short rounds of a trellis
 constexpr uint32_t kCoarseBits = 8;
 constexpr uint32_t kCoarseShift = kProbBits - kCoarseBits;
 constexpr uint32_t kDigestBlocks = 256;
 constexpr uint32_t kJoinBlocks = 16;  // per group
+constexpr int kTrellisStep = 160;     // between the values of a trellis, in 1/256 quantiser steps
+constexpr uint32_t kLargestResidual = 8191 * 256;
+constexpr int32_t kUnreached = 1 << 28;
 
-enum Status : uint32_t { kBadRow = 1, kTruncated = 2, kLeftOver = 4, kWrongState = 8 };
+enum Status : uint32_t { kBadRow = 1, kTruncated = 2, kLeftOver = 4, kWrongState = 8, kOffGrid = 16 };
 
 }  // namespace
 
 // ---- What lies on the device ----
 
-// The symbols of a row in order, those without a frequency left out: symbol << 24 | freq << 12 | start. A
-// search starts at the symbol of the slot rounded down to 16 and seldom goes on. This fits into shared memory,
-// a table of all slots (2 MiB) does not: it would make every round wait for L2.
+// Where the symbols of the rows of one or both sets start: from the first symbol that has a frequency to the last
+// one, then the escape and kSlots. A search starts at the symbol of the slot rounded down to 16 and seldom goes on.
+// This fits into shared memory, a table of all slots (2 MiB) does not: it would make every round wait for L2.
+template <uint32_t kSets>
 struct alignas(16) Search {
-  uint32_t rows[kRows];  // shift << 16 | index of the first entry
-  uint8_t coarse[kRows << kCoarseBits];
-  uint32_t entries[kRows * kSymbols];
+  uint32_t rows[kSets * kRows];  // shift << 28 | first symbol << 20 | index of its start
+  uint8_t coarse[kSets * kRows << kCoarseBits];
+  uint16_t starts[kSets * kRows * (kSymbols + 1)];
 };
 
 struct alignas(16) DeviceTables {
-  SymbolEntry symbols[kRows * kSymbols];  // uncodable symbols hold the entry of the escape
-  uint8_t shift[kRows];
-  Search search;
+  SymbolEntry symbols[kTableRows * kSymbols];  // uncodable symbols hold the entry of the escape
+  uint8_t shift[kTableRows];
+  Search<1> plain;
+  Search<2> trellis;
   uint32_t stride[4][256];           // a polynomial times x^(16 threads of the digest), by its bytes
   uint32_t in_block[kThreads];       // x^(16 (i + 1))
   uint32_t of_block[kDigestBlocks];  // x^(16 kThreads i)
@@ -90,6 +99,11 @@ struct alignas(16) Code {
   SymbolEntry entry;
   uint32_t shift;    // 0 for an escape
   uint32_t payload;  // the low bits, or the value of an escape
+};
+
+// What the edges of the trellis add to a path at one symbol: squared error + charge.
+struct alignas(16) Metrics {
+  int32_t of[2][2];  // set, parity of the index
 };
 
 // ---- Warps and blocks ----
@@ -176,15 +190,15 @@ __global__ void __launch_bounds__(kThreads) mark_kernel(const uint8_t* rows, Wor
   if (is_last_block(state)) scan_tiles(work);
 }
 
-// Calls sink(position, coded, place among the coded) for every position.
+// Calls sink(position, coded, place among the coded) for every position; a block per tile, so that many wait for
+// memory at once.
 template <class Sink>
 __device__ __forceinline__ void scatter(const Work& work, const Sink& sink) {
-  const uint32_t lane = lane_of_thread(), tile = (blockIdx.x * kThreads + threadIdx.x) / kWarp;
-  if (tile >= work.tiles) return;
+  const uint32_t lane = lane_of_thread(), tile = blockIdx.x;
   const uint32_t mine = work.masks[tile * kWarp + lane];
   const uint32_t before = work.starts[tile] + warp_before(count_bits(mine));
-#pragma unroll 8
-  for (uint32_t i = 0; i < kWarp; ++i) {
+#pragma unroll
+  for (uint32_t i = threadIdx.x / kWarp; i < kWarp; i += kThreads / kWarp) {
     const uint32_t mask = __shfl_sync(kAll, mine, i), start = __shfl_sync(kAll, before, i);
     const uint32_t at = tile * kTile + i * kWarp + lane;
     if (at < work.size) sink(at, (mask >> lane & 1) != 0, start + count_bits(mask & below(lane)));
@@ -204,17 +218,27 @@ __global__ void __launch_bounds__(kThreads) scatter_rows(const uint8_t* rows, in
   });
 }
 
+__global__ void __launch_bounds__(kThreads) scatter_values(const int16_t* values, Work work) {
+  int16_t* packed = static_cast<int16_t*>(work.dense);
+  scatter(work, [=](uint32_t at, bool coded, uint32_t to) {
+    if (coded) packed[to] = values[at];
+  });
+}
+
+// `sets` of the coded symbols of a trellis, else null.
 __global__ void __launch_bounds__(kThreads) scatter_codes(const DeviceTables* tables, const uint8_t* rows,
-                                                          const int16_t* values, Work work) {
+                                                          const int16_t* values, const uint8_t* sets, Work work) {
   Code* codes = static_cast<Code*>(work.dense);
   scatter(work, [=](uint32_t at, bool coded, uint32_t to) {
     if (!coded) return;
-    const uint32_t row = rows[at], value = static_cast<uint16_t>(values[at]);
-    const uint32_t shift = tables->shift[row];
-    const uint32_t bucket = static_cast<uint32_t>((values[at] >> shift) + kCenter);
+    const int set = sets == nullptr ? 0 : sets[to];
+    const int value = sets == nullptr ? values[at] : trellis_index(set, values[at]);
+    const uint32_t row = rows[at] + (sets == nullptr ? 0 : kRows * (1 + set)), shift = tables->shift[row];
+    const uint32_t bucket = static_cast<uint32_t>((value >> shift) + kCenter);
     const SymbolEntry entry = tables->symbols[row * kSymbols + (bucket < kEscape ? bucket : kEscape)];
     const bool escape = (entry.packed & kEscapeFlag) != 0;
-    codes[to] = escape ? Code{entry, 0, value} : Code{entry, shift, value & ((1u << shift) - 1)};
+    const uint32_t bits = static_cast<uint16_t>(value);
+    codes[to] = escape ? Code{entry, 0, bits} : Code{entry, shift, bits & ((1u << shift) - 1)};
   });
 }
 
@@ -233,9 +257,9 @@ struct Range {
 
 // The coded symbols of one group.
 __device__ __forceinline__ Range range_of(const Work& work, uint32_t group, uint32_t groups) {
-  const uint64_t size = work.size;
-  return {rank_of(work, static_cast<uint32_t>(size * group / groups)),
-          rank_of(work, static_cast<uint32_t>(size * (group + 1) / groups))};
+  const uint32_t each = work.size / groups, rest = work.size % groups;
+  const auto begin = [=](uint32_t g) { return each * g + rest * g / groups; };  // size * g / groups, in 32 bits
+  return {rank_of(work, begin(group)), rank_of(work, begin(group + 1))};
 }
 
 // ---- Decoding ----
@@ -278,12 +302,36 @@ struct WarpReader {
   __device__ __forceinline__ uint32_t position() const { return first + used; }
 };
 
-// The entry of a slot as slot_entry has it.
-__device__ __forceinline__ uint32_t find(const Search* search, uint32_t row, uint32_t index, uint32_t slot) {
-  const uint32_t* entry = search->entries + index + search->coarse[row << kCoarseBits | slot >> kCoarseShift];
-  while (slot - (*entry & 0xFFF) >= (*entry >> 12 & 0xFFF)) ++entry;
-  return (*entry & ~0xFFFu) | (slot - (*entry & 0xFFF));
+// The entry of a slot as slot_entry has it; `row` with its word of `rows`.
+template <uint32_t kSets>
+__device__ __forceinline__ uint32_t find(const Search<kSets>* search, uint32_t row, uint32_t word, uint32_t slot) {
+  const uint16_t* starts = search->starts + (word & 0xFFFFF);
+  uint32_t i = search->coarse[row << kCoarseBits | slot >> kCoarseShift];
+  uint32_t start = starts[i], end = starts[i + 1];
+  while (slot >= end) {
+    start = end;
+    end = starts[++i + 1];
+  }
+  const uint32_t symbol = end == kSlots ? kEscape : (word >> 20 & 0xFF) + i;
+  return slot_entry(symbol, (end - start) & 0xFFF, (slot - start) & 0xFFF);
 }
+
+// The trellis chains of one lane, which takes them in turn: bit i of bits[b] is bit b of the state of the chain i
+// rounds on.
+struct Chains {
+  uint32_t bits[3] = {0, 0, 0};
+  uint32_t last;
+
+  __device__ __forceinline__ explicit Chains(uint32_t lanes) : last(kChains / lanes - 1) {}
+
+  __device__ __forceinline__ uint32_t state() const {
+    return (bits[0] & 1) | (bits[1] & 1) << 1 | (bits[2] & 1) << 2;
+  }
+
+  __device__ __forceinline__ void step(uint32_t next) {
+    for (uint32_t b = 0; b < 3; ++b) bits[b] = bits[b] >> 1 | (next >> b & 1) << last;
+  }
+};
 
 struct Place {
   uint32_t position, row;
@@ -291,9 +339,10 @@ struct Place {
 };
 
 // What a round needs to know of one lane, besides its state.
+template <uint32_t kSets>
 struct Job {
   Place place;
-  uint32_t row;  // of Search
+  uint32_t words[kSets];  // of the row in each set
 };
 
 __device__ __forceinline__ Place load_place(const Work& work, uint32_t i, uint32_t end, bool lane_in_use) {
@@ -301,32 +350,40 @@ __device__ __forceinline__ Place load_place(const Work& work, uint32_t i, uint32
   return {static_cast<const uint32_t*>(work.dense)[i], dense_rows(work)[i], true};
 }
 
-__device__ __forceinline__ uint32_t decode_round(const Search* search, uint32_t x, const Job& job,
-                                                 WarpReader& words, int16_t* values) {
+template <uint32_t kSets>
+__device__ __forceinline__ uint32_t decode_round(const Search<kSets>* search, uint32_t x, const Job<kSets>& job,
+                                                 WarpReader& words, Chains& chains, int16_t* values) {
   const Place& place = job.place;
   words.active = place.active;
-  const uint32_t entry = find(search, place.row, job.row & 0xFFFF, x & (kSlots - 1));
+  const uint32_t set = kSets == 1 ? 0 : chains.state() & 1, word = set == 0 ? job.words[0] : job.words[kSets - 1];
+  const uint32_t entry = find(search, set * kRows + place.row, word, x & (kSlots - 1));
   const uint32_t stepped = decode_step(x, entry, words);
   x = place.active ? stepped : x;
   const bool escape = place.active && entry >> 24 == kEscape;
-  const int shift = place.active && !escape ? static_cast<int>(job.row >> 16) : 0;
+  const int shift = place.active && !escape ? static_cast<int>(word >> 28) : 0;
   int value = static_cast<int>(entry >> 24) - kCenter;
   if (ballot(escape || shift != 0) != 0) {
     uint32_t low = 0;
     x = decode_low(x, shift, low, words);
     const uint32_t raw = words.take(escape);
-    value = static_cast<int>(escape ? raw : static_cast<uint32_t>(value * (1 << shift)) + low);
+    value = escape ? static_cast<int16_t>(raw) : value * (1 << shift) + static_cast<int>(low);
+  }
+  if (kSets == 2) {
+    chains.step(trellis_next(chains.state(), value));
+    value = trellis_value(static_cast<int>(set), value);
   }
   if (place.active) values[place.position] = static_cast<int16_t>(value);
   return x;
 }
 
-__device__ __forceinline__ void decode_group(const Search* search, const uint16_t* stream, State* state,
+template <uint32_t kSets>
+__device__ __forceinline__ void decode_group(const Search<kSets>* search, const uint16_t* stream, State* state,
                                              Group& group, const Work& work, Range range, int16_t* values) {
   const uint32_t lane = lane_of_thread(), lanes = state->lanes;
   WarpReader words(stream + group.begin, group.words, group.next);
+  Chains chains(lanes);
   uint32_t x = group.states[lane];
-  Job jobs[kBatch];
+  Job<kSets> jobs[kBatch];
   Place coming[kBatch];
 #pragma unroll
   for (uint32_t k = 0; k < kBatch; ++k) {
@@ -335,11 +392,13 @@ __device__ __forceinline__ void decode_group(const Search* search, const uint16_
   for (uint32_t at = range.first; at < range.end; at += kBatch * lanes) {
 #pragma unroll
     for (uint32_t k = 0; k < kBatch; ++k) {
-      jobs[k] = {coming[k], search->rows[coming[k].row]};
+      jobs[k].place = coming[k];
+#pragma unroll
+      for (uint32_t set = 0; set < kSets; ++set) jobs[k].words[set] = search->rows[set * kRows + coming[k].row];
       coming[k] = load_place(work, at + (kBatch + k) * lanes + lane, range.end, lane < lanes);
     }
 #pragma unroll
-    for (uint32_t k = 0; k < kBatch; ++k) x = decode_round(search, x, jobs[k], words, values);
+    for (uint32_t k = 0; k < kBatch; ++k) x = decode_round(search, x, jobs[k], words, chains, values);
     if (words.position() > group.words) break;
   }
   group.states[lane] = x;
@@ -349,10 +408,10 @@ __device__ __forceinline__ void decode_group(const Search* search, const uint16_
 }
 
 // One block per group; all of its threads fetch the tables, then its first warp decodes.
-template <bool kStaged>
-__global__ void __launch_bounds__(kThreads) decode_kernel(const Search* search, uint32_t search_bytes,
-                                                          const uint16_t* stream, State* state, Work work,
-                                                          int16_t* values) {
+template <uint32_t kSets, bool kStaged>
+__global__ void __launch_bounds__(kThreads, 1) decode_kernel(const Search<kSets>* search, uint32_t search_bytes,
+                                                             const uint16_t* stream, State* state, Work work,
+                                                             int16_t* values) {
   if (blockIdx.x >= state->groups) return;
   Group& group = state->group[blockIdx.x];
   const Range range = range_of(work, blockIdx.x, state->groups);
@@ -363,7 +422,7 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(const Search* search, 
       staged[i] = reinterpret_cast<const uint4*>(search)[i];
     }
     __syncthreads();
-    search = reinterpret_cast<const Search*>(staged);
+    search = reinterpret_cast<const Search<kSets>*>(staged);
   }
   if (threadIdx.x < kWarp) decode_group(search, stream, state, group, work, range, values);
 }
@@ -376,6 +435,32 @@ __global__ void __launch_bounds__(kWarp) finish_kernel(State* state) {
 }
 
 // ---- Encoding ----
+
+// Finds the sets of the values of a trellis, packed by scatter_values: one warp per group, a lane per chain.
+__global__ void __launch_bounds__(kWarp) follow_kernel(State* state, Work work, uint8_t* sets) {
+  if (blockIdx.x >= state->groups) return;
+  const Range range = range_of(work, blockIdx.x, state->groups);
+  const int16_t* values = static_cast<const int16_t*>(work.dense);
+  const auto load = [&](uint32_t i) { return i < range.end ? values[i] : int16_t{0}; };
+  const uint32_t first = range.first + lane_of_thread();
+  uint32_t chain = 0;
+  bool off_grid = false;
+  int16_t coming[kAhead];
+#pragma unroll
+  for (uint32_t k = 0; k < kAhead; ++k) coming[k] = load(first + k * kChains);
+  for (uint32_t at = first; at < range.end; at += kAhead * kChains) {
+#pragma unroll
+    for (uint32_t k = 0; k < kAhead; ++k) {
+      const uint32_t i = at + k * kChains;
+      const int value = coming[k], set = static_cast<int>(chain & 1), index = trellis_index(set, value);
+      coming[k] = load(i + kAhead * kChains);
+      off_grid |= trellis_value(set, index) != value;
+      chain = trellis_next(chain, index);
+      if (i < range.end) sets[i] = static_cast<uint8_t>(set);
+    }
+  }
+  if (off_grid) atomicOr(&state->status, kOffGrid);
+}
 
 // Writes downwards; of the lanes that have a word the first one's comes to lie first.
 struct WarpWriter {
@@ -451,6 +536,142 @@ __global__ void __launch_bounds__(kWarp) open_kernel(State* state, uint32_t lane
   state->size = 0;
   state->lanes = lanes;
   state->groups = groups;
+}
+
+// ---- Quantising with a trellis ----
+
+struct Candidate {
+  int32_t metric, index;
+};
+
+// The better one of the two indices of a parity that are next to a residual of this size.
+__device__ __forceinline__ Candidate nearest(uint32_t size, int set, int parity, const int32_t* charges) {
+  const auto candidate = [=](int index) {
+    const int error = static_cast<int>(size) - kTrellisStep * trellis_value(set, index);
+    return Candidate{error * error + __ldg(charges + (index < kSymbols ? index : kSymbols - 1)), index};
+  };
+  const int below = static_cast<int>((size + static_cast<uint32_t>(kTrellisStep * set)) / (2 * kTrellisStep));
+  const int low = (below & 1) == parity ? below : below - 1;
+  const Candidate high = candidate(low + 2);
+  if (low < 0) return high;
+  const Candidate lower = candidate(low);
+  return lower.metric <= high.metric ? lower : high;
+}
+
+__device__ __forceinline__ uint32_t size_of(int32_t residual) {
+  const uint32_t bits = static_cast<uint32_t>(residual), size = residual < 0 ? 0u - bits : bits;
+  return size < kLargestResidual ? size : kLargestResidual;
+}
+
+// What an edge of the trellis stands for depends on the symbol, on the set of its state and on the parity.
+__device__ __forceinline__ Candidate candidate_of(int32_t residual, uint32_t row, const int32_t* charges, int set,
+                                                  int parity) {
+  const uint32_t charged = static_cast<uint32_t>(set) * kRows + row;
+  return nearest(size_of(residual), set, parity, charges + charged * kSymbols);
+}
+
+__global__ void __launch_bounds__(kThreads) scatter_metrics(const int32_t* residuals, const uint8_t* rows,
+                                                            const int32_t* charges, Work work) {
+  Metrics* metrics = static_cast<Metrics*>(work.dense);
+  scatter(work, [=](uint32_t at, bool coded, uint32_t to) {
+    if (!coded) return;
+    Metrics all;
+    for (int set = 0; set < 2; ++set) {
+      for (int parity = 0; parity < 2; ++parity) {
+        all.of[set][parity] = candidate_of(residuals[at], rows[at], charges, set, parity).metric;
+      }
+    }
+    metrics[to] = all;
+  });
+}
+
+// The parity that leads from one state to another one.
+__device__ __forceinline__ uint32_t parity_between(uint32_t from, uint32_t to) {
+  return (trellis_next(from, 0) ^ to) & 1;
+}
+
+// Takes the costs of the best paths to all states one symbol on. Bit z of the result says which of its two
+// predecessors state z has. Costs count from that of state 0 before, which keeps them small.
+__device__ __forceinline__ uint32_t search_step(int32_t (&costs)[kTrellisStates], const Metrics& metrics) {
+  int32_t edges[2][2], next[kTrellisStates];
+  uint32_t decisions = 0;
+#pragma unroll
+  for (uint32_t i = 0; i < 4; ++i) edges[i >> 1][i & 1] = metrics.of[i >> 1][i & 1] - costs[0];
+#pragma unroll
+  for (uint32_t z = 0; z < kTrellisStates; ++z) {
+    const uint32_t from = z >> 1, other = from | 4, parity = parity_between(from, z);
+    const int32_t cost = costs[from] + edges[from & 1][parity];
+    const int32_t other_cost = costs[other] + edges[from & 1][parity ^ 1];
+    decisions |= static_cast<uint32_t>(other_cost < cost) << z;
+    next[z] = other_cost < cost ? other_cost : cost;
+  }
+#pragma unroll
+  for (uint32_t z = 0; z < kTrellisStates; ++z) costs[z] = next[z];
+  return decisions;
+}
+
+// Replaces the decisions of one chain, whose first symbol lies at `first`, by the edges of the path to `state`.
+__device__ __forceinline__ void trace_back(uint8_t* edges, uint32_t first, uint32_t end, uint32_t state) {
+  const uint32_t count = first < end ? (end - first + kChains - 1) / kChains : 0;
+  const auto load = [&](uint32_t i) { return i < count ? edges[first + i * kChains] : uint8_t{0}; };  // i may wrap
+  uint8_t coming[kAhead];
+#pragma unroll
+  for (uint32_t k = 0; k < kAhead; ++k) coming[k] = load(count - 1 - k);
+  for (uint32_t done = 0; done < count; done += kAhead) {
+#pragma unroll
+    for (uint32_t k = 0; k < kAhead; ++k) {
+      const uint32_t i = count - 1 - done - k, from = state >> 1 | (coming[k] >> state & 1) << 2;
+      coming[k] = load(i - kAhead);
+      if (i < count) edges[first + i * kChains] = static_cast<uint8_t>((from & 1) << 1 | parity_between(from, state));
+      state = from;
+    }
+  }
+}
+
+// Viterbi's algorithm: one warp per group, a lane per chain. Leaves the edge of the best path at each symbol:
+// set << 1 | parity.
+__global__ void __launch_bounds__(kWarp) search_kernel(State* state, Work work, uint8_t* edges) {
+  const Range range = range_of(work, blockIdx.x, state->groups);
+  const uint32_t first = range.first + lane_of_thread();
+  const Metrics* metrics = static_cast<const Metrics*>(work.dense);
+  const auto load = [&](uint32_t i) { return i < range.end ? metrics[i] : Metrics{}; };
+  int32_t costs[kTrellisStates];
+#pragma unroll
+  for (uint32_t z = 0; z < kTrellisStates; ++z) costs[z] = z == 0 ? 0 : kUnreached;
+  Metrics coming[kAhead];
+#pragma unroll
+  for (uint32_t k = 0; k < kAhead; ++k) coming[k] = load(first + k * kChains);
+  for (uint32_t at = first; at < range.end; at += kAhead * kChains) {
+#pragma unroll
+    for (uint32_t k = 0; k < kAhead; ++k) {
+      const uint32_t i = at + k * kChains;
+      if (i < range.end) edges[i] = static_cast<uint8_t>(search_step(costs, coming[k]));
+      coming[k] = load(i + kAhead * kChains);
+    }
+  }
+  uint32_t best = 0;
+#pragma unroll
+  for (uint32_t z = 1; z < kTrellisStates; ++z) {
+    if (costs[z] < costs[0]) {
+      costs[0] = costs[z];
+      best = z;
+    }
+  }
+  trace_back(edges, first, range.end, best);
+}
+
+// The inverse of scatter_metrics, with what became of its symbols.
+__global__ void __launch_bounds__(kThreads) gather_values(const int32_t* residuals, const uint8_t* rows,
+                                                          const int32_t* charges, const uint8_t* edges,
+                                                          int16_t* values, Work work) {
+  scatter(work, [=](uint32_t at, bool coded, uint32_t to) {
+    int value = 0;
+    if (coded) {
+      const int set = edges[to] >> 1, parity = edges[to] & 1;
+      value = trellis_value(set, candidate_of(residuals[at], rows[at], charges, set, parity).index);
+    }
+    values[at] = static_cast<int16_t>(residuals[at] < 0 ? -value : value);
+  });
 }
 
 __device__ uint32_t group_bytes(const State* state, uint32_t g) {
@@ -557,7 +778,6 @@ __global__ void __launch_bounds__(kThreads) histogram_kernel(const uint8_t* rows
 constexpr size_t round_up(size_t size) { return (size + 15) / 16 * 16; }
 
 uint32_t tiles_of(uint32_t size) { return (size + kTile - 1) / kTile; }
-uint32_t blocks_of(uint32_t tiles) { return (tiles * kWarp + kThreads - 1) / kThreads; }
 
 size_t index_bytes(uint32_t size) { return round_up(4 * (size_t{tiles_of(size)} * (kWarp + 1) + 1)); }
 
@@ -567,23 +787,37 @@ Work work_in(void* scratch, uint32_t size) {
   return {size, tiles, masks, masks + size_t{tiles} * kWarp, static_cast<uint8_t*>(scratch) + index_bytes(size)};
 }
 
-void fill_row(DeviceTables& tables, uint32_t row, const uint16_t* freq, uint32_t shift, uint32_t& count) {
-  Search& search = tables.search;
-  const uint32_t first = count;
+void fill_symbols(DeviceTables& tables, uint32_t row, const uint16_t* freq, uint32_t shift) {
   SymbolEntry* symbols = tables.symbols + row * kSymbols;
   uint32_t start = 0;
   for (uint32_t symbol = 0; symbol < kSymbols; start += freq[symbol++]) {
-    if (freq[symbol] == 0) continue;
-    symbols[symbol] = symbol_entry(start, freq[symbol], symbol == kEscape);
-    for (uint32_t i = (start + (1 << kCoarseShift) - 1) >> kCoarseShift; i << kCoarseShift < start + freq[symbol]; ++i)
-      search.coarse[row << kCoarseBits | i] = static_cast<uint8_t>(count - first);
-    search.entries[count++] = slot_entry(symbol, freq[symbol], start);
+    if (freq[symbol] != 0) symbols[symbol] = symbol_entry(start, freq[symbol], symbol == kEscape);
   }
   for (uint32_t symbol = 0; symbol < kEscape; ++symbol) {
     if (freq[symbol] == 0) symbols[symbol] = symbols[kEscape];
   }
   tables.shift[row] = static_cast<uint8_t>(shift);
-  search.rows[row] = shift << 16 | first;
+}
+
+// Returns how many bytes are used.
+template <uint32_t kSets>
+uint32_t fill_search(Search<kSets>& search, const uint16_t* freq, const uint8_t* shift) {
+  uint32_t count = 0;
+  for (uint32_t row = 0; row < kSets * kRows; ++row, freq += kSymbols) {
+    uint32_t first = 0, escape = kEscape, start = 0;
+    while (freq[first] == 0) ++first;
+    while (freq[escape - 1] == 0) --escape;  // comes right after the last one that has a frequency
+    search.rows[row] = static_cast<uint32_t>(shift[row]) << 28 | first << 20 | count;
+    for (uint32_t symbol = first; symbol <= escape; ++symbol) {
+      const uint32_t end = symbol == escape ? kSlots : start + freq[symbol];
+      for (uint32_t i = (start + (1 << kCoarseShift) - 1) >> kCoarseShift; i << kCoarseShift < end; ++i)
+        search.coarse[row << kCoarseBits | i] = static_cast<uint8_t>(symbol - first);
+      search.starts[count++] = static_cast<uint16_t>(start);
+      start = end;
+    }
+    search.starts[count++] = kSlots;
+  }
+  return static_cast<uint32_t>(round_up(offsetof(Search<kSets>, starts) + sizeof(uint16_t) * count));
 }
 
 void fill_digest(DeviceTables& tables) {
@@ -612,6 +846,29 @@ void open_groups(State& state, const uint8_t* stream, const Layout& layout) {
   }
 }
 
+// Returns `search_bytes` if the present device has so much shared memory for the kernel, else 0.
+uint32_t stage(const void* kernel, uint32_t search_bytes) {
+  int device = 0, limit = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  if (cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) return 0;
+  if (search_bytes > static_cast<uint32_t>(limit)) return 0;
+  const auto attribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
+  const cudaError_t error = cudaFuncSetAttribute(kernel, attribute, static_cast<int>(search_bytes));
+  return error == cudaSuccess ? search_bytes : 0;
+}
+
+void launch_mark(const uint8_t* rows, const Work& work, State* state, cudaStream_t queue) {
+  const uint32_t blocks = (work.tiles * kWarp + kThreads - 1) / kThreads;
+  DCA_LAUNCH(mark_kernel, blocks, kThreads, 0, queue, rows, work, state);
+}
+
+template <uint32_t kSets>
+void launch_decode(const Search<kSets>* search, uint32_t staged_bytes, const uint16_t* stream, State* state,
+                   const Work& work, int16_t* values, cudaStream_t queue) {
+  const auto kernel = staged_bytes != 0 ? decode_kernel<kSets, true> : decode_kernel<kSets, false>;
+  DCA_LAUNCH(kernel, kMaxGroups, kThreads, staged_bytes, queue, search, staged_bytes, stream, state, work, values);
+}
+
 }  // namespace
 }  // namespace dca::rans
 
@@ -624,27 +881,27 @@ using namespace dca::rans;
 uint64_t dca_rans_table_bytes() { return sizeof(DeviceTables); }
 uint64_t dca_rans_state_bytes() { return sizeof(State); }
 uint64_t dca_rans_decode_bytes(uint32_t size) { return index_bytes(size) + 5ull * size; }
-uint64_t dca_rans_encode_bytes(uint32_t size) { return index_bytes(size) + sizeof(Code) * uint64_t{size}; }
+uint64_t dca_rans_encode_bytes(uint32_t size) { return index_bytes(size) + (sizeof(Code) + 1) * uint64_t{size}; }
+uint64_t dca_rans_quantise_bytes(uint32_t size) {
+  return round_up(sizeof(State)) + index_bytes(size) + (sizeof(Metrics) + 1) * uint64_t{size};
+}
 const char* dca_rans_error(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }
 
-// Fills `host` (zeros) from valid tables; returns how many bytes of it a decoder searches.
-uint32_t dca_rans_tables(const uint16_t* freq, const uint8_t* shift, void* host) {
+// Fills `host` (zeros) from valid tables; how many bytes of it a decoder searches in a plain part and in one of a
+// trellis goes to `searched`.
+void dca_rans_tables(const uint16_t* freq, const uint8_t* shift, void* host, uint32_t* searched) {
   DeviceTables& tables = *static_cast<DeviceTables*>(host);
-  uint32_t count = 0;
-  for (uint32_t row = 0; row < kRows; ++row) fill_row(tables, row, freq + row * kSymbols, shift[row], count);
+  for (uint32_t row = 0; row < kTableRows; ++row) fill_symbols(tables, row, freq + row * kSymbols, shift[row]);
+  searched[0] = fill_search(tables.plain, freq, shift);
+  searched[1] = fill_search(tables.trellis, freq + kRows * kSymbols, shift + kRows);
   fill_digest(tables);
-  return static_cast<uint32_t>(round_up(offsetof(Search, entries) + 4 * count));
 }
 
-// Prepares the present device; returns `search_bytes` if they fit into its shared memory, else 0.
-uint32_t dca_rans_stage(uint32_t search_bytes) {
-  int device = 0, limit = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return 0;
-  if (cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) return 0;
-  if (search_bytes > static_cast<uint32_t>(limit)) return 0;
-  const auto attribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
-  const cudaError_t error = cudaFuncSetAttribute(decode_kernel<true>, attribute, static_cast<int>(search_bytes));
-  return error == cudaSuccess ? search_bytes : 0;
+// Prepares the present device for plain parts or those of a trellis; returns `search_bytes` if they fit into its
+// shared memory, else 0.
+uint32_t dca_rans_stage(uint32_t trellis, uint32_t search_bytes) {
+  return trellis != 0 ? stage(reinterpret_cast<const void*>(decode_kernel<2, true>), search_bytes)
+                      : stage(reinterpret_cast<const void*>(decode_kernel<1, true>), search_bytes);
 }
 
 // Opens a stream for decoding: checks `host_stream` and copies it to `stream`, which has room for one byte more,
@@ -673,17 +930,19 @@ int dca_rans_reset(const uint8_t* host_stream, uint64_t size, uint8_t* stream, S
   return static_cast<int>(error);
 }
 
-// Decodes the next part; `scratch` has dca_rans_decode_bytes(size).
-int dca_rans_decode(const DeviceTables* tables, uint32_t staged_bytes, const uint16_t* stream, State* state,
-                    const uint8_t* rows, uint32_t size, int16_t* values, void* scratch, cudaStream_t queue) {
+// Decodes the next part, plain or of a trellis; `scratch` has dca_rans_decode_bytes(size).
+int dca_rans_decode(const DeviceTables* tables, uint32_t trellis, uint32_t staged_bytes, const uint16_t* stream,
+                    State* state, const uint8_t* rows, uint32_t size, int16_t* values, void* scratch,
+                    cudaStream_t queue) {
   if (size == 0) return 0;
   const Work work = work_in(scratch, size);
-  const uint32_t blocks = blocks_of(work.tiles);
-  DCA_LAUNCH(mark_kernel, blocks, kThreads, 0, queue, rows, work, state);
-  DCA_LAUNCH(scatter_rows, blocks, kThreads, 0, queue, rows, values, work);
-  const auto kernel = staged_bytes != 0 ? decode_kernel<true> : decode_kernel<false>;
-  DCA_LAUNCH(kernel, kMaxGroups, kThreads, staged_bytes, queue, &tables->search, staged_bytes, stream, state, work,
-             values);
+  launch_mark(rows, work, state, queue);
+  DCA_LAUNCH(scatter_rows, work.tiles, kThreads, 0, queue, rows, values, work);
+  if (trellis != 0) {
+    launch_decode(&tables->trellis, staged_bytes, stream, state, work, values, queue);
+  } else {
+    launch_decode(&tables->plain, staged_bytes, stream, state, work, values, queue);
+  }
   return static_cast<int>(cudaGetLastError());
 }
 
@@ -709,14 +968,19 @@ int dca_rans_encode_open(State* state, uint32_t lanes, uint32_t groups, uint32_t
   return static_cast<int>(cudaGetLastError());
 }
 
-// Puts a part before those encoded so far; `scratch` has dca_rans_encode_bytes(size).
-int dca_rans_encode(const DeviceTables* tables, State* state, const int16_t* values, const uint8_t* rows, uint32_t size,
-                    uint16_t* words, void* scratch, cudaStream_t queue) {
+// Puts a part, plain or of a trellis, before those encoded so far; `scratch` has dca_rans_encode_bytes(size).
+int dca_rans_encode(const DeviceTables* tables, uint32_t trellis, State* state, const int16_t* values,
+                    const uint8_t* rows, uint32_t size, uint16_t* words, void* scratch, cudaStream_t queue) {
   if (size == 0) return 0;
   const Work work = work_in(scratch, size);
-  const uint32_t blocks = blocks_of(work.tiles);
-  DCA_LAUNCH(mark_kernel, blocks, kThreads, 0, queue, rows, work, state);
-  DCA_LAUNCH(scatter_codes, blocks, kThreads, 0, queue, tables, rows, values, work);
+  uint8_t* sets = nullptr;
+  launch_mark(rows, work, state, queue);
+  if (trellis != 0) {
+    sets = static_cast<uint8_t*>(work.dense) + sizeof(Code) * size_t{size};
+    DCA_LAUNCH(scatter_values, work.tiles, kThreads, 0, queue, values, work);
+    DCA_LAUNCH(follow_kernel, kMaxGroups, kWarp, 0, queue, state, work, sets);
+  }
+  DCA_LAUNCH(scatter_codes, work.tiles, kThreads, 0, queue, tables, rows, values, sets, work);
   DCA_LAUNCH(encode_kernel, kMaxGroups, kWarp, 0, queue, state, work, words);
   return static_cast<int>(cudaGetLastError());
 }
@@ -725,6 +989,22 @@ int dca_rans_encode(const DeviceTables* tables, State* state, const int16_t* val
 int dca_rans_encode_close(State* state, const uint16_t* words, uint8_t* out, cudaStream_t queue) {
   const dim3 grid(kJoinBlocks, kMaxGroups);
   DCA_LAUNCH(join_kernel, grid, kThreads, 0, queue, state, words, out);
+  return static_cast<int>(cudaGetLastError());
+}
+
+// Finds the values of a part of a trellis in a stream of so many groups. Charges [2][kRows][kSymbols] are 0..2^24, bad
+// rows count as kSkipRow; `scratch` has dca_rans_quantise_bytes(size).
+int dca_rans_quantise(const int32_t* residuals, const uint8_t* rows, uint32_t size, const int32_t* charges,
+                      uint32_t groups, int16_t* values, void* scratch, cudaStream_t queue) {
+  if (size == 0) return 0;
+  State* state = static_cast<State*>(scratch);
+  const Work work = work_in(static_cast<uint8_t*>(scratch) + round_up(sizeof(State)), size);
+  uint8_t* edges = static_cast<uint8_t*>(work.dense) + sizeof(Metrics) * size_t{size};
+  DCA_LAUNCH(open_kernel, kMaxGroups, kWarp, 0, queue, state, kMaxLanes, groups, 0);
+  launch_mark(rows, work, state, queue);
+  DCA_LAUNCH(scatter_metrics, work.tiles, kThreads, 0, queue, residuals, rows, charges, work);
+  DCA_LAUNCH(search_kernel, groups, kWarp, 0, queue, state, work, edges);
+  DCA_LAUNCH(gather_values, work.tiles, kThreads, 0, queue, residuals, rows, charges, edges, values, work);
   return static_cast<int>(cudaGetLastError());
 }
 

@@ -12,11 +12,14 @@ namespace dca::rans {
 constexpr size_t kSlack = 256;
 
 struct TableView {
-  const uint32_t* slots;       // [kRows * kSlots], slot_entry
-  const SymbolEntry* symbols;  // [kRows * kSymbols]; uncodable symbols hold the entry of the escape
-  const uint8_t* shift;        // [kRows]
-  int first_shift;             // lowest row with a shift, kRows if there is none
+  const uint32_t* slots;       // [rows * kSlots], slot_entry
+  const SymbolEntry* symbols;  // [rows * kSymbols]; uncodable symbols hold the entry of the escape
+  const uint8_t* shift;        // [rows]
+  int first_shift;             // lowest row with a shift in any table, kRows if there is none
 };
+
+// A trellis sees the tables of both sets as one of 2 * kRows rows: those of set 1 have this bit.
+constexpr int kSetBit = kRows;
 
 struct Path {
   const char* name;
@@ -25,8 +28,9 @@ struct Path {
   // Returns how many rows were read; `count` = how many were kept, -1 if one is not a table row.
   // Writes up to kSlack bytes too far, as all packing kernels do.
   size_t (*pack_rows)(const uint8_t* rows, size_t n, size_t capacity, uint8_t* dense, ptrdiff_t& count);
-  // Copies the values whose row is not kSkipRow.
+  // Copies the values, or residuals, whose row is not kSkipRow.
   void (*pack_values)(const uint8_t* rows, const int16_t* values, size_t n, int16_t* dense);
+  void (*pack_residuals)(const uint8_t* rows, const int32_t* residuals, size_t n, int32_t* dense);
   // The reverse: spreads `dense` over the coded positions and writes 0 to the others.
   void (*unpack_values)(const uint8_t* rows, const int16_t* dense, size_t n, int16_t* values);
 
@@ -38,6 +42,19 @@ struct Path {
   // there must be room. Returns the start of what was written.
   uint8_t* (*encode)(const TableView& tables, int lanes, uint32_t* states, uint8_t* words,
                      const uint8_t* rows, const int16_t* values, size_t count);
+
+  // Decodes a block of a trellis's part from the states of its kChains chains on, and leaves those at its end.
+  // Whole rounds of chains, except in the last block of a part.
+  const uint8_t* (*decode_trellis)(const TableView& tables, int lanes, uint32_t* states, const uint8_t* words,
+                                   const uint8_t* end, const uint8_t* rows, size_t count, int16_t* values,
+                                   uint16_t* chains);
+  // Prepares such a block for `encode`: values become indices, and rows get the bits of sets. Returns whether
+  // every value was on the grid of its state.
+  bool (*to_indices)(uint8_t* rows, int16_t* values, size_t count, uint16_t* chains);
+  // Finds the values of all symbols of one part in one group. Arrays, `trail` is scratch, go on to whole rounds of
+  // chains, with rows below kRows.
+  void (*search)(const int32_t* charges, const int32_t* residuals, const uint8_t* rows, size_t count,
+                 uint16_t* trail, int16_t* values);
 };
 
 // Second and third sweep of a decoder round whose buckets are in `values`: low bits, then escapes.

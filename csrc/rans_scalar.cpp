@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "rans_paths.h"
+#include "rans_trellis.h"
 
 namespace dca::rans {
 namespace {
@@ -59,11 +60,12 @@ size_t pack_rows(const uint8_t* rows, size_t n, size_t capacity, uint8_t* dense,
   return i;
 }
 
-void pack_values(const uint8_t* rows, const int16_t* values, size_t n, int16_t* dense) {
+template <class T>
+void pack(const uint8_t* rows, const T* values, size_t n, T* dense) {
   for (size_t i = 0; i < n;) {
     const Run run = i + 8 <= n ? run_of_eight(rows + i) : Run::kMixed;
     if (run != Run::kMixed) {
-      std::memcpy(dense, values + i, 16);
+      std::memcpy(dense, values + i, 8 * sizeof(T));
       dense += run == Run::kCoded ? 8 : 0;
       i += 8;
       continue;
@@ -137,6 +139,20 @@ const uint8_t* decode(const TableView& tables, int lanes, uint32_t* states, cons
     case 16: return decode_lanes<16>(tables, states, words, end, rows, count, values);
     default: return decode_lanes<32>(tables, states, words, end, rows, count, values);
   }
+}
+
+const uint8_t* decode_trellis(const TableView& tables, int lanes, uint32_t* states, const uint8_t* words,
+                              const uint8_t* end, const uint8_t* rows, size_t count, int16_t* values,
+                              uint16_t* chains) {
+  for (size_t done = 0; done < count; done += kChains) {
+    const size_t active = std::min<size_t>(count - done, kChains);
+    uint8_t chosen[kChains];
+    choose_rows(rows + done, chains, static_cast<int>(active), chosen);
+    words = decode(tables, lanes, states, words, end, chosen, active, values + done);
+    if (words == nullptr) return nullptr;
+    indices_to_values(static_cast<int>(active), values + done, chains);
+  }
+  return words;
 }
 
 inline uint8_t* encode_round(const TableView& tables, int lanes, uint32_t* states, uint8_t* next,
@@ -219,6 +235,7 @@ uint8_t* encode_rest(const TableView& tables, int lanes, uint32_t* states, uint8
   return words.next;
 }
 
-const Path kScalarPath = {"scalar", pack_rows, pack_values, unpack_values, decode, encode};
+const Path kScalarPath = {"scalar", pack_rows, pack<int16_t>, pack<int32_t>, unpack_values,
+                          decode,   encode,    decode_trellis, to_indices,    search_chains};
 
 }  // namespace dca::rans

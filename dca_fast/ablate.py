@@ -23,7 +23,7 @@ from torch import Tensor
 from dca_fast.config import ALIGN, LAMBDA_MAX, LAMBDA_MIN, STEPS, price
 from dca_fast.errors import InputError
 from dca_fast.model.context import Contextualiser
-from dca_fast.model.network import Network, Rounding, axis, to_nearest, with_noise
+from dca_fast.model.network import Network, axis
 from dca_fast.train.data import Crops
 from dca_fast.train.trainer import Recipe, learning_rate, parameter_groups
 
@@ -151,14 +151,14 @@ def build(name: str, start: Network, seed: int, inherited: bool) -> Network:
     return network
 
 
-def entropy(network: Network, y: Tensor, quality: Tensor, rounding: Rounding) -> dict[str, Tensor]:
+def entropy(network: Network, y: Tensor, quality: Tensor, noisy: bool) -> dict[str, Tensor]:
     """`bits_y` `[N, 4]`, `bits_z` `[N, contexts]`, `error` `[N, 4]` as `Network` gives them, and `y_hat`."""
     t, z_hat, bits_z = axis(quality), {}, []
     for name, pair in network.hyper.items():
-        z_hat[name], bits = network.code_hyper(name, pair.analyse(y, t), quality, rounding)
+        z_hat[name], bits = network.code_hyper(name, pair.analyse(y, t), quality, noisy)
         bits_z.append(bits)
     features = network.context.prepare(network.synthesise_hyper(z_hat, t))
-    y_hat, bits_y, error = network.code_latent(y, features, quality, t, rounding)
+    y_hat, bits_y, error = network.code_latent(y, features, quality, t, noisy)
     return {"bits_y": bits_y, "bits_z": torch.stack(bits_z, 1), "error": error, "y_hat": y_hat}
 
 
@@ -175,7 +175,7 @@ def train_twin(network: Network, data: Latents, plan: Plan, on_step: Callable[[f
     pixels = plan.crop**2
     for step in range(plan.steps):
         y, quality = data.part(step * plan.batch, plan.batch)
-        out = entropy(network, y, quality, with_noise)
+        out = entropy(network, y, quality, True)
         hyper = min(1.0, 0.1 + 0.9 * step / max(1.0, plan.ramp * plan.steps))
         lam = price(quality)
         weight = (lam / math.sqrt(LAMBDA_MIN * LAMBDA_MAX)) ** -recipe.balance
@@ -197,7 +197,7 @@ def test_twin(network: Network, tests: dict[float, Latents]) -> dict[str, dict[s
         assert data.image is not None
         rows = []
         for y, q, image in zip(data.y.split(4), data.quality.split(4), data.image.split(4), strict=True):
-            out = entropy(network, y, q, to_nearest)
+            out = entropy(network, y, q, False)
             pixels = network.synthesis(out["y_hat"], axis(q)).round().clamp(-128, 127)
             mse = (pixels - image).square().flatten(1).mean(1, keepdim=True)
             bits = torch.cat((out["bits_y"], out["bits_z"]), 1) / image[0, ..., 0].numel()

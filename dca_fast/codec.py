@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +23,10 @@ from dca_fast import container, image_io, latents
 from dca_fast import weights as weights_io
 from dca_fast.adjoint import Adjoint
 from dca_fast.backends import resolve
-from dca_fast.config import ALIGN, DEFAULT_EFFORT, QUALITY_MAX, ModelConfig
-from dca_fast.effort import Search, Step, Tools, one_step, pricing, step_multipliers
+from dca_fast.config import ALIGN, DEFAULT_EFFORT, QUALITY_MAX, TRELLIS_PRICE, ModelConfig
+from dca_fast.effort import Search, Step, Tools, one_step, step_multipliers
 from dca_fast.effort import check as check_effort
-from dca_fast.entropy.coder import Coder
+from dca_fast.entropy.coder import Coder, choose_groups
 from dca_fast.entropy.tables import Tables
 from dca_fast.errors import (
     ConfigError,
@@ -35,7 +35,6 @@ from dca_fast.errors import (
     LimitExceededError,
     UnknownModelError,
 )
-from dca_fast.ops import Pricing
 from dca_fast.program import QUALITY_STEPS, Program, ProgramSet
 
 if TYPE_CHECKING:
@@ -255,28 +254,38 @@ class Codec:
             return self._device.encode(image.to(self._device.device), quality, effort)
         array = pixels.cpu().numpy() if isinstance(pixels, Tensor) else pixels
         if effort > 1:
-            tools = Tools(self._coder, self._pricing, self._adjoint, lambda: self._refiner)
             size, program = (array.shape[0], array.shape[1]), self._program(quality)
+            groups = choose_groups(*latents.sites(*size)[0])
+            tools = Tools(
+                self._coder, lambda price: self._quantiser(groups, price), groups, self._adjoint, lambda: self._refiner
+            )
             best = Search(tools, program, _padded(array), size, quality / QUALITY_STEPS).run(effort, progress)
             return best.stream, best.digest
         symbols = self._symbols(array, quality, effort)
-        return self._coder.encode(symbols.parts), symbols.digest
+        groups = choose_groups(*latents.sites(array.shape[0], array.shape[1])[0])
+        return self._coder.encode(symbols.parts, groups=groups, plain=symbols.plain), symbols.digest
 
     def _symbols(self, pixels: npt.NDArray[np.uint8], quality: int, effort: int) -> latents.EncoderSource:
         """Everything of the encoder before the entropy coder; quality in 1/100, effort 0 or 1."""
         program, image = self._program(quality), _padded(pixels)
         size = pixels.shape[0], pixels.shape[1]
+        grid, valid = latents.sites(*size)
+        quantise = self._quantiser(choose_groups(*grid), TRELLIS_PRICE)
         if effort:
             m = step_multipliers(program.gain, quality / QUALITY_STEPS)
-            return one_step(program, Step(self._adjoint, self._pricing, m), image, size)
+            return one_step(program, Step(self._adjoint, quantise, m), image, size)
         y = program.analyse(image)
-        source = latents.EncoderSource(program, y, program.hyper_analyse(y))
-        latents.code(program, source, *latents.sites(*size))
+        source = latents.EncoderSource(program, y, program.hyper_analyse(y), quantise)
+        latents.code(program, source, grid, valid)
         return source
 
+    def _quantiser(self, groups: int, price: int) -> latents.Quantiser:
+        """`price`: bits of a squared quantiser step."""
+        return latents.quantiser(self._coder, self._charges(price), groups)
+
     @cached_property
-    def _pricing(self) -> Pricing:
-        return pricing(self.tables)
+    def _charges(self) -> Callable[[int], npt.NDArray[np.int32]]:
+        return lru_cache(lambda price: self.tables.charges(1 / price))
 
     @cached_property
     def _adjoint(self) -> Adjoint:

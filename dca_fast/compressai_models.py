@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,21 +23,27 @@ from dca_fast.config import (
     FIRST_CODED_ROW,
     QUADTREE,
     QUALITY_MAX,
-    ROWS_PER_OCTAVE,
     SCALE_MIN,
-    SKIP_ROW,
     STEPS,
     STRIDE,
     ModelConfig,
     preset,
 )
 from dca_fast.entropy.coder import Coder, Decoder
-from dca_fast.entropy.tables import ROWS, build_gaussian_tables
 from dca_fast.errors import ConfigError, WeightsError
 from dca_fast.export import load_float
 from dca_fast.latents import ORDER
+from dca_fast.model import trellis
 from dca_fast.model.context import parity_join, parity_split
-from dca_fast.model.network import Network, axis, gaussian_bits, interpolate, log2_coded, to_nearest, with_noise
+from dca_fast.model.network import (
+    Network,
+    axis,
+    gaussian_bits,
+    interpolate,
+    log2_coded,
+    noisy_bits,
+    straight_through,
+)
 from dca_fast.model.transforms import pad_image
 
 try:
@@ -48,25 +54,45 @@ except ImportError as missing:
 
 LOG2_CODED = log2_coded(FIRST_CODED_ROW)
 LIMIT = 32767  # of one symbol
-# What codes one part: its name, its values in quantiser steps (None at the decoder) and log2 of their scales, both
-# `[N, h, w, C]`; returns the symbols.
-Source = Callable[[str, Tensor | None, Tensor], Tensor]
+
+
+class Source(Protocol):
+    """What codes the parts of a batch. Values are in quantiser steps, None at the decoder; the result is what a decoder
+    sees."""
+
+    def hyper(self, name: str, value: Tensor | None, log2_scale: Tensor) -> Tensor:
+        """A hyper latent, `[N, h, w, C]`."""
+
+    def step(self, values: list[Tensor] | None, log2_scales: list[Tensor]) -> list[Tensor]:
+        """The four parities of a quadtree step, `[N, h/2, w/2, C]` each."""
+
+
+def coded(log2_scale: Tensor) -> Tensor:
+    """Where a file has symbols."""
+    return log2_scale >= LOG2_CODED
 
 
 class Likelihoods:
-    """Keeps the likelihood of every symbol; rounds straight-through."""
+    """Keeps the likelihood of every symbol; straight-through gradients."""
 
     def __init__(self, noisy: bool) -> None:
         self.noisy = noisy
         self.parts: dict[str, list[Tensor]] = {}
 
-    def __call__(self, name: str, value: Tensor | None, log2_scale: Tensor) -> Tensor:
+    def hyper(self, name: str, value: Tensor | None, log2_scale: Tensor) -> Tensor:
         assert value is not None
-        coded = log2_scale >= LOG2_CODED
-        rounded, seen = (with_noise if self.noisy else to_nearest)(value, coded)
-        likelihood = torch.exp2(-gaussian_bits(seen, log2_scale))
-        self.parts.setdefault(name, []).append(likelihood if self.noisy else likelihood.where(coded, 1.0))
+        rounded = straight_through(value, torch.round(value) * coded(log2_scale))
+        bits = noisy_bits(value, log2_scale) if self.noisy else gaussian_bits(rounded, log2_scale) * coded(log2_scale)
+        self.parts[f"z_{name}"] = [torch.exp2(-bits)]
         return rounded
+
+    def step(self, values: list[Tensor] | None, log2_scales: list[Tensor]) -> list[Tensor]:
+        assert values is not None
+        seen, spent = trellis.step(values, log2_scales, [coded(s) for s in log2_scales], price=not self.noisy)
+        if self.noisy:
+            spent = [noisy_bits(v, s) for v, s in zip(values, log2_scales, strict=True)]
+        self.parts.setdefault("y", []).extend(torch.exp2(-bits) for bits in spent)
+        return [straight_through(v, s) for v, s in zip(values, seen, strict=True)]
 
     def maps(self) -> dict[str, Tensor]:
         """`[N, C, h, w]` of each latent."""
@@ -79,34 +105,46 @@ class Likelihoods:
         return {name: value.permute(0, 3, 1, 2) for name, value in found.items()}
 
 
-def table_rows(log2_scale: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Nearest rows of the scale table, SKIP_ROW where nothing is coded; flat."""
-    rows = ((log2_scale - math.log2(SCALE_MIN)) * ROWS_PER_OCTAVE).round().clamp(0, ROWS - 1)
-    return rows.where(log2_scale >= LOG2_CODED, SKIP_ROW).to(torch.uint8).flatten().cpu().numpy()
+def _step_rows(log2_scales: list[Tensor]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.concatenate([trellis.table_rows(s, coded(s)) for s in log2_scales])
 
 
 class Writer:
-    """Keeps symbols and table rows of one image for the coder."""
+    """Keeps values and rows of one image for the coder."""
 
     def __init__(self) -> None:
         self.parts: list[tuple[Any, Any]] = []
+        self.plain = 0  # parts before those of the trellis
 
-    def __call__(self, name: str, value: Tensor | None, log2_scale: Tensor) -> Tensor:
+    def hyper(self, name: str, value: Tensor | None, log2_scale: Tensor) -> Tensor:
         assert value is not None
-        symbols = value.round().clamp(-LIMIT, LIMIT) * (log2_scale >= LOG2_CODED)
-        self.parts.append((symbols.to(torch.int16).flatten().cpu().numpy(), table_rows(log2_scale)))
+        symbols = value.round().clamp(-LIMIT, LIMIT) * coded(log2_scale)
+        rows = trellis.table_rows(log2_scale, coded(log2_scale))
+        self.parts.append((symbols.to(torch.int16).flatten().cpu().numpy(), rows))
+        self.plain += 1
         return symbols
+
+    def step(self, values: list[Tensor] | None, log2_scales: list[Tensor]) -> list[Tensor]:
+        assert values is not None
+        rows = _step_rows(log2_scales)
+        found = trellis.quantise(torch.cat([v.flatten() for v in values]), rows)
+        self.parts.append((found, rows))
+        return [trellis.to_steps(f, v) for f, v in zip(np.split(found, len(values)), values, strict=True)]
 
 
 class Reader:
-    """Takes the symbols of one image from its stream."""
+    """Takes the values of one image from its stream."""
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
 
-    def __call__(self, name: str, value: Tensor | None, log2_scale: Tensor) -> Tensor:
-        symbols = torch.from_numpy(self.decoder.decode(table_rows(log2_scale)))
+    def hyper(self, name: str, value: Tensor | None, log2_scale: Tensor) -> Tensor:
+        symbols = torch.from_numpy(self.decoder.decode(trellis.table_rows(log2_scale, coded(log2_scale))))
         return symbols.to(log2_scale).view(log2_scale.shape)
+
+    def step(self, values: list[Tensor] | None, log2_scales: list[Tensor]) -> list[Tensor]:
+        found = self.decoder.decode(_step_rows(log2_scales), trellis=True)
+        return [trellis.to_steps(f, s) for f, s in zip(np.split(found, len(log2_scales)), log2_scales, strict=True)]
 
 
 @register_model("dca")
@@ -159,18 +197,20 @@ class Dca(CompressionModel):
             scale, gain = (table.view(n, *shape[1:]) if name == "global" else table for table in tables)
             scale, gain = scale.clamp_min(math.log2(SCALE_MIN)).expand(shape), torch.exp2(gain)
             z = None if y is None else net.hyper[name].analyse(y, t) * gain
-            z_hat[name] = source(f"z_{name}", z, scale) / gain
+            z_hat[name] = source.hyper(name, z, scale) / gain
         features = net.context.prepare(net.synthesise_hyper(z_hat, t))
         gains = interpolate(net.log2_gain, quality).chunk(4, -1)
         targets = None if y is None else [part.chunk(4, -1) for part in parity_split(y)]
         zeros = torch.zeros(n, h // 2, w // 2, c.latent // 4, device=quality.device)
         decoded, y_hat = [[zeros] * 4 for _ in range(4)], None
         for step in range(STEPS):
-            for p, (mean, scale) in enumerate(net.context(step, y_hat, features, t)):
-                g = p ^ QUADTREE[step]
-                gain, scale = torch.exp2(gains[g]), (scale + gains[g]).clamp_min(math.log2(SCALE_MIN))
-                value = None if targets is None else (targets[p][g] - mean) * gain
-                decoded[p][g] = source("y", value, scale) / gain + mean
+            found = [(p, p ^ QUADTREE[step], *pair) for p, pair in enumerate(net.context(step, y_hat, features, t))]
+            scales = [(scale + gains[g]).clamp_min(math.log2(SCALE_MIN)) for _, g, _, scale in found]
+            values = None
+            if targets is not None:
+                values = [(targets[p][g] - mean) * torch.exp2(gains[g]) for p, g, mean, _ in found]
+            for (p, g, mean, _), seen in zip(found, source.step(values, scales), strict=True):
+                decoded[p][g] = seen / torch.exp2(gains[g]) + mean
             y_hat = parity_join([torch.cat(groups, -1) for groups in decoded])
         assert y_hat is not None
         return y_hat
@@ -210,7 +250,7 @@ class Dca(CompressionModel):
             raise ConfigError("the scale table is part of the format")
         if self._coder is not None and not force:
             return False
-        self._coder = Coder(build_gaussian_tables())
+        self._coder = trellis.gaussian_coder()
         return True
 
     def _coder_here(self) -> Coder:
@@ -230,7 +270,7 @@ class Dca(CompressionModel):
             qualities, writer = self._qualities(quality, image), Writer()
             y = self._y(image, axis(qualities))
             self._walk(y, (y.shape[1], y.shape[2]), qualities, writer)
-            streams.append(coder.encode(writer.parts))
+            streams.append(coder.encode(writer.parts, plain=writer.plain))
         return {"strings": [streams], "shape": (x.shape[2], x.shape[3])}
 
     @torch.no_grad()

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from dca_fast import latents
 from dca_fast.adjoint import Adjoint
-from dca_fast.config import DEFAULT_EFFORT, STRIDE
-from dca_fast.effort import Step, one_step, pricing, step_multipliers
-from dca_fast.entropy.coder import choose_layout
+from dca_fast.config import DEFAULT_EFFORT, STRIDE, TRELLIS_PRICE
+from dca_fast.effort import Step, one_step, step_multipliers
+from dca_fast.entropy.coder import choose_groups, choose_lanes
 from dca_fast.entropy.device import DeviceCoder, DeviceDecoder
 from dca_fast.entropy.tables import Tables
 from dca_fast.errors import DeviceMemoryError
@@ -91,24 +91,24 @@ class _DecoderSource:
         return self._decoder.decode(rows.flatten()).view(rows.shape)
 
     def step(self, step: int, mean: Tensor, rows: Tensor) -> Tensor:
-        return self._decoder.decode(rows.flatten()).view(rows.shape)
+        return self._decoder.decode(rows.flatten(), trellis=True).view(rows.shape)
 
 
 def _analyse(
-    program: Program, image: Tensor, size: Size, step: Step | None, rows: int | None
-) -> list[tuple[Tensor, Tensor]]:
-    """Everything of the encoder before the coder: uint8 [1, H, W, 3] to (symbols, rows) of each part.
+    program: Program, image: Tensor, size: Size, step: Step, effort: int, rows: int | None
+) -> latents.EncoderSource:
+    """Everything of the encoder before the coder: uint8 [1, H, W, 3] to values and rows of each part.
 
     Args:
         size: height and width without the padding.
-        step: of effort 1; None: effort 0.
+        effort: 0 or 1.
     """
-    if step is not None:
-        return one_step(program, step, image, size, _EncoderSource, rows).parts
+    if effort:
+        return one_step(program, step, image, size, _EncoderSource, rows)
     y = program.analyse(image, rows)
-    source = _EncoderSource(program, y, program.hyper_analyse(y))
+    source = _EncoderSource(program, y, program.hyper_analyse(y), step.quantise)
     latents.code(program, source, *latents.sites(*size))
-    return source.parts
+    return source
 
 
 def _synthesise(program: Program, decoder: DeviceDecoder, grid: Size, valid: Size, rows: int | None) -> Tensor:
@@ -129,14 +129,14 @@ def _record(function: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
 
 
 class _EncoderGraph:
-    """Recorded analysis and walk for one image size and level of effort; `step` takes `multipliers`, None: effort 0."""
+    """Recorded analysis and walk for one image size and level of effort; `step` takes `multipliers`."""
 
     @torch.inference_mode(False)  # what is made here is written to later, in any mode
-    def __init__(self, model: Model, image: Tensor, size: Size, step: Callable[[Tensor], Step] | None) -> None:
+    def __init__(self, model: Model, image: Tensor, size: Size, step: Callable[[Tensor], Step], effort: int) -> None:
         self.lock, self.settings, self.image = threading.Lock(), _Settings(model), image.clone()
         views = self.settings.views
-        at = None if step is None else step(views["step"])
-        self.graph, self.parts = _record(partial(_analyse, Program(model, views), self.image, size, at, None))
+        work = partial(_analyse, Program(model, views), self.image, size, step(views["step"]), effort, None)
+        self.graph, self.source = _record(work)
 
 
 class _DecoderGraph:
@@ -181,8 +181,7 @@ class DeviceCodec:
         self._model = self._programs.model
         self._seen: OrderedDict[Key, _EncoderGraph | _DecoderGraph | None] = OrderedDict()
         self._lock = threading.Lock()
-        costs = pricing(tables)
-        self._pricing = costs._replace(costs=costs.costs.to(self.device), shift=costs.shift.to(self.device))
+        self._charges = torch.from_numpy(tables.charges(1 / TRELLIS_PRICE)).to(self.device)
         self._adjoint = Adjoint(weights, ops, self.device)
         self._multipliers = lru_cache(CACHED_QUALITIES)(lambda q: _all_settings(weights, q)["step"].to(self.device))
 
@@ -224,26 +223,31 @@ class DeviceCodec:
         height, width = image.shape[:2]
         grid, _ = latents.sites(height, width)
         assert effort in (0, 1)
-        step = partial(Step, self._adjoint, self._pricing) if effort else None
+        groups = choose_groups(*grid)
+        step = partial(Step, self._adjoint, partial(self._quantise, groups))
         with torch.cuda.device(self.device):
             down = torch.arange(grid[0] * STRIDE, device=self.device).clamp_(max=height - 1)
             across = torch.arange(grid[1] * STRIDE, device=self.device).clamp_(max=width - 1)
             padded = image[down][:, across][None]
-            make = partial(_EncoderGraph, self._model, padded, (height, width), step)
+            make = partial(_EncoderGraph, self._model, padded, (height, width), step, effort)
             graph = self._graph(_encoder_key((height, width), effort), grid, make)
             if isinstance(graph, _EncoderGraph):
                 with graph.lock:  # until the outputs are read: the next replay overwrites them
                     graph.settings.load(quality)
                     graph.image.copy_(padded)
                     graph.graph.replay()
-                    return self._code(graph.parts)
-            program = self._programs.at(quality)
-            at = None if step is None else step(self._multipliers(quality))
-            return self._code(self._in_memory(lambda rows: _analyse(program, padded, (height, width), at, rows)))
+                    return self._code(graph.source, groups)
+            program, at = self._programs.at(quality), step(self._multipliers(quality))
+            work = partial(_analyse, program, padded, (height, width), at, effort)
+            return self._code(self._in_memory(work), groups)
 
-    def _code(self, parts: list[tuple[Tensor, Tensor]]) -> tuple[bytes, int]:
-        layout = choose_layout(self.coder.estimate_bytes([rows for _, rows in parts]))
-        return self.coder.start_encode(parts, *layout).read()
+    def _quantise(self, groups: int, residuals: Tensor, rows: Tensor) -> Tensor:
+        return self.coder.quantise(residuals.flatten(), rows.flatten(), self._charges, groups).view(rows.shape)
+
+    def _code(self, source: latents.EncoderSource, groups: int) -> tuple[bytes, int]:
+        rows = [rows for _, rows in source.parts]
+        lanes = choose_lanes(self.coder.estimate_bytes(rows, source.plain) // groups)
+        return self.coder.start_encode(source.parts, lanes, groups, source.plain).read()
 
     def decode(self, stream: bytes, height: int, width: int, quality: int) -> tuple[Tensor, int]:
         """Decompress a stream.

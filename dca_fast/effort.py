@@ -2,8 +2,7 @@
 
 From level 1 on, symbols are chosen again around what the error asks for: once as the linear part of f_s tells
 (`one_step`, `dca_fast.adjoint`), from level 2 on as long as it helps (`descend`), from level 4 on then as the gradient
-of f_s does (`dca_fast.refine`). From level 7 on y and z are annealed too, and descended from; the result of level 6 is
-kept where that is better.
+of f_s does (`dca_fast.refine`).
 """
 
 from __future__ import annotations
@@ -19,12 +18,10 @@ from torch import Tensor
 
 from dca_fast import latents
 from dca_fast.adjoint import Adjoint, multipliers
-from dca_fast.config import MAX_EFFORT, QUALITY_MAX, SKIP_ROW
+from dca_fast.config import MAX_EFFORT, QUALITY_MAX, SKIP_ROW, TRELLIS_PRICE
 from dca_fast.config import price as price_of
 from dca_fast.entropy.coder import Coder
-from dca_fast.entropy.tables import Tables
 from dca_fast.errors import ConfigError
-from dca_fast.ops import Pricing
 from dca_fast.ops.reference import LIMIT16
 from dca_fast.program import Program
 
@@ -34,12 +31,9 @@ if TYPE_CHECKING:
 Report = Callable[[float], None]
 
 # Iterations of `descend`: along the linear part of f_s, then along its gradient.
-DESCENTS = {1: (1, 0), 2: (2, 0), 3: (4, 0), 4: (4, 2), 5: (4, 4), 6: (4, 12), 7: (4, 12), 8: (4, 12), 9: (4, 12)}
-ANNEALINGS = {7: 60, 8: 200, 9: 800}  # iterations of the annealing
-TIMES = 1, 4, 16  # of an iteration of each kind, roughly
-# Bits for a squared step where the descent along the linear part starts best, and goes on (docs/effort.md).
-FIRST_PRICE, LINEAR_PRICE = 14, 11
-ANNEALED_PRICE = 150  # bits for a squared step: the annealing hardly leaves symbols that cost more than they are worth
+DESCENTS = {1: (1, 0), 2: (2, 0), 3: (4, 0), 4: (4, 2), 5: (4, 4), 6: (4, 12), 7: (4, 25), 8: (4, 50), 9: (4, 100)}
+TIMES = 1, 4  # of an iteration of each kind, roughly
+LINEAR_PRICE = 11  # bits for a squared step where the descent along the linear part goes on best (docs/effort.md)
 FALL, RISE, STALLED = 0.9, 1.3, 100.0  # factors on the price of `descend`, and where it ends
 
 
@@ -52,12 +46,6 @@ def check(effort: object) -> int:
     if isinstance(effort, bool) or not isinstance(effort, Integral) or not 0 <= int(effort) <= MAX_EFFORT:
         raise ConfigError(f"effort must be a whole number within 0..{MAX_EFFORT}, got {effort!r}")
     return int(effort)
-
-
-def pricing(tables: Tables) -> Pricing:
-    """What symbols cost, at the price of level 1."""
-    costs = torch.from_numpy(tables.symbol_costs().astype(np.int32))
-    return Pricing(costs, torch.from_numpy(tables.shift.copy()), FIRST_PRICE)
 
 
 def worth(quality: float) -> float:
@@ -124,14 +112,14 @@ def descend(
 
 def step_multipliers(gain: Tensor, quality: float) -> Tensor:
     """`multipliers` of level 1: float32 [M]; `gain` float32 [M] on the CPU, quality 0..100."""
-    return multipliers(gain, worth(quality), FIRST_PRICE)
+    return multipliers(gain, worth(quality), TRELLIS_PRICE)
 
 
 class Step(NamedTuple):
-    """What `one_step` needs besides the program: how errors go back, what symbols cost, and `step_multipliers`."""
+    """What `one_step` needs besides the program: how errors go back, the quantiser, and `step_multipliers`."""
 
     adjoint: Adjoint
-    pricing: Pricing
+    quantise: latents.Quantiser
     m: Tensor
 
 
@@ -155,21 +143,23 @@ def one_step(
     """
     y = program.analyse(image, rows)
     z, grid = program.hyper_analyse(y), latents.sites(*size)
-    plain = source(program, y, z)
+    plain = source(program, y, z, step.quantise)
     features = program.hyper_features(latents.code_hyper(program, plain, *grid))
     y_hat = latents.code_steps(program, plain, features, *grid)
     slope = step.adjoint.answer(image, program.synthesise(y_hat, rows), size, rows)
-    priced = source(program, step.adjoint.moved(y_hat, slope, step.m, y), z, step.pricing)
-    latents.code_hyper(program, priced, *grid)
-    latents.code_steps(program, priced, features, *grid)
-    return priced
+    answered = source(program, step.adjoint.moved(y_hat, slope, step.m, y), z, step.quantise)
+    latents.code_hyper(program, answered, *grid)
+    latents.code_steps(program, answered, features, *grid)
+    return answered
 
 
 class Tools(NamedTuple):
-    """What a search needs of a codec: the coder, what symbols cost, where errors lead; the last is made when needed."""
+    """What a search needs of a codec: the coder, quantisers by their price, the coder's groups, where errors lead; the
+    last is made when needed."""
 
     coder: Coder
-    pricing: Pricing
+    quantiser: Callable[[int], latents.Quantiser]
+    groups: int
     adjoint: Adjoint
     refiner: Callable[[], Refiner]
 
@@ -195,8 +185,6 @@ class Search:
         """What the level finds; `progress` is told how much is done, 0..1."""
         few, many = DESCENTS[level]
         work = [few * TIMES[0], many * TIMES[1]]
-        if level in ANNEALINGS:
-            work += [ANNEALINGS[level] * TIMES[2], many * TIMES[1]]
 
         def report(phase: int) -> Report:
             def told(done: float) -> None:
@@ -217,33 +205,27 @@ class Search:
             best, LINEAR_PRICE, rest, self._linear, self._moved_linear, lambda done: first((1 + rest * done) / few)
         )
         best = descend(best, self._price, many, self._exact, self._moved_exact, report(1))
-        if level in ANNEALINGS:
-            refined = self._tools.refiner().refine(
-                self._image, self._size, y, z, self._quality, ANNEALINGS[level], report(2)
-            )
-            start = min((self.candidate(*refined, bits) for bits in (None, ANNEALED_PRICE)), key=_cost)
-            best = min(best, descend(start, self._price, many, self._exact, self._moved_exact, report(3)), key=_cost)
         if progress is not None:
             progress(1.0)
         return best
 
-    def candidate(self, y: Tensor, z: dict[str, Tensor], bits: int | None = None) -> Candidate:
-        """The picture coded with these latents; `bits` are those of a squared quantiser step, None: plain rounding."""
-        program, pricing = self._program, None if bits is None else self._tools.pricing._replace(price=bits)
-        source = latents.EncoderSource(program, y, z, pricing)
+    def candidate(self, y: Tensor, z: dict[str, Tensor], price: int = TRELLIS_PRICE) -> Candidate:
+        """The picture coded with these latents; `price`: bits of a squared quantiser step."""
+        program = self._program
+        source = latents.EncoderSource(program, y, z, self._tools.quantiser(price))
         symbols = latents.code_hyper(program, source, *self._sites)
         if self._features is None or self._features[0] is not z:
             self._features = z, program.hyper_features(symbols)
         y_hat = latents.code_steps(program, source, self._features[1], *self._sites)
-        stream = self._tools.coder.encode(source.parts)
+        stream = self._tools.coder.encode(source.parts, groups=self._tools.groups, plain=source.plain)
         error = self._tools.adjoint.missing(self._image, program.synthesise(y_hat), self._size)
         squares = sum(int(np.square(row, dtype=np.int32).sum(dtype=np.int64)) for row in error.numpy()[0])
         cost = 8 * len(stream) + self._lambda * squares / 3
         return Candidate(cost, stream, source.digest, y_hat, z, error)
 
     def _first(self, plain: Candidate, y: Tensor) -> Candidate:
-        """The better of plain rounding and what level 1 makes of it."""
-        return min(plain, self._moved_linear(plain, self._linear(plain), FIRST_PRICE, y), key=_cost)
+        """The better of level 0 and what level 1 makes of it."""
+        return min(plain, self._moved_linear(plain, self._linear(plain), TRELLIS_PRICE, y), key=_cost)
 
     def _linear(self, found: Candidate) -> Tensor:
         return self._tools.adjoint.slope(found.error)

@@ -6,6 +6,7 @@ program, so both reconstruct the same y_hat.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,12 +14,25 @@ import torch
 from torch import Tensor
 
 from dca_fast.config import ALIGN, SKIP_ROW, STEPS, STRIDE
-from dca_fast.entropy.coder import Decoder, crc32
-from dca_fast.ops import Pricing
+from dca_fast.entropy.coder import Coder, Decoder, crc32
 from dca_fast.ops.reference import LIMIT_SYMBOL
 from dca_fast.program import Program, compact
 
 ORDER = ("global", "local", "regional")  # of the hyper latents in the stream
+
+
+# residuals int32, in 1/256 quantiser steps, and rows uint8 of one shape -> values int16 of a trellis
+Quantiser = Callable[[Tensor, Tensor], Tensor]
+
+
+def quantiser(coder: Coder, charges: np.ndarray, groups: int) -> Quantiser:
+    """That of `Coder.quantise` for tensors of any shape."""
+
+    def quantise(residuals: Tensor, rows: Tensor) -> Tensor:
+        values = coder.quantise(residuals.numpy().ravel(), rows.numpy().ravel(), charges, groups)
+        return torch.from_numpy(values).view(rows.shape)
+
+    return quantise
 
 
 def sites(height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -34,7 +48,7 @@ class Source(Protocol):
         """Symbols of a hyper latent."""
 
     def step(self, step: int, mean: Tensor, rows: Tensor) -> Tensor:
-        """Symbols of a quadtree step; mean int32 in 1/256 quantiser steps."""
+        """Values of a quadtree step, of a trellis; mean int32 in 1/256 quantiser steps."""
 
 
 def symbol_digest(symbols: np.ndarray, digest: int = 0) -> int:
@@ -43,17 +57,18 @@ def symbol_digest(symbols: np.ndarray, digest: int = 0) -> int:
 
 
 class EncoderSource:
-    """Quantises y and z of one image and keeps (symbols, rows) of each part, in stream order, and their digest.
+    """Quantises y and z of one image and keeps (values, rows) of each part, in stream order, and their digest.
 
     Args:
         program: at the quality.
         y, z: of `analyse` and `hyper_analyse`.
-        pricing: what bits are worth against errors of y; None: plain rounding.
+        quantise: what makes values of y's residuals.
     """
 
-    def __init__(self, program: Program, y: Tensor, z: dict[str, Tensor], pricing: Pricing | None = None) -> None:
-        self._program, self._y, self._z, self._pricing = program, y, z, pricing
+    def __init__(self, program: Program, y: Tensor, z: dict[str, Tensor], quantise: Quantiser) -> None:
+        self._program, self._y, self._z, self._quantise = program, y, z, quantise
         self.parts: list[tuple[Any, Any]] = []
+        self.plain = len(z)  # parts before those of the trellis
         self.digest = 0
 
     def _keep(self, symbols: Tensor, rows: Tensor) -> Tensor:
@@ -73,10 +88,8 @@ class EncoderSource:
         return self._keep(symbols, rows)
 
     def step(self, step: int, mean: Tensor, rows: Tensor) -> Tensor:
-        p = self._program
-        if self._pricing is None:
-            return self._keep(p.ops.quantize(self._y, mean, rows, p.gain, step), rows)
-        return self._keep(p.ops.quantize_priced(self._y, mean, rows, p.gain, self._pricing, step), rows)
+        residuals = self._program.ops.residuals(self._y, mean, self._program.gain, step)
+        return self._keep(self._quantise(residuals, rows), rows)
 
 
 class DecoderSource:
@@ -86,8 +99,8 @@ class DecoderSource:
         self._decoder = decoder
         self.digest = 0
 
-    def _take(self, rows: Tensor) -> Tensor:
-        symbols = self._decoder.decode(rows.contiguous().flatten().numpy())
+    def _take(self, rows: Tensor, trellis: bool = False) -> Tensor:
+        symbols = self._decoder.decode(rows.contiguous().flatten().numpy(), trellis)
         self.digest = symbol_digest(symbols, self.digest)
         return torch.from_numpy(symbols).view(rows.shape)
 
@@ -95,7 +108,7 @@ class DecoderSource:
         return self._take(rows)
 
     def step(self, step: int, mean: Tensor, rows: Tensor) -> Tensor:
-        return self._take(rows)
+        return self._take(rows, trellis=True)
 
 
 def code(program: Program, source: Source, grid: tuple[int, int], valid: tuple[int, int]) -> Tensor:

@@ -31,7 +31,7 @@ from dca_fast.adjoint import Adjoint
 from dca_fast.codec import Codec
 from dca_fast.config import ALIGN, DEFAULT_EFFORT, PATCH, STEPS
 from dca_fast.container import DEFAULT_MAX_PIXELS, MAX_SIDE
-from dca_fast.entropy.coder import Coder
+from dca_fast.entropy.coder import Coder, choose_groups
 from dca_fast.errors import DcaError, InputError
 from dca_fast.evaluate import need
 from dca_fast.image_io import load_image, write_atomic
@@ -42,7 +42,6 @@ from dca_fast.profile_report import (
     bit_facts,
     direction_facts,
     operation_facts,
-    part_bits,
     plot,
 )
 from dca_fast.program import Program
@@ -50,7 +49,7 @@ from dca_fast.report import PLOT_FORMATS, environment
 from dca_fast.testing import photograph
 from dca_fast.timing import Ceilings, Clock, Recorder, Rounds, Run, WallClock, measure_ceilings, timed, trace
 
-__all__ = ["instrument", "main", "part_bits", "profile", "synthetic"]
+__all__ = ["instrument", "main", "profile", "synthetic"]
 
 RESOLUTIONS = {"720p": (1280, 720), "1080p": (1920, 1080), "4k": (3840, 2160), "8k": (7680, 4320)}
 TILE = 512, 768  # of a synthetic picture; made one by one, so that they do not show in the peak of memory
@@ -67,7 +66,7 @@ STAGES = (
 )
 Pixels = npt.NDArray[np.uint8]
 Input = tuple[tuple[Any, ...], dict[str, Any]]  # of a call
-Part = tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]  # symbols, rows
+Part = tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]  # values, rows
 
 
 class _Cpu:
@@ -95,10 +94,13 @@ class _Coder:
     def __init__(self, coder: Coder, recorder: Recorder, parts: list[Part]) -> None:
         self._coder, self._recorder, self._parts = coder, recorder, parts
 
-    def encode(self, parts: list[Part]) -> bytes:
+    def quantise(self, *arguments: Any) -> Any:
+        return self._recorder.within(self._coder.quantise, "symbols", "trellis")(*arguments)
+
+    def encode(self, parts: list[Part], **layout: Any) -> bytes:
         self._parts[:] = parts
         self._recorder.enter("coder")
-        stream = self._coder.encode(parts)
+        stream = self._coder.encode(parts, **layout)
         self._recorder.enter("container")
         return stream
 
@@ -115,7 +117,7 @@ def instrument(codec: Codec, recorder: Recorder, parts: list[Any]) -> Codec:
     Args:
         codec: stays as it is.
         recorder: the caller enters the first stage before each call and finishes after it.
-        parts: filled with what the last encode gave to the coder, (symbols, rows) of each part.
+        parts: filled with what the last encode gave to the coder, (values, rows) of each part.
     """
 
     def staged(program: Program) -> Program:
@@ -190,8 +192,9 @@ def profile(
         facts["graphs"] = codec._device.recorded(height, width, effort)
     names = [f"z {name}" for name in latents.ORDER if name in codec.config.latents]
     names += [f"step {step + 1}" for step in range(STEPS)]
-    hosted = [(_on_host(symbols), _on_host(rows)) for symbols, rows in parts]
-    facts["bits"] = bit_facts(dict(zip(names, hosted, strict=True)), machine.tables, len(data))
+    hosted = [(_on_host(values), _on_host(rows)) for values, rows in parts]
+    plain, groups = len(codec.config.latents), choose_groups(*latents.sites(height, width)[0])
+    facts["bits"] = bit_facts(dict(zip(names, hosted, strict=True)), plain, groups, machine.tables, len(data))
     facts |= {way: direction_facts(m, megapixels, ceilings) for way, m in measured.items()}
     facts["operations"] = operation_facts(list(measured.values()), ceilings)
     coded = sum(part["coded"] for part in facts["bits"])

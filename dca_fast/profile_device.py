@@ -32,7 +32,7 @@ _COPY_BYTES = 1 << 28  # above any cache
 _TRIES = 20  # milliseconds each: the first ones raise the clock
 _DIGIT_PRODUCTS = 4  # of int8 in one 16-bit product: two digits by two
 _DRIVER = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-Part = tuple[Tensor, Tensor]  # symbols, rows
+Part = tuple[Tensor, Tensor]  # values, rows
 
 
 class Gpu:
@@ -125,13 +125,16 @@ class _Coder:
     def __init__(self, coder: DeviceCoder, recorder: Recorder, parts: list[Part]) -> None:
         self._coder, self._recorder, self._parts = coder, recorder, parts
 
-    def estimate_bytes(self, rows: Sequence[Tensor]) -> int:
-        self._recorder.enter("coder")
-        return self._coder.estimate_bytes(rows)
+    def quantise(self, *arguments: Any) -> Any:
+        return self._recorder.within(self._coder.quantise, "symbols", "trellis")(*arguments)
 
-    def start_encode(self, parts: list[Part], lanes: int, groups: int) -> Any:
+    def estimate_bytes(self, rows: Sequence[Tensor], plain: int) -> int:
+        self._recorder.enter("coder")
+        return self._coder.estimate_bytes(rows, plain)
+
+    def start_encode(self, parts: list[Part], lanes: int, groups: int, plain: int) -> Any:
         self._parts[:] = parts
-        encoded = self._coder.start_encode(parts, lanes, groups)
+        encoded = self._coder.start_encode(parts, lanes, groups, plain)
         return SimpleNamespace(read=self._recorder.staged(encoded.read, "coder", "container"))
 
     def decoder(self, stream: bytes) -> Any:

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dca_fast.entropy.tables import ESCAPE, PROB_BITS, SKIP_ROW, Tables
+from dca_fast.entropy.tables import SKIP_ROW, Tables
 from dca_fast.evaluate import need
 from dca_fast.image_io import write_atomic
 from dca_fast.timing import Ceilings, Rounds, Run, Work
 
-__all__ = ["advice", "as_text", "bit_facts", "direction_facts", "operation_facts", "part_bits", "plot"]
+__all__ = ["advice", "as_text", "bit_facts", "direction_facts", "operation_facts", "plot"]
 
 WAYS = ("encode", "decode")
 BAR = 13  # columns
@@ -91,21 +91,18 @@ def operation_facts(measured: Sequence[Rounds], ceilings: Ceilings) -> list[dict
     return sorted(out, key=lambda facts: -facts["ms"])
 
 
-def part_bits(tables: Tables, symbols: npt.NDArray[np.int16], rows: npt.NDArray[np.uint8]) -> float:
-    """Bits that the tables give to the coded symbols of one part."""
-    coded = rows != SKIP_ROW
-    rows, shift = rows[coded], tables.shift[rows[coded]]
-    bucket = tables.symbols(symbols[coded], rows)
-    bucket = np.where(tables.freq[rows, bucket] == 0, ESCAPE, bucket)
-    raw = np.where(bucket == ESCAPE, 16, shift)
-    return float((PROB_BITS - np.log2(tables.freq[rows, bucket]) + raw).sum())
+def bit_facts(
+    parts: Mapping[str, Part], plain: int, groups: int, tables: Tables, file_bytes: int
+) -> list[dict[str, Any]]:
+    """What each part of the stream costs; what the file has beyond them comes last.
 
-
-def bit_facts(parts: Mapping[str, Part], tables: Tables, file_bytes: int) -> list[dict[str, Any]]:
-    """What each part of the stream costs; what the file has beyond them comes last."""
+    Args:
+        parts: values and rows by name; the first `plain` are not of the trellis.
+        groups: of the stream.
+    """
     out: list[dict[str, Any]] = []
-    for name, (symbols, rows) in parts.items():
-        bits = part_bits(tables, symbols, rows)
+    for i, (name, (values, rows)) in enumerate(parts.items()):
+        bits = float(tables.value_bits(values, rows, None if i < plain else groups).sum())
         out.append({"name": name, "positions": rows.size, "coded": int((rows != SKIP_ROW).sum()), "bits": bits})
     rest = 8 * file_bytes - sum(part["bits"] for part in out)
     return [*out, {"name": "coder states, header", "positions": 0, "coded": 0, "bits": rest}]
@@ -132,7 +129,7 @@ def advice(way: dict[str, Any], run: Run, coded: int, launches: bool = False) ->
         if span.stage in {s["name"] for s in stages}:
             times[span.name] += span.ms
     slowest = max(times, key=lambda operation: times[operation], default="")
-    if "coder" in name:
+    if "coder" in name or "trellis" in name:
         bound, text = "coder", f"{1e-3 * coded / ms:.3g} million symbols per second"
     elif inside < 0.5 or ms < _SMALL_CALL[launches] * sum(s["calls"] for s in stages):
         bound, text = "overhead", _OVERHEAD[launches]

@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 # Operations that touch one channel group of an argument, and its place.
-_QUARTER = {"quantize": 0, "quantize_priced": 0, "quadtree_gather": 0, "reconstruct": 4}
+_QUARTER = {"residuals": 0, "quadtree_gather": 0, "reconstruct": 4}
 _GEMM = (4096, 512, 512)  # rows, inputs, outputs: operands stay in the cache, sums are long
 _COPY_BYTES = 1 << 26  # of each thread; far above any cache
 _TRIES = 3
@@ -191,10 +191,10 @@ class Recorder:
     def within(self, function: Callable[..., Any], old: str, new: str) -> Callable[..., Any]:
         """`function` in a stage named after the one that calls it, with `new` for `old`; then that one goes on."""
 
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
             stage = self.stage
             self.enter(stage.replace(old, new))
-            result = function(*arguments)
+            result = function(*arguments, **named)
             self.enter(stage)
             return result
 

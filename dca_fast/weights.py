@@ -21,7 +21,7 @@ from dca_fast.config import ModelConfig
 from dca_fast.errors import ConfigError, WeightsError
 from dca_fast.image_io import write_atomic
 
-FORMAT = 1
+FORMAT = 2
 BUNDLED = Path(__file__).parent / "data"
 ACCUMULATOR = 2**31 - 1
 RESULT = 2**31 - 1024  # so that its float is below 2^31

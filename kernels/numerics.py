@@ -17,7 +17,6 @@ EXACT = {"enable_fp_fusion": False}  # options of every launch
 LIMIT8 = tl.constexpr(127)
 LIMIT16 = tl.constexpr(32767)
 LIMIT_MEAN = tl.constexpr(1 << 20)  # of means and scores
-LIMIT_SYMBOL = tl.constexpr(8191)
 
 # 1.5 * 2^23: a float of this size has steps of 1, so adding it rounds half to even, below 2^22.
 _MAGIC = tl.constexpr(12582912.0)

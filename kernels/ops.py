@@ -28,9 +28,8 @@ from .pointwise import (
     operand16,
     patches_from_image,
     quadtree_gather,
-    quantize,
-    quantize_priced,
     reconstruct,
+    residuals,
     space_to_depth2,
 )
 
@@ -52,9 +51,8 @@ __all__ = [
     "operand16",
     "patches_from_image",
     "quadtree_gather",
-    "quantize",
-    "quantize_priced",
     "reconstruct",
+    "residuals",
     "space_to_depth2",
     "token_attention",
     "token_block",

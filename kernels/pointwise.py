@@ -14,10 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dca_fast.config import CENTER, ESCAPE, QUADTREE, SKIP_ROW
-from dca_fast.ops import Pricing
+from dca_fast.config import CENTER, ESCAPE, QUADTREE, SKIP_ROW, TRELLIS_STEP
 
-from .numerics import EXACT, LIMIT8, LIMIT16, LIMIT_MEAN, LIMIT_SYMBOL, requantise, saturating_add
+from .numerics import EXACT, LIMIT8, LIMIT16, LIMIT_MEAN, requantise, saturating_add
 
 __all__ = [
     "Packed",
@@ -32,9 +31,8 @@ __all__ = [
     "pack_symbols",
     "patches_from_image",
     "quadtree_gather",
-    "quantize",
-    "quantize_priced",
     "reconstruct",
+    "residuals",
     "space_to_depth2",
 ]
 
@@ -47,6 +45,7 @@ _CENTER = tl.constexpr(CENTER)
 _ESCAPE = tl.constexpr(ESCAPE)
 _ESCAPE_FLAG = tl.constexpr(64)
 _RAW_BITS = tl.constexpr(16)
+_TRELLIS_STEP = tl.constexpr(TRELLIS_STEP)
 
 
 def _launch(kernel: Any, count: int, *args: Any, block: int = BLOCK) -> None:
@@ -128,76 +127,26 @@ def quadtree_gather(x: Tensor, step: int) -> Tensor:
 
 
 @triton.jit
-def _symbols(y, mean, row, gain, at, inside, width, XOR: tl.constexpr, G: tl.constexpr):
-    """Symbol (int32) and row (int32) of the values `at` of a step."""
+def _residuals(y, mean, gain, at, inside, width, XOR: tl.constexpr, G: tl.constexpr):
+    """Residuals (int32) of the values `at` of a step."""
     channel, place = _group_place(at, width, XOR, G)
     steps = requantise(tl.load(y + place, inside, 0).to(tl.int32), tl.load(gain + channel, inside, 0.0), LIMIT_MEAN)
-    r = tl.load(row + at, inside, _SKIP).to(tl.int32)
-    q = (steps - tl.load(mean + at, inside, 0) + 128) >> 8
-    q = tl.minimum(tl.maximum(q, -LIMIT_SYMBOL), LIMIT_SYMBOL)
-    return tl.where(r == _SKIP, 0, q), r
+    return steps - tl.load(mean + at, inside, 0)
 
 
 @triton.jit(do_not_specialize=_SIZES)
-def _quantize_kernel(
-    count, y, mean, row, gain, out, width, XOR: tl.constexpr, G: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr
+def _residuals_kernel(
+    count, y, mean, gain, out, width, XOR: tl.constexpr, G: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr
 ):
     at = _places(LONG, BLOCK)
     inside = at < count
-    q, _ = _symbols(y, mean, row, gain, at, inside, width, XOR, G)
-    tl.store(out + at, q.to(tl.int16), inside)
+    tl.store(out + at, _residuals(y, mean, gain, at, inside, width, XOR, G), inside)
 
 
-def quantize(y: Tensor, mean: Tensor, row: Tensor, gain: Tensor, step: int) -> Tensor:
-    out = torch.empty_like(mean, dtype=torch.int16)
+def residuals(y: Tensor, mean: Tensor, gain: Tensor, step: int) -> Tensor:
+    out = torch.empty_like(mean)
     w, g = mean.shape[2:]
-    _launch(_quantize_kernel, out.numel(), y, mean, row, gain, out, w, QUADTREE[step], g)
-    return out
-
-
-@triton.jit
-def _cost(q, row, inside, costs, shift):
-    """Bits of symbols in 1/256; rows 0..127."""
-    bucket = (q >> tl.load(shift + row, inside, 0).to(tl.int32)) + _CENTER
-    bucket = tl.where((bucket < 0) | (bucket >= _ESCAPE), _ESCAPE, bucket)
-    return tl.load(costs + row * 256 + bucket, inside, 0)
-
-
-@triton.jit(do_not_specialize=[*_SIZES, "price"])
-def _quantize_priced_kernel(
-    count,
-    y,
-    mean,
-    row,
-    gain,
-    costs,
-    shift,
-    out,
-    price,
-    width,
-    XOR: tl.constexpr,
-    G: tl.constexpr,
-    LONG: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    at = _places(LONG, BLOCK)
-    inside = at < count
-    q, r = _symbols(y, mean, row, gain, at, inside, width, XOR, G)
-    channel, place = _group_place(at, width, XOR, G)
-    steps = requantise(tl.load(y + place, inside, 0).to(tl.int32), tl.load(gain + channel, inside, 0.0), LIMIT_MEAN)
-    sign = tl.where(q > 0, 1, tl.where(q < 0, -1, 0))
-    away = tl.minimum((steps - tl.load(mean + at, inside, 0) - q * 256) * sign, 128)
-    r = tl.minimum(r, 127)
-    saved = _cost(q, r, inside, costs, shift) - _cost(q - sign, r, inside, costs, shift)
-    moves = (q != 0) & (saved * 256 > price * (65536 + away * 512))
-    tl.store(out + at, tl.where(moves, q - sign, q).to(tl.int16), inside)
-
-
-def quantize_priced(y: Tensor, mean: Tensor, row: Tensor, gain: Tensor, p: Pricing, step: int) -> Tensor:
-    out = torch.empty_like(mean, dtype=torch.int16)
-    w, g = mean.shape[2:]
-    operands = (y, mean, row, gain, p.costs, p.shift)
-    _launch(_quantize_priced_kernel, out.numel(), *operands, out, p.price, w, QUADTREE[step], g)
+    _launch(_residuals_kernel, out.numel(), y, mean, gain, out, w, QUADTREE[step], g)
     return out
 
 
@@ -208,7 +157,7 @@ def _reconstruct_kernel(
     at = _places(LONG, BLOCK)
     inside = at < count
     channel, place = _group_place(at, width, XOR, G)
-    value = tl.load(q + at, inside, 0).to(tl.int32) * 256 + tl.load(mean + at, inside, 0)
+    value = tl.load(q + at, inside, 0).to(tl.int32) * _TRELLIS_STEP + tl.load(mean + at, inside, 0)
     r = requantise(value, tl.load(inv + channel, inside, 0.0), LIMIT16)
     tl.store(y_hat + place, r.to(tl.int16), inside)
 
@@ -272,14 +221,14 @@ def depth_to_space2(x: Tensor) -> Tensor:
 
 
 class SymbolTable(NamedTuple):
-    """The encoder's table: entries int32 [128, 256, 2] (`SymbolEntry` of csrc/rans.h), shift uint8 [128]."""
+    """The encoder's table: entries int32 [R, 256, 2] (`SymbolEntry` of csrc/rans.h), shift uint8 [R]."""
 
     entries: Tensor
     shift: Tensor
 
     @classmethod
     def build(cls, freq: Tensor, shift: Tensor, device: torch.device | str) -> SymbolTable:
-        """Entries of frequencies [128, 256] (0..4095, rows sum to 4096) and shifts [128].
+        """Entries of frequencies [R, 256] (0..4095, rows sum to 4096) and shifts [R].
 
         A symbol without frequency has the entry of the escape. The reciprocal is that of Robison, "N-bit unsigned
         division via N-bit multiply-add" (2005); see csrc/rans.h.
@@ -388,14 +337,15 @@ def _pack_symbols_kernel(
 
 @triton.jit(do_not_specialize=_SIZES)
 def _pack_step_kernel(
-    count, y, mean, rows, gain, symbols, table, shifts, counts, entries, raw, width,
+    count, y, mean, rows, gain, counts, residuals, packed, width,
     XOR: tl.constexpr, G: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     at = _places(LONG, BLOCK)
     inside = at < count
-    q, row = _symbols(y, mean, rows, gain, at, inside, width, XOR, G)
-    tl.store(symbols + at, q.to(tl.int16), inside)
-    _store_entries(q, row, table, shifts, counts, entries, raw, BLOCK)
+    row = tl.load(rows + at, inside, _SKIP)
+    coded, rank = _ranks(row, counts, BLOCK)
+    tl.store(residuals + rank, _residuals(y, mean, gain, at, inside & coded, width, XOR, G), coded)
+    tl.store(packed + rank, row, coded)
 
 
 def _count(rows: Tensor, groups: int) -> tuple[Tensor, Tensor]:
@@ -432,7 +382,7 @@ def _outputs(rows: Tensor, bounds: Tensor) -> Packed:
 
 
 def pack_symbols(symbols: Tensor, rows: Tensor, table: SymbolTable, groups: int = 1) -> Packed:
-    """Encoder entries of a part. symbols int16 and rows uint8 (0..127 or SKIP_ROW) of one shape."""
+    """Encoder entries of a plain part. symbols int16 and rows uint8 (0..127 or SKIP_ROW) of one shape."""
     counts, bounds = _count(rows, groups)
     out = _outputs(rows, bounds)
     args = (symbols, rows, *table, counts, out.entries, out.raw)
@@ -441,12 +391,17 @@ def pack_symbols(symbols: Tensor, rows: Tensor, table: SymbolTable, groups: int 
 
 
 def pack_step(
-    y: Tensor, mean: Tensor, rows: Tensor, gain: Tensor, step: int, table: SymbolTable, groups: int = 1
-) -> tuple[Tensor, Packed]:
-    """`quantize` and `pack_symbols` of its result in one pass; returns (symbols, entries)."""
+    y: Tensor, mean: Tensor, rows: Tensor, gain: Tensor, step: int, groups: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`residuals` of a step without those that are not coded, as the search of a trellis reads them, in one pass.
+
+    Returns:
+        residuals int32 [n] and rows uint8 [n], of which the first `bounds[-1]` are written; bounds int32 [groups + 1],
+        as in `Packed`.
+    """
     counts, bounds = _count(rows, groups)
-    out, (w, g) = _outputs(rows, bounds), mean.shape[2:]
-    symbols = torch.empty_like(mean, dtype=torch.int16)
-    args = (y, mean, rows, gain, symbols, *table, counts, out.entries, out.raw, w, QUADTREE[step], g)
+    out = torch.empty(rows.numel(), dtype=torch.int32, device=rows.device)
+    packed, (w, g) = torch.empty_like(rows).flatten(), mean.shape[2:]
+    args = (y, mean, rows, gain, counts, out, packed, w, QUADTREE[step], g)
     _launch(_pack_step_kernel, rows.numel(), *args, block=PACK_BLOCK)
-    return symbols, out
+    return out, packed, bounds

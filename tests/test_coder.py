@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pytest
 
 from dca_fast.entropy import coder as coder_module
-from dca_fast.entropy import rans, tables
-from dca_fast.entropy.coder import Coder, available, choose_layout, crc32
+from dca_fast.entropy import rans, tables, trellis
+from dca_fast.entropy.coder import Coder, available, choose_groups, choose_lanes, crc32
 from dca_fast.entropy.tables import Tables, build_gaussian_tables
 from dca_fast.errors import BackendUnavailableError, ConfigError, InputError, WeightsError
 
@@ -22,26 +22,32 @@ native_only = pytest.mark.skipif(not available()[0], reason=available()[1])
 each_coder = pytest.mark.parametrize("coder", CODERS, ids=lambda coder: coder.backend)
 
 
-@pytest.mark.parametrize("payload", [0, 1, 799, 800, 1600, 5000, 25_599, 25_600, 65_536, 300_000, 10**7])
-def test_the_layout_keeps_states_small(payload: int) -> None:
-    lanes, groups = choose_layout(payload)
+@pytest.mark.parametrize("payload", [0, 1, 799, 800, 1600, 5000, 25_599, 25_600, 10**7])
+def test_the_lanes_keep_states_small(payload: int) -> None:
+    lanes = choose_lanes(payload)
     assert lanes in coder_module.LANES
-    assert 1 <= groups <= 64
-    assert lanes == 1 or 4 * lanes * groups * 200 <= payload
-    assert groups == 1 or groups * 32_768 <= payload
+    assert lanes == 1 or 4 * lanes * 200 <= payload
     assert lanes == 32 or 4 * (2 * lanes) * 200 > payload
 
 
-def test_the_layout_follows_the_expected_size() -> None:
-    assert choose_layout(25_600) == (32, 1)
-    assert choose_layout(10**7) == (32, 64)
+@pytest.mark.parametrize(
+    ("sites", "groups"), [((4, 4), 1), ((32, 63), 1), ((32, 64), 2), ((136, 240), 31), ((400, 400), 64)]
+)
+def test_groups_follow_the_size_of_the_image(sites: tuple[int, int], groups: int) -> None:
+    assert choose_groups(*sites) == groups
+
+
+def test_the_lanes_follow_the_expected_size() -> None:
     rng = np.random.default_rng(2)
-    for size, expected in ((100, (0, 1)), (12_000, (1, 1)), (60_000, (3, 1)), (200_000, (5, 1))):
+    for size, groups, expected in ((100, 1, 0), (12_000, 1, 1), (60_000, 1, 3), (200_000, 1, 5), (200_000, 4, 3)):
         rows = rng.integers(0, 60, size).astype(np.uint8)
-        values = (rng.standard_normal(size) * 0.1 * 2 ** (rows / 12)).round().astype(np.int16)
-        stream = FASTEST.encode([(values, rows)])
-        assert tuple(stream[:2]) == expected
-        assert abs(len(stream) - FASTEST._estimate_bytes([(values, rows)])) < 20 + 0.05 * len(stream)
+        residuals = rng.standard_normal(size) * 0.1 * 2 ** (rows / 12)
+        charges = TABLES.charges(1 / 100)
+        trellis = FASTEST.quantise((256 * residuals).astype(np.int32), rows, charges, groups)
+        for values, plain in ((residuals.round().astype(np.int16), 1), (trellis, 0)):
+            stream = FASTEST.encode([(values, rows)], groups=groups, plain=plain)
+            assert tuple(stream[:2]) == (expected, groups)
+            assert abs(len(stream) - FASTEST._estimate_bytes([(values, rows)], plain)) < 20 + 0.08 * len(stream)
 
 
 def test_every_backend_expects_the_same_size() -> None:
@@ -49,7 +55,8 @@ def test_every_backend_expects_the_same_size() -> None:
     for size in (0, 1, 65_536, 200_001):
         rows = np.where(rng.random(size) < 0.5, 255, rng.integers(0, 128, size)).astype(np.uint8)
         parts = [(np.zeros(size, np.int16), rows)] * 2
-        assert len({coder._estimate_bytes(parts) for coder in CODERS}) == 1
+        for plain in (0, 1, 2):
+            assert len({coder._estimate_bytes(parts, plain) for coder in CODERS}) == 1
 
 
 VALUES, ROWS = np.zeros(8, np.int16), np.zeros(8, np.uint8)
@@ -139,6 +146,7 @@ def test_both_languages_use_the_same_constants() -> None:
     assert {name: int(constants[name]) for name in constants} == {
         "kProbBits": tables.PROB_BITS,
         "kRows": tables.ROWS,
+        "kTableRows": tables.TABLE_ROWS,
         "kSymbols": tables.SYMBOLS,
         "kEscape": tables.ESCAPE,
         "kCenter": tables.CENTER,
@@ -147,6 +155,8 @@ def test_both_languages_use_the_same_constants() -> None:
         "kMaxLanes": coder_module.LANES[-1],
         "kMaxGroups": coder_module.MAX_GROUPS,
         "kWordsPerSymbol": 2,
+        "kChains": trellis.CHAINS,
+        "kTrellisStates": trellis.STATES,
     }
     assert rans.MAX_GROUPS == coder_module.MAX_GROUPS
     assert rans.LOWER == 1 << 16

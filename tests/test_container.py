@@ -39,7 +39,7 @@ def with_flags(flags: int, tail: bytes) -> bytes:
 
 
 def test_bytes_of_a_small_file() -> None:
-    body = b"\x89DCA\r\n" + b"\x01\x02" + b"\x01\x02\x03\x04" + b"\x80\x06" + b"\x05" + b"\x70\x17"
+    body = b"\x89DCA\r\n" + b"\x02\x02" + b"\x01\x02\x03\x04" + b"\x80\x06" + b"\x05" + b"\x70\x17"
     body += b"\xef\xbe\xad\xde" + b"\x01\x07profile" + b"\x04\xc8\x01" + b"a" * 200 + b"\x00" + b"stream"
     assert sealed(body) == FULL
 
@@ -104,7 +104,7 @@ def test_every_bit_flip_is_an_error(data: bytes) -> None:
 
 @given(st.binary(max_size=64))
 def test_hostile_fields_under_a_right_checksum(tail: bytes) -> None:
-    data = sealed(b"\x89DCA\r\n\x01" + tail)
+    data = sealed(b"\x89DCA\r\n\x02" + tail)
     try:
         dca = parse(data)
     except BitstreamError:
@@ -118,9 +118,10 @@ def test_other_files_are_named_as_such(data: bytes) -> None:
         parse(data)
 
 
-def test_newer_formats_are_named_as_such() -> None:
-    with pytest.raises(UnsupportedVersionError, match="version 2"):
-        parse(sealed(PLAIN[:6] + b"\x02" + PLAIN[7:-4]))
+def test_other_formats_are_named_as_such() -> None:
+    for version in (1, 3):
+        with pytest.raises(UnsupportedVersionError, match=f"version {version}"):
+            parse(sealed(PLAIN[:6] + bytes([version]) + PLAIN[7:-4]))
     with pytest.raises(UnsupportedVersionError, match="flags 0x84"):
         parse(with_flags(0x84, b""))
     with pytest.raises(UnsupportedVersionError, match="tag 5"):
@@ -195,7 +196,7 @@ def test_pack_refuses_large_sections() -> None:
 
 def test_inspect_tells_the_facts() -> None:
     info = dca_fast.inspect(FULL)
-    assert (info.version, info.width, info.height, info.quality) == (1, 768, 5, 60.0)
+    assert (info.version, info.width, info.height, info.quality) == (2, 768, 5, 60.0)
     assert (info.grayscale, info.model_id, info.digest) == (False, "01020304", 0xDEADBEEF)
     assert info.section_bytes == {"icc": 7, "alpha": 200}
     assert (info.stream_bytes, info.file_bytes) == (6, len(FULL))

@@ -1,8 +1,7 @@
-"""Encoder effort: levels, priced quantisation, descents, annealing, and the way back to floats."""
+"""Encoder effort: levels, descents, and the way back to floats."""
 
 from __future__ import annotations
 
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,15 @@ import torch.nn.functional as F
 from dca_fast import Codec, effort, refine
 from dca_fast.adjoint import multipliers
 from dca_fast.codec import _padded
-from dca_fast.config import ModelConfig, price
+from dca_fast.config import TRELLIS_PRICE, ModelConfig, price
 from dca_fast.container import parse
-from dca_fast.entropy.tables import CENTER, ESCAPE, build_gaussian_tables
 from dca_fast.errors import ConfigError, InputError
 from dca_fast.export import export, float_network
 from dca_fast.latents import EncoderSource, code, sites
 from dca_fast.model.layers import DepthBlock, GatedFfn, depth_to_space
 from dca_fast.model.network import Network
 from dca_fast.model.transforms import OUTPUT_SCALE
-from dca_fast.ops import native, reference
+from dca_fast.ops import native
 from dca_fast.testing import photograph
 from dca_fast.weights import Weights, find, load
 
@@ -57,7 +55,7 @@ def test_levels_cost_less_and_less(codec: Codec, quality: float, left: float) ->
 def test_levels_without_floats_are_the_same_everywhere(codec: Codec) -> None:
     pixels = photograph(70, 90, seed=1)
     data = codec.encode(pixels, 60, effort=3)
-    assert data != codec.encode(pixels, 60)
+    assert data != codec.encode(pixels, 60, effort=0)
     assert Codec(backend="reference").encode(pixels, 60, effort=3) == data
     assert Codec(threads=2).encode(pixels, 60, effort=3) == data
     was = native.isa()
@@ -88,52 +86,6 @@ def test_the_adjoint_is_the_linear_part_transposed(codec: Codec) -> None:
     assert float(((slope - wanted) * steps).square().mean() / (wanted * steps).square().mean()) < 1e-3
 
 
-def test_optimised_symbols_follow_the_rule() -> None:
-    """Written out symbol by symbol: one towards zero exactly where the saved bits are worth the error."""
-    torch.manual_seed(5)
-    tables = build_gaussian_tables()
-    pricing = effort.pricing(tables)._replace(price=100)
-    shape, size = (1, 12, 20, 16), 16
-    y = torch.randint(-900, 900, (*shape[:3], 4 * size), dtype=torch.int16)
-    mean = torch.randint(-500, 500, shape, dtype=torch.int32)
-    row = torch.randint(0, 128, shape, dtype=torch.uint8)
-    row[:, :, 0] = 255
-    gain = torch.full((4 * size,), 0.7)
-    plain = reference.quantize(y, mean, row, gain, 1)
-    chosen = reference.quantize_priced(y, mean, row, gain, pricing, 1)
-    target = reference.quadtree_gather(reference.requantise(y, gain, 1 << 20), 1)
-
-    def bits(row: int, value: int) -> float:
-        low = int(tables.shift[row])
-        bucket = (value >> low) + CENTER
-        freq = int(tables.freq[row, bucket]) if 0 <= bucket < ESCAPE else 0
-        escape = 12 - np.log2(int(tables.freq[row, ESCAPE])) + 16 - low
-        return float(12 - np.log2(freq)) if freq else float(escape)
-
-    moved = 0
-    for was, now, aim, m, r in zip(*(t.flatten().tolist() for t in (plain, chosen, target, mean, row)), strict=True):
-        if was == 0:
-            assert now == 0
-            continue
-        lower = was - (1 if was > 0 else -1)
-        worse = ((aim - m - 256 * lower) ** 2 - (aim - m - 256 * was) ** 2) / 65536
-        gain_bits = bits(r, was) - bits(r, lower) - pricing.price * worse
-        if abs(gain_bits) > 0.02:  # costs are kept in 1/256 bit
-            assert now == (lower if gain_bits > 0 else was)
-        moved += now != was
-    assert moved > 20
-    assert (chosen[:, :, 0] == 0).all()
-
-
-def test_costs_are_code_lengths() -> None:
-    tables = build_gaussian_tables()
-    costs = tables.symbol_costs()
-    assert costs[30, CENTER] == round(256 * (12 - np.log2(float(tables.freq[30, CENTER]))))
-    assert hashlib.sha256(costs.astype("<i4").tobytes()).hexdigest()[:16] == "69ee54bc4ffcbc84"  # on every machine
-    unused = int(np.flatnonzero(tables.freq[0] == 0)[0])
-    assert costs[0, unused] == costs[0, ESCAPE] > costs[0, CENTER]
-
-
 def test_refinement_costs_less(codec: Codec) -> None:
     """On average: a small picture may end where it began."""
     ratios = []
@@ -152,9 +104,6 @@ def test_latents_that_cost_more_are_not_used(codec: Codec, monkeypatch: pytest.M
         missing = staticmethod(codec._adjoint.missing)
         moved = staticmethod(lambda y_hat, slope, m, y=None: y_hat + 5000)
 
-        def refine(self, image: object, valid: object, y: torch.Tensor, z: dict, *_: object) -> object:
-            return torch.zeros_like(y), z
-
         def slope(self, *arguments: torch.Tensor) -> torch.Tensor:
             return torch.full((1, 4, 4, 384), 1e6)
 
@@ -166,24 +115,13 @@ def test_latents_that_cost_more_are_not_used(codec: Codec, monkeypatch: pytest.M
             assert codec.encode(pixels, 50, effort=level) == codec.encode(pixels, 50, effort=0)
 
 
-def test_annealing_is_kept_only_where_it_helps(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
-    pixels, seen = photograph(64, 100, seed=3), []
-    below = cost(codec, pixels, codec.encode(pixels, 45, effort=6), 45)
-    for iterations, most in ((1, 1.0), (100, 0.99)):
-        monkeypatch.setitem(effort.ANNEALINGS, 8, iterations)
-        data = codec.encode(pixels, 45, effort=8, progress=seen.append)
-        assert cost(codec, pixels, data, 45) <= most * below
-    first = seen[: seen.index(1.0) + 1]
-    assert first == sorted(first)
-
-
 @pytest.mark.parametrize("level", [5, 8])
 @pytest.mark.parametrize("quality", [0, 100])
 @pytest.mark.parametrize("size", [(1, 1), (70, 40)])
 def test_refinement_of_odd_pictures(
     codec: Codec, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], quality: float, level: int
 ) -> None:
-    monkeypatch.setitem(effort.ANNEALINGS, 8, 2)
+    monkeypatch.setitem(effort.DESCENTS, 8, (2, 6))
     pixels = photograph(*size)
     data = codec.encode(pixels, quality, effort=level)
     assert codec.decode(data, "numpy").shape == (*size, 3)
@@ -195,7 +133,7 @@ def test_refinement_of_odd_pictures(
 
 @pytest.mark.parametrize("level", [5, 8])
 def test_refinement_ignores_the_modes_of_the_host(monkeypatch: pytest.MonkeyPatch, level: int) -> None:
-    monkeypatch.setitem(effort.ANNEALINGS, 8, 8)
+    monkeypatch.setitem(effort.DESCENTS, 8, (2, 6))
     pixels = photograph(64, 100, seed=2)
     expected = Codec().encode(pixels, 45, effort=level)
     assert expected != Codec().encode(pixels, 45)
@@ -212,7 +150,7 @@ def test_refinement_ignores_the_modes_of_the_host(monkeypatch: pytest.MonkeyPatc
 
 
 def test_many_threads_refine_with_one_codec(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(effort.ANNEALINGS, 8, 3)
+    monkeypatch.setitem(effort.DESCENTS, 8, (2, 6))
     images = [photograph(64, 64, seed=i) for i in range(4)]
     for level in (5, 8):
         expected = [codec.encode(image, 40, effort=level) for image in images]
@@ -225,7 +163,7 @@ def test_many_threads_refine_with_one_codec(codec: Codec, monkeypatch: pytest.Mo
 def test_a_picture_of_many_tiles(codec: Codec, monkeypatch: pytest.MonkeyPatch, level: int) -> None:
     monkeypatch.setattr(refine, "TILE", 64)
     monkeypatch.setattr(refine, "MARGIN", 64)
-    monkeypatch.setitem(effort.ANNEALINGS, 8, 10)
+    monkeypatch.setitem(effort.DESCENTS, 8, (2, 6))
     pixels = photograph(100, 150, seed=4)
     data = codec.encode(pixels, 45, effort=level)
     assert cost(codec, pixels, data, 45) < cost(codec, pixels, codec.encode(pixels, 45), 45)
@@ -235,7 +173,8 @@ def decoded(codec: Codec, pixels: np.ndarray, quality: float) -> torch.Tensor:
     """y_hat of a file."""
     program = codec._program(round(quality * 100))
     y = program.analyse(_padded(pixels))
-    return code(program, EncoderSource(program, y, program.hyper_analyse(y)), *sites(*pixels.shape[:2]))
+    source = EncoderSource(program, y, program.hyper_analyse(y), codec._quantiser(1, TRELLIS_PRICE))
+    return code(program, source, *sites(*pixels.shape[:2]))
 
 
 def test_the_slope_is_the_gradient_of_the_error_that_a_decoder_makes(codec: Codec) -> None:
@@ -316,23 +255,6 @@ def test_tiles_cover_a_picture_once(height: int, width: int) -> None:
     assert (covered == 1).all()
 
 
-def test_tiles_are_put_where_they_belong(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a step of descent every latent comes back as it was, whatever the tiles."""
-    monkeypatch.setattr(refine, "TILE", 64)
-    monkeypatch.setattr(refine, "MARGIN", 64)
-    pixels = photograph(128, 192, seed=5)
-    program, image = codec._program(6000), _padded(pixels)
-    y = program.analyse(image)
-    z = program.hyper_analyse(y)
-    same, symbols = codec._refiner.refine(image, (128, 192), y, z, 60, 0)
-    assert torch.equal(same, y)
-    assert symbols.keys() == z.keys()
-    changed, _ = codec._refiner.refine(image, (128, 192), y, z, 60, 2)
-    for top in range(0, 8, 4):
-        for left in range(0, 12, 4):
-            assert not torch.equal(changed[:, top : top + 4, left : left + 4], y[:, top : top + 4, left : left + 4])
-
-
 @pytest.mark.parametrize("level", [-1, 10, 2.0, True, "3", None])
 def test_wrong_levels_are_refused_by_name(codec: Codec, level: object) -> None:
     with pytest.raises(ConfigError, match="effort"):
@@ -389,8 +311,8 @@ def test_integer_weights_make_a_float_network_and_come_back(changes: dict[str, A
     quality = torch.tensor([55.0])
     with torch.no_grad():
         want, have = network(x, quality), back(x, quality)
-    assert (want["image"] - have["image"]).square().mean() < 0.03 * want["image"].square().mean()
-    assert float(have["bits"]) == pytest.approx(float(want["bits"]), rel=0.03)
+    assert (want["image"] - have["image"]).square().mean() < 0.04 * want["image"].square().mean()
+    assert float(have["bits"]) == pytest.approx(float(want["bits"]), rel=0.04)
 
 
 def test_the_float_network_does_not_code_small_scales() -> None:
@@ -427,9 +349,9 @@ def test_the_plain_source_is_level_zero(codec: Codec) -> None:
     pixels = photograph(64, 64)
     program = codec._program(6000)
     y = program.analyse(_padded(pixels))
-    source = EncoderSource(program, y, program.hyper_analyse(y))
+    source = EncoderSource(program, y, program.hyper_analyse(y), codec._quantiser(1, TRELLIS_PRICE))
     code(program, source, *sites(64, 64))
-    assert codec._coder.encode(source.parts) == parse(codec.encode(pixels, 60, effort=0)).stream
+    assert codec._coder.encode(source.parts, plain=source.plain) == parse(codec.encode(pixels, 60, effort=0)).stream
 
 
 def test_the_search_begins_with_level_one(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ LAYERS = {
     "entropy": 1,
     "entropy.tables": 1,
     "entropy.rans": 1,
+    "entropy.trellis": 1,
     "entropy.coder": 2,
     "entropy.cuda_library": 1,
     "entropy.device": 2,
@@ -56,7 +57,7 @@ LAYERS = {
     "__main__": 6,
     "": 6,
 }
-TORCH_FREE = ["errors", "config", "container", "image_io", "entropy.tables", "entropy.rans"]
+TORCH_FREE = ["errors", "config", "container", "image_io", "entropy.tables", "entropy.rans", "entropy.trellis"]
 HEAVY = {"torch", "triton", "compressai"}
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dca_fast.config import SKIP_ROW
 from dca_fast.entropy.tables import ESCAPE, build_gaussian_tables
-from dca_fast.ops import Pricing, reference
+from dca_fast.ops import reference
 from tests.kernel_tools import (
     ARCHITECTURES,
     DEVICE,
@@ -84,28 +84,24 @@ def test_features_with_ties_and_saturation() -> None:
 @pytest.mark.parametrize(("n", "h", "w", "size"), [(1, 2, 2, 1), (2, 6, 10, 7), (1, 4, 14, 20)])
 def test_quadtree_step(n: int, h: int, w: int, size: int, step: int) -> None:
     y, mean = int16(n, h, w, 4 * size), int32(n, h, w, size, limit=9000)
-    row = torch.randint(0, 256, mean.shape, dtype=torch.uint8)
-    row[..., 0] = SKIP_ROW
     same(pointwise.quadtree_gather, reference.quadtree_gather, y, step)
     same(pointwise.quadtree_gather, reference.quadtree_gather, y.int() * 30000, step)
     gain = multipliers(4 * size, reach=1.0)
-    same(pointwise.quantize, reference.quantize, y, mean, row, gain, step)
-    pricing = Pricing(int32(128, 256, limit=5000).abs(), torch.randint(0, 9, (128,), dtype=torch.uint8), 40)
-    same(pointwise.quantize_priced, reference.quantize_priced, y, mean // 9, row, gain / 20, pricing, step)
-    q = reference.quantize(y, mean, row, gain, step)
-    same(pointwise.reconstruct, reference.reconstruct, q, mean, 1 / gain, step, y)
+    same(pointwise.residuals, reference.residuals, y, mean, gain, step)
+    same(pointwise.residuals, reference.residuals, y, mean // 9, gain / 20, step)
+    same(pointwise.reconstruct, reference.reconstruct, int16(n, h, w, size), mean, 1 / gain, step, y)
+    same(pointwise.reconstruct, reference.reconstruct, int16(n, h, w, size, limit=9), mean // 9, 1 / gain, step, y)
 
 
-def test_large_means_and_symbols_saturate() -> None:
-    pricing = Pricing(int32(128, 256, limit=5000).abs(), torch.zeros(128, dtype=torch.uint8), 1)
+def test_large_means_and_values_saturate() -> None:
     y = torch.full((1, 2, 2, 4), 32767, dtype=torch.int16)
     for mean, gain in itertools.product((-(1 << 20), 0, 1 << 20), (-1e9, -1.0, 3e38)):
         means = torch.full((1, 2, 2, 1), mean, dtype=torch.int32)
         gains = torch.full((4,), gain)
-        rows = torch.zeros_like(means).to(torch.uint8)
-        same(pointwise.quantize, reference.quantize, y, means, rows, gains, 2)
-        same(pointwise.quantize_priced, reference.quantize_priced, y, means, rows, gains, pricing, 2)
-        same(pointwise.reconstruct, reference.reconstruct, y[..., :1].contiguous() // 4, means, gains, 1, y)
+        same(pointwise.residuals, reference.residuals, y, means, gains, 2)
+        for value in (-32768, 8191, 32767):
+            q = torch.full((1, 2, 2, 1), value, dtype=torch.int16)
+            same(pointwise.reconstruct, reference.reconstruct, q, means, gains, 1, y)
 
 
 @pytest.mark.parametrize(("n", "h", "w"), [(1, 8, 8), (2, 8, 24)])
@@ -203,18 +199,29 @@ def test_pack_symbols(tables: tuple[Tensor, Tensor], n: int, coded: float) -> No
     assert packed.bounds.tolist() == expected_bounds(rows, 3)
 
 
-def test_pack_step_is_quantise_then_pack(tables: tuple[Tensor, Tensor]) -> None:
-    n, h, w, g = 1, 6, 10, 80
-    y, mean = int16(n, h, w, 4 * g, limit=3000), int32(n, h, w, g, limit=9000)
-    rows, gain = rows_of(n * h * w * g, 0.6).view(n, h, w, g), multipliers(4 * g, reach=2.0)
-    table = pointwise.SymbolTable.build(*tables, DEVICE)
+@pytest.mark.parametrize(("shape", "coded"), [((1, 2, 2, 1), 0.0), ((1, 2, 2, 1), 1.0), ((1, 6, 10, 80), 0.6)])
+def test_pack_step_is_residuals_without_gaps(shape: tuple[int, ...], coded: float) -> None:
+    *sites, g = shape
+    y, mean = int16(*sites, 4 * g, limit=3000), int32(*shape, limit=9000)
+    rows, gain = rows_of(mean.numel(), coded).view(shape), multipliers(4 * g, reach=2.0)
+
+    def expected(
+        y: Tensor, mean: Tensor, rows: Tensor, gain: Tensor, step: int, groups: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        kept = rows != SKIP_ROW
+        bounds = torch.tensor(expected_bounds(rows.flatten(), groups)).int()
+        return reference.residuals(y, mean, gain, step)[kept], rows[kept], bounds
+
+    def packed(*args: object) -> tuple[Tensor, Tensor, Tensor]:
+        residuals, kept, bounds = pointwise.pack_step(*args)
+        count = int(bounds[-1])
+        for dense in (residuals, kept):
+            assert dense.shape == (mean.numel(),)
+            assert len(set(dense[count:].tolist())) <= 1  # what is not used is not written
+        return residuals[:count], kept[:count], bounds
+
     for step in range(4):
-        expected = reference.quantize(y, mean, rows, gain, step)
-        args = (t.to(DEVICE) for t in (y, mean, rows, gain))
-        symbols, packed = pointwise.pack_step(*args, step, table, 4)
-        assert torch.equal(symbols.cpu(), expected)
-        assert unpacked(packed) == expected_symbols(expected, rows, *tables)
-        assert packed.bounds.tolist() == expected_bounds(rows.flatten(), 4)
+        same(packed, expected, y, mean, rows, gain, step, 4)
 
 
 # Compilation, with the shapes of dca-s.
@@ -229,16 +236,14 @@ def dca_s_calls() -> None:
     pointwise.operand16(y, m)
     pointwise.add(x, x)
     pointwise.quadtree_gather(y, 1)
-    pointwise.quantize(y, mean, row, m, 1)
-    pricing = Pricing(torch.zeros(128, 256, dtype=torch.int32), torch.zeros(128, dtype=torch.uint8), 70)
-    pointwise.quantize_priced(y, mean, row, m, pricing, 1)
+    pointwise.residuals(y, mean, m, 1)
     pointwise.reconstruct(y[..., :96].contiguous(), mean, m, 1, y)
     pointwise.image_from_patches(pointwise.patches_from_image(image).to(torch.uint8))
     pointwise.depth_to_space2(pointwise.space_to_depth2(int8(1, h, w, 160)))
-    table = pointwise.SymbolTable(torch.zeros(128, 256, 2, dtype=torch.int32), torch.zeros(128, dtype=torch.uint8))
+    table = pointwise.SymbolTable(torch.zeros(384, 256, 2, dtype=torch.int32), torch.zeros(384, dtype=torch.uint8))
     pointwise.pack_rows(row, 4)
     pointwise.pack_symbols(y[..., :96].contiguous(), row, table, 4)
-    pointwise.pack_step(y, mean, row, m, 1, table, 4)
+    pointwise.pack_step(y, mean, row, m, 1, 4)
 
 
 @pytest.mark.slow

@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import inspect
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from dca_fast import latents, weights
 from dca_fast.adjoint import Adjoint
-from dca_fast.config import SKIP_ROW
-from dca_fast.effort import Step, one_step, pricing, step_multipliers
-from dca_fast.entropy.tables import Tables
+from dca_fast.config import SKIP_ROW, TRELLIS_PRICE
+from dca_fast.effort import Step, one_step, step_multipliers
+from dca_fast.entropy.coder import Coder
+from dca_fast.entropy.tables import build_gaussian_tables
 from dca_fast.ops import Ops, reference
 from dca_fast.program import Program, ProgramSet
 from dca_fast.testing import photograph
@@ -24,8 +24,16 @@ ops = kernels("ops")
 pytestmark = INFINITE_PRODUCTS
 
 
+@pytest.fixture(scope="module")
+def quantise() -> latents.Quantiser:
+    """The search on the CPU, for tensors of any device."""
+    tables = build_gaussian_tables()
+    found = latents.quantiser(Coder(tables), tables.charges(1 / TRELLIS_PRICE), 1)
+    return lambda residuals, rows: found(residuals.cpu(), rows.cpu()).to(rows.device)
+
+
 class Kept(latents.EncoderSource):
-    """Quantises, and keeps symbols and rows of each part on the CPU."""
+    """Quantises, and keeps values and rows of each part on the CPU."""
 
     def _keep(self, symbols: Tensor, rows: Tensor) -> Tensor:
         self.parts.append((symbols.cpu(), rows.cpu()))
@@ -36,9 +44,14 @@ class Checked(Kept):
     """The same, and compares them with what another encoder kept: then a decoder's walk is this one too."""
 
     def __init__(
-        self, program: Program, y: Tensor, z: dict[str, Tensor], expected: list[tuple[Tensor, Tensor]]
+        self,
+        program: Program,
+        y: Tensor,
+        z: dict[str, Tensor],
+        quantise: latents.Quantiser,
+        expected: list[tuple[Tensor, Tensor]],
     ) -> None:
-        super().__init__(program, y, z)
+        super().__init__(program, y, z, quantise)
         self._expected = expected
 
     def _keep(self, symbols: Tensor, rows: Tensor) -> Tensor:
@@ -50,7 +63,7 @@ class Checked(Kept):
 
 
 @pytest.mark.slow
-def test_the_program_on_kernels_is_the_reference_program() -> None:
+def test_the_program_on_kernels_is_the_reference_program(quantise: latents.Quantiser) -> None:
     grid, valid = (4, 4), (4, 3)
     model = weights.load(weights.find("dca-s"))
     program = ProgramSet(model, ops.OPS, DEVICE).at(6000)
@@ -58,10 +71,10 @@ def test_the_program_on_kernels_is_the_reference_program() -> None:
     image = torch.from_numpy(photograph(64, 64, seed=7))[None]
     y, mine = oracle.analyse(image), program.analyse(image.to(DEVICE))
     assert torch.equal(mine.cpu(), y)
-    source = Kept(oracle, y, oracle.hyper_analyse(y))
+    source = Kept(oracle, y, oracle.hyper_analyse(y), quantise)
     y_hat = latents.code(oracle, source, grid, valid)
     assert sum(int((rows != SKIP_ROW).sum()) for _, rows in source.parts) > 500
-    checked = Checked(program, mine, program.hyper_analyse(mine), source.parts)
+    checked = Checked(program, mine, program.hyper_analyse(mine), quantise, source.parts)
     mine = latents.code(program, checked, grid, valid)
     assert len(checked.parts) == len(source.parts)
     assert torch.equal(mine.cpu(), y_hat)
@@ -69,16 +82,14 @@ def test_the_program_on_kernels_is_the_reference_program() -> None:
 
 
 @pytest.mark.slow
-def test_a_step_of_effort_on_kernels_is_that_of_the_reference() -> None:
-    """Symbols of level 1, of a picture that its last site is not full of."""
+def test_a_step_of_effort_on_kernels_is_that_of_the_reference(quantise: latents.Quantiser) -> None:
+    """Values of level 1, of a picture that its last site is not full of."""
     model, image = weights.load(weights.find("dca-s")), torch.from_numpy(photograph(64, 64, seed=8))[None]
-    freq, shift = (model.tensors[f"tables.{name}"].numpy() for name in ("freq", "shift"))
-    costs = pricing(Tables(freq.astype(np.uint16), shift))
     parts = []
     for operations, device in ((reference.OPS, torch.device("cpu")), (ops.OPS, DEVICE)):
         program = ProgramSet(model, operations, device).at(6000)
-        there = costs._replace(costs=costs.costs.to(device), shift=costs.shift.to(device))
-        step = Step(Adjoint(model, operations, device), there, step_multipliers(program.gain.cpu(), 60).to(device))
+        multipliers = step_multipliers(program.gain.cpu(), 60).to(device)
+        step = Step(Adjoint(model, operations, device), quantise, multipliers)
         parts.append(one_step(program, step, image.to(device), (60, 41), Kept).parts)
     assert all(a.equal(b) for mine, theirs in zip(*parts, strict=True) for a, b in zip(mine, theirs, strict=True))
 

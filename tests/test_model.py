@@ -1,17 +1,21 @@
 """The float network: any size, any contexts, the quadtree's order, what depends on what."""
 
+import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from dca_fast.config import PRESETS, QUADTREE, ModelConfig, preset
+from dca_fast.config import PRESETS, QUADTREE, SKIP_ROW, TRELLIS_STEP, ModelConfig, preset
+from dca_fast.entropy.trellis import LIMIT_RESIDUAL
 from dca_fast.errors import ConfigError
+from dca_fast.model import trellis
 from dca_fast.model.context import parity_join, parity_split
 from dca_fast.model.cost import macs_per_pixel
 from dca_fast.model.layers import OPERAND_STEPS, GatedFfn, Linear, gate, operand, space_to_depth
 from dca_fast.model.layers import depth_to_space as to_space
-from dca_fast.model.network import Network, gaussian_bits, rate, to_nearest, with_noise
+from dca_fast.model.network import Network, gaussian_bits, noisy_bits, straight_through
 
 TINY = ModelConfig(
     "tiny", width=16, latent=64, latent_hidden=32, context_width=32, heads=2, local=4, regional=16, tokens=4
@@ -78,7 +82,7 @@ def test_parameters_depend_only_on_earlier_steps() -> None:
                     parts[p][p ^ QUADTREE[late]] = parts[p][p ^ QUADTREE[late]] + 1
             changed = parity_join([torch.cat(groups, -1) for groups in parts])
             seen.append([])
-            network.code_latent(changed, features, torch.tensor([50.0]), t, to_nearest)
+            network.code_latent(changed, features, torch.tensor([50.0]), t, False)
     plain = seen.pop()
     for step, run in enumerate(seen):
         assert all(torch.equal(run[s], plain[s]) for s in range(step + 1))
@@ -158,15 +162,169 @@ def test_the_rate_has_the_derivative_of_its_mean_over_the_noise() -> None:
     gaussian_bits(x[:, None] + points, log2_scale).mean(1).sum().backward()
     assert x.grad is not None
     wanted, x.grad, log2_scale.grad = x.grad, None, None
-    seen = with_noise(x, torch.ones(41, dtype=torch.bool))[1]
-    bits = rate(x, seen, log2_scale, with_noise)
+    state = torch.get_rng_state()
+    bits = noisy_bits(x, log2_scale)
+    torch.set_rng_state(state)
+    seen = x + torch.rand_like(x) - 0.5
     assert torch.equal(bits, gaussian_bits(seen, log2_scale))
+    torch.set_rng_state(state)
+    assert torch.equal(bits, noisy_bits(x.detach(), log2_scale))
     bits.sum().backward()
     assert torch.allclose(x.grad, wanted, atol=1e-5)
     assert log2_scale.grad is not None
     again = log2_scale.detach().requires_grad_(True)
     gaussian_bits(seen.detach(), again).sum().backward()
     assert torch.equal(log2_scale.grad, again.grad)
+
+
+def test_straight_through() -> None:
+    x = torch.randn(7, requires_grad=True)
+    y, weight = straight_through(x, torch.round(x)), torch.randn(7)
+    assert torch.allclose(y, torch.round(x), atol=1e-6)
+    (y * weight).sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, weight)
+
+
+# The trellis.
+
+
+@pytest.fixture
+def wide() -> Network:
+    """Untrained, but with scales wide enough for its values, as a trained one has."""
+    torch.manual_seed(3)
+    network = Network(TINY)
+    with torch.no_grad():
+        for head in network.context.cores[0].heads:
+            head.bias.chunk(2)[1].add_(4)
+        for factorised in network.factorised.values():
+            factorised.log2_scale.fill_(2)
+    return network
+
+
+Step = tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]
+
+
+def made_up_step(n: int, h: int, w: int, g: int) -> Step:
+    """Residuals of the four parities, log2 of their scales, what is coded: about three in four."""
+    scales = [torch.empty(n, h, w, g).uniform_(-3, 4) for _ in range(4)]
+    residuals = [torch.randn_like(s) * torch.exp2(s) for s in scales]
+    return residuals, scales, [s > -1.25 for s in scales]
+
+
+def test_a_step_is_what_a_stream_holds_and_costs_its_bits() -> None:
+    residuals, scales, coded = made_up_step(2, 12, 16, 24)
+    seen, bits = trellis.step(residuals, scales, coded, price=True)
+    coder = trellis.gaussian_coder()
+    for n in range(2):
+        rows = np.concatenate([trellis.table_rows(s[n], c[n]) for s, c in zip(scales, coded, strict=True)])
+        values = trellis.quantise(torch.cat([r[n].flatten() for r in residuals]), rows)
+        stream = coder.encode([(values, rows)], plain=0)
+        decoder = coder.decoder(stream)
+        decoded = decoder.decode(rows, trellis=True)
+        decoder.finish()
+        mine = torch.cat([s[n].flatten() for s in seen])
+        assert torch.equal(mine, torch.from_numpy(decoded).float() * (TRELLIS_STEP / 256))
+        assert torch.equal(mine, trellis.to_steps(decoded, mine))
+        assert (values != 0).sum() > len(values) / 4
+        spent = torch.cat([b[n].flatten() for b in bits])
+        assert float(spent.sum()) == pytest.approx(8 * len(stream), rel=0.01)
+        skipped = torch.from_numpy(rows == SKIP_ROW)
+        assert torch.equal(skipped, ~torch.cat([c[n].flatten() for c in coded]))
+        assert not mine[skipped].any()
+        assert not spent[skipped].any()
+        assert (spent[~skipped] > 0).all()
+
+
+def test_the_trellis_saves_a_tenth_of_a_bit_at_the_same_error() -> None:
+    scale = torch.empty(1, 16, 16, 96).uniform_(2, 4)
+    residual = torch.randn_like(scale) * torch.exp2(scale)
+    (seen,), (bits,) = trellis.step([residual], [scale], [scale > 0], price=True)
+    error = float((seen - residual).square().mean())
+    rounded = math.sqrt(12 * error)  # the step of a plain quantiser
+    plain = torch.round(residual / rounded)
+    assert float((plain * rounded - residual).square().mean()) == pytest.approx(error, rel=0.02)
+    saved = gaussian_bits(plain, scale - math.log2(rounded)) - bits
+    assert 0.1 < float(saved.mean()) < 0.25
+
+
+def test_a_step_without_bits_and_gradients() -> None:
+    residuals, scales, coded = made_up_step(2, 4, 4, 6)
+    seen, _ = trellis.step(residuals, scales, coded, price=True)
+    leaves = [r.requires_grad_(True) for r in residuals]
+    again, bits = trellis.step(leaves, [s.requires_grad_(True) for s in scales], coded, price=False)
+    assert all(torch.equal(a, b) for a, b in zip(seen, again, strict=True))
+    assert not any(b.any() for b in bits)
+    assert not any(t.requires_grad for t in (*again, *bits))
+
+
+def test_a_graph_is_compiled_around_the_trellis() -> None:
+    def around(residual: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        seen, bits = trellis.step([2 * residual], [scale + 1], [scale > -1], price=True)
+        return seen[0].square() + bits[0]
+
+    scale = torch.empty(1, 4, 4, 8).uniform_(-3, 4)
+    residual = torch.randn_like(scale) * torch.exp2(scale)
+    compiled = torch.compile(around, backend="eager")
+    assert torch.equal(compiled(residual, scale), around(residual, scale))
+
+
+def test_a_sample_does_not_depend_on_its_batch() -> None:
+    step = made_up_step(3, 4, 4, 6)
+    together = trellis.step(*step, price=True)
+    for n in range(3):
+        alone = trellis.step(*([t[n : n + 1] for t in part] for part in step), price=True)
+        for mine, theirs in zip(alone, together, strict=True):
+            assert all(torch.equal(a[0], b[n]) for a, b in zip(mine, theirs, strict=True))
+
+
+def test_large_residuals_saturate() -> None:
+    rows = np.full(6, 127, np.uint8)
+    values = trellis.quantise(torch.tensor([1e30, -1e30, math.inf, -math.inf, 9000.0, 3.0]), rows)
+    steps = trellis.to_steps(values, torch.empty(2, 3))
+    assert steps.shape == (2, 3)
+    limit = LIMIT_RESIDUAL / 256
+    assert torch.allclose(steps.flatten()[:5], limit * torch.tensor([1.0, -1, 1, -1, 1]), atol=3)
+    assert float(steps[1, 2]) == pytest.approx(3, abs=3)
+
+
+def test_without_noise_bits_are_those_of_streams(wide: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a network in training as well; with noise the picture is the same one."""
+    image, quality, streams = photo(2, 64, 128), torch.tensor([30.0, 70.0]), []
+    quantise = trellis.quantise
+
+    def kept(residuals: torch.Tensor, rows: np.ndarray) -> np.ndarray:
+        values = quantise(residuals, rows)
+        streams.append(8 * len(trellis.gaussian_coder().encode([(values, rows)], plain=0)))
+        return values
+
+    monkeypatch.setattr(trellis, "quantise", kept)
+    with torch.no_grad():
+        out = wide.eval()(image, quality)
+        spent = torch.tensor(streams).view(4, 2).T
+        assert torch.allclose(out["bits_y"], spent.float(), rtol=0.01, atol=60)  # a stream begins with some bytes
+        again = wide.train()(image, quality, noisy=False)
+        assert all(torch.equal(out[key], again[key]) for key in out)
+        noisy, other = wide(image, quality), wide(image, quality)
+    assert torch.equal(noisy["image"], out["image"])
+    assert torch.equal(noisy["error"], out["error"])
+    for key in ("bits_y", "bits_z"):
+        assert not torch.equal(noisy[key], other[key])
+    assert torch.allclose(noisy["bits"], out["bits"], rtol=0.3)
+
+
+def test_gradients_go_straight_through_the_trellis(wide: Network) -> None:
+    y, t, quality = torch.randn(1, 4, 4, 64), torch.zeros(1, 1, 1, 1), torch.tensor([50.0])
+    z = {"local": torch.zeros(1, 4, 4, 4), "regional": torch.zeros(1, 1, 1, 16), "global": torch.zeros(1, 1, 4, 16)}
+    features = wide.context.prepare(wide.synthesise_hyper(z, t))
+    for noisy in (False, True):
+        leaf = y.clone().requires_grad_(True)
+        y_hat, bits, _ = wide.code_latent(leaf, features, quality, t, noisy)
+        assert not torch.allclose(y_hat, y, atol=1e-3)
+        weight = torch.randn_like(y)
+        (slope,) = torch.autograd.grad((y_hat * weight).sum(), leaf, retain_graph=True)
+        assert torch.allclose(slope, weight, atol=1e-4)
+        assert bits.requires_grad is noisy
 
 
 def test_configuration_round_trip_and_refusals() -> None:

@@ -24,7 +24,6 @@ from dca_fast.ops import (
     GatedFfnParams,
     Head,
     Linear,
-    Pricing,
     TokenParams,
     WindowParams,
     native,
@@ -86,14 +85,12 @@ def _refusals() -> list[tuple[str, Callable[[], Any]]]:
     y, f = int16(2, 4, 4, 8), int8(2, 4, 4, 8)
     m8, bias = torch.ones(8), int32(2, 4, 4)
     head = Head(int8(4, 4, 8), int32(4, 4), torch.ones(4, 2), torch.ones(4, 2), int32(4, 2))
-    mean, rows = int32(2, 4, 4, 2), torch.zeros(2, 4, 4, 2, dtype=torch.uint8)
+    mean = int32(2, 4, 4, 2)
     window = partial(native.window_attention, f, f, f)
     tokens = partial(native.token_attention, int8(1, 2, 8))
     block = DepthBlockParams(m8, linear(6, 8), depthwise(6), linear(8, 6))
     windows = WindowParams(m8, linear(24, 8), 2, 2, 0, 0.1, bias, TABLE, linear(8, 8))
     few = TokenParams(m8, linear(8, 8), 2, 0.1, TABLE, linear(8, 8))
-    free = torch.zeros(128, 256, dtype=torch.int32)
-    pricing = Pricing(free, torch.zeros(128, dtype=torch.uint8), 70)
     wide = Linear(int16(6, 8) // 8, int32(6), torch.rand(6))
     bad_m = Linear(p.w, p.b, torch.full((6,), math.inf))
     tall = Depthwise(torch.ones(3, 3, 8, dtype=torch.int8), int32(8), torch.full((8,), 1e9))
@@ -131,8 +128,11 @@ def _refusals() -> list[tuple[str, Callable[[], Any]]]:
         ("negative step", lambda: native.quadtree_gather(y, -1)),
         ("odd map", lambda: native.head_params(int8(1, 3, 4, 8), head, 0, 6, (3, 4))),
         ("groups", lambda: native.quadtree_gather(int16(1, 2, 2, 6), 0)),
-        ("mean", lambda: native.quantize(y, mean[:1], rows, m8, 0)),
-        ("gain", lambda: native.quantize(y, mean, rows, m8[:4], 0)),
+        ("latents", lambda: native.residuals(y.int(), mean, m8, 0)),
+        ("mean", lambda: native.residuals(y, mean[:1], m8, 0)),
+        ("mean type", lambda: native.residuals(y, mean.to(torch.int16), m8, 0)),
+        ("gain", lambda: native.residuals(y, mean, m8[:4], 0)),
+        ("fifth step", lambda: native.residuals(y, mean, m8, 4)),
         ("symbols", lambda: native.reconstruct(int16(2, 4, 4, 3), mean, m8, 0, y)),
         ("image", lambda: native.patches_from_image(torch.zeros(1, 8, 8, 4, dtype=torch.uint8))),
         ("image size", lambda: native.patches_from_image(torch.zeros(1, 12, 8, 3, dtype=torch.uint8))),
@@ -144,12 +144,6 @@ def _refusals() -> list[tuple[str, Callable[[], Any]]]:
         ("parts", lambda: native.block(y, block, GatedFfnParams(m8[:6], linear(12, 6), 0.1, linear(6, 6)))),
         ("skip", lambda: native.head_params(f, head, 0, 129, (4, 4))),
         ("valid", lambda: native.head_params(f, head, 0, 6, (5, 4))),
-        ("rows", lambda: native.quantize(y, mean, rows[:1], m8, 0)),
-        ("costs", lambda: native.quantize_priced(y, mean, rows, m8, pricing._replace(costs=pricing.costs[1:]), 0)),
-        ("negative cost", lambda: native.quantize_priced(y, mean, rows, m8, pricing._replace(costs=free - 1), 0)),
-        ("large cost", lambda: native.quantize_priced(y, mean, rows, m8, pricing._replace(costs=free + 2**21), 0)),
-        ("price", lambda: native.quantize_priced(y, mean, rows, m8, pricing._replace(price=0), 0)),
-        ("shift", lambda: native.quantize_priced(y, mean, rows, m8, pricing._replace(shift=pricing.shift + 9), 0)),
         ("decoded step", lambda: native.decoded_linear(y, m8, wide, int16(2, 4, 4, 6), 0)),
         ("decoded residual", lambda: native.decoded_linear(y, m8, wide, int16(2, 4, 4, 8), 1)),
         ("decoded channels", lambda: native.decoded_linear(int16(2, 4, 4, 4), m8[:4], wide, int16(2, 4, 4, 6), 1)),

@@ -14,14 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from dca_fast.config import SKIP_ROW
+from dca_fast.config import SKIP_ROW, TRELLIS_STEP
 from dca_fast.ops import (
     DepthBlockParams,
     GatedFfnParams,
     Head,
     Linear,
     Ops,
-    Pricing,
     TokenParams,
     WindowParams,
     native,
@@ -166,13 +165,10 @@ def test_latent_step(n: int, h: int, w: int, c: int, size: int, step: int) -> No
     every_backend("quadtree_gather", y, step)
     every_backend("quadtree_gather", y.int() * 30000, step)
     gain = multipliers(4 * size, reach=1.0)
-    every_backend("quantize", y, mean, row, gain, step)
-    q = reference.quantize(y, mean, row, gain, step)
-    assert not q[row == SKIP_ROW].any()
-    pricing = Pricing(int32(128, 256, limit=5000).abs(), torch.randint(0, 9, (128,), dtype=torch.uint8), 40)
-    every_backend("quantize_priced", y, mean, row, gain, pricing, step)
-    every_backend("quantize_priced", y, mean // 40, row, gain / 20, pricing._replace(price=1), step)
-    every_backend("reconstruct", q, mean, 1 / gain, step, y)
+    every_backend("residuals", y, mean, gain, step)
+    every_backend("residuals", y, mean // 40, gain / 20, step)
+    every_backend("reconstruct", int16(n, h, w, size), mean, 1 / gain, step, y)
+    every_backend("reconstruct", int16(n, h, w, size, limit=9), mean // 40, 1 / gain, step, y)
 
 
 @pytest.mark.parametrize(("n", "h", "w"), [(1, 8, 8), (2, 24, 40), (1, 256, 384)])
@@ -236,15 +232,15 @@ def test_attention_of_opposed_extremes() -> None:
             assert torch.equal(native.window_attention(q, k, v, 2, 4, 2, m, bias, TABLE), v)
 
 
-def test_large_means_and_symbols_saturate() -> None:
-    pricing = Pricing(int32(128, 256, limit=5000).abs(), torch.zeros(128, dtype=torch.uint8), 1)
+def test_large_means_and_values_saturate() -> None:
     y = torch.full((1, 2, 2, 4), 32767, dtype=torch.int16)
     for mean, gain in itertools.product((-(1 << 20), 0, 1 << 20), (-1e9, -1.0, 1e9)):
         means = torch.full((1, 2, 2, 1), mean, dtype=torch.int32)
-        for row in (torch.zeros_like(means), torch.full_like(means, SKIP_ROW)):
-            every_backend("quantize", y, means, row.to(torch.uint8), torch.full((4,), gain), 2)
-            every_backend("quantize_priced", y, means, row.to(torch.uint8), torch.full((4,), gain), pricing, 2)
-        every_backend("reconstruct", y[..., :1] // 4, means, torch.full((4,), gain), 1, y)
+        every_backend("residuals", y, means, torch.full((4,), gain), 2)
+        assert int(reference.residuals(y, means, torch.full((4,), gain), 2).abs().max()) <= 1 << 21
+        for value in (-32768, 8191, 32767):
+            q = torch.full((1, 2, 2, 1), value, dtype=torch.int16)
+            every_backend("reconstruct", q, means, torch.full((4,), gain), 1, y)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -266,8 +262,7 @@ def test_random_shapes(seed: int) -> None:
     q, k, v = (int8(n, 2 * window, 3 * window, heads * depth) for _ in range(3))
     every_backend("window_attention", q, k, v, heads, window, shift, 1e-3, bias, TABLE)
     y, mean = int16(n, 2 * h, 2 * w, 4 * size), int32(n, 2 * h, 2 * w, size, limit=9000)
-    row = torch.randint(0, 256, mean.shape, dtype=torch.uint8)
-    every_backend("quantize", y, mean, row, multipliers(4 * size, reach=1.0), seed % 4)
+    every_backend("residuals", y, mean, multipliers(4 * size, reach=1.0), seed % 4)
     m, layer = multipliers(4 * size, reach=4.0), wide(o, 4 * size)
     every_backend("decoded_linear", y, m, layer, int16(n, 2 * h, 2 * w, o), 1 + seed % 3)
     x = int16(n, 2 * h, 2 * w, heads * depth)
@@ -339,10 +334,13 @@ def test_four_steps_visit_every_latent_once() -> None:
     assert reference.quadtree_gather(y, 0)[0, 1, 0].tolist() == y[0, 1, 0, 4:6].tolist()  # parity 2, group 2
 
 
-def test_quantize_then_reconstruct_is_within_half_a_step() -> None:
+def test_residuals_then_reconstruct_is_within_half_a_step_of_the_grid() -> None:
     y, mean = int16(1, 4, 4, 8, limit=3000), int32(1, 4, 4, 2, limit=500)
-    y_hat = torch.zeros_like(y)
+    y_hat, gain = torch.zeros_like(y), torch.full((8,), 1.0)
     for step in range(4):
-        q = reference.quantize(y, mean, torch.zeros_like(mean, dtype=torch.uint8), torch.full((8,), 1.0), step)
-        reference.reconstruct(q, mean, torch.full((8,), 1.0), step, y_hat)
-    assert int((y.int() - y_hat.int()).abs().max()) <= 128  # units of 1/256 step
+        left = reference.residuals(y, mean, gain, step)
+        assert (left + mean).equal(reference.quadtree_gather(y, step).int())
+        q = torch.round(left / TRELLIS_STEP).to(torch.int16)
+        reference.reconstruct(q, mean, gain, step, y_hat)
+        assert reference.quadtree_gather(y_hat, step).int().equal(q.int() * TRELLIS_STEP + mean)
+    assert 64 < int((y.int() - y_hat.int()).abs().max()) <= TRELLIS_STEP // 2  # units of 1/256 step

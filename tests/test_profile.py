@@ -18,11 +18,13 @@ import torch
 
 from dca_fast import Codec, backends, container, profile_device
 from dca_fast.device import DeviceCodec
+from dca_fast.entropy.coder import choose_groups
 from dca_fast.errors import BackendUnavailableError
+from dca_fast.latents import EncoderSource, sites
 from dca_fast.model.cost import macs_per_pixel
 from dca_fast.ops import Depthwise, Head, Linear, reference
-from dca_fast.profile import instrument, main, part_bits, profile, synthetic
-from dca_fast.profile_report import advice, as_text
+from dca_fast.profile import instrument, main, profile, synthetic
+from dca_fast.profile_report import advice, as_text, bit_facts
 from dca_fast.timing import Ceilings, EventClock, Recorder, Run, Span, Work, measure_ceilings, trace, work_of
 from tests import test_rans_device
 
@@ -41,6 +43,11 @@ def measured(codec: Codec) -> tuple[dict[str, Any], dict[str, Run]]:
     return profile(codec, synthetic(SIDE, SIDE), 60, 3, effort=0)
 
 
+def again(codec: Codec, parts: list[Any], height: int, width: int) -> bytes:
+    """The stream of these parts of a picture."""
+    return codec._coder.encode(parts, groups=choose_groups(*sites(height, width)[0]), plain=len(codec.config.latents))
+
+
 def test_recording_changes_neither_bytes_nor_the_codec(codec: Codec) -> None:
     image = synthetic(100, 140)
     data, parts, recorder = codec.encode(image, 30), [], Recorder()
@@ -49,7 +56,7 @@ def test_recording_changes_neither_bytes_nor_the_codec(codec: Codec) -> None:
     assert twin.encode(image, 30) == data
     assert np.array_equal(twin.decode(data, "numpy"), codec.decode(data, "numpy"))
     assert ({**vars(codec)}, {**vars(codec._program(3000))}) == before
-    assert codec._coder.encode(parts) == container.parse(data).stream
+    assert again(codec, parts, 100, 140) == container.parse(data).stream
     run = recorder.finish()
     assert run.stages
     assert not run.work
@@ -65,6 +72,7 @@ def test_stages_add_up_to_the_whole(measured: tuple[dict[str, Any], dict[str, Ru
     steps = [f"step {i}: {kind}" for i in (1, 2, 3, 4) for kind in ("parameters", "symbols")]
     assert [name for name in names if name in steps] == steps
     assert [f"step {i}: coder" in names for i in (1, 2, 3, 4)] == [way == "decode"] * 4
+    assert [f"step {i}: trellis" in names for i in (1, 2, 3, 4)] == [way == "encode"] * 4
     assert set(names) >= ({"pad", "analysis", "coder"} if way == "encode" else {"synthesis", "crop"})
 
 
@@ -111,11 +119,19 @@ def test_bits_of_the_parts_add_up_to_the_stream(codec: Codec, measured: tuple[di
 
 def test_bits_of_raw_and_escaped_values(codec: Codec) -> None:
     tables = codec.tables
-    symbols, rows = np.array([0, 8000, 5, 100], np.int16), np.array([20, 20, 255, 127], np.uint8)
+    values, rows = np.array([0, 8000, 5, 100], np.int16), np.array([20, 20, 255, 127], np.uint8)
+
+    def bits(row: int, bucket: int) -> float:
+        return float(-np.log2(tables.freq[row, bucket] / 4096))
+
     shift = int(tables.shift[127])
-    expected = -np.log2(tables.freq[20, 127] / 4096) - np.log2(tables.freq[20, 255] / 4096) + 16
-    expected += shift - np.log2(tables.freq[127, (100 >> shift) + 127] / 4096)
-    assert part_bits(tables, symbols, rows) == pytest.approx(expected)
+    plain = bits(20, 127) + bits(20, 255) + 16 + shift + bits(127, (100 >> shift) + 127)
+    # Each is the first of its chain, in state 0, whose values are even.
+    shift = int(tables.shift[128 + 127])
+    searched = bits(128 + 20, 127) + bits(128 + 20, 255) + 16 + shift + bits(128 + 127, (50 >> shift) + 127)
+    facts = bit_facts({"z": (values, rows), "y": (values, rows)}, 1, 1, tables, 100)
+    assert [part["bits"] for part in facts] == pytest.approx([plain, searched, 800 - plain - searched])
+    assert [part["coded"] for part in facts] == [3, 3, 0]
 
 
 def test_work_of_single_operations() -> None:
@@ -133,7 +149,8 @@ def test_work_of_single_operations() -> None:
     assert work_of("window_attention", (x, x, x, 2, 2, 0), x).macs == 24 * 2 * 4 * 8
     assert work_of("token_attention", (x.view(1, 24, 8), x.view(1, 24, 8)[:, :5]), x).macs == 24 * 2 * 5 * 8
     y, mean = torch.zeros(1, 4, 6, 8, dtype=torch.int16), torch.zeros(1, 4, 6, 2, dtype=torch.int32)
-    assert work_of("quantize", (y, mean, torch.zeros(8), 0), y[..., :2]).bytes == 24 * (2 * 2 + 2 * 4 + 2 * 2) + 32
+    assert work_of("residuals", (y, mean, torch.zeros(8), 0), mean).bytes == 24 * (2 * 2 + 2 * 4 + 2 * 4) + 32
+    assert work_of("reconstruct", (y[..., :2], mean, torch.zeros(8), 0, y), None).bytes == 24 * (4 + 8 + 4) + 32
 
 
 def test_ceilings_are_the_best_of_all_rounds() -> None:
@@ -154,6 +171,7 @@ def test_ceilings_are_the_best_of_all_rounds() -> None:
         ("analysis", 0.8, 0.2, 0.3, "overhead"),
         ("step 2: parameters", 0.8, 0.2, 0.9, "compute"),
         ("step 2: coder", 0, 0, 0, "coder"),
+        ("step 2: trellis", 0, 0, 0, "coder"),
     ],
 )
 def test_advice(name: str, compute: float, memory: float, inside: float, bound: str) -> None:
@@ -325,7 +343,7 @@ def tensors(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value
     else:
-        for item in value:
+        for item in value.parts if isinstance(value, EncoderSource) else value:
             yield from tensors(item)
 
 
@@ -395,7 +413,7 @@ def test_following_a_device_changes_neither_bytes_nor_the_codec(codec: Codec) ->
     assert device.encode(image, 30) == twin.encode(image, 30) == data
     assert np.array_equal(twin.decode(data, "numpy"), codec.decode(data, "numpy"))
     assert (vars(device._device), set(device._device._seen)) == (before, recorded)
-    assert codec._coder.encode([(s.numpy(), r.numpy()) for s, r in parts]) == container.parse(data).stream
+    assert again(codec, [(v.numpy(), r.numpy()) for v, r in parts], 70, 100) == container.parse(data).stream
     assert recorder.finish().stages
 
 
@@ -416,6 +434,7 @@ def test_the_command_on_a_device(capsys: pytest.CaptureFixture[str], tmp_path: P
         names = [stage["name"] for stage in facts[way]["stages"]]
         assert (names[0], names[-1]) == (first, last)
         assert [f"step {i}: coder" in names for i in (1, 2, 3, 4)] == [way == "decode"] * 4
+        assert [f"step {i}: trellis" in names for i in (1, 2, 3, 4)] == [way == "encode"] * 4
         assert {f"step {i}: {kind}" for i in (1, 2, 3, 4) for kind in ("parameters", "symbols")} <= set(names)
         assert 0 <= facts[way]["unaccounted"] < 1
     assert sum(part["bits"] for part in facts["bits"]) == pytest.approx(8 * facts["file_bytes"])

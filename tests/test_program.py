@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from dca_fast import latents, weights
 from dca_fast.config import FIRST_CODED_ROW, SKIP_ROW, ModelConfig, preset
+from dca_fast.entropy.coder import Coder
+from dca_fast.entropy.tables import build_gaussian_tables
 from dca_fast.errors import ConfigError, WeightsError
 from dca_fast.export import export, export_checkpoint, load_float, save_float
 from dca_fast.model.network import Network
@@ -30,6 +32,8 @@ TINY = ModelConfig(
     tokens=4,
     local_blocks=2,
 )
+TABLES = build_gaussian_tables()
+QUANTISE = latents.quantiser(Coder(TABLES), TABLES.charges(1 / 14), 1)
 
 
 class SyntheticPhotographs:
@@ -63,7 +67,7 @@ def packed(network: Network, tmp_path_factory: pytest.TempPathFactory) -> weight
 
 def encode(program: Program, image: np.ndarray) -> tuple[latents.EncoderSource, torch.Tensor]:
     y = program.analyse(torch.from_numpy(image)[None])
-    source = latents.EncoderSource(program, y, program.hyper_analyse(y))
+    source = latents.EncoderSource(program, y, program.hyper_analyse(y), QUANTISE)
     return source, latents.code(program, source, (y.shape[1], y.shape[2]), (y.shape[1], y.shape[2]))
 
 
@@ -119,7 +123,7 @@ def test_decoder_walk_reproduces_the_encoder_walk(packed: weights.Weights, quali
 def test_skipped_and_outside_symbols_are_zero(packed: weights.Weights) -> None:
     program = ProgramSet(packed, OPS).at(5000)
     y = program.analyse(torch.from_numpy(photograph(64, 64, seed=1))[None])
-    source = latents.EncoderSource(program, y, program.hyper_analyse(y))
+    source = latents.EncoderSource(program, y, program.hyper_analyse(y), QUANTISE)
     latents.code(program, source, (4, 4), (1, 2))
     for symbols, rows in source.parts:
         assert (symbols[rows == SKIP_ROW] == 0).all()

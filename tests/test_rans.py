@@ -10,13 +10,14 @@ import numpy.typing as npt
 import pytest
 
 from dca_fast.entropy import coder as coder_module
-from dca_fast.entropy import tables
+from dca_fast.entropy import tables, trellis
 from dca_fast.entropy.coder import Coder, available
 from dca_fast.entropy.tables import SKIP_ROW, Tables, build_gaussian_tables
 from dca_fast.errors import (
     BackendUnavailableError,
     BitstreamError,
     CorruptStreamError,
+    InputError,
     TruncatedStreamError,
 )
 
@@ -54,20 +55,38 @@ def random_part(rng: np.random.Generator, size: int, skipped: float = 0.3) -> Pa
     return np.rint(values).astype(np.int16), rows
 
 
-def decode(coder: Coder, stream: bytes, parts: Sequence[Part]) -> list[npt.NDArray[np.int16]]:
+def trellis_part(rng: np.random.Generator, size: int, groups: int, skipped: float = 0.3) -> Part:
+    """Values of all sizes, those of skipped positions included, that the trellis of so many groups can reach."""
+    values, rows = random_part(rng, size, skipped)
+    for g in range(groups):
+        states = [0] * trellis.CHAINS
+        coded = [at for at in range(size * g // groups, size * (g + 1) // groups) if rows[at] != SKIP_ROW]
+        for j, at in enumerate(coded):
+            state = states[j % trellis.CHAINS]
+            which = trellis.set_of(state)
+            index = int(values[at]) >> 1
+            values[at] = trellis.value_of(index, which)
+            states[j % trellis.CHAINS] = trellis.next_state(state, index)
+    return values, rows
+
+
+def decode(coder: Coder, stream: bytes, parts: Sequence[Part], plain: int | None = None) -> list[npt.NDArray[np.int16]]:
     decoder = coder.decoder(stream)
-    values = [decoder.decode(rows) for _, rows in parts]
+    plain = len(parts) if plain is None else plain
+    values = [decoder.decode(rows, i >= plain) for i, (_, rows) in enumerate(parts)]
     decoder.finish()
     return values
 
 
-def assert_round_trip(parts: Sequence[Part], lanes: int | None = None, groups: int | None = None) -> bytes:
+def assert_round_trip(
+    parts: Sequence[Part], lanes: int | None = None, groups: int = 1, plain: int | None = None
+) -> bytes:
     """Every encoder writes the same stream and every decoder reads it; returns the stream."""
-    streams = {name: coder.encode(parts, lanes, groups) for name, coder in CODERS.items()}
+    streams = {name: coder.encode(parts, lanes, groups, plain) for name, coder in CODERS.items()}
     stream = streams["python"]
     for name, coder in CODERS.items():
         assert streams[name] == stream, name
-        for decoded, (values, rows) in zip(decode(coder, stream, parts), parts, strict=True):
+        for decoded, (values, rows) in zip(decode(coder, stream, parts, plain), parts, strict=True):
             assert decoded.dtype == np.int16
             np.testing.assert_array_equal(decoded, np.where(rows == SKIP_ROW, 0, values), name)
     return stream
@@ -82,10 +101,21 @@ def test_every_decoder_reads_every_encoder(lanes: int, groups: int) -> None:
     assert stream[:2] == bytes([lanes.bit_length() - 1, groups])
 
 
+@pytest.mark.parametrize("lanes", coder_module.LANES)
+@pytest.mark.parametrize("groups", [1, 3, 64])
+def test_every_decoder_reads_every_trellis(lanes: int, groups: int) -> None:
+    rng = np.random.default_rng(lanes + groups)
+    parts = [random_part(rng, size) for size in (lanes + 1, 100)]
+    parts += [trellis_part(rng, size, groups) for size in (0, 1, 31, 32, 33, 65, 500)]
+    assert_round_trip(parts, lanes, groups, plain=2)
+
+
 @pytest.mark.parametrize("skipped", [0.0, 0.5, 0.97])
 def test_long_parts_of_several_blocks(skipped: float) -> None:
     rng = np.random.default_rng(5)
     assert_round_trip([random_part(rng, 4096 + 37, skipped), random_part(rng, 4096, skipped)], 32, 1)
+    assert_round_trip([trellis_part(rng, size, 1, skipped) for size in (2 * 4096 + 37, 4096)], 8, 1, plain=0)
+    assert_round_trip([trellis_part(rng, size, 1, skipped) for size in (2 * 4096 + 37, 4096)], 32, 1, plain=0)
 
 
 @native_only
@@ -109,11 +139,38 @@ def test_extreme_values_on_every_row() -> None:
     assert_round_trip(parts, 32, 1)
 
 
-def test_every_value_on_rows_with_many_low_bits_and_gaps() -> None:
-    freq = np.zeros((tables.ROWS, tables.SYMBOLS), np.uint16)
+def test_the_most_extreme_values_of_a_trellis() -> None:
+    """All chains take the same index at a time: both sets and every state see each end of the range."""
+    rng = np.random.default_rng(2)
+    state, values = 0, list[int]()
+    for _ in range(200):
+        index = int(rng.choice([-16384, -16383, -1, 0, 1, 16383]))
+        values += [trellis.value_of(index, trellis.set_of(state))] * trellis.CHAINS
+        state = trellis.next_state(state, index)
+    assert {-32768, -32767, 0, 32766, 32765} <= set(values)
+    rows = rng.integers(0, tables.ROWS, len(values)).astype(np.uint8)
+    assert_round_trip([(np.array(values, np.int16), rows)], 16, 1, plain=0)
+
+
+def odd_tables() -> Tables:
+    """Many low bits, not the same ones in the three tables, and gaps between the buckets."""
+    freq = np.zeros((tables.TABLE_ROWS, tables.SYMBOLS), np.uint16)
     freq[:, [0, 100, 127, 130, 254]] = [5, 1000, 90, 2000, 1]
     freq[:, tables.ESCAPE] = 1000
-    odd = Tables(freq, (np.arange(tables.ROWS) % 9).astype(np.uint8))
+    return Tables(freq, (np.arange(tables.TABLE_ROWS) % 9).astype(np.uint8))
+
+
+@pytest.mark.parametrize("lanes", [4, 32])
+def test_a_trellis_with_many_low_bits(lanes: int) -> None:
+    coders = [Coder(odd_tables(), "python"), *(Coder(odd_tables(), "native", isa) for isa in NATIVE)]
+    part = trellis_part(np.random.default_rng(7), 3000, 2)
+    (stream,) = {coder.encode([part], lanes, 2, plain=0) for coder in coders}
+    for coder in coders:
+        np.testing.assert_array_equal(decode(coder, stream, [part], 0)[0], np.where(part[1] == SKIP_ROW, 0, part[0]))
+
+
+def test_every_value_on_rows_with_many_low_bits_and_gaps() -> None:
+    odd = odd_tables()
     rng = np.random.default_rng(1)
     rows = rng.integers(0, tables.ROWS, 2000).astype(np.uint8)
     buckets = rng.choice([-127, -27, 0, 3, 127, 1], 2000)
@@ -153,13 +210,91 @@ def test_exact_bytes() -> None:
 
 @native_only
 def test_threads_change_nothing() -> None:
-    part = random_part(np.random.default_rng(3), 400_000)
-    stream = CODERS["scalar"].encode([part, part], 32, 9)
+    rng = np.random.default_rng(3)
+    parts = [random_part(rng, 400_000), trellis_part(rng, 400_000, 9)]
+    stream = CODERS["scalar"].encode(parts, 32, 9, plain=1)
+    searched = *random_residuals(rng, 400_000), random_charges(rng), 9
+    found = CODERS["scalar"].quantise(*searched)
     for name in NATIVE:
         threaded = Coder(TABLES, "native", name, threads=4)
-        assert threaded.encode([part, part], 32, 9) == stream
-        for values in decode(threaded, stream, [part, part]):
-            np.testing.assert_array_equal(values, np.where(part[1] == SKIP_ROW, 0, part[0]))
+        assert threaded.encode(parts, 32, 9, plain=1) == stream
+        for decoded, (values, of) in zip(decode(threaded, stream, parts, 1), parts, strict=True):
+            np.testing.assert_array_equal(decoded, np.where(of == SKIP_ROW, 0, values))
+        np.testing.assert_array_equal(threaded.quantise(*searched), found)
+
+
+def random_charges(rng: np.random.Generator, most: int = 1 << 24) -> npt.NDArray[np.int32]:
+    return np.sort(rng.integers(0, most + 1, (2, tables.ROWS, 256)), axis=-1).astype(np.int32)
+
+
+def random_residuals(
+    rng: np.random.Generator, size: int, skipped: float = 0.3
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+    """As they come, and where something changes: near zero, at ties, last charges, saturation, ends of the type."""
+    values, rows = random_part(rng, size, skipped)
+    residuals = values.astype(np.int64) * 256 + rng.integers(-128, 128, size)
+    places = np.array([*range(-481, 482, 160), *(k * 320 + 80 for k in (252, 253, 254, 255, 256)), 8191 * 256])
+    special = rng.random(size) < 0.2
+    residuals[special] = (rng.choice(places, size) * rng.choice([-1, 1], size) + rng.integers(-1, 2, size))[special]
+    residuals[rng.random(size) < 0.01] = rng.choice([-(1 << 31), (1 << 31) - 1])
+    return residuals.astype(np.int32), rows
+
+
+@pytest.mark.parametrize("groups", [1, 3, 64])
+@pytest.mark.parametrize("most", [0, 30_000, 1 << 24])
+def test_every_search_finds_the_same(groups: int, most: int) -> None:
+    rng = np.random.default_rng(groups + most)
+    for size in (0, 1, 15, 16, 17, 31, 32, 33, 63, 400, 2600):
+        residuals, rows = random_residuals(rng, size, rng.choice([0, 0.3, 0.9]))
+        charges = random_charges(rng, most)
+        expected = CODERS["python"].quantise(residuals, rows, charges, groups)
+        assert not expected[rows == SKIP_ROW].any()
+        for name in NATIVE:
+            found = CODERS[name].quantise(residuals, rows, charges, groups)
+            np.testing.assert_array_equal(found, expected, name)
+        assert_round_trip([(expected, rows)], 32, groups, plain=0)
+
+
+@native_only
+def test_costs_stay_small_in_a_long_search() -> None:
+    """The highest charge at every symbol: costs that only grow would leave int32 after 128 rounds."""
+    rng = np.random.default_rng(1)
+    charges = np.full((2, tables.ROWS, 256), 1 << 24, np.int32)
+    residuals, rows = random_residuals(rng, 150_000)
+    found = [CODERS[name].quantise(residuals, rows, charges, 1) for name in NATIVE]
+    np.testing.assert_array_equal(found[0], CODERS[NATIVE[0]].quantise(residuals, rows, 0 * charges, 1))
+    for other in found:
+        np.testing.assert_array_equal(other, found[0])
+
+
+@native_only
+def test_what_a_search_refuses() -> None:
+    residuals, rows, charges = np.zeros(40, np.int32), np.zeros(40, np.uint8), np.zeros((2, tables.ROWS, 256), np.int32)
+    for coder in (CODERS[name] for name in NATIVE):
+        for charge in (-1, (1 << 24) + 1, -(1 << 31), (1 << 31) - 1):
+            wrong = charges.copy()
+            wrong[1, 127, 255] = charge
+            with pytest.raises(InputError, match="charge"):
+                coder.quantise(residuals, rows, wrong, 1)
+        for row in (128, 254):
+            with pytest.raises(InputError, match="row"):
+                coder.quantise(residuals, np.full(40, row, np.uint8), charges, 1)
+
+
+@each_coder
+def test_a_value_off_the_grid_is_refused(coder: Coder) -> None:
+    values, rows = trellis_part(np.random.default_rng(11), 5000, 1, 0.0)
+    refused = []
+    for value in (0, 2, 3):  # of the last state
+        values[-1] = value
+        try:
+            coder.encode([(values, rows)], 8, 1, plain=0)
+        except InputError as error:
+            refused.append(str(error))
+    assert refused == ["a value is not on the grid of its state"]
+    values[[0, -1]] = 1, 0  # the first state is 0, with even values
+    with pytest.raises(InputError, match="grid"):
+        coder.encode([(values, rows)], 8, 1, plain=0)
 
 
 def test_the_stream_is_as_short_as_the_tables_promise() -> None:
@@ -176,12 +311,16 @@ def test_the_stream_is_as_short_as_the_tables_promise() -> None:
 
 
 DAMAGED_PARTS = [random_part(np.random.default_rng(8), size) for size in (40, 25)]
+DAMAGED_TRELLIS = {
+    groups: [DAMAGED_PARTS[0], *(trellis_part(np.random.default_rng(8), size, groups) for size in (25, 60))]
+    for groups in (1, 2, 3)
+}
 
 
-def outcome(coder: Coder, stream: bytes) -> object:
+def outcome(coder: Coder, stream: bytes, parts: Sequence[Part], plain: int | None) -> object:
     """What decoding gives: the values, or the class of the error."""
     try:
-        return [values.tolist() for values in decode(coder, stream, DAMAGED_PARTS)]
+        return [values.tolist() for values in decode(coder, stream, parts, plain)]
     except BitstreamError as error:
         return type(error)
 
@@ -202,12 +341,13 @@ def test_every_decoder_says_the_same_of_a_changed_stream() -> None:
     refused = 0
     for trial in range(600):
         lanes, groups = int(rng.choice(coder_module.LANES)), int(rng.integers(1, 4))
-        stream = bytearray(list(CODERS.values())[-1].encode(DAMAGED_PARTS, lanes, groups))
+        parts, plain = (DAMAGED_TRELLIS[groups], 1) if trial % 3 == 0 else (DAMAGED_PARTS, None)
+        stream = bytearray(list(CODERS.values())[-1].encode(parts, lanes, groups, plain))
         reach = 12 if trial % 2 else len(stream)
         for at in rng.integers(0, min(reach, len(stream)), rng.integers(1, 4)):
             stream[at] ^= 1 << int(rng.integers(8))
         del stream[len(stream) - int(rng.integers(3)) :]
-        outcomes = [outcome(coder, bytes(stream)) for coder in CODERS.values()]
+        outcomes = [outcome(coder, bytes(stream), parts, plain) for coder in CODERS.values()]
         assert all(o == outcomes[0] for o in outcomes), (bytes(stream), outcomes)
         refused += isinstance(outcomes[0], type)
     assert refused > 500

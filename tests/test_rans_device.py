@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -17,12 +17,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from dca_fast.entropy import cuda_library, tables
+from dca_fast.entropy import cuda_library, tables, trellis
 from dca_fast.entropy import device as device_module
 from dca_fast.entropy.coder import LANES, Coder
 from dca_fast.entropy.cuda_library import Library
-from dca_fast.entropy.device import DeviceCoder
+from dca_fast.entropy.device import DeviceCoder, Encoded
 from dca_fast.entropy.tables import SKIP_ROW, Tables, build_gaussian_tables
+from dca_fast.entropy.trellis import CHAINS
 from dca_fast.errors import (
     BackendUnavailableError,
     BitstreamError,
@@ -80,6 +81,29 @@ def random_part(rng: np.random.Generator, size: int, skipped: float = 0.3, wild:
     return np.rint(values).astype(np.int16), rows
 
 
+def coded_places(rows: npt.NDArray[np.uint8], groups: int) -> Iterator[tuple[int, int]]:
+    """Place and chain of every coded symbol."""
+    for g in range(groups):
+        places = np.arange(len(rows) * g // groups, len(rows) * (g + 1) // groups)
+        for j, at in enumerate(places[rows[places] != SKIP_ROW]):
+            yield int(at), CHAINS * g + j % CHAINS
+
+
+def of_trellis(indices: npt.NDArray[np.int16], rows: npt.NDArray[np.uint8], groups: int) -> Part:
+    """The part of a trellis whose indices these are."""
+    values, states = indices.copy(), [0] * CHAINS * groups  # what is not coded may hold anything
+    for at, chain in coded_places(rows, groups):
+        values[at] = trellis.value_of(int(indices[at]), trellis.set_of(states[chain]))
+        states[chain] = trellis.next_state(states[chain], int(indices[at]))
+    return values, rows
+
+
+def random_trellis(rng: np.random.Generator, size: int, groups: int, skipped: float = 0.3, wild: float = 0.02) -> Part:
+    """As random_part, of a trellis: any index is allowed in any state."""
+    values, rows = random_part(rng, size, skipped, wild)
+    return of_trellis(values >> 1, rows, groups)
+
+
 def expected(parts: Sequence[Part]) -> list[npt.NDArray[np.int16]]:
     return [np.where(rows == SKIP_ROW, 0, values).astype(np.int16) for values, rows in parts]
 
@@ -88,20 +112,27 @@ def on_device(coder: DeviceCoder, parts: Sequence[Part]) -> list[tuple[Tensor, T
     return [(torch.tensor(v, device=coder.device), torch.tensor(r, device=coder.device)) for v, r in parts]
 
 
-def decode(coder: DeviceCoder, stream: bytes, parts: Sequence[Part]) -> tuple[list[npt.NDArray[np.int16]], int]:
-    decoder = coder.decoder(stream)
-    values = [decoder.decode(rows) for _, rows in on_device(coder, parts)]
+def decode(
+    coder: DeviceCoder, stream: bytes, parts: Sequence[Part], plain: int | None = None
+) -> tuple[list[npt.NDArray[np.int16]], int]:
+    decoder, plain = coder.decoder(stream), len(parts) if plain is None else plain
+    values = [decoder.decode(rows, trellis=i >= plain) for i, (_, rows) in enumerate(on_device(coder, parts))]
     digest = decoder.finish()
     return [v.cpu().numpy() for v in values], digest
 
 
 def assert_same_as_cpu(
-    coder: DeviceCoder, parts: Sequence[Part], lanes: int = 32, groups: int = 1, cpu: Coder = CPU
+    coder: DeviceCoder,
+    parts: Sequence[Part],
+    lanes: int = 32,
+    groups: int = 1,
+    cpu: Coder = CPU,
+    plain: int | None = None,
 ) -> bytes:
     """The device writes the CPU's stream and reads it, with the digest of zlib; returns the stream."""
-    stream, digest = coder.start_encode(on_device(coder, parts), lanes, groups).read()
-    assert stream == cpu.encode(parts, lanes, groups)
-    values, decoded_digest = decode(coder, stream, parts)
+    stream, digest = coder.start_encode(on_device(coder, parts), lanes, groups, plain).read()
+    assert stream == cpu.encode(parts, lanes, groups, plain)
+    values, decoded_digest = decode(coder, stream, parts, plain)
     for got, want in zip(values, expected(parts), strict=True):
         np.testing.assert_array_equal(got, want)
     crc = zlib.crc32(b"".join(v.astype("<i2").tobytes() for v in expected(parts)))
@@ -117,16 +148,28 @@ def test_every_layout(coder: DeviceCoder, lanes: int, groups: int) -> None:
     assert_same_as_cpu(coder, [random_part(rng, size) for size in sizes], lanes, groups)
 
 
+@pytest.mark.parametrize("lanes", LANES)
+@pytest.mark.parametrize("groups", [1, 3, 64])
+def test_a_trellis_in_every_layout(coder: DeviceCoder, lanes: int, groups: int) -> None:
+    """After plain parts; chains cross the rounds of fewer lanes, and every part begins anew."""
+    rng = np.random.default_rng(lanes + groups)
+    parts = [random_part(rng, size) for size in (40, 0)]
+    parts += [random_trellis(rng, size, groups) for size in (0, 1, lanes + 1, 31, 33, 1000)]
+    assert_same_as_cpu(coder, parts, lanes, groups, plain=2)
+
+
 @pytest.mark.parametrize(("skipped", "wild"), [(0.0, 0.0), (0.0, 1.0), (0.5, 0.3), (0.97, 0.02), (1.0, 0.0)])
 def test_escapes_and_skipped_positions(coder: DeviceCoder, skipped: float, wild: float) -> None:
     rng = np.random.default_rng(5)
     parts = [random_part(rng, size, skipped, wild) for size in (3 * 1024 + 37, 2048, 1024)]
-    assert_same_as_cpu(coder, parts, 32, 3)
+    parts += [random_trellis(rng, size, 3, skipped, wild) for size in (2048 + 37, 1024)]
+    assert_same_as_cpu(coder, parts, 32, 3, plain=3)
 
 
 def test_more_groups_than_symbols(coder: DeviceCoder) -> None:
     rng = np.random.default_rng(6)
-    assert_same_as_cpu(coder, [random_part(rng, size) for size in (10, 64, 2000)], 32, 64)
+    parts = [random_part(rng, size) for size in (10, 64, 2000)]
+    assert_same_as_cpu(coder, [*parts, random_trellis(rng, 10, 64)], 32, 64, plain=3)
 
 
 def test_more_tiles_than_threads_that_add_them_up(coder: DeviceCoder) -> None:
@@ -138,25 +181,55 @@ def test_more_tiles_than_threads_that_add_them_up(coder: DeviceCoder) -> None:
 def test_extreme_values_on_every_row(coder: DeviceCoder) -> None:
     values = np.array([-32768, -32767, -1024, -129, -128, -127, -1, 0, 1, 127, 128, 1023, 32767], np.int16)
     rows = np.arange(tables.ROWS, dtype=np.uint8)
-    assert_same_as_cpu(coder, [(np.full(tables.ROWS, value, np.int16), rows) for value in values])
+    parts = [(np.full(tables.ROWS, value, np.int16), rows) for value in values]
+    assert_same_as_cpu(coder, parts)
+    assert_same_as_cpu(coder, [of_trellis(v >> 1, rows, 1) for v, rows in parts], plain=0)
+
+
+@pytest.mark.parametrize("lanes", [1, 32])
+def test_values_beyond_int16_wrap_as_on_the_cpu(machine: str, lanes: int) -> None:
+    """Indices that no encoder writes: coded as plain values with the tables of all sets alike."""
+    alike = Tables(np.tile(TABLES.freq[: tables.ROWS], (3, 1)), np.tile(TABLES.shift[: tables.ROWS], 3))
+    rng, cpu = np.random.default_rng(18), Coder(alike)
+    part = rng.integers(-32768, 32768, 500).astype(np.int16), rng.integers(0, tables.ROWS, 500).astype(np.uint8)
+    stream = cpu.encode([part], lanes, 1)
+    want = cpu.decoder(stream).decode(part[1], trellis=True)
+    assert (np.abs(want.astype(int)) < 2 * np.abs(part[0].astype(int)) - 1).any()
+    np.testing.assert_array_equal(decode(DeviceCoder(alike), stream, [part], plain=0)[0][0], want)
+
+
+@pytest.mark.parametrize("at", [0, 99, 100, 199])
+def test_a_value_off_the_grid_is_refused(coder: DeviceCoder, at: int) -> None:
+    values, rows = of_trellis(np.full(200, 6, np.int16), np.full(200, 60, np.uint8), 2)
+    values[at] += 1
+    with pytest.raises(InputError, match="not on the grid"):
+        coder.encode(on_device(coder, [(values, rows)]), 32, 2, plain=0)
 
 
 @pytest.mark.parametrize("staged", [True, False], ids=["shared", "global"])
 def test_rows_with_many_low_bits_and_gaps(machine: str, staged: bool) -> None:
     """Also with tables that do not fit into shared memory."""
-    freq = np.zeros((tables.ROWS, tables.SYMBOLS), np.uint16)
+    freq = np.zeros((tables.TABLE_ROWS, tables.SYMBOLS), np.uint16)
     freq[:, [0, 100, 127, 130, 254]] = [5, 1000, 90, 2000, 1]
     freq[:, tables.ESCAPE] = 1000
-    odd = Tables(freq, (np.arange(tables.ROWS) % 9).astype(np.uint8))
+    freq[1::2, [0, 254, 100]] = [0, 0, 1006]
+    odd = Tables(freq, (np.arange(tables.TABLE_ROWS) % 9).astype(np.uint8))
     rng = np.random.default_rng(1)
     rows = rng.integers(0, tables.ROWS, 2000).astype(np.uint8)
     buckets = rng.choice([-127, -27, 0, 3, 127, 1], 2000)
     low = rng.integers(0, 256, 2000) & ((1 << odd.shift[rows].astype(int)) - 1)
-    part = ((buckets << odd.shift[rows]) + low).astype(np.int16), rows
+    values = ((buckets << odd.shift[rows]) + low).astype(np.int16)
     coder = DeviceCoder(odd)
-    assert coder.staged_bytes > 0
-    coder.staged_bytes *= staged
-    assert_same_as_cpu(coder, [part], 32, 2, Coder(odd))
+    assert min(coder.staged_bytes) > 0
+    coder.staged_bytes = [size * staged for size in coder.staged_bytes]
+    assert_same_as_cpu(coder, [(values, rows), of_trellis(values >> 1, rows, 2)], 32, 2, Coder(odd), plain=1)
+
+
+def test_what_a_decoder_searches_fits_into_shared_memory(coder: DeviceCoder) -> None:
+    """Also of the smaller cards, whose blocks have 64 or 99 KiB."""
+    plain, of_a_trellis = coder.staged_bytes
+    assert plain <= 64 << 10
+    assert of_a_trellis <= 99 << 10
 
 
 def test_nothing_to_code(coder: DeviceCoder) -> None:
@@ -180,10 +253,12 @@ def test_the_layout_is_chosen_as_on_the_cpu(coder: DeviceCoder) -> None:
     for sizes in ([], [0], [1, 5], [3000], [65_536, 200_000]):
         parts = [random_part(rng, size, skipped=0.9) for size in sizes]
         rows = [rows for _, rows in on_device(coder, parts)]
-        assert coder.estimate_bytes(rows) == CPU._estimate_bytes(parts)
-    parts = [random_part(rng, 3000)]
+        assert coder.estimate_bytes(rows) == CPU._estimate_bytes(parts, len(parts))
+        assert coder.estimate_bytes(rows, plain=1) == CPU._estimate_bytes(parts, 1)
+    parts = [random_part(rng, 3000), random_trellis(rng, 500, 1)]
     assert coder.encode(on_device(coder, parts)) == CPU.encode(parts)
     assert coder.encode(on_device(coder, parts), lanes=4) == CPU.encode(parts, lanes=4)
+    assert coder.encode(on_device(coder, parts), plain=1) == CPU.encode(parts, plain=1)
 
 
 def test_one_decoder_for_many_streams(coder: DeviceCoder) -> None:
@@ -195,10 +270,10 @@ def test_one_decoder_for_many_streams(coder: DeviceCoder) -> None:
     for lanes, groups in ((32, 1), (1, 64), (8, 3)):
         with pytest.raises(ConfigError, match="no stream"):
             decoder.decode(torch.zeros(1, dtype=torch.uint8, device=coder.device))
-        parts = [random_part(rng, size) for size in sizes]
-        decoder.reset(memoryview(CPU.encode(parts, lanes, groups)))
-        for (_, rows), out in zip(on_device(coder, parts), outputs, strict=True):
-            assert decoder.decode(rows, out=out) is out
+        parts = [random_part(rng, sizes[0]), random_trellis(rng, sizes[1], groups)]
+        decoder.reset(memoryview(CPU.encode(parts, lanes, groups, plain=1)))
+        for i, ((_, rows), out) in enumerate(zip(on_device(coder, parts), outputs, strict=True)):
+            assert decoder.decode(rows, trellis=i == 1, out=out) is out
         decoder.finish()
         for out, want in zip(outputs, expected(parts), strict=True):
             np.testing.assert_array_equal(out.cpu().numpy(), want)
@@ -228,9 +303,9 @@ def test_the_device_says_the_same_of_a_changed_stream(coder: DeviceCoder) -> Non
     def outcome(run: object, stream: bytes) -> object:
         try:
             if run is coder:
-                return [values.tolist() for values in decode(coder, stream, DAMAGED_PARTS)[0]]
+                return [values.tolist() for values in decode(coder, stream, DAMAGED_PARTS, plain=1)[0]]
             decoder = CPU.decoder(stream)
-            values = [decoder.decode(rows).tolist() for _, rows in DAMAGED_PARTS]
+            values = [decoder.decode(rows, trellis=i > 0).tolist() for i, (_, rows) in enumerate(DAMAGED_PARTS)]
             decoder.finish()
             return values
         except BitstreamError as error:
@@ -239,7 +314,9 @@ def test_the_device_says_the_same_of_a_changed_stream(coder: DeviceCoder) -> Non
     rng = np.random.default_rng(9)
     refused = 0
     for trial in range(150):
-        stream = bytearray(CPU.encode(DAMAGED_PARTS, int(rng.choice(LANES)), int(rng.integers(1, 4))))
+        lanes, groups = int(rng.choice(LANES)), int(rng.integers(1, 4))
+        (values, rows), plain_part = DAMAGED_PARTS[1], DAMAGED_PARTS[0]
+        stream = bytearray(CPU.encode([plain_part, of_trellis(values >> 1, rows, groups)], lanes, groups, plain=1))
         reach = 12 if trial % 2 else len(stream)
         for at in rng.integers(0, min(reach, len(stream)), rng.integers(1, 4)):
             stream[at] ^= 1 << int(rng.integers(8))
@@ -288,6 +365,81 @@ def test_a_decoder_stays_at_its_error(coder: DeviceCoder) -> None:
         decoder.finish()
 
 
+def random_residuals(rng: np.random.Generator, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
+    """Gaussian on their rows, in 1/256 steps; some at the middle between two values, some beyond all of them."""
+    residuals = rng.standard_normal(len(rows)) * 25.6 * 2 ** (np.minimum(rows, tables.ROWS - 1) / 12)
+    residuals = np.rint(residuals).astype(np.int32)
+    kind = rng.integers(0, 20, len(rows))
+    residuals[kind == 0] = 80 * rng.integers(-40, 41, int((kind == 0).sum()))
+    residuals[kind == 1] = rng.integers(-(1 << 31), 1 << 31, int((kind == 1).sum()))
+    residuals[:4] = [-(1 << 31), (1 << 31) - 1, 8191 * 256 + 1, 0][: len(rows)]
+    return residuals
+
+
+def to_search(
+    coder: DeviceCoder, residuals: npt.NDArray[np.int32], rows: npt.NDArray[np.uint8], charges: npt.NDArray[np.int32]
+) -> tuple[Tensor, Tensor, Tensor]:
+    residual, row, charge = (torch.tensor(array, device=coder.device) for array in (residuals, rows, charges))
+    return residual, row, charge
+
+
+def assert_quantised_as_on_cpu(
+    coder: DeviceCoder,
+    residuals: npt.NDArray[np.int32],
+    rows: npt.NDArray[np.uint8],
+    charges: npt.NDArray[np.int32],
+    groups: int,
+) -> None:
+    want = trellis.quantise(residuals, rows, charges, groups)
+    got = coder.quantise(*to_search(coder, residuals, rows, charges), groups)
+    np.testing.assert_array_equal(got.cpu().numpy(), want)
+    np.testing.assert_array_equal(CPU.quantise(residuals, rows, charges, groups), want)
+    assert_same_as_cpu(coder, [(want, rows)], 32, groups, plain=0)
+
+
+@pytest.mark.parametrize("groups", [1, 3, 64])
+@pytest.mark.parametrize("size", [0, 1, 31, 33, 1000, 2100])
+def test_a_trellis_is_searched_as_on_the_cpu(coder: DeviceCoder, size: int, groups: int) -> None:
+    rng = np.random.default_rng(20 + size)
+    rows = random_part(rng, size)[1]
+    assert_quantised_as_on_cpu(coder, random_residuals(rng, rows), rows, TABLES.charges(0.1), groups)
+
+
+@pytest.mark.parametrize("skipped", [0.0, 0.95, 1.0])
+@pytest.mark.parametrize("charges", ["none", "equal", "random", "largest"])
+def test_a_search_with_extreme_charges(coder: DeviceCoder, charges: str, skipped: float) -> None:
+    """The largest ones make the largest sums."""
+    rng, shape = np.random.default_rng(21), (2, tables.ROWS, tables.SYMBOLS)
+    amounts = {
+        "none": np.zeros(shape),
+        "equal": np.full(shape, 25_600),
+        "random": rng.integers(0, 1 << 20, shape),
+        "largest": rng.choice([0, 1 << 24], shape),
+    }
+    rows = random_part(rng, 1500, skipped)[1]
+    residuals = random_residuals(rng, rows)
+    assert_quantised_as_on_cpu(coder, residuals, rows, amounts[charges].astype(np.int32), 2)
+
+
+def test_ties_of_paths_are_broken_as_on_the_cpu(coder: DeviceCoder) -> None:
+    """Residuals on the grid and half-way between its values, at no charge: many paths have the same cost."""
+    rng = np.random.default_rng(24)
+    rows = random_part(rng, 1000, 0.1)[1]
+    for step in (80, 160, 320):
+        residuals = (step * rng.integers(-3, 4, 1000)).astype(np.int32)
+        assert_quantised_as_on_cpu(coder, residuals, rows, np.zeros((2, 128, 256), np.int32), 3)
+
+
+def test_rows_that_a_search_does_not_know_count_as_skipped(coder: DeviceCoder) -> None:
+    rng = np.random.default_rng(22)
+    rows = random_part(rng, 300)[1]
+    residuals, charges = random_residuals(rng, rows), TABLES.charges(0.1)
+    want = trellis.quantise(residuals, rows, charges, 2)
+    rows[rows == SKIP_ROW] = rng.integers(tables.ROWS, 256, int((rows == SKIP_ROW).sum()))
+    got = coder.quantise(*to_search(coder, residuals, rows, charges), 2)
+    np.testing.assert_array_equal(got.cpu().numpy(), want)
+
+
 def test_bad_rows_are_refused(coder: DeviceCoder) -> None:
     rows = torch.tensor([3, 128, 254, 255], dtype=torch.uint8, device=coder.device)
     with pytest.raises(InputError, match="neither a table row nor 255"):
@@ -321,6 +473,19 @@ def test_wrong_arguments_are_refused(coder: DeviceCoder) -> None:
         decoder.decode(rows, out=values[:7])
     with pytest.raises(InputError, match=r"values must be .*torch\.int16"):
         coder.encode([(values.int(), rows)], 1, 1)
+    charges = zeros(2 * 128 * 256, torch.int32).view(2, 128, 256)
+    for arguments, match in (
+        ((zeros(7, torch.int32), rows, charges), "differ in length"),
+        ((values, rows, charges), r"residuals must be .*torch\.int32"),
+        ((zeros(8, torch.int32), rows, charges.float()), r"charges must be a contiguous 3-D torch\.int32"),
+        ((zeros(8, torch.int32), rows, charges[:, :, 1:]), "charges must be a contiguous"),
+        ((zeros(8, torch.int32), rows, charges[:1]), r"charges must be \[2, 128, 256\], got \[1, 128, 256\]"),
+    ):
+        with pytest.raises(InputError, match=match):
+            coder.quantise(*arguments, 1)
+    for groups in (0, 65):
+        with pytest.raises(ConfigError, match="no streams of"):
+            coder.quantise(zeros(8, torch.int32), rows, charges, groups)
     for lanes, groups in ((3, 1), (64, 1), (1, 0), (1, 65)):
         with pytest.raises(ConfigError, match="no layout"):
             coder.encode([(values, rows)], lanes, groups)
@@ -443,8 +608,39 @@ def gpu() -> DeviceCoder:
 def test_large_parts_on_a_gpu(gpu: DeviceCoder) -> None:
     rng = np.random.default_rng(14)
     parts = [random_part(rng, size, 0.6) for size in (2_100_000, 300_000, 1_000_001)]
+    rows, charges = parts[0][1], TABLES.charges(0.1)
+    residuals = random_residuals(rng, rows)
+    arrays = to_search(gpu, residuals, rows, charges)
     for lanes, groups in ((32, 1), (32, 16), (32, 64), (4, 2)):
-        assert_same_as_cpu(gpu, parts, lanes, groups)
+        values = gpu.quantise(*arrays, groups).cpu().numpy()
+        np.testing.assert_array_equal(values, CPU.quantise(residuals, rows, charges, groups))
+        assert_same_as_cpu(gpu, [*parts, (values, rows)], lanes, groups, plain=3)
+
+
+@pytest.mark.gpu
+def test_a_recorded_graph_searches_and_encodes(gpu: DeviceCoder) -> None:
+    rng = np.random.default_rng(23)
+    rows, charges = random_part(rng, 40_000, 0.5)[1], TABLES.charges(0.1)
+    fixed = to_search(gpu, random_residuals(rng, rows), rows, charges)
+
+    def run() -> tuple[Tensor, Encoded]:
+        values = gpu.quantise(*fixed, 5)
+        return values, gpu.start_encode([(values, fixed[1])], 32, 5, plain=0)
+
+    run()  # loads the kernels
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        values, encoded = run()
+    for skipped in (0.1, 0.9, 0.5):
+        rows = random_part(rng, 40_000, skipped)[1]
+        residuals = random_residuals(rng, rows)
+        for to, new in zip(fixed, (residuals, rows), strict=False):
+            to.copy_(torch.tensor(new))
+        graph.replay()
+        want = CPU.quantise(residuals, rows, charges, 5)
+        assert encoded.read()[0] == CPU.encode([(want, rows)], 32, 5, plain=0)
+        np.testing.assert_array_equal(values.cpu().numpy(), want)
 
 
 @pytest.mark.gpu

@@ -10,8 +10,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from dca_fast.entropy import rans
-from dca_fast.entropy.tables import ROWS, Tables
+from dca_fast.entropy import rans, trellis
+from dca_fast.entropy.tables import ROWS, SYMBOLS, Tables
 from dca_fast.errors import (
     BackendUnavailableError,
     ConfigError,
@@ -29,7 +29,7 @@ else:
     _native = _rans
     _reason = f"native coder with {', '.join(_rans.isas())}"
 
-__all__ = ["Coder", "Decoder", "available", "choose_isa", "choose_layout", "crc32"]
+__all__ = ["Coder", "Decoder", "available", "choose_groups", "choose_isa", "choose_lanes", "crc32"]
 
 # Of bytes, going on from a value; the same as zlib's.
 crc32: Callable[[Any, int], int] = getattr(_native, "crc32", zlib.crc32)
@@ -44,8 +44,7 @@ ISAS = ("auto", "scalar", "avx2", "avx512", "avx512-tall", "amx")
 _OF_OPERATIONS = {"avx512-tall": "avx512", "amx": "avx512"}  # of the networks' kernels; what the coder has for them
 _STATE_BYTES = 4
 _OVERHEAD = 200  # states may take one byte in 200
-_GROUP_BYTES = 1 << 15  # a group is a warp of a GPU or work for a thread
-_MAX_CHOSEN_GROUPS = MAX_GROUPS
+_GROUP_SITES = 1 << 10  # a group is a warp of a GPU or work for a thread
 SAMPLES = 1 << 14  # positions per part that the layout estimate looks at
 _NATIVE_ERRORS = {"input": InputError, "truncated": TruncatedStreamError, "corrupt": CorruptStreamError}
 
@@ -55,21 +54,22 @@ def available() -> tuple[bool, str]:
     return _native is not None, _reason
 
 
-def choose_layout(payload_bytes: int) -> tuple[int, int]:
-    """Choose lanes and groups so that the coder states stay below 0.5 % of the payload where possible.
+def choose_groups(height: int, width: int) -> int:
+    """Choose groups for an image of so many latent sites: 1 .. 64. A trellis needs them before its bytes are known."""
+    return min(max(height * width // _GROUP_SITES, 1), MAX_GROUPS)
+
+
+def choose_lanes(group_bytes: int) -> int:
+    """Choose lanes so that the coder states stay below 0.5 % of the payload where possible: 1, 2, 4, ... 32.
 
     Args:
-        payload_bytes: expected size of the coded symbols, bytes.
-
-    Returns:
-        lanes (1, 2, 4, ... 32) and groups (1 .. 64).
+        group_bytes: expected size of one group's coded symbols, bytes.
     """
-    lanes = max(n for n in LANES if n == 1 or n * _STATE_BYTES * _OVERHEAD <= payload_bytes)
-    return lanes, min(max(payload_bytes // _GROUP_BYTES, 1), _MAX_CHOSEN_GROUPS)
+    return max(n for n in LANES if n == 1 or n * _STATE_BYTES * _OVERHEAD <= group_bytes)
 
 
 class _DecoderImpl(Protocol):
-    def decode(self, rows: Rows) -> Values: ...
+    def decode(self, rows: Rows, trellis: bool) -> Values: ...
 
     def finish(self) -> None: ...
 
@@ -100,22 +100,28 @@ class Coder:
         self.tables = tables.validate()
         self.threads = threads
         self.backend = "python" if backend == "python" or _native is None else "native"
-        self._row_bits = np.rint(tables.row_bits() * 256).astype(np.int64)
+        self._row_bits = np.rint(tables.mean_bits() * 256).astype(np.int64)
         if self.backend == "native":
             self.isa = choose_isa(isa, _native.isas(), _OF_OPERATIONS)
             freq, shift = np.ascontiguousarray(tables.freq), np.ascontiguousarray(tables.shift)
             self._tables = _native.Tables(freq, shift)
 
     def encode(
-        self, parts: Sequence[tuple[Values, Rows]], lanes: int | None = None, groups: int | None = None
+        self,
+        parts: Sequence[tuple[Values, Rows]],
+        lanes: int | None = None,
+        groups: int = 1,
+        plain: int | None = None,
     ) -> bytes:
         """Encode all parts of an image into one stream.
 
         Args:
-            parts: (values, rows) in decoding order; values [n] int16, rows [n] uint8: a table row or 255.
+            parts: (values, rows) in decoding order; values [n] int16, rows [n] uint8: a row 0..127 or 255.
                 Where the row is 255 nothing is coded and the value is ignored.
             lanes: 1, 2, 4, 8, 16 or 32; None to choose by the expected size.
-            groups: 1 .. 64 independent streams; None to choose by the expected size.
+            groups: 1 .. 64 independent streams.
+            plain: how many parts come before those of a trellis, whose values `quantise` made for so many groups;
+                None: all.
 
         Returns:
             The stream, the same bytes for every backend, instruction set and number of threads.
@@ -129,17 +135,39 @@ class Coder:
             _check("rows", rows, np.uint8)
             if len(values) != len(rows):
                 raise InputError(f"values and rows differ in length ({len(values)} and {len(rows)})")
-        if lanes is None or groups is None:
-            chosen = choose_layout(self._estimate_bytes(parts))
-            lanes = chosen[0] if lanes is None else lanes
-            groups = chosen[1] if groups is None else groups
+        plain = len(parts) if plain is None else plain
+        if lanes is None:
+            lanes = choose_lanes(self._estimate_bytes(parts, plain) // max(groups, 1))
         if lanes not in LANES or not 1 <= groups <= MAX_GROUPS:
             raise ConfigError(f"no layout of {lanes} lanes in {groups} groups")
         if self.backend == "python":
-            return rans.encode(self.tables, parts, lanes, groups)
+            return rans.encode(self.tables, parts, plain, lanes, groups)
         with _translated_errors():
-            stream: bytes = self._tables.encode(list(parts), lanes, groups, self.isa, self.threads)
+            stream: bytes = self._tables.encode(list(parts), plain, lanes, groups, self.isa, self.threads)
             return stream
+
+    def quantise(
+        self, residuals: npt.NDArray[np.int32], rows: Rows, charges: npt.NDArray[np.int32], groups: int
+    ) -> Values:
+        """Values of a trellis for one part, see `dca_fast.entropy.trellis.quantise`; the same on every backend.
+
+        Raises:
+            InputError: an array of the wrong shape, type or content.
+            ConfigError: groups out of range.
+        """
+        _check("residuals", residuals, np.int32)
+        _check("rows", rows, np.uint8)
+        if len(residuals) != len(rows):
+            raise InputError(f"residuals and rows differ in length ({len(residuals)} and {len(rows)})")
+        if charges.shape != (2, ROWS, SYMBOLS) or charges.dtype != np.int32 or not charges.flags.c_contiguous:
+            raise InputError(f"charges must be int32 [2, {ROWS}, {SYMBOLS}]")
+        if not 1 <= groups <= MAX_GROUPS:
+            raise ConfigError(f"there are no streams of {groups} groups")
+        if self.backend == "python":
+            return trellis.quantise(residuals, rows, charges, groups)
+        with _translated_errors():
+            values: Values = _native.quantise(residuals, rows, charges, groups, self.isa, self.threads)
+            return values
 
     def decoder(self, stream: bytes | memoryview) -> "Decoder":
         """Open a stream for decoding.
@@ -152,16 +180,16 @@ class Coder:
         with _translated_errors():
             return Decoder(self._tables.decoder(stream, self.isa, self.threads))
 
-    def _estimate_bytes(self, parts: Sequence[tuple[Values, Rows]]) -> int:
+    def _estimate_bytes(self, parts: Sequence[tuple[Values, Rows]], plain: int) -> int:
         """Expected payload from a sample of the rows; integers only, so that all machines choose alike."""
         total = 0
-        for _, rows in parts:
+        for i, (_, rows) in enumerate(parts):
             stride = len(rows) // SAMPLES | 1  # odd, so that it does not follow columns of even width
             if self.backend == "native":
                 counts = _native.row_counts(rows, stride)
             else:
                 counts = np.bincount(rows[::stride], minlength=256)
-            total += int(counts[:ROWS] @ self._row_bits) * len(rows) // max(1, -(-len(rows) // stride))
+            total += int(counts[:ROWS] @ self._row_bits[int(i >= plain)]) * len(rows) // max(1, -(-len(rows) // stride))
         return total // (256 * 8)
 
 
@@ -171,11 +199,12 @@ class Decoder:
     def __init__(self, impl: _DecoderImpl) -> None:
         self._impl = impl
 
-    def decode(self, rows: Rows) -> Values:
+    def decode(self, rows: Rows, trellis: bool = False) -> Values:
         """Decode the next part.
 
         Args:
             rows: [n] uint8, as given to the encoder.
+            trellis: whether the part is of a trellis.
 
         Returns:
             [n] int16, 0 where the row is 255.
@@ -186,7 +215,7 @@ class Decoder:
         """
         _check("rows", rows, np.uint8)
         with _translated_errors():
-            return self._impl.decode(rows)
+            return self._impl.decode(rows, trellis)
 
     def finish(self) -> None:
         """Check that the stream ends exactly here.

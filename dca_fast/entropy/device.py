@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from dca_fast.entropy import cuda_library
-from dca_fast.entropy.coder import LANES, MAX_GROUPS, SAMPLES, choose_layout
+from dca_fast.entropy.coder import LANES, MAX_GROUPS, SAMPLES, choose_lanes
 from dca_fast.entropy.cuda_library import Library
-from dca_fast.entropy.tables import ROWS, Tables
+from dca_fast.entropy.tables import ROWS, SYMBOLS, Tables
 from dca_fast.errors import (
     BackendUnavailableError,
     ConfigError,
@@ -30,7 +30,7 @@ __all__ = ["DeviceCoder", "DeviceDecoder", "Encoded", "available"]
 
 MAX_POSITIONS = 1 << 30  # of all parts of one image
 _HEAD = np.dtype([("status", "<u4"), ("digest", "<u4"), ("size", "<u8")])  # how the device's state begins
-_BAD_ROW, _TRUNCATED, _LEFT_OVER, _WRONG_STATE = 1, 2, 4, 8
+_BAD_ROW, _TRUNCATED, _LEFT_OVER, _WRONG_STATE, _OFF_GRID = 1, 2, 4, 8, 16
 
 
 def available() -> tuple[bool, str]:
@@ -63,14 +63,15 @@ def _queue(device: torch.device) -> Iterator[int]:
         yield torch.cuda.current_stream(device).cuda_stream
 
 
-def _check(name: str, tensor: Tensor, dtype: torch.dtype, device: torch.device) -> int:
+def _check(name: str, tensor: Tensor, dtype: torch.dtype, device: torch.device, dims: int = 1) -> int:
     """Refuse what the kernels cannot read; the number of elements."""
     if not isinstance(tensor, Tensor):
         raise InputError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if tensor.device != device:
         raise InputError(f"{name} must be on {device}, is on {tensor.device}")
-    if tensor.dtype != dtype or tensor.dim() != 1 or not tensor.is_contiguous():
-        raise InputError(f"{name} must be a contiguous 1-D {dtype} tensor, got {tensor.dtype} {list(tensor.shape)}")
+    if tensor.dtype != dtype or tensor.dim() != dims or not tensor.is_contiguous():
+        kind = f"contiguous {dims}-D {dtype} tensor"
+        raise InputError(f"{name} must be a {kind}, got {tensor.dtype} {list(tensor.shape)}")
     if tensor.numel() > MAX_POSITIONS:
         raise InputError(f"{name} has {tensor.numel()} elements, {MAX_POSITIONS} allowed")
     return tensor.numel()
@@ -82,6 +83,8 @@ def _read_head(state: Tensor) -> np.void:
     status = int(head["status"])
     if status & _BAD_ROW:
         raise InputError("a row is neither a table row nor 255")
+    if status & _OFF_GRID:
+        raise InputError("a value is not on the grid of its state")
     if status & _TRUNCATED:
         raise TruncatedStreamError("a coder group ends before its symbols")
     if status & _WRONG_STATE:
@@ -110,23 +113,26 @@ class DeviceCoder:
         tables.validate()
         self.device = _cuda_device(device)
         self.library = _library(self.device)
-        self._row_bits = np.rint(tables.row_bits() * 256).astype(np.int64)
+        self._row_bits = np.rint(tables.mean_bits() * 256).astype(np.int64)
         host = torch.zeros(self.library.call("table_bytes"), dtype=torch.uint8, device="cpu")
         freq = np.ascontiguousarray(tables.freq)
         shift = np.ascontiguousarray(tables.shift)
-        searched = self.library.call("tables", freq.ctypes.data, shift.ctypes.data, host.data_ptr())
+        searched = np.zeros(2, np.uint32)  # in plain parts, in those of a trellis
+        self.library.call("tables", freq.ctypes.data, shift.ctypes.data, host.data_ptr(), searched.ctypes.data)
         with _queue(self.device):
-            self.staged_bytes = self.library.call("stage", searched)  # 0: too large for shared memory
+            # 0: too large for shared memory
+            self.staged_bytes = [self.library.call("stage", trellis, int(searched[trellis])) for trellis in (0, 1)]
             self.tables = host.to(self.device)
 
-    def estimate_bytes(self, rows: Sequence[Tensor]) -> int:
+    def estimate_bytes(self, rows: Sequence[Tensor], plain: int | None = None) -> int:
         """Expected size of the coded symbols, from a sample: the same number as on the CPU. Waits for the device.
 
         Args:
             rows: of each part, [n] uint8.
+            plain: see `encode`.
 
         Returns:
-            Bytes, for `choose_layout`.
+            Bytes, for `choose_lanes`.
         """
         sizes = [_check("rows", r, torch.uint8, self.device) for r in rows]
         strides = [size // SAMPLES | 1 for size in sizes]
@@ -135,21 +141,61 @@ class DeviceCoder:
             for r, size, stride, row_counts in zip(rows, sizes, strides, counts, strict=True):
                 self.library.launch("histogram", r.data_ptr(), size, stride, row_counts.data_ptr(), queue)
             host = counts[:, :ROWS].cpu().numpy().astype(np.int64)
-        total = 0
-        for size, stride, row_counts in zip(sizes, strides, host, strict=True):
-            total += int(row_counts @ self._row_bits) * size // max(1, -(-size // stride))
+        plain, total = len(rows) if plain is None else plain, 0
+        for i, (size, stride, row_counts) in enumerate(zip(sizes, strides, host, strict=True)):
+            total += int(row_counts @ self._row_bits[int(i >= plain)]) * size // max(1, -(-size // stride))
         return total // (256 * 8)
 
+    def quantise(self, residuals: Tensor, rows: Tensor, charges: Tensor, groups: int) -> Tensor:
+        """Values of a trellis for one part: `dca_fast.entropy.trellis.quantise`, bit for bit.
+
+        Does not wait for the device and can be captured in a CUDA graph: what a row holds beside 0..127 counts as 255,
+        and it is `encode` that refuses it.
+
+        Args:
+            residuals: [n] int32, 1/256 quantiser steps.
+            rows: [n] uint8: 0..127, or 255 where nothing is coded.
+            charges: [2, 128, 256] int32 of `Tables.charges`, 0..2^24.
+            groups: of the stream, 1..64.
+
+        Returns:
+            [n] int16, 0 where nothing is coded.
+
+        Raises:
+            InputError: a tensor of the wrong shape, type or device.
+            ConfigError: groups out of range.
+        """
+        size = _check("rows", rows, torch.uint8, self.device)
+        if _check("residuals", residuals, torch.int32, self.device) != size:
+            raise InputError(f"residuals and rows differ in length ({residuals.numel()} and {size})")
+        _check("charges", charges, torch.int32, self.device, 3)
+        if charges.shape != (2, ROWS, SYMBOLS):
+            raise InputError(f"charges must be [2, {ROWS}, {SYMBOLS}], got {list(charges.shape)}")
+        if not 1 <= groups <= MAX_GROUPS:
+            raise ConfigError(f"there are no streams of {groups} groups")
+        values = torch.empty(size, dtype=torch.int16, device=self.device)
+        scratch = self._empty(self.library.call("quantise_bytes", size))
+        r, t, c, v, tmp = (tensor.data_ptr() for tensor in (residuals, rows, charges, values, scratch))
+        with _queue(self.device) as queue:
+            self.library.launch("quantise", r, t, size, c, groups, v, tmp, queue)
+        return values
+
     def encode(
-        self, parts: Sequence[tuple[Tensor, Tensor]], lanes: int | None = None, groups: int | None = None
+        self,
+        parts: Sequence[tuple[Tensor, Tensor]],
+        lanes: int | None = None,
+        groups: int = 1,
+        plain: int | None = None,
     ) -> bytes:
         """Encode all parts of an image into one stream; waits for the device.
 
         Args:
-            parts: (values, rows) in decoding order; values [n] int16, rows [n] uint8: a table row or 255.
+            parts: (values, rows) in decoding order; values [n] int16, rows [n] uint8: a row 0..127 or 255.
                 Where the row is 255 nothing is coded and the value is ignored.
             lanes: 1, 2, 4, 8, 16 or 32; None to choose by the expected size.
-            groups: 1 .. 64 independent streams; None to choose by the expected size.
+            groups: 1 .. 64 independent streams.
+            plain: how many parts come before those of a trellis, whose values `quantise` made for so many groups;
+                None: all.
 
         Returns:
             The stream, the same bytes as on the CPU.
@@ -158,12 +204,13 @@ class DeviceCoder:
             InputError: a tensor of the wrong shape, type, device or content.
             ConfigError: lanes or groups out of range.
         """
-        if lanes is None or groups is None:
-            chosen = choose_layout(self.estimate_bytes([rows for _, rows in parts]))
-            lanes, groups = chosen[0] if lanes is None else lanes, chosen[1] if groups is None else groups
-        return self.start_encode(parts, lanes, groups).read()[0]
+        if lanes is None:
+            lanes = choose_lanes(self.estimate_bytes([rows for _, rows in parts], plain) // max(groups, 1))
+        return self.start_encode(parts, lanes, groups, plain).read()[0]
 
-    def start_encode(self, parts: Sequence[tuple[Tensor, Tensor]], lanes: int, groups: int) -> Encoded:
+    def start_encode(
+        self, parts: Sequence[tuple[Tensor, Tensor]], lanes: int, groups: int, plain: int | None = None
+    ) -> Encoded:
         """As `encode`, without waiting for the device; can be captured in a CUDA graph."""
         if lanes not in LANES or not 1 <= groups <= MAX_GROUPS:
             raise ConfigError(f"no layout of {lanes} lanes in {groups} groups")
@@ -179,11 +226,12 @@ class DeviceCoder:
         scratch = self._empty(self.library.call("encode_bytes", max(sizes, default=0)))
         state = self._empty(self.library.call("state_bytes"))
         tables, launch = self.tables.data_ptr(), self.library.launch
+        kinds = [int(plain is not None and i >= plain) for i in range(len(parts))]
         s, w, tmp = state.data_ptr(), words.data_ptr(), scratch.data_ptr()
         with _queue(self.device) as queue:
             launch("encode_open", s, lanes, groups, room, queue)
-            for (values, rows), size in zip(reversed(parts), reversed(sizes), strict=True):
-                launch("encode", tables, s, values.data_ptr(), rows.data_ptr(), size, w, tmp, queue)
+            for (values, rows), size, kind in reversed(list(zip(parts, sizes, kinds, strict=True))):
+                launch("encode", tables, kind, s, values.data_ptr(), rows.data_ptr(), size, w, tmp, queue)
             launch("encode_close", s, w, stream.data_ptr(), queue)
             for (values, rows), size in zip(parts, sizes, strict=True):
                 launch("digest", tables, values.data_ptr(), rows.data_ptr(), size, s, queue)
@@ -232,7 +280,7 @@ class Encoded:
             The stream, and the CRC-32 of all values (0 where not coded) as little-endian int16.
 
         Raises:
-            InputError: a row is neither a table row nor 255.
+            InputError: a row is neither a table row nor 255, or a value is not on the grid of its state.
         """
         head = _read_head(self._state)
         return self.stream[: int(head["size"])].cpu().numpy().tobytes(), int(head["digest"])
@@ -282,13 +330,14 @@ class DeviceDecoder:
             raise (TruncatedStreamError if fault == -1 else CorruptStreamError)(message.value.decode())
         self._opened = True
 
-    def decode(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
+    def decode(self, rows: Tensor, trellis: bool = False, out: Tensor | None = None) -> Tensor:
         """Decode the next part and go on with the digest. Does not wait for the device.
 
         A damaged stream shows in `finish` or `check`; until then its values are arbitrary.
 
         Args:
             rows: [n] uint8, as given to the encoder.
+            trellis: whether the part is of a trellis.
             out: [n] int16; default a new tensor.
 
         Returns:
@@ -309,9 +358,10 @@ class DeviceDecoder:
             raise InputError(f"a part of {size} positions, the decoder was made for {self._positions}")
         scratch = self._scratch_for(size) if self._scratch is None else self._scratch
         tables, state, values = self._coder.tables.data_ptr(), self._state.data_ptr(), out.data_ptr()
-        launch, staged, words = self._library.launch, self._coder.staged_bytes, self._stream.data_ptr()
+        launch, words, tmp = self._library.launch, self._stream.data_ptr(), scratch.data_ptr()
+        kind, staged = int(trellis), self._coder.staged_bytes[trellis]
         with _queue(device) as queue:
-            launch("decode", tables, staged, words, state, rows.data_ptr(), size, values, scratch.data_ptr(), queue)
+            launch("decode", tables, kind, staged, words, state, rows.data_ptr(), size, values, tmp, queue)
             launch("digest", tables, values, None, size, state, queue)
         return out
 

@@ -3,10 +3,11 @@
 Stream:  byte log2(lanes) | byte groups | LEB128 sizes of all groups but the last | group streams
 Group:   lanes x uint32 final states | uint16 words; all numbers little-endian
 A part of n positions is cut into the ranges [n*g//groups, n*(g+1)//groups). Positions with row 255
-hold value 0 and are not coded; coded symbol j of a range belongs to lane j % lanes. Symbols are
-processed in rounds of `lanes`. A decoder takes the words of one round in three sweeps over the
-lanes: refills of the frequency step, refills after the raw low bits, raw values of escapes. The
-encoder does exactly the opposite, from the last symbol of the last part to the first.
+hold value 0 and are not coded; coded symbol j of a range belongs to lane j % lanes, and in parts of a
+trellis to chain j % 32 (`dca_fast.entropy.trellis`). Symbols are processed in rounds of `lanes`. A
+decoder takes the words of one round in three sweeps over the lanes: refills of the frequency step,
+refills after the raw low bits, raw values of escapes. The encoder does exactly the opposite, from the
+last symbol of the last part to the first.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dca_fast.entropy.tables import CENTER, ESCAPE, PROB_BITS, ROWS, SKIP_ROW, Tables
+from dca_fast.entropy.trellis import CHAINS, index_of, next_state, set_of, value_of
 from dca_fast.errors import CorruptStreamError, InputError, TruncatedStreamError
 
 __all__ = ["Decoder", "encode"]
@@ -25,13 +27,14 @@ Values = npt.NDArray[np.int16]
 Rows = npt.NDArray[np.uint8]
 
 
-def encode(tables: Tables, parts: Sequence[tuple[Values, Rows]], lanes: int, groups: int) -> bytes:
-    """Encode parts of (values int16 [n], rows uint8 [n]) into one stream."""
+def encode(tables: Tables, parts: Sequence[tuple[Values, Rows]], plain: int, lanes: int, groups: int) -> bytes:
+    """Encode parts of (values int16 [n], rows uint8 [n]) into one stream; all after the first `plain` of a trellis."""
     streams = []
     for g in range(groups):
         states, words = [LOWER] * lanes, list[int]()  # words last first: rANS is a stack
-        for values, rows in reversed(parts):
-            coded = [(int(values[i]), row) for i, row in _coded(rows, g, groups)]
+        for i, (values, rows) in reversed(list(enumerate(parts))):
+            coded = [(int(values[at]), row) for at, row in _coded(rows, g, groups)]
+            coded = coded if i < plain else _indices(coded)
             for first in reversed(range(0, len(coded), lanes)):
                 _encode_round(tables, coded[first : first + lanes], states, words)
         streams.append(np.array(states, "<u4").tobytes() + np.array(words[::-1], "<u2").tobytes())
@@ -57,6 +60,24 @@ def _encode_round(tables: Tables, coded: list[tuple[int, int]], states: list[int
         states[lane] = (states[lane] // freq << PROB_BITS) + states[lane] % freq + start
 
 
+def _indices(coded: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Values and rows of a trellis -> its indices and the rows of its tables."""
+    chains, out = [0] * CHAINS, []
+    for j, (value, row) in enumerate(coded):
+        state = chains[j % CHAINS]
+        index = index_of(value, set_of(state))
+        if value_of(index, set_of(state)) != value:
+            raise InputError("a value is not on the grid of its state")
+        out.append((index, table_row(row, state)))
+        chains[j % CHAINS] = next_state(state, index)
+    return out
+
+
+def table_row(row: int, state: int) -> int:
+    """Row of the tables for a row of a trellis in a state."""
+    return ROWS * (1 + set_of(state)) + row
+
+
 class Decoder:
     """Decodes the parts of one stream in the order they were encoded."""
 
@@ -64,14 +85,21 @@ class Decoder:
         self._tables = tables
         self._lanes, self._states, self._words = _open(stream)
 
-    def decode(self, rows: Rows) -> Values:
+    def decode(self, rows: Rows, trellis: bool = False) -> Values:
         """Decode the next part: rows uint8 [n] -> values int16 [n]."""
         values = np.zeros(len(rows), np.int16)
         for g, (states, words) in enumerate(zip(self._states, self._words, strict=True)):
-            coded = list(_coded(rows, g, len(self._states)))
+            coded, chains = list(_coded(rows, g, len(self._states))), [0] * CHAINS
             for first in range(0, len(coded), self._lanes):
                 places, round_rows = zip(*coded[first : first + self._lanes], strict=True)
-                values[list(places)] = self._decode_round(round_rows, states, words)
+                if not trellis:
+                    values[list(places)] = self._decode_round(round_rows, states, words)
+                    continue
+                used = [(first + lane) % CHAINS for lane in range(len(places))]
+                table_rows = [table_row(row, chains[c]) for row, c in zip(round_rows, used, strict=True)]
+                for place, c, index in zip(places, used, self._decode_round(table_rows, states, words), strict=True):
+                    values[place] = np.int64(value_of(index, set_of(chains[c]))).astype(np.int16)
+                    chains[c] = next_state(chains[c], index)
         return values
 
     def _decode_round(self, rows: Sequence[int], states: list[int], words: list[int]) -> list[int]:

@@ -1,7 +1,7 @@
 """The whole float network: transforms, hyper pairs, contextualiser, gains over the quality axis, rates.
 
     image -> f_a -> y -> l_a, r_a, g_a -> z -> round -> l_s, r_s, g_s -> phi
-    per step: c(y_hat so far, phi) -> mean, scale -> round(y - mean) -> y_hat;   y_hat -> f_s -> image
+    per step: c(y_hat so far, phi) -> mean, scale -> trellis(y - mean) -> y_hat;   y_hat -> f_s -> image
 
 Reference: DCA (arXiv 2411.05832), sections 3.1 and 3.2.
 """
@@ -9,7 +9,6 @@ Reference: DCA (arXiv 2411.05832), sections 3.1 and 3.2.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from dca_fast.config import (
     STEPS,
     ModelConfig,
 )
+from dca_fast.model import trellis
 from dca_fast.model.context import Contextualiser, parity_join, parity_split
 from dca_fast.model.hyper import GlobalHyper, LocalHyper, RegionalHyper
 from dca_fast.model.transforms import build_transforms, pad_image
@@ -46,43 +46,33 @@ def gaussian_bits(value: Tensor, log2_scale: Tensor) -> Tensor:
     return -torch.log2((0.5 * (upper - lower)).clamp_min(2.0**-20))
 
 
-# How values in quantiser steps, `True` where a file has a symbol for them, become what a decoder sees and what the rate
-# is counted for.
-Rounding = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
 def log2_coded(row: int) -> float:
     """log2 of the smallest scale that rounds to a table row that is coded, `row` being the first one."""
     return math.log2(SCALE_MIN) + (row - 0.5) / ROWS_PER_OCTAVE
 
 
-def to_nearest(x: Tensor, coded: Tensor) -> tuple[Tensor, Tensor]:
-    """What a codec does: the nearest integer; straight-through gradients."""
-    rounded = x + (torch.round(x) * coded - x).detach()
-    return rounded, rounded
+def straight_through(x: Tensor, value: Tensor) -> Tensor:
+    """`value` with the gradient of `x`."""
+    return x + (value - x).detach()
 
 
-def with_noise(x: Tensor, coded: Tensor) -> tuple[Tensor, Tensor]:
-    """What training does: rates see uniform noise."""
-    return to_nearest(x, coded)[0], x + torch.rand_like(x) - 0.5
+def noisy_bits(x: Tensor, log2_scale: Tensor) -> Tensor:
+    """What training counts: bits of x and uniform noise.
 
-
-def rate(x: Tensor, seen: Tensor, log2_scale: Tensor, rounding: Rounding) -> Tensor:
-    """Bits of `seen`, which `rounding` made of `x`.
-
-    In training their derivative by x is that of the mean over the noise, bits(x + 1/2) - bits(x - 1/2), instead of the
-    sample's: the same on average, and a fifth less noise in the gradient of f_a (docs/training.md).
+    Their derivative by x is that of the mean over the noise, bits(x + 1/2) - bits(x - 1/2), instead of the sample's:
+    the same on average, and a fifth less noise in the gradient of f_a (docs/training.md).
     """
-    if rounding is not with_noise or not x.requires_grad:
+    seen = x + torch.rand_like(x) - 0.5
+    if not x.requires_grad:
         return gaussian_bits(seen, log2_scale)
     with torch.no_grad():
         slope = gaussian_bits(x + 0.5, log2_scale) - gaussian_bits(x - 0.5, log2_scale)
     return gaussian_bits(seen.detach(), log2_scale) + slope * (x - x.detach())
 
 
-def count(bits: Tensor, coded: Tensor, rounding: Rounding) -> Tensor:
-    """Sum for each sample. Training counts symbols that no file has as well: their bits alone tell a scale to grow."""
-    return (bits if rounding is with_noise else bits * coded).flatten(1).sum(1)
+def sum_of(bits: Tensor) -> Tensor:
+    """Sum for each sample, `[N]`."""
+    return bits.flatten(1).sum(1)
 
 
 class Factorised(nn.Module):
@@ -127,20 +117,18 @@ class Network(nn.Module):
         steps = torch.logspace(math.log2(STEP_COARSE), math.log2(STEP_FINE), ANCHORS, base=2)
         self.log2_gain = nn.Parameter(-steps.log2()[:, None].repeat(1, config.latent) + 6)
 
-    def code_hyper(
-        self, name: str, z: Tensor, quality: Tensor, rounding: Rounding, sites: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Rounded z and its bits, per sample; `sites` bool `[N, H, W, 1]` where a file has symbols, default: all."""
+    def code_hyper(self, name: str, z: Tensor, quality: Tensor, noisy: bool) -> tuple[Tensor, Tensor]:
+        """Rounded z and its bits, per sample; `noisy` as in `forward`."""
         model = self.factorised[name]
         scale = interpolate(model.log2_scale, quality).clamp_min(math.log2(SCALE_MIN))
         gain = torch.exp2(interpolate(model.log2_gain, quality))
         if name == "global":  # one channel for each value of each token
             scale, gain = scale.view(-1, *z.shape[1:]), gain.view(-1, *z.shape[1:])
-        coded = (scale >= self.log2_coded).expand_as(z)
-        coded = coded if sites is None else coded & sites
-        z = z * gain
-        rounded, seen = rounding(z, coded)
-        return rounded / gain, count(rate(z, seen, scale, rounding), coded, rounding)
+        coded, z = scale >= self.log2_coded, z * gain
+        rounded = straight_through(z, torch.round(z) * coded)
+        # Training counts symbols that no file has as well: their bits alone tell a scale to grow.
+        bits = noisy_bits(z, scale) if noisy else gaussian_bits(rounded, scale) * coded
+        return rounded / gain, sum_of(bits)
 
     def synthesise_hyper(self, z_hat: dict[str, Tensor], t: Tensor) -> dict[str, Tensor]:
         """phi of each context."""
@@ -153,23 +141,23 @@ class Network(nn.Module):
         """Code `image` `[N, H, W, 3]` (grey levels - 128, any size; padded to multiples of 64) at `quality` `[N]`.
 
         Args:
-            noisy: rates from uniform noise (training) instead of from rounding; default: `self.training`.
+            noisy: rates from uniform noise (training) instead of from what is coded; default: `self.training`.
 
         Returns:
             `image` `[N, H, W, 3]`; `bits` `[N]`; `bits_y` `[N, 4]`, one for each step; `bits_z` `[N, contexts]`;
             `error` `[N, 4]`, mean square of (y - mean) / scale of each step.
         """
-        rounding = with_noise if (self.training if noisy is None else noisy) else to_nearest
+        noisy = self.training if noisy is None else noisy
         height, width = image.shape[1:3]
         image = pad_image(image, ALIGN)
         t = axis(quality)
         y = self.analysis(image, t)
         z_hat, bits_z = {}, []
         for name, pair in self.hyper.items():
-            z_hat[name], bits = self.code_hyper(name, pair.analyse(y, t), quality, rounding)
+            z_hat[name], bits = self.code_hyper(name, pair.analyse(y, t), quality, noisy)
             bits_z.append(bits)
         features = self.context.prepare(self.synthesise_hyper(z_hat, t))
-        y_hat, bits_y, error = self.code_latent(y, features, quality, t, rounding)
+        y_hat, bits_y, error = self.code_latent(y, features, quality, t, noisy)
         x_hat = self.synthesis(y_hat, t)[:, :height, :width]
         out = {"image": x_hat, "bits_y": bits_y, "bits_z": torch.stack(bits_z, 1), "error": error}
         out["bits"] = out["bits_y"].sum(1) + out["bits_z"].sum(1)
@@ -181,29 +169,30 @@ class Network(nn.Module):
         features: dict[str, Tensor],
         quality: Tensor,
         t: Tensor,
-        rounding: Rounding,
-        sites: Tensor | None = None,
+        noisy: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The four steps: y_hat, bits `[N, 4]`, normalised squared error `[N, 4]`; `sites` as in `code_hyper`."""
+        """The four steps: y_hat, bits `[N, 4]`, normalised squared error `[N, 4]`; `noisy` as in `forward`."""
         log2_gain = interpolate(self.log2_gain, quality)
         gains = log2_gain.chunk(4, -1)
         targets = [part.chunk(4, -1) for part in parity_split(y)]
-        inside = None if sites is None else parity_split(sites)
         decoded: list[list[Tensor]] = [[torch.zeros_like(g) for g in groups] for groups in targets]
         bits_y, error, y_hat = [], [], None
         for step in range(STEPS):
-            bits, square = y.new_zeros(y.shape[0]), y.new_zeros(y.shape[0])
+            places, residuals, scales, means = [], [], [], []
             for p, (mean, log2_scale) in enumerate(self.context(step, y_hat, features, t)):
                 g = p ^ QUADTREE[step]
-                log2_scale = (log2_scale + gains[g]).clamp_min(math.log2(SCALE_MIN))
-                gain = torch.exp2(gains[g])
-                residual = (targets[p][g] - mean) * gain
-                coded = log2_scale >= self.log2_coded
-                coded = coded if inside is None else coded & inside[p]
-                rounded, seen = rounding(residual, coded)
-                bits = bits + count(rate(residual, seen, log2_scale, rounding), coded, rounding)
-                square = square + (residual * torch.exp2(-log2_scale)).square().flatten(1).mean(1) / 4
-                decoded[p][g] = rounded / gain + mean
+                places.append((p, g))
+                means.append(mean)
+                scales.append((log2_scale + gains[g]).clamp_min(math.log2(SCALE_MIN)))
+                residuals.append((targets[p][g] - mean) * torch.exp2(gains[g]))
+            coded = [scale >= self.log2_coded for scale in scales]
+            seen, spent = trellis.step(residuals, scales, coded, price=not noisy)
+            if noisy:
+                spent = [noisy_bits(residual, scale) for residual, scale in zip(residuals, scales, strict=True)]
+            bits, square = sum(map(sum_of, spent), y.new_zeros(y.shape[0])), y.new_zeros(y.shape[0])
+            for (p, g), residual, scale, mean, value in zip(places, residuals, scales, means, seen, strict=True):
+                square = square + (residual * torch.exp2(-scale)).square().flatten(1).mean(1) / 4
+                decoded[p][g] = straight_through(residual, value) / torch.exp2(gains[g]) + mean
             bits_y.append(bits)
             error.append(square.detach())
             y_hat = parity_join([torch.cat(groups, -1) for groups in decoded])

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from types import ModuleType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,7 +25,6 @@ __all__ = [
     "Linear",
     "Ops",
     "Params",
-    "Pricing",
     "TokenParams",
     "WindowParams",
     "collect",
@@ -148,19 +147,6 @@ class TokenParams(Params):
     out: Linear
 
 
-class Pricing(NamedTuple):
-    """When a symbol may move one towards zero: where the bits it saves are worth the error.
-
-    costs [128, 256] int32, 1/256 bit, 0..2^20, of each bucket (value >> shift) + 127 in each row, index 255 for buckets
-    outside of 0..254; shift [128] uint8, 0..8; price, 1..10000: bits that a squared error of one quantiser step must
-    save.
-    """
-
-    costs: Tensor
-    shift: Tensor
-    price: int
-
-
 @dataclass(frozen=True)
 class Ops:
     """All operations of one backend. Exact: the same bits from every backend, device and thread count."""
@@ -196,11 +182,9 @@ class Ops:
     head_params: Callable[[Tensor, Head, int, int, tuple[int, int]], tuple[Tensor, Tensor]]
     # (x int16 or int32 [N, H, W, 4G], step) -> [N, H, W, G]
     quadtree_gather: Callable[[Tensor, int], Tensor]
-    # (y int16 [N, H, W, 4G], mean int32 and row uint8 [N, H, W, G], gain float32 [4G], step)
-    # -> int16 [N, H, W, G], zero where the row is SKIP_ROW
-    quantize: Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
-    # the same with Pricing before the step
-    quantize_priced: Callable[[Tensor, Tensor, Tensor, Tensor, Pricing, int], Tensor]
+    # (y int16 [N, H, W, 4G], mean int32 [N, H, W, G], gain float32 [4G], step)
+    # -> int32 [N, H, W, G], 1/256 quantiser steps
+    residuals: Callable[[Tensor, Tensor, Tensor, int], Tensor]
     # (q int16 [N, H, W, G], mean int32 [N, H, W, G], inv float32 [4G], step, y_hat int16 [N, H, W, 4G]):
     # writes the group of this step into y_hat
     reconstruct: Callable[[Tensor, Tensor, Tensor, int, Tensor], None]

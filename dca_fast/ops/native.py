@@ -23,7 +23,6 @@ from dca_fast.ops import (
     Linear,
     Ops,
     Params,
-    Pricing,
     TokenParams,
     WindowParams,
     collect,
@@ -154,13 +153,8 @@ def quadtree_gather(x: Tensor, step: int) -> Tensor:
     return _tensor(_cpu.quadtree_gather(x.numpy(), step))
 
 
-def quantize(y: Tensor, mean: Tensor, row: Tensor, gain: Tensor, step: int) -> Tensor:
-    return _tensor(_cpu.quantize(y.numpy(), mean.numpy(), row.numpy(), gain.numpy(), step))
-
-
-def quantize_priced(y: Tensor, mean: Tensor, row: Tensor, gain: Tensor, p: Pricing, step: int) -> Tensor:
-    arrays = (t.numpy() for t in (y, mean, row, gain, p.costs, p.shift))
-    return _tensor(_cpu.quantize_priced(*arrays, p.price, step))
+def residuals(y: Tensor, mean: Tensor, gain: Tensor, step: int) -> Tensor:
+    return _tensor(_cpu.residuals(y.numpy(), mean.numpy(), gain.numpy(), step))
 
 
 def reconstruct(q: Tensor, mean: Tensor, inv: Tensor, step: int, y_hat: Tensor) -> None:

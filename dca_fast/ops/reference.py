@@ -12,7 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from dca_fast.config import CENTER, ESCAPE, QUADTREE, SKIP_ROW
+from dca_fast.config import QUADTREE, SKIP_ROW, TRELLIS_STEP
 from dca_fast.ops import (
     DepthBlockParams,
     Depthwise,
@@ -20,7 +20,6 @@ from dca_fast.ops import (
     Head,
     Linear,
     Ops,
-    Pricing,
     TokenParams,
     WindowParams,
     collect,
@@ -29,8 +28,7 @@ from dca_fast.ops import (
 LIMIT8 = 127
 LIMIT16 = 32767
 LIMIT_MEAN = 1 << 20  # of means in 1/256, scores and scales in 1/16
-MEAN_BITS = 8  # means and latents are held in 1/256 of a quantiser step
-LIMIT_SYMBOL = 8191
+LIMIT_SYMBOL = 8191  # of hyper latents
 MAX_ROW = 127  # last row of the scale table
 
 
@@ -239,35 +237,14 @@ def quadtree_gather(x: Tensor, step: int) -> Tensor:
     return out
 
 
-def quantize(y: Tensor, mean: Tensor, row: Tensor, gain: Tensor, step: int) -> Tensor:
-    """Symbols of one step: y in quantiser steps minus mean, rounded; int16 in +-8191. Shapes: see `Ops`."""
-    t = quadtree_gather(requantise(y, gain, LIMIT_MEAN), step)
-    q = ((t - mean + (1 << (MEAN_BITS - 1))) >> MEAN_BITS).clamp(-LIMIT_SYMBOL, LIMIT_SYMBOL)
-    return q.masked_fill(row == SKIP_ROW, 0).to(torch.int16)
-
-
-def quantize_priced(y: Tensor, mean: Tensor, row: Tensor, gain: Tensor, p: Pricing, step: int) -> Tensor:
-    """`quantize`, and one towards zero where `Pricing` says so. The rest of the bits in a bucket costs alike."""
-    t = quadtree_gather(requantise(y, gain, LIMIT_MEAN), step)
-    q = quantize(y, mean, row, gain, step).to(torch.int32)
-    away = ((t - mean - (q << MEAN_BITS)) * q.sign()).clamp(max=1 << (MEAN_BITS - 1))  # beyond: q was clamped
-    worse = (1 << 2 * MEAN_BITS) + (away << (MEAN_BITS + 1))  # (away + 256)^2 - away^2
-    saved = _cost(q, row, p) - _cost(q - q.sign(), row, p)
-    moves = (q != 0) & (saved << MEAN_BITS > p.price * worse)
-    return torch.where(moves, q - q.sign(), q).to(torch.int16)
-
-
-def _cost(q: Tensor, row: Tensor, p: Pricing) -> Tensor:
-    """Bits of symbols, int32 in 1/256."""
-    index = row.clamp(max=MAX_ROW).long()
-    bucket = (q >> p.shift[index].to(torch.int32)) + CENTER
-    bucket = bucket.masked_fill((bucket < 0) | (bucket >= ESCAPE), ESCAPE)
-    return p.costs[index, bucket.long()]
+def residuals(y: Tensor, mean: Tensor, gain: Tensor, step: int) -> Tensor:
+    """y in 1/256 quantiser steps minus mean, of one step; int32. Shapes: see `Ops`."""
+    return quadtree_gather(requantise(y, gain, LIMIT_MEAN), step) - mean
 
 
 def reconstruct(q: Tensor, mean: Tensor, inv: Tensor, step: int, y_hat: Tensor) -> None:
-    """Writes (256 q + mean) * inv into this step's group of y_hat int16 [N, H, W, 4G]. Shapes: see `Ops`."""
-    value = (q.to(torch.int32) << MEAN_BITS) + mean
+    """Writes (160 q + mean) * inv into this step's group of y_hat int16 [N, H, W, 4G]. Shapes: see `Ops`."""
+    value = q.to(torch.int32) * TRELLIS_STEP + mean
     size = q.shape[-1]
     for py, px, g in _groups(step):
         group = slice(g * size, (g + 1) * size)

@@ -10,8 +10,7 @@ from rich.progress import track
 
 from dca_fast import weights as weights_io
 from dca_fast.codec import Codec
-from dca_fast.config import SKIP_ROW
-from dca_fast.entropy.tables import ROWS, SYMBOLS, Tables, fit_tables
+from dca_fast.entropy.tables import SYMBOLS, TABLE_ROWS, Tables, fit_tables
 from dca_fast.export import put_tables
 from dca_fast.program import QUALITY_RANGE
 from dca_fast.train.data import Crops
@@ -22,15 +21,16 @@ SEED = 0
 
 
 def count_symbols(codec: Codec, photographs: Crops, crops: int = CROPS) -> np.ndarray:
-    """How often each symbol of each row occurs, over all qualities alike: int64 [128, 256]."""
-    counts, tables = np.zeros((ROWS, SYMBOLS), np.int64), codec.tables
+    """How often each symbol of each row occurs, over all qualities alike: int64 [384, 256]."""
+    counts, tables = np.zeros((TABLE_ROWS, SYMBOLS), np.int64), codec.tables
     generator = np.random.default_rng(SEED)
     for i in track(range(crops), "fitting tables", console=Console(stderr=True)):
         pixels = (photographs.batch(generator, 1, SIZE)[0] + 128).byte().numpy()
         quality = round((i + 0.5) / crops * QUALITY_RANGE)
-        for values, rows in codec._symbols(pixels, quality, 0).parts:
-            coded = rows != SKIP_ROW
-            np.add.at(counts, (rows[coded], tables.symbols(values[coded], rows[coded])), 1)
+        source = codec._symbols(pixels, quality, 1)
+        for part, (values, rows) in enumerate(source.parts):
+            at = tables.coded(values, rows, None if part < source.plain else 1)
+            np.add.at(counts, at[::-1], 1)
     return counts
 
 

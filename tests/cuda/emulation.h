@@ -196,6 +196,10 @@ inline void __syncthreads() {
   emulation::wait_for(++emulation::block.arrived, emulation::block.threads.x * ++emulation::self->barriers);
 }
 inline void __threadfence() {}
+template <class T>
+T __ldg(const T* from) {
+  return *from;
+}
 inline int __popc(uint32_t x) { return __builtin_popcount(x); }
 
 inline uint32_t __ballot_sync(uint32_t mask, bool predicate) {

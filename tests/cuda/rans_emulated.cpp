@@ -1,5 +1,5 @@
-// The GPU coder, lane by lane on the CPU, against the CPU coder: round trips and hostile streams, for use with
-// sanitizers:
+// The GPU coder, lane by lane on the CPU, against the CPU coder: searches, round trips and hostile streams, for use
+// with sanitizers:
 //   g++ -std=c++17 -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -I csrc -I tests/cuda
 //       -x c++ csrc/rans_cuda.cu tests/cuda/rans_emulated.cpp csrc/rans_{scalar,avx2,avx512,coder}.cpp -pthread
 //   ./a.out [rounds, default 200] [seed, default 1]
@@ -20,15 +20,18 @@ uint64_t dca_rans_table_bytes();
 uint64_t dca_rans_state_bytes();
 uint64_t dca_rans_decode_bytes(uint32_t size);
 uint64_t dca_rans_encode_bytes(uint32_t size);
-uint32_t dca_rans_tables(const uint16_t* freq, const uint8_t* shift, void* host);
+uint64_t dca_rans_quantise_bytes(uint32_t size);
+void dca_rans_tables(const uint16_t* freq, const uint8_t* shift, void* host, uint32_t* searched);
 int dca_rans_reset(const uint8_t* host, uint64_t size, uint8_t* stream, void* state, char* message, void*);
-int dca_rans_decode(const void* tables, uint32_t staged, const uint8_t* stream, void* state, const uint8_t* rows,
-                    uint32_t size, int16_t* values, void* scratch, void*);
+int dca_rans_decode(const void* tables, uint32_t trellis, uint32_t staged, const uint8_t* stream, void* state,
+                    const uint8_t* rows, uint32_t size, int16_t* values, void* scratch, void*);
 int dca_rans_finish(void* state, void*);
 int dca_rans_encode_open(void* state, uint32_t lanes, uint32_t groups, uint32_t words, void*);
-int dca_rans_encode(const void* tables, void* state, const int16_t* values, const uint8_t* rows, uint32_t size,
-                    uint16_t* words, void* scratch, void*);
+int dca_rans_encode(const void* tables, uint32_t trellis, void* state, const int16_t* values, const uint8_t* rows,
+                    uint32_t size, uint16_t* words, void* scratch, void*);
 int dca_rans_encode_close(void* state, const uint16_t* words, uint8_t* out, void*);
+int dca_rans_quantise(const int32_t* residuals, const uint8_t* rows, uint32_t size, const int32_t* charges,
+                      uint32_t groups, int16_t* values, void* scratch, void*);
 }
 
 namespace {
@@ -63,15 +66,15 @@ class Buffer {
 };
 
 struct Model {
-  std::vector<uint16_t> freq = std::vector<uint16_t>(kRows * kSymbols);
-  std::vector<uint8_t> shift = std::vector<uint8_t>(kRows);
+  std::vector<uint16_t> freq = std::vector<uint16_t>(kTableRows * kSymbols);
+  std::vector<uint8_t> shift = std::vector<uint8_t>(kTableRows);
   Buffer device{dca_rans_table_bytes()};
-  uint32_t searched = 0;
+  uint32_t searched[2];  // in plain parts, in those of a trellis
   std::unique_ptr<Tables> host;
 
   // Rows with few or all symbols, with gaps, with low bits, with rare and frequent escapes.
   Model() {
-    for (int row = 0; row < kRows; ++row) {
+    for (int row = 0; row < kTableRows; ++row) {
       uint16_t* f = freq.data() + row * kSymbols;
       shift[row] = static_cast<uint8_t>(below(3) == 0 ? below(kMaxShift + 1) : 0);
       int left = kSlots - (f[kEscape] = static_cast<uint16_t>(below(8) == 0 ? 1 + below(2000) : 1));
@@ -83,7 +86,7 @@ struct Model {
       }
     }
     std::memset(device.as(), 0, dca_rans_table_bytes());
-    searched = dca_rans_tables(freq.data(), shift.data(), device.as());
+    dca_rans_tables(freq.data(), shift.data(), device.as(), searched);
     host.reset(new Tables(freq.data(), shift.data()));
   }
 };
@@ -91,12 +94,27 @@ struct Model {
 struct Signal {
   std::vector<int16_t> values;
   std::vector<uint8_t> rows;
+  bool trellis;
 
-  explicit Signal(size_t size) : values(size), rows(size) {
+  // For a trellis `groups` of the stream, else 0.
+  explicit Signal(size_t size, size_t groups = 0) : values(size), rows(size), trellis(groups > 0) {
     const uint32_t skipped = below(3) == 0 ? 100 : below(101), wild = 1 + below(32);
     for (size_t i = 0; i < size; ++i) {
       rows[i] = static_cast<uint8_t>(below(100) < skipped ? kSkipRow : below(kRows));
       values[i] = static_cast<int16_t>(below(wild) == 0 ? below(65536) : below(21) - 10);
+    }
+    for (size_t g = 0; g < groups; ++g) put_on_grid(size * g / groups, size * (g + 1) / groups);
+  }
+
+  // The values of one group.
+  void put_on_grid(size_t first, size_t end) {
+    uint32_t chains[kChains] = {}, coded = 0;
+    for (size_t i = first; i < end; ++i) {
+      if (rows[i] == kSkipRow) continue;
+      uint32_t& chain = chains[coded++ % kChains];
+      const int set = static_cast<int>(chain & 1), index = trellis_index(set, values[i]);
+      values[i] = static_cast<int16_t>(trellis_value(set, index));
+      chain = trellis_next(chain, index);
     }
   }
 };
@@ -115,8 +133,8 @@ std::string encode_on_device(Model& model, const std::vector<Signal>& signals, i
   for (auto s = signals.rbegin(); s != signals.rend(); ++s) {
     const uint32_t size = static_cast<uint32_t>(s->rows.size());
     Buffer scratch(dca_rans_encode_bytes(size));
-    dca_rans_encode(model.device.as(), state.as(), s->values.data(), s->rows.data(), size, words.as<uint16_t>(),
-                    scratch.as(), nullptr);
+    dca_rans_encode(model.device.as(), s->trellis, state.as(), s->values.data(), s->rows.data(), size,
+                    words.as<uint16_t>(), scratch.as(), nullptr);
   }
   dca_rans_encode_close(state.as(), words.as<uint16_t>(), out.as(), nullptr);
   require(state.as<uint32_t>()[0] == 0, "the encoder is content");
@@ -138,8 +156,8 @@ Result decode_on_device(Model& model, const std::string& stream, const std::vect
     const uint32_t size = static_cast<uint32_t>(s.rows.size());
     Buffer scratch(dca_rans_decode_bytes(size));
     std::vector<int16_t> values(size, 0x5A5A);
-    dca_rans_decode(model.device.as(), staged ? model.searched : 0, device.as(), state.as(), s.rows.data(), size,
-                    values.data(), scratch.as(), nullptr);
+    dca_rans_decode(model.device.as(), s.trellis, staged ? model.searched[s.trellis] : 0, device.as(), state.as(),
+                    s.rows.data(), size, values.data(), scratch.as(), nullptr);
     result.values.insert(result.values.end(), values.begin(), values.end());
   }
   dca_rans_finish(state.as(), nullptr);
@@ -155,7 +173,7 @@ Result decode_on_host(const Model& model, const std::string& stream, const std::
     Decoder decoder(*model.host, kScalarPath, reinterpret_cast<const uint8_t*>(stream.data()), stream.size(), 1);
     for (const Signal& s : signals) {
       std::vector<int16_t> values(s.rows.size());
-      decoder.decode(s.rows.data(), values.size(), values.data());
+      decoder.decode(s.rows.data(), values.size(), values.data(), s.trellis);
       result.values.insert(result.values.end(), values.begin(), values.end());
     }
     decoder.finish();
@@ -184,7 +202,7 @@ std::string round_trip(Model& model, const std::vector<Signal>& signals, int lan
   std::vector<Part> parts;
   std::vector<int16_t> expected;
   for (const Signal& s : signals) {
-    parts.push_back({s.values.data(), s.rows.data(), s.rows.size()});
+    parts.push_back({s.values.data(), s.rows.data(), s.rows.size(), s.trellis});
     for (size_t i = 0; i < s.rows.size(); ++i) expected.push_back(s.rows[i] == kSkipRow ? int16_t{0} : s.values[i]);
   }
   const std::string stream = encode(*model.host, kScalarPath, parts, lanes, groups, 1);
@@ -195,19 +213,41 @@ std::string round_trip(Model& model, const std::vector<Signal>& signals, int lan
   return stream;
 }
 
+void search(uint32_t size, int groups) {
+  const Signal signal(size);
+  std::vector<int32_t> residuals(size), charges(2 * kRows * kSymbols);
+  const uint32_t most = 1 + below(kMaxCharge + 1);
+  for (int32_t& residual : residuals) {
+    residual = static_cast<int32_t>(below(10) == 0 ? generator() : below(8000) - 4000);
+  }
+  for (int32_t& charge : charges) charge = static_cast<int32_t>(below(most));
+  std::vector<int16_t> on_host(size), on_device(size, 0x5A5A);
+  Buffer scratch(dca_rans_quantise_bytes(size));
+  quantise(kScalarPath, residuals.data(), signal.rows.data(), size, charges.data(), groups, 1, on_host.data());
+  dca_rans_quantise(residuals.data(), signal.rows.data(), size, charges.data(), static_cast<uint32_t>(groups),
+                    on_device.data(), scratch.as(), nullptr);
+  require(on_device == on_host, "device and CPU find the same values");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   const long rounds = argc > 1 ? std::atol(argv[1]) : 200;
   generator.seed(argc > 2 ? static_cast<uint32_t>(std::atol(argv[2])) : 1);
   Model model;
-  for (int log2 = 0; log2 <= 5; ++log2) round_trip(model, {Signal(0), Signal(1500), Signal(1)}, 1 << log2, 1 + log2);
-  round_trip(model, {Signal(3072), Signal(1024)}, kMaxLanes, kMaxGroups);
+  for (int log2 = 0; log2 <= 5; ++log2) {
+    const int groups = 1 + log2;
+    round_trip(model, {Signal(0), Signal(1500), Signal(1), Signal(1500, groups), Signal(1, groups)}, 1 << log2, groups);
+  }
+  round_trip(model, {Signal(3072), Signal(1024), Signal(3072, kMaxGroups)}, kMaxLanes, kMaxGroups);
+  search(3072, kMaxGroups);
   round_trip(model, {Signal(0)}, kMaxLanes, kMaxGroups);
   long hostile = 0, refused = 0;
   for (long i = 0; i < rounds; ++i) {
-    const std::vector<Signal> signals{Signal(below(120)), Signal(below(300))};
-    const std::string stream = round_trip(model, signals, 1 << below(6), 1 + static_cast<int>(below(4)));
+    const int groups = 1 + static_cast<int>(below(4));
+    const std::vector<Signal> signals{Signal(below(120)), Signal(below(300), groups * below(2))};
+    const std::string stream = round_trip(model, signals, 1 << below(6), groups);
+    search(below(600), groups);
     for (int j = 0; j < 5; ++j, ++hostile) {
       const std::string bytes = mutated(stream);
       const Result device = decode_on_device(model, bytes, signals, j % 2 == 0);

@@ -46,11 +46,11 @@ void check_reciprocals() {
 
 // Rows of all kinds: a few or many symbols, gaps between them, low bits, frequent and rare escapes.
 struct Model {
-  std::vector<uint16_t> freq = std::vector<uint16_t>(kRows * kSymbols);
-  std::vector<uint8_t> shift = std::vector<uint8_t>(kRows);
+  std::vector<uint16_t> freq = std::vector<uint16_t>(kTableRows * kSymbols);
+  std::vector<uint8_t> shift = std::vector<uint8_t>(kTableRows);
 
   Model() {
-    for (int row = 0; row < kRows; ++row) {
+    for (int row = 0; row < kTableRows; ++row) {
       uint16_t* f = freq.data() + row * kSymbols;
       shift[row] = static_cast<uint8_t>(below(3) == 0 ? below(kMaxShift + 1) : 0);
       int left = kSlots - (f[kEscape] = static_cast<uint16_t>(below(8) == 0 ? 1 + below(2000) : 1));
@@ -64,15 +64,34 @@ struct Model {
   }
 };
 
+// Values as they are, or those that a search of a trellis finds.
 struct Signal {
   std::vector<int16_t> values;
   std::vector<uint8_t> rows;
+  bool trellis;
 
-  explicit Signal(size_t size) : values(size), rows(size) {
+  Signal(size_t size, int groups) : values(size), rows(size), trellis(below(2) == 0) {
     const uint32_t skipped = below(101);
     for (size_t i = 0; i < size; ++i) {
       rows[i] = static_cast<uint8_t>(below(100) < skipped ? kSkipRow : below(kRows));
       values[i] = static_cast<int16_t>(below(16) == 0 ? below(65536) : below(21) - 10);
+    }
+    if (trellis) search(groups);
+  }
+
+ private:
+  void search(int groups) {
+    std::vector<int32_t> residuals(rows.size()), charges(2 * kRows * kSymbols);
+    for (int32_t& residual : residuals) {
+      residual = static_cast<int32_t>(below(16) == 0 ? generator() : below(8001) - 4000);
+    }
+    const uint32_t most = below(2) == 0 ? kMaxCharge : 30000;
+    for (int32_t& charge : charges) charge = static_cast<int32_t>(below(most + 1));
+    for (const Path* path : available_paths()) {
+      std::vector<int16_t> found(rows.size());
+      quantise(*path, residuals.data(), rows.data(), rows.size(), charges.data(), groups, 1, found.data());
+      require(path == available_paths().front() || found == values, "all searches find the same");
+      values = found;
     }
   }
 };
@@ -93,7 +112,7 @@ Result decode(const Tables& tables, const Path& path, const std::string& stream,
     Decoder decoder(tables, path, bytes.data(), bytes.size(), threads);
     for (const Signal& signal : signals) {
       std::vector<int16_t> values(signal.rows.size());
-      decoder.decode(signal.rows.data(), values.size(), values.data());
+      decoder.decode(signal.rows.data(), values.size(), values.data(), signal.trellis);
       result.values.insert(result.values.end(), values.begin(), values.end());
     }
     decoder.finish();
@@ -106,7 +125,7 @@ Result decode(const Tables& tables, const Path& path, const std::string& stream,
 std::string encode_all(const Tables& tables, const std::vector<Signal>& signals, int lanes, int groups,
                        int threads) {
   std::vector<Part> parts;
-  for (const Signal& s : signals) parts.push_back({s.values.data(), s.rows.data(), s.rows.size()});
+  for (const Signal& s : signals) parts.push_back({s.values.data(), s.rows.data(), s.rows.size(), s.trellis});
   const std::string stream = encode(tables, kScalarPath, parts, lanes, groups, 1);
   for (const Path* path : available_paths()) {
     require(encode(tables, *path, parts, lanes, groups, threads) == stream,
@@ -152,9 +171,9 @@ std::string mutated(std::string stream) {
   return stream;
 }
 
-std::vector<Signal> random_signals(uint32_t largest) {
+std::vector<Signal> random_signals(uint32_t largest, int groups) {
   std::vector<Signal> signals;
-  for (uint32_t i = 1 + below(3); i > 0; --i) signals.emplace_back(below(largest + 1));
+  for (uint32_t i = 1 + below(3); i > 0; --i) signals.emplace_back(below(largest + 1), groups);
   return signals;
 }
 
@@ -169,14 +188,15 @@ int main(int argc, char** argv) {
   for (int log2 = 0; log2 <= 5; ++log2) {
     for (const size_t size : {0, 1, (1 << log2) - 1, 1 << log2, (1 << log2) + 1, 333, 9000}) {
       for (const int groups : {1, 3, kMaxGroups})
-        round_trip(tables, {Signal(size), Signal(7)}, 1 << log2, groups, 1);
+        round_trip(tables, {Signal(size, groups), Signal(7, groups)}, 1 << log2, groups, 1);
     }
   }
-  round_trip(tables, {Signal(300000)}, kMaxLanes, 5, 4);
+  round_trip(tables, {Signal(300000, 5), Signal(300000, 5)}, kMaxLanes, 5, 4);
   long refused = 0;
   for (long i = 0; i < mutations;) {
-    const std::vector<Signal> signals = random_signals(120);
-    const std::string stream = round_trip(tables, signals, 1 << below(6), 1 + static_cast<int>(below(4)), 1);
+    const int groups = 1 + static_cast<int>(below(4));
+    const std::vector<Signal> signals = random_signals(120, groups);
+    const std::string stream = round_trip(tables, signals, 1 << below(6), groups, 1);
     for (int j = 0; j < 20; ++j, ++i) {
       const std::string hostile = mutated(stream);
       const Result first = decode(tables, kScalarPath, hostile, signals, 1);

@@ -8,15 +8,24 @@ import numpy as np
 from PIL import Image
 
 from dca_fast import Codec, inspect
+from dca_fast.errors import UnsupportedVersionError
 from dca_fast.testing import photograph
 
 HERE = Path(__file__).parent
 
 
+def belongs(data: bytes, codec: Codec) -> bool:
+    """Whether a file was made with the codec's weights, in a format that it reads."""
+    try:
+        return inspect(data).model_id == codec.model_id
+    except UnsupportedVersionError:
+        return False
+
+
 def main() -> None:
     """The definition works alone here: the reference backend."""
     codec, target = Codec(backend="reference"), HERE / "photograph.dca"
-    if target.exists() and inspect(target.read_bytes()).model_id == codec.model_id:
+    if target.exists() and belongs(target.read_bytes(), codec):
         raise SystemExit("the golden file belongs to these weights: a change of its bytes is a change of the format")
     pixels = photograph(120, 168, seed=11)
     Image.fromarray(pixels).save(HERE / "photograph.png")
