@@ -21,7 +21,7 @@ from dca_fast.weights import ACCUMULATOR, Weights
 
 # Scales of the results: in 1/8 grey levels of a coefficient at 1/8, in 1/4 of one at 1/16, were they orthonormal.
 AT_8, AT_16 = 128, 1 / 4
-BACK = 1 / 4  # of the way from y_hat to y: y is the other guess of where to go (docs/effort.md)
+BACK = 1 / 2  # of the way from y_hat to y: y is the other guess of where to go (docs/effort.md)
 
 
 def transposed(w: Tensor, m: Tensor, scale: float) -> Linear:

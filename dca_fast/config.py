@@ -28,7 +28,7 @@ OPERAND_STEPS = 16  # int8 operands hold multiples of 1/16: range +-127/16
 FEATURE_STEPS = 256  # int16 features of the entropy model hold multiples of 1/256
 LATENT_STEPS = 256  # means and latents are held in 1/256 of a quantiser step
 TRELLIS_STEP = 160  # of the grid on which a trellis quantises y, in the same unit (docs/bitstream.md)
-TRELLIS_PRICE = 14  # bits that a squared quantiser step is worth to the search of the trellis (docs/effort.md)
+TRELLIS_PRICE = 12  # bits that a squared quantiser step is worth to the search of the trellis (docs/effort.md)
 ROWS_PER_OCTAVE = 12  # rows of the scale table: scale = SCALE_MIN * 2 ** (row / ROWS_PER_OCTAVE)
 SCALE_MIN = 0.1
 LEAKY_SLOPE = 0.125

@@ -33,7 +33,8 @@ Report = Callable[[float], None]
 # Iterations of `descend`: along the linear part of f_s, then along its gradient.
 DESCENTS = {1: (1, 0), 2: (2, 0), 3: (4, 0), 4: (4, 2), 5: (4, 4), 6: (4, 12), 7: (4, 25), 8: (4, 50), 9: (4, 100)}
 TIMES = 1, 4  # of an iteration of each kind, roughly
-LINEAR_PRICE = 11  # bits for a squared step where the descent along the linear part goes on best (docs/effort.md)
+# Bits for a squared step of the first step along the linear part, and where the descent goes on best (docs/effort.md).
+FIRST_PRICE, LINEAR_PRICE = 18, 11
 FALL, RISE, STALLED = 0.9, 1.3, 100.0  # factors on the price of `descend`, and where it ends
 
 
@@ -112,7 +113,7 @@ def descend(
 
 def step_multipliers(gain: Tensor, quality: float) -> Tensor:
     """`multipliers` of level 1: float32 [M]; `gain` float32 [M] on the CPU, quality 0..100."""
-    return multipliers(gain, worth(quality), TRELLIS_PRICE)
+    return multipliers(gain, worth(quality), FIRST_PRICE)
 
 
 class Step(NamedTuple):
@@ -225,14 +226,16 @@ class Search:
 
     def _first(self, plain: Candidate, y: Tensor) -> Candidate:
         """The better of level 0 and what level 1 makes of it."""
-        return min(plain, self._moved_linear(plain, self._linear(plain), TRELLIS_PRICE, y), key=_cost)
+        m = step_multipliers(self._program.gain, self._quality)
+        moved = self._tools.adjoint.moved(plain.y_hat, self._linear(plain), m, y)
+        return min(plain, self.candidate(moved, plain.z), key=_cost)
 
     def _linear(self, found: Candidate) -> Tensor:
         return self._tools.adjoint.slope(found.error)
 
-    def _moved_linear(self, found: Candidate, slope: Tensor, price: int, y: Tensor | None = None) -> Candidate:
+    def _moved_linear(self, found: Candidate, slope: Tensor, price: int) -> Candidate:
         m = multipliers(self._program.gain, self._lambda, price)
-        return self.candidate(self._tools.adjoint.moved(found.y_hat, slope, m, y), found.z, price)
+        return self.candidate(self._tools.adjoint.moved(found.y_hat, slope, m), found.z, price)
 
     def _exact(self, found: Candidate) -> Tensor:
         return self._tools.refiner().slope(self._image, self._size, found.y_hat, self._quality)

@@ -49,6 +49,20 @@ def test_an_unknown_optimiser_is_refused() -> None:
         make_optimiser(Network(TINY), Recipe(optimiser="sgd"))
 
 
+def test_parts_alone_are_trained(photographs: Photographs, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    start = Network(TINY).state_dict()
+    recipe = replace(RECIPE, minutes=0, steps=3, parts=("synthesis", "context"))
+    trainer = Trainer(TINY, photographs, tmp_path, recipe, start=start)
+    trainer.step = trainer.first = 0  # the start is past the ramp, and with it past so few steps
+    trainer.run()
+    changed = {name.split(".")[0] for name, value in trainer.network.named_parameters() if not value.equal(start[name])}
+    assert changed == {"synthesis", "context"}
+    for parts in ((), ("synthesis", "decoder")):
+        with pytest.raises(ConfigError, match="parts must be among analysis, context"):
+            Trainer(TINY, photographs, tmp_path / "other", replace(recipe, parts=parts))
+
+
 def test_photographs_are_packed_once_and_bad_ones_counted(photographs: Photographs) -> None:
     assert len(photographs.images) == 3
     assert photographs.skipped == 2

@@ -57,6 +57,8 @@ class Recipe:
             and global ones die before their synthesis has learned to read them.
         balance: samples are weighted by lambda ** -balance, so that low qualities are not drowned by high ones.
         average: decay of the averaged weights, per step.
+        parts: of the network that are trained, of "analysis", "hyper", "factorised", "context", "synthesis"; the others
+            stay as they are. None: all, and the gains.
         bf16: on a GPU, convolutions of the transforms in bfloat16. The GEMMs of int8 layers are so there anyway.
     """
 
@@ -80,6 +82,7 @@ class Recipe:
     save_minutes: float = 5
     compile: bool = False
     bf16: bool = True
+    parts: tuple[str, ...] | None = None
 
 
 def loss_of(
@@ -112,9 +115,22 @@ def parameter_groups(network: Network, recipe: Recipe) -> list[dict]:
     for p in (network.log2_gain, *network.factorised.parameters()):
         factors[id(p)] = recipe.log_rate
     groups: dict[float, list] = {}
-    for p in network.parameters():
+    for p in (p for p in network.parameters() if p.requires_grad):
         groups.setdefault(factors.get(id(p), 1.0), []).append(p)
     return [{"params": params, "factor": factor} for factor, params in groups.items()]
+
+
+def keep(network: Network, parts: tuple[str, ...]) -> None:
+    """Leave everything but these parts of the network as it is.
+
+    Raises:
+        ConfigError: a part that there is not.
+    """
+    names = {name for name, _ in network.named_children()}
+    if not parts or not set(parts) <= names:
+        raise ConfigError(f"parts must be among {', '.join(sorted(names))}, got {', '.join(parts)}")
+    for name, p in network.named_parameters():
+        p.requires_grad_(name.split(".")[0] in parts)
 
 
 def learning_rate(recipe: Recipe, since: int, elapsed: float) -> float:
@@ -210,6 +226,8 @@ class Trainer:
         fresh = state is None and recipe.optimiser == "soap"
         white = whitening(self.network, photographs, recipe.seed) if fresh else {}
         self.network.to(device).train()
+        if recipe.parts is not None:
+            keep(self.network, recipe.parts)
         self.average = {k: v.detach().clone().float() for k, v in self.network.state_dict().items()}
         self.optimiser = make_optimiser(self.network, recipe)
         if state is not None:
@@ -217,7 +235,8 @@ class Trainer:
             self.optimiser.load_state_dict(state["optimiser"])
         if isinstance(self.optimiser, Soap):
             for layer, root in white.items():
-                self.optimiser.whiten(layer.get_parameter("weight"), world.share(root.to(device)))
+                if layer.get_parameter("weight").requires_grad:
+                    self.optimiser.whiten(layer.get_parameter("weight"), world.share(root.to(device)))
         if device.startswith("cuda") and recipe.bf16 and config.transforms == "elic":
             for transform in (self.network.analysis, self.network.synthesis):
                 in_bfloat16(transform, "cuda")
