@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -256,9 +256,7 @@ class Codec:
         if effort > 1:
             size, program = (array.shape[0], array.shape[1]), self._program(quality)
             groups = choose_groups(*latents.sites(*size)[0])
-            tools = Tools(
-                self._coder, lambda price: self._quantiser(groups, price), groups, self._adjoint, lambda: self._refiner
-            )
+            tools = Tools(self._coder, self._quantiser(groups), groups, self._adjoint, lambda: self._refiner)
             best = Search(tools, program, _padded(array), size, quality / QUALITY_STEPS).run(effort, progress)
             return best.stream, best.digest
         symbols = self._symbols(array, quality, effort)
@@ -270,7 +268,7 @@ class Codec:
         program, image = self._program(quality), _padded(pixels)
         size = pixels.shape[0], pixels.shape[1]
         grid, valid = latents.sites(*size)
-        quantise = self._quantiser(choose_groups(*grid), TRELLIS_PRICE)
+        quantise = self._quantiser(choose_groups(*grid))
         if effort:
             m = step_multipliers(program.gain, quality / QUALITY_STEPS)
             return one_step(program, Step(self._adjoint, quantise, m), image, size)
@@ -279,13 +277,12 @@ class Codec:
         latents.code(program, source, grid, valid)
         return source
 
-    def _quantiser(self, groups: int, price: int) -> latents.Quantiser:
-        """`price`: bits of a squared quantiser step."""
-        return latents.quantiser(self._coder, self._charges(price), groups)
+    def _quantiser(self, groups: int) -> latents.Quantiser:
+        return latents.quantiser(self._coder, self._charges, groups)
 
     @cached_property
-    def _charges(self) -> Callable[[int], npt.NDArray[np.int32]]:
-        return lru_cache(lambda price: self.tables.charges(1 / price))
+    def _charges(self) -> npt.NDArray[np.int32]:
+        return self.tables.charges(1 / TRELLIS_PRICE)
 
     @cached_property
     def _adjoint(self) -> Adjoint:

@@ -33,9 +33,10 @@ Report = Callable[[float], None]
 # Iterations of `descend`: along the linear part of f_s, then along its gradient.
 DESCENTS = {1: (1, 0), 2: (2, 0), 3: (4, 0), 4: (4, 2), 5: (4, 4), 6: (4, 12), 7: (4, 25), 8: (4, 50), 9: (4, 100)}
 TIMES = 1, 4  # of an iteration of each kind, roughly
-# Bits for a squared step of the first step along the linear part, and where the descent goes on best (docs/effort.md).
-FIRST_PRICE, LINEAR_PRICE = 18, 11
-FALL, RISE, STALLED = 0.9, 1.3, 100.0  # factors on the price of `descend`, and where it ends
+# Bits for a squared quantiser step where the descents start best, along the linear part and along the gradient; and how
+# far those along the gradient go back to y (docs/effort.md).
+LINEAR_PRICE, GRADIENT_PRICE, GRADIENT_BACK = 18, 30, 0.8
+FALL, RISE, STALLED = 0.93, 1.2, 600.0  # factors on the price of `descend`, and where it ends
 
 
 def check(effort: object) -> int:
@@ -55,18 +56,14 @@ def worth(quality: float) -> float:
     return float(np.float32(price_of(quality)))
 
 
-def first_price(quality: float) -> float:
-    """That of the descent along the gradient: at high qualities a squared step costs more."""
-    return 9 + 6 * quality / QUALITY_MAX
-
-
 class Candidate(NamedTuple):
-    """One way to code a picture: bits + priced error, the stream, its symbols' digest, what they stand for, and what is
-    missing to the picture, as patches."""
+    """One way to code a picture: bits + priced error, the stream, its values' digest, the y that was quantised and what
+    became of it, and what is missing to the picture, as patches."""
 
     cost: float
     stream: bytes
     digest: int
+    y: Tensor
     y_hat: Tensor
     z: dict[str, Tensor]
     error: Tensor
@@ -83,18 +80,19 @@ def descend(
     moved: Callable[[Candidate, Tensor, int], Candidate],
     report: Report,
 ) -> Candidate:
-    """Iterative hard thresholding (Blumensath and Davies, 2008), code lengths in place of a threshold.
+    """Descent of the error, with the search of the trellis after every step (docs/effort.md).
 
-    The error is modelled around y_hat by a parabola with one curvature, in quantiser steps, for all latents: `price`
-    bits for a squared step. Each iteration takes the symbols with the least bits + parabola. A success lowers the
-    price, so that more may move; a failure raises it and starts again from the best so far.
+    A step goes from what is coded, y_hat, a part of the way back to the y that was quantised, and along a slope over
+    the price: the error is modelled by a parabola with one curvature, in quantiser steps, for all latents: `price` bits
+    for a squared step. A success lowers the price, so that more may move; a failure raises it and starts again from the
+    best so far.
 
     Args:
         best: where to start.
         price: the first one.
         iterations: how often to try.
         slope: of a candidate: where y should go.
-        moved: codes a candidate's y_hat after a step along a slope, rates priced so.
+        moved: codes a candidate after a step along a slope at such a price.
         report: told how much is done, 0..1.
     """
     direction = None
@@ -113,7 +111,7 @@ def descend(
 
 def step_multipliers(gain: Tensor, quality: float) -> Tensor:
     """`multipliers` of level 1: float32 [M]; `gain` float32 [M] on the CPU, quality 0..100."""
-    return multipliers(gain, worth(quality), FIRST_PRICE)
+    return multipliers(gain, worth(quality), LINEAR_PRICE)
 
 
 class Step(NamedTuple):
@@ -155,11 +153,11 @@ def one_step(
 
 
 class Tools(NamedTuple):
-    """What a search needs of a codec: the coder, quantisers by their price, the coder's groups, where errors lead; the
-    last is made when needed."""
+    """What a search needs of a codec: the coder, the quantiser, their groups, where errors lead; the last is made when
+    needed."""
 
     coder: Coder
-    quantiser: Callable[[int], latents.Quantiser]
+    quantise: latents.Quantiser
     groups: int
     adjoint: Adjoint
     refiner: Callable[[], Refiner]
@@ -179,7 +177,7 @@ class Search:
     def __init__(self, tools: Tools, program: Program, image: Tensor, size: tuple[int, int], quality: float) -> None:
         self._tools, self._program, self._image, self._size, self._quality = tools, program, image, size, quality
         self._lambda = worth(quality)
-        self._price, self._sites = first_price(quality), latents.sites(*size)
+        self._sites = latents.sites(*size)
         self._features: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None  # of the last z
 
     def run(self, level: int, progress: Report | None = None) -> Candidate:
@@ -199,21 +197,21 @@ class Search:
         if "global" in z:  # as in a file: the search takes it as it is
             z["global"].masked_fill_(self._program.hyper_rows["global"].view(z["global"].shape) == SKIP_ROW, 0)
         first = report(0)
-        best = self._first(self.candidate(y, z), y)
+        best = self._first(self.candidate(y, z))
         first(1 / few)
         rest = few - 1
         best = descend(
             best, LINEAR_PRICE, rest, self._linear, self._moved_linear, lambda done: first((1 + rest * done) / few)
         )
-        best = descend(best, self._price, many, self._exact, self._moved_exact, report(1))
+        best = descend(best, GRADIENT_PRICE, many, self._exact, self._moved_exact, report(1))
         if progress is not None:
             progress(1.0)
         return best
 
-    def candidate(self, y: Tensor, z: dict[str, Tensor], price: int = TRELLIS_PRICE) -> Candidate:
-        """The picture coded with these latents; `price`: bits of a squared quantiser step."""
+    def candidate(self, y: Tensor, z: dict[str, Tensor]) -> Candidate:
+        """The picture coded with these latents."""
         program = self._program
-        source = latents.EncoderSource(program, y, z, self._tools.quantiser(price))
+        source = latents.EncoderSource(program, y, z, self._tools.quantise)
         symbols = latents.code_hyper(program, source, *self._sites)
         if self._features is None or self._features[0] is not z:
             self._features = z, program.hyper_features(symbols)
@@ -222,25 +220,24 @@ class Search:
         error = self._tools.adjoint.missing(self._image, program.synthesise(y_hat), self._size)
         squares = sum(int(np.square(row, dtype=np.int32).sum(dtype=np.int64)) for row in error.numpy()[0])
         cost = 8 * len(stream) + self._lambda * squares / 3
-        return Candidate(cost, stream, source.digest, y_hat, z, error)
+        return Candidate(cost, stream, source.digest, y, y_hat, z, error)
 
-    def _first(self, plain: Candidate, y: Tensor) -> Candidate:
+    def _first(self, plain: Candidate) -> Candidate:
         """The better of level 0 and what level 1 makes of it."""
-        m = step_multipliers(self._program.gain, self._quality)
-        moved = self._tools.adjoint.moved(plain.y_hat, self._linear(plain), m, y)
-        return min(plain, self.candidate(moved, plain.z), key=_cost)
+        return min(plain, self._moved_linear(plain, self._linear(plain), LINEAR_PRICE), key=_cost)
 
     def _linear(self, found: Candidate) -> Tensor:
         return self._tools.adjoint.slope(found.error)
 
     def _moved_linear(self, found: Candidate, slope: Tensor, price: int) -> Candidate:
         m = multipliers(self._program.gain, self._lambda, price)
-        return self.candidate(self._tools.adjoint.moved(found.y_hat, slope, m), found.z, price)
+        return self.candidate(self._tools.adjoint.moved(found.y_hat, slope, m, found.y), found.z)
 
     def _exact(self, found: Candidate) -> Tensor:
         return self._tools.refiner().slope(self._image, self._size, found.y_hat, self._quality)
 
     def _moved_exact(self, found: Candidate, slope: Tensor, price: int) -> Candidate:
-        moved = np.rint(found.y_hat.numpy() + slope.numpy() / np.float32(price))
+        y_hat = found.y_hat.numpy().astype(np.float32)
+        moved = np.rint(y_hat + GRADIENT_BACK * (found.y.numpy() - y_hat) + slope.numpy() / np.float32(price))
         y = torch.from_numpy(moved.clip(-LIMIT16, LIMIT16).astype(np.int16))
-        return self.candidate(y, found.z, price)
+        return self.candidate(y, found.z)
