@@ -14,6 +14,7 @@ Coded symbol j of a part in a group belongs to chain j % 32; a chain begins in s
 """
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +27,11 @@ __all__ = ["CHAINS", "STATES", "follow", "index_of", "next_state", "quantise", "
 CHAINS, STATES = 32, 8
 LAST_ROW = 127
 LIMIT_RESIDUAL = 8191 * LATENT_STEPS
-_UNREACHED = 1 << 28
+_UNREACHED, _NEVER = 1 << 28, 1 << 40  # costs of a state in which no chain begins, of an index below 0
 
 
-def set_of(state: int) -> int:
-    """Set of a state, 0 or 1."""
+def set_of(state: Any) -> Any:
+    """Set of a state, or of an array of states: 0 or 1."""
     return state & 1
 
 
@@ -96,44 +97,54 @@ def quantise(
     for g in range(groups):
         coded = np.arange(n * g // groups, n * (g + 1) // groups)
         coded = coded[rows[coded] != SKIP_ROW]
-        for chain in range(CHAINS):
-            places = coded[chain::CHAINS]
-            values[places] = _search(residuals[places], rows[places], charges)
+        values[coded] = _search(residuals[coded].astype(np.int64), rows[coded], charges)
     return values
 
 
-def _search(residuals: npt.NDArray[np.int32], rows: npt.NDArray[np.uint8], charges: npt.NDArray[np.int32]) -> list[int]:
-    costs, decisions = [0] + [_UNREACHED] * (STATES - 1), []
-    for residual, row in zip(residuals, rows, strict=True):
-        size = min(abs(int(residual)), LIMIT_RESIDUAL)
+def _search(
+    residuals: npt.NDArray[np.int64], rows: npt.NDArray[np.uint8], charges: npt.NDArray[np.int32]
+) -> npt.NDArray[np.int64]:
+    """Values of the coded positions of one group, all chains at once."""
+    costs, decisions = np.full((STATES, CHAINS), _UNREACHED, np.int64), []
+    costs[0] = 0
+    sizes, lanes = np.minimum(np.abs(residuals), LIMIT_RESIDUAL), np.arange(CHAINS)
+    rounds = [slice(first, first + CHAINS) for first in range(0, len(residuals), CHAINS)]
+    for here in rounds:
+        size, row = sizes[here], rows[here]
         metric = {(s, p): _nearest(size, s, p, charges[s, row]) for s in (0, 1) for p in (0, 1)}
-        new, decision = [], []
+        now, new, decision = costs[:, : len(size)], [], []
         for state in range(STATES):
             paths = []
             for before in (state >> 1, state >> 1 | 4):
-                parity = (state ^ before.bit_count()) & 1
-                cost, index = metric[set_of(before), parity]
-                paths.append((costs[before] + cost, before, index))
-            best = min(paths, key=lambda path: path[0])  # the first one wins ties
-            new.append(best[0])
-            decision.append(best[1:])
-        decisions.append(decision)
-        costs = [cost - min(new) for cost in new]
-    state, values = costs.index(min(costs)), list[int]()
-    for residual, decision in zip(residuals[::-1], decisions[::-1], strict=True):
-        state, index = decision[state]
-        value = value_of(index, set_of(state))
-        values.append(-value if residual < 0 else value)
-    return values[::-1]
+                cost, index = metric[set_of(before), (state ^ before.bit_count()) & 1]
+                paths.append((now[before] + cost, before, index))
+            (low, first, a), (high, second, b) = paths
+            worse = high < low  # the first one wins ties
+            new.append(np.where(worse, high, low))
+            decision.append((np.where(worse, second, first), np.where(worse, b, a)))
+        decisions.append(np.array(decision))
+        now[:] = np.array(new) - np.min(new, axis=0)
+    states, values = costs.argmin(axis=0), np.zeros(len(residuals), np.int64)
+    for here, decision in zip(rounds[::-1], decisions[::-1], strict=True):
+        state = states[: decision.shape[2]]
+        state[:], index = decision[state, :, lanes[: len(state)]].T
+        values[here] = np.where(residuals[here] < 0, -1, 1) * (2 * index - set_of(state) * (index > 0))
+    return values
 
 
-def _nearest(size: int, which: int, parity: int, charges: npt.NDArray[np.int32]) -> tuple[int, int]:
-    """Least squared error + charge among the two next indices of a parity, and the index; the lower one wins ties."""
+def _nearest(
+    size: npt.NDArray[np.int64], which: int, parity: int, charges: npt.NDArray[np.int32]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Least squared error + charge among the two next indices of a parity, and the index; the lower one wins ties.
+
+    `size` [m]; `charges` [m, 256].
+    """
     at = (size + TRELLIS_STEP * which) // (2 * TRELLIS_STEP)
-    low = at if at & 1 == parity else at - 1
+    low = np.where(at & 1 == parity, at, at - 1)
     found = []
     for index in (low, low + 2):
-        if index >= 0:
-            error = size - TRELLIS_STEP * value_of(index, which)
-            found.append((error * error + int(charges[min(index, 255)]), index))
-    return min(found, key=lambda pair: pair[0])
+        error = size - TRELLIS_STEP * (2 * index - which * (index > 0))
+        charge = charges[np.arange(len(size)), np.clip(index, 0, 255)]
+        found.append(error * error + charge + _NEVER * (index < 0))
+    higher = found[1] < found[0]
+    return np.where(higher, found[1], found[0]), np.where(higher, low + 2, low)
