@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dca_fast import latents
 from dca_fast.adjoint import Adjoint, multipliers
-from dca_fast.config import MAX_EFFORT, QUALITY_MAX, SKIP_ROW, TRELLIS_PRICE
+from dca_fast.config import MAX_EFFORT, SKIP_ROW
 from dca_fast.config import price as price_of
 from dca_fast.entropy.coder import Coder
 from dca_fast.errors import ConfigError

@@ -14,7 +14,6 @@ Coded symbol j of a part in a group belongs to chain j % 32; a chain begins in s
 """
 
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +29,8 @@ LIMIT_RESIDUAL = 8191 * LATENT_STEPS
 _UNREACHED, _NEVER = 1 << 28, 1 << 40  # costs of a state in which no chain begins, of an index below 0
 
 
-def set_of(state: Any) -> Any:
-    """Set of a state, or of an array of states: 0 or 1."""
+def set_of(state: int) -> int:
+    """Set of a state, 0 or 1."""
     return state & 1
 
 
@@ -105,8 +104,9 @@ def _search(
     residuals: npt.NDArray[np.int64], rows: npt.NDArray[np.uint8], charges: npt.NDArray[np.int32]
 ) -> npt.NDArray[np.int64]:
     """Values of the coded positions of one group, all chains at once."""
-    costs, decisions = np.full((STATES, CHAINS), _UNREACHED, np.int64), []
+    costs = np.full((STATES, CHAINS), _UNREACHED, np.int64)
     costs[0] = 0
+    decisions: list[npt.NDArray[np.int64]] = []  # for each round: state before and index, [state, 2, chain]
     sizes, lanes = np.minimum(np.abs(residuals), LIMIT_RESIDUAL), np.arange(CHAINS)
     rounds = [slice(first, first + CHAINS) for first in range(0, len(residuals), CHAINS)]
     for here in rounds:
@@ -128,7 +128,7 @@ def _search(
     for here, decision in zip(rounds[::-1], decisions[::-1], strict=True):
         state = states[: decision.shape[2]]
         state[:], index = decision[state, :, lanes[: len(state)]].T
-        values[here] = np.where(residuals[here] < 0, -1, 1) * (2 * index - set_of(state) * (index > 0))
+        values[here] = np.where(residuals[here] < 0, -1, 1) * (2 * index - (state & 1) * (index > 0))
     return values
 
 
