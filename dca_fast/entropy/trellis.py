@@ -125,10 +125,10 @@ def _search(
         decisions.append(np.array(decision))
         now[:] = np.array(new) - np.min(new, axis=0)
     states, values = costs.argmin(axis=0), np.zeros(len(residuals), np.int64)
-    for here, decision in zip(rounds[::-1], decisions[::-1], strict=True):
-        state = states[: decision.shape[2]]
-        state[:], index = decision[state, :, lanes[: len(state)]].T
-        values[here] = np.where(residuals[here] < 0, -1, 1) * (2 * index - (state & 1) * (index > 0))
+    for here, taken in zip(rounds[::-1], decisions[::-1], strict=True):
+        at = states[: taken.shape[2]]
+        at[:], index = taken[at, :, lanes[: len(at)]].T
+        values[here] = np.where(residuals[here] < 0, -1, 1) * (2 * index - (at & 1) * (index > 0))
     return values
 
 
