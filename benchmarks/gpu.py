@@ -30,10 +30,10 @@ from torch import Tensor
 
 from dca_fast import Codec, latents
 from dca_fast.adjoint import Adjoint
-from dca_fast.config import TRELLIS_PRICE, TRELLIS_STEP, preset
+from dca_fast.config import TRELLIS_STEP, preset
 from dca_fast.device import _analyse, _synthesise
 from dca_fast.effort import Step, step_multipliers
-from dca_fast.entropy.coder import choose_groups, choose_lanes
+from dca_fast.entropy.coder import choose_lanes
 from dca_fast.kernels.ops import OPS
 from dca_fast.model.network import Network
 from dca_fast.ops import Ops, reference
@@ -142,7 +142,7 @@ def collect(gpu: Codec, image: np.ndarray) -> dict[str, Call]:
     size = image.shape[0], image.shape[1]
     padded = np.pad(image, ((0, -image.shape[0] % 64), (0, -image.shape[1] % 64), (0, 0)), mode="edge")
     m = step_multipliers(program.gain.cpu(), QUALITY).to(codec.device)
-    groups = choose_groups(*latents.sites(*size)[0])
+    groups = latents.groups_of(*size)
     step = Step(Adjoint(gpu._weights, kept, codec.device), partial(codec._quantise, groups), m)
     source = _analyse(program, torch.from_numpy(padded).cuda()[None], size, step, 1, None)
     stream, _ = codec._code(source, groups)
@@ -202,7 +202,7 @@ def coder_times(gpu: Codec, image: np.ndarray) -> dict[str, float]:
     assert codec is not None
     symbols = cpu._symbols(np.ascontiguousarray(image), round(100 * QUALITY), 0)
     parts = [tuple(torch.from_numpy(np.array(a)).cuda() for a in part) for part in symbols.parts]
-    plain, groups = symbols.plain, choose_groups(*latents.sites(image.shape[0], image.shape[1])[0])
+    plain, groups = symbols.plain, latents.groups_of(image.shape[0], image.shape[1])
     lanes = choose_lanes(codec.coder.estimate_bytes([rows for _, rows in parts], plain) // groups)
     stream = codec.coder.encode(parts, lanes, groups, plain)
     decoder = codec.coder.decoder(stream, capacity=len(stream), positions=max(rows.numel() for _, rows in parts))
@@ -225,7 +225,7 @@ def coder_times(gpu: Codec, image: np.ndarray) -> dict[str, float]:
     assert all(out.equal(values) for out, (values, _) in zip(outputs, parts, strict=True))
     encode = median_ms(lambda: codec.coder.start_encode(parts, lanes, groups, plain))
     residuals = [(values.int() * TRELLIS_STEP, rows) for values, rows in parts[plain:]]
-    on_cpu = cpu._quantiser(groups, TRELLIS_PRICE)
+    on_cpu = cpu._quantiser(groups)
     assert all(codec._quantise(groups, *step).cpu().equal(on_cpu(*(t.cpu() for t in step))) for step in residuals)
     search = median_ms(lambda: [codec._quantise(groups, *step) for step in residuals])
     found = {"coder_decode_ms": statistics.median(times), "coder_encode_ms": encode, "coder_search_ms": search}

@@ -23,11 +23,10 @@ import torch
 from rich.progress import track
 
 from dca_fast import Codec
-from dca_fast.entropy.coder import choose_groups
 from dca_fast.entropy.tables import Tables
 from dca_fast.evaluate import ImageFolder, bd_rate, psnr
 from dca_fast.export import load_float
-from dca_fast.latents import EncoderSource, sites
+from dca_fast.latents import EncoderSource, groups_of
 from dca_fast.model.network import Network
 from dca_fast.program import QUALITY_STEPS
 
@@ -68,7 +67,7 @@ def main() -> int:
             data = codec.encode(pixels, quality, effort=0)
             bpp, fidelity = float_point(network, pixels, quality)
             source = codec._symbols(pixels, round(QUALITY_STEPS * quality), 0)
-            groups = choose_groups(*sites(pixels.shape[0], pixels.shape[1])[0])
+            groups = groups_of(pixels.shape[0], pixels.shape[1])
             ideal = ideal_bits(codec.tables, source, groups)
             area = pixels.shape[0] * pixels.shape[1]
             picture = psnr(codec.decode(data, "numpy"), pixels)

@@ -22,10 +22,8 @@ from torch import Tensor
 
 from dca_fast import Codec
 from dca_fast.backends import available
-from dca_fast.config import TRELLIS_PRICE
-from dca_fast.entropy.coder import choose_groups
 from dca_fast.entropy.tables import SKIP_ROW
-from dca_fast.latents import Quantiser, sites
+from dca_fast.latents import Quantiser, groups_of
 from dca_fast.ops import Ops
 from dca_fast.profile import instrument
 from dca_fast.program import QUALITY_STEPS, Program
@@ -214,7 +212,7 @@ def steps() -> dict[str, Step]:
         pytest.skip(available()["native"][1])
     codecs = [Codec(backend=name, threads=THREADS) for name in BACKENDS]
     native, reference = (codec._program(round(QUALITY_STEPS * QUALITY)) for codec in codecs)
-    quantise = codecs[0]._quantiser(choose_groups(*sites(HEIGHT, WIDTH)[0]), TRELLIS_PRICE)
+    quantise = codecs[0]._quantiser(groups_of(HEIGHT, WIDTH))
     y = native.analyse(torch.from_numpy(pictures(WIDTH, HEIGHT)[0])[None])
     features = native.hyper_features(native.hyper_analyse(y))
     before = torch.zeros_like(y)

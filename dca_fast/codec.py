@@ -26,7 +26,7 @@ from dca_fast.backends import resolve
 from dca_fast.config import ALIGN, DEFAULT_EFFORT, QUALITY_MAX, TRELLIS_PRICE, ModelConfig
 from dca_fast.effort import Search, Step, Tools, one_step, step_multipliers
 from dca_fast.effort import check as check_effort
-from dca_fast.entropy.coder import Coder, choose_groups
+from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import Tables
 from dca_fast.errors import (
     ConfigError,
@@ -255,26 +255,25 @@ class Codec:
         array = pixels.cpu().numpy() if isinstance(pixels, Tensor) else pixels
         if effort > 1:
             size, program = (array.shape[0], array.shape[1]), self._program(quality)
-            groups = choose_groups(*latents.sites(*size)[0])
+            groups = latents.groups_of(*size)
             tools = Tools(self._coder, self._quantiser(groups), groups, self._adjoint, lambda: self._refiner)
             best = Search(tools, program, _padded(array), size, quality / QUALITY_STEPS).run(effort, progress)
             return best.stream, best.digest
         symbols = self._symbols(array, quality, effort)
-        groups = choose_groups(*latents.sites(array.shape[0], array.shape[1])[0])
+        groups = latents.groups_of(array.shape[0], array.shape[1])
         return self._coder.encode(symbols.parts, groups=groups, plain=symbols.plain), symbols.digest
 
     def _symbols(self, pixels: npt.NDArray[np.uint8], quality: int, effort: int) -> latents.EncoderSource:
         """Everything of the encoder before the entropy coder; quality in 1/100, effort 0 or 1."""
         program, image = self._program(quality), _padded(pixels)
         size = pixels.shape[0], pixels.shape[1]
-        grid, valid = latents.sites(*size)
-        quantise = self._quantiser(choose_groups(*grid))
+        quantise = self._quantiser(latents.groups_of(*size))
         if effort:
             m = step_multipliers(program.gain, quality / QUALITY_STEPS)
             return one_step(program, Step(self._adjoint, quantise, m), image, size)
         y = program.analyse(image)
         source = latents.EncoderSource(program, y, program.hyper_analyse(y), quantise)
-        latents.code(program, source, grid, valid)
+        latents.code(program, source, *latents.sites(*size))
         return source
 
     def _quantiser(self, groups: int) -> latents.Quantiser:

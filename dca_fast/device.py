@@ -19,7 +19,7 @@ from dca_fast import latents
 from dca_fast.adjoint import Adjoint
 from dca_fast.config import DEFAULT_EFFORT, STRIDE, TRELLIS_PRICE
 from dca_fast.effort import Step, one_step, step_multipliers
-from dca_fast.entropy.coder import choose_groups, choose_lanes
+from dca_fast.entropy.coder import choose_lanes
 from dca_fast.entropy.device import DeviceCoder, DeviceDecoder
 from dca_fast.entropy.tables import Tables
 from dca_fast.errors import DeviceMemoryError
@@ -223,7 +223,7 @@ class DeviceCodec:
         height, width = image.shape[:2]
         grid, _ = latents.sites(height, width)
         assert effort in (0, 1)
-        groups = choose_groups(*grid)
+        groups = latents.groups_of(height, width)
         step = partial(Step, self._adjoint, partial(self._quantise, groups))
         with torch.cuda.device(self.device):
             down = torch.arange(grid[0] * STRIDE, device=self.device).clamp_(max=height - 1)

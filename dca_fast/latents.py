@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dca_fast.config import ALIGN, SKIP_ROW, STEPS, STRIDE
-from dca_fast.entropy.coder import Coder, Decoder, crc32
+from dca_fast.entropy.coder import Coder, Decoder, choose_groups, crc32
 from dca_fast.ops.reference import LIMIT_SYMBOL
 from dca_fast.program import Program, compact
 
@@ -39,6 +39,11 @@ def sites(height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Latent sites (h, w) of the padded image, and those that touch the image; height and width in pixels."""
     h, w = (-(-side // ALIGN) * (ALIGN // STRIDE) for side in (height, width))
     return (h, w), (-(-height // STRIDE), -(-width // STRIDE))
+
+
+def groups_of(height: int, width: int) -> int:
+    """Groups of the stream of an image, which its trellis and its coder must agree on; sides in pixels."""
+    return choose_groups(*sites(height, width)[0])
 
 
 class Source(Protocol):

@@ -31,7 +31,7 @@ from dca_fast.adjoint import Adjoint
 from dca_fast.codec import Codec
 from dca_fast.config import ALIGN, DEFAULT_EFFORT, PATCH, STEPS
 from dca_fast.container import DEFAULT_MAX_PIXELS, MAX_SIDE
-from dca_fast.entropy.coder import Coder, choose_groups
+from dca_fast.entropy.coder import Coder
 from dca_fast.errors import DcaError, InputError
 from dca_fast.evaluate import need
 from dca_fast.image_io import load_image, write_atomic
@@ -193,7 +193,7 @@ def profile(
     names = [f"z {name}" for name in latents.ORDER if name in codec.config.latents]
     names += [f"step {step + 1}" for step in range(STEPS)]
     hosted = [(_on_host(values), _on_host(rows)) for values, rows in parts]
-    plain, groups = len(codec.config.latents), choose_groups(*latents.sites(height, width)[0])
+    plain, groups = len(codec.config.latents), latents.groups_of(height, width)
     facts["bits"] = bit_facts(dict(zip(names, hosted, strict=True)), plain, groups, machine.tables, len(data))
     facts |= {way: direction_facts(m, megapixels, ceilings) for way, m in measured.items()}
     facts["operations"] = operation_facts(list(measured.values()), ceilings)

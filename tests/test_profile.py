@@ -18,9 +18,8 @@ import torch
 
 from dca_fast import Codec, backends, container, profile_device
 from dca_fast.device import DeviceCodec
-from dca_fast.entropy.coder import choose_groups
 from dca_fast.errors import BackendUnavailableError
-from dca_fast.latents import EncoderSource, sites
+from dca_fast.latents import EncoderSource, groups_of
 from dca_fast.model.cost import macs_per_pixel
 from dca_fast.ops import Depthwise, Head, Linear, reference
 from dca_fast.profile import instrument, main, profile, synthetic
@@ -45,7 +44,7 @@ def measured(codec: Codec) -> tuple[dict[str, Any], dict[str, Run]]:
 
 def again(codec: Codec, parts: list[Any], height: int, width: int) -> bytes:
     """The stream of these parts of a picture."""
-    return codec._coder.encode(parts, groups=choose_groups(*sites(height, width)[0]), plain=len(codec.config.latents))
+    return codec._coder.encode(parts, groups=groups_of(height, width), plain=len(codec.config.latents))
 
 
 def test_recording_changes_neither_bytes_nor_the_codec(codec: Codec) -> None:
