@@ -21,9 +21,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from dca_fast import Codec
-from dca_fast.adjoint import BACK
-from dca_fast.config import MAX_EFFORT, TRELLIS_PRICE
-from dca_fast.effort import DESCENTS, FALL, GRADIENT_BACK, GRADIENT_PRICE, LINEAR_PRICE, RISE
+from dca_fast.config import BACK, LINEAR_PRICE, MAX_EFFORT, TRELLIS_PRICE
+from dca_fast.effort import DESCENTS, FALL, GRADIENT_BACK, GRADIENT_PRICE, RISE
 from dca_fast.evaluate import ImageFolder, bd_rate, psnr
 from dca_fast.image_io import write_atomic
 from dca_fast.report import environment

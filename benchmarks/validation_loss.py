@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from effort import middle
 
+from dca_fast.config import DEFAULT_EFFORT
 from dca_fast.export import load_float
 from dca_fast.train.data import list_images, read_pixels
 from dca_fast.train.trainer import Recipe, loss_of
@@ -35,6 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("photographs", type=Path)
     parser.add_argument("checkpoints", type=Path, nargs="+")
+    parser.add_argument("--effort", type=int, choices=(0, 1), default=DEFAULT_EFFORT, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -44,7 +46,8 @@ def main() -> None:
         for quality in QUALITIES:
             q, found = torch.tensor([quality]), []
             for x in images:
-                found.append(loss_of(network(x, q, noisy=False), x, q, Recipe().balance, torch.tensor(1.0)))
+                out = network(x, q, noisy=False, effort=args.effort)
+                found.append(loss_of(out, x, q, Recipe().balance, torch.tensor(1.0)))
             losses += [loss for loss, _, _ in found]
             bpp, mse = (torch.cat(parts) for parts in list(zip(*found, strict=True))[1:])
             text.append(f"{bpp.mean():.4f} bpp {(10 * torch.log10(255**2 / mse)).mean():.3f} dB")

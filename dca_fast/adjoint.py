@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dca_fast.config import LATENT_STEPS, PATCH, STRIDE
+from dca_fast.config import BACK, LATENT_STEPS, PATCH, STRIDE
 from dca_fast.ops import Linear, Ops
 from dca_fast.ops.reference import LIMIT16
 from dca_fast.weights import ACCUMULATOR, Weights
 
 # Scales of the results: in 1/8 grey levels of a coefficient at 1/8, in 1/4 of one at 1/16, were they orthonormal.
 AT_8, AT_16 = 128, 1 / 4
-BACK = 1 / 2  # of the way from y_hat to y: y is the other guess of where to go (docs/effort.md)
 
 
 def transposed(w: Tensor, m: Tensor, scale: float) -> Linear:

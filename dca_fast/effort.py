@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dca_fast import latents
 from dca_fast.adjoint import Adjoint, multipliers
-from dca_fast.config import MAX_EFFORT, SKIP_ROW
+from dca_fast.config import LINEAR_PRICE, MAX_EFFORT, SKIP_ROW
 from dca_fast.config import price as price_of
 from dca_fast.entropy.coder import Coder
 from dca_fast.errors import ConfigError
@@ -33,9 +33,8 @@ Report = Callable[[float], None]
 # Iterations of `descend`: along the linear part of f_s, then along its gradient.
 DESCENTS = {1: (1, 0), 2: (2, 0), 3: (4, 0), 4: (4, 2), 5: (4, 4), 6: (4, 12), 7: (4, 25), 8: (4, 50), 9: (4, 100)}
 TIMES = 1, 4  # of an iteration of each kind, roughly
-# Bits for a squared quantiser step where the descents start best, along the linear part and along the gradient; and how
-# far those along the gradient go back to y (docs/effort.md).
-LINEAR_PRICE, GRADIENT_PRICE, GRADIENT_BACK = 18, 30, 0.8
+# As `config.LINEAR_PRICE` and `BACK`, along the gradient (docs/effort.md).
+GRADIENT_PRICE, GRADIENT_BACK = 30, 0.8
 FALL, RISE, STALLED = 0.93, 1.2, 600.0  # factors on the price of `descend`, and where it ends
 
 

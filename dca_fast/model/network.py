@@ -15,18 +15,21 @@ from torch import Tensor, nn
 
 from dca_fast.config import (
     ALIGN,
+    BACK,
     FIRST_CODED_ROW,
+    LINEAR_PRICE,
     QUADTREE,
     QUALITY_MAX,
     ROWS_PER_OCTAVE,
     SCALE_MIN,
     STEPS,
     ModelConfig,
+    price,
 )
 from dca_fast.model import trellis
 from dca_fast.model.context import Contextualiser, parity_join, parity_split
 from dca_fast.model.hyper import GlobalHyper, LocalHyper, RegionalHyper
-from dca_fast.model.transforms import build_transforms, pad_image
+from dca_fast.model.transforms import PatchSynthesis, build_transforms, pad_image
 
 ANCHORS = 9  # knots of the gains over the quality axis
 STEP_COARSE, STEP_FINE = 120.0, 7.0  # quantiser steps in grey levels from which the gains start
@@ -137,11 +140,14 @@ class Network(nn.Module):
             for name, pair in self.hyper.items()
         }
 
-    def forward(self, image: Tensor, quality: Tensor, noisy: bool | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, image: Tensor, quality: Tensor, noisy: bool | None = None, effort: int = 0
+    ) -> dict[str, Tensor]:
         """Code `image` `[N, H, W, 3]` (grey levels - 128, any size; padded to multiples of 64) at `quality` `[N]`.
 
         Args:
             noisy: rates from uniform noise (training) instead of from what is coded; default: `self.training`.
+            effort: 0 or 1, the level of the encoder (docs/effort.md); 1 needs "patch" transforms.
 
         Returns:
             `image` `[N, H, W, 3]`; `bits` `[N]`; `bits_y` `[N, 4]`, one for each step; `bits_z` `[N, contexts]`;
@@ -149,7 +155,7 @@ class Network(nn.Module):
         """
         noisy = self.training if noisy is None else noisy
         height, width = image.shape[1:3]
-        image = pad_image(image, ALIGN)
+        original, image = image, pad_image(image, ALIGN)
         t = axis(quality)
         y = self.analysis(image, t)
         z_hat, bits_z = {}, []
@@ -157,11 +163,27 @@ class Network(nn.Module):
             z_hat[name], bits = self.code_hyper(name, pair.analyse(y, t), quality, noisy)
             bits_z.append(bits)
         features = self.context.prepare(self.synthesise_hyper(z_hat, t))
+        if effort:
+            y = straight_through(y, self.answered(original, y, features, quality, t))
         y_hat, bits_y, error = self.code_latent(y, features, quality, t, noisy)
         x_hat = self.synthesis(y_hat, t)[:, :height, :width]
         out = {"image": x_hat, "bits_y": bits_y, "bits_z": torch.stack(bits_z, 1), "error": error}
         out["bits"] = out["bits_y"].sum(1) + out["bits_z"].sum(1)
         return out
+
+    @torch.no_grad()
+    def answered(self, image: Tensor, y: Tensor, features: dict[str, Tensor], quality: Tensor, t: Tensor) -> Tensor:
+        """Where the encoder's level 1 quantises y around, as `dca_fast.effort.one_step`: y coded once, and from there a
+        step along what the linear part of f_s makes of the error backwards."""
+        synthesis = self.synthesis
+        assert isinstance(synthesis, PatchSynthesis)
+        y_hat = self.code_latent(y, features, quality, t, noisy=False)[0]
+        picture, (height, width) = synthesis(y_hat, t), image.shape[1:3]
+        error = torch.zeros_like(picture)
+        error[:, :height, :width] = image - picture[:, :height, :width]
+        gain = torch.exp2(interpolate(self.log2_gain, quality))
+        size = price(quality).view(-1, 1, 1, 1) / (3 * LINEAR_PRICE * gain.square())
+        return y_hat + BACK * (y - y_hat) + size * synthesis.linear_adjoint(error)
 
     def code_latent(
         self,

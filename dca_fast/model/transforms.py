@@ -65,6 +65,11 @@ class PatchSynthesis(nn.Module):
             x = block(x, t)
         return depth_to_space(self.pixels(x) * OUTPUT_SCALE, PATCH)
 
+    def linear_adjoint(self, error: Tensor) -> Tensor:
+        """An error of pixels `[N, H, W, 3]` through the two projections backwards: `[N, H/16, W/16, M]`."""
+        at_8 = space_to_depth(error, PATCH) @ self.pixels.weight * OUTPUT_SCALE
+        return space_to_depth(at_8) @ self.split.weight * self.unit16
+
 
 class _Residual(nn.Module):
     """1x1, 3x3, 1x1 bottleneck with ReLU (ELIC's residual bottleneck)."""

@@ -63,7 +63,7 @@ def train_here(args: argparse.Namespace, config: ModelConfig, world: World) -> C
     if args.threads:
         torch.set_num_threads(args.threads)
     start = load_float(args.start).state_dict() if args.start else None
-    given = ("minutes", "steps", "batch", "crop", "optimiser", "rate", "cooldown", "seed", "compile", "bf16", "parts")
+    given = ("minutes", "steps", "batch", "crop", "optimiser", "rate", "cooldown", "seed", "compile", "effort", "bf16", "parts")
     recipe = Recipe(**{name: getattr(args, name) for name in given if getattr(args, name) is not None})
     with world.first_alone():
         data = open_data(args.data, args.cache or args.out / "photographs", max(SMALLEST, recipe.crop))

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from dca_fast.config import LAMBDA_MAX, LAMBDA_MIN, QUALITY_MAX, ModelConfig, price
+from dca_fast.config import DEFAULT_EFFORT, LAMBDA_MAX, LAMBDA_MIN, QUALITY_MAX, ModelConfig, price
 from dca_fast.errors import ConfigError, TrainingError, WeightsError
 from dca_fast.model.network import Network
 from dca_fast.train.data import Crops
@@ -59,6 +59,7 @@ class Recipe:
         average: decay of the averaged weights, per step.
         parts: of the network that are trained, of "analysis", "hyper", "factorised", "context", "synthesis"; the others
             stay as they are. None: all, and the gains.
+        effort: level of the encoder that is trained for, 0 or 1; "elic" transforms know level 0 only.
         bf16: on a GPU, convolutions of the transforms in bfloat16. The GEMMs of int8 layers are so there anyway.
     """
 
@@ -81,6 +82,7 @@ class Recipe:
     seed: int = 0
     save_minutes: float = 5
     compile: bool = False
+    effort: int = DEFAULT_EFFORT
     bf16: bool = True
     parts: tuple[str, ...] | None = None
 
@@ -143,12 +145,12 @@ def learning_rate(recipe: Recipe, since: int, elapsed: float) -> float:
 class Objective(nn.Module):
     """Network and loss in one module, which is what many processes run and what is compiled."""
 
-    def __init__(self, network: Network, balance: float) -> None:
+    def __init__(self, network: Network, balance: float, effort: int) -> None:
         super().__init__()
-        self.network, self.balance = network, balance
+        self.network, self.balance, self.effort = network, balance, effort
 
     def forward(self, image: Tensor, quality: Tensor, hyper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return loss_of(self.network(image, quality), image, quality, self.balance, hyper)
+        return loss_of(self.network(image, quality, effort=self.effort), image, quality, self.balance, hyper)
 
 
 def in_bfloat16(module: nn.Module, device: str) -> None:
@@ -240,7 +242,7 @@ class Trainer:
         if device.startswith("cuda") and recipe.bf16 and config.transforms == "elic":
             for transform in (self.network.analysis, self.network.synthesis):
                 in_bfloat16(transform, "cuda")
-        objective = world.parallel(Objective(self.network, recipe.balance))
+        objective = world.parallel(Objective(self.network, recipe.balance, recipe.effort if config.transforms == "patch" else 0))
         self.forward: Callable = torch.compile(objective) if recipe.compile else objective
         self._reader = ThreadPoolExecutor(1)
         self._ahead: tuple[int, Future] | None = None
