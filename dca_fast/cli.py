@@ -138,7 +138,8 @@ def _add_train(p: argparse.ArgumentParser) -> None:
     p.add_argument("--cooldown", type=_part, metavar="PART", help="of the time in which the rate falls (default: 0.35)")
     p.add_argument("--seed", type=int, metavar="N", help="another one for a run with --start draws other crops")
     p.add_argument("--parts", type=_names, metavar="PART,PART", help="train only these, as synthesis,context")
-    p.add_argument("--effort", type=int, choices=(0, 1), help="of the encoder that is trained for (default: 1)")
+    effort_help = "of the encoder that is trained for (default: 0); 1: with --parts, without analysis"
+    p.add_argument("--effort", type=int, choices=(0, 1), help=effort_help)
     p.add_argument("--optimiser", choices=("soap", "adam"), help="default: soap")
     p.add_argument("--threads", type=count, metavar="N", help="default: PyTorch's choice")
     p.add_argument("--device", default="cpu", metavar="NAME", help="default: %(default)s; cuda under torchrun: all")

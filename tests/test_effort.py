@@ -86,6 +86,21 @@ def test_the_adjoint_is_the_linear_part_transposed(codec: Codec) -> None:
     assert float(((slope - wanted) * steps).square().mean() / (wanted * steps).square().mean()) < 1e-3
 
 
+@pytest.mark.parametrize("size", [(128, 192), (100, 150)])
+def test_the_float_network_knows_level_1(codec: Codec, size: tuple[int, int]) -> None:
+    """What training sees of it is what the integer encoder does, within the difference of their tables."""
+    network, pixels = codec._refiner._network, photograph(*size, seed=3)
+    x, found = torch.from_numpy(pixels).float()[None] - 128, []
+    for level in (0, 1):
+        with torch.no_grad():
+            out = network(x, torch.tensor([62.5]), noisy=False, effort=level)
+        picture = codec.decode(codec.encode(pixels, 62.5, effort=level), "numpy")
+        error = np.square(picture - pixels.astype(np.float64)).mean()
+        assert float((out["image"] - x).square().mean()) == pytest.approx(error, rel=0.03)
+        found.append(error)
+    assert found[1] < 0.97 * found[0]
+
+
 def test_refinement_costs_less(codec: Codec) -> None:
     """On average: a small picture may end where it began."""
     ratios = []

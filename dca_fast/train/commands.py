@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -63,8 +63,8 @@ def train_here(args: argparse.Namespace, config: ModelConfig, world: World) -> C
     if args.threads:
         torch.set_num_threads(args.threads)
     start = load_float(args.start).state_dict() if args.start else None
-    given = ("minutes", "steps", "batch", "crop", "optimiser", "rate", "cooldown", "seed", "compile", "effort", "bf16", "parts")
-    recipe = Recipe(**{name: getattr(args, name) for name in given if getattr(args, name) is not None})
+    given = {f.name: getattr(args, f.name, None) for f in fields(Recipe)}
+    recipe = Recipe(**{name: value for name, value in given.items() if value is not None})
     with world.first_alone():
         data = open_data(args.data, args.cache or args.out / "photographs", max(SMALLEST, recipe.crop))
     Trainer(config, data, args.out, recipe, world.device, start, world).run()

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from dca_fast.config import DEFAULT_EFFORT, LAMBDA_MAX, LAMBDA_MIN, QUALITY_MAX, ModelConfig, price
+from dca_fast.config import LAMBDA_MAX, LAMBDA_MIN, QUALITY_MAX, ModelConfig, price
 from dca_fast.errors import ConfigError, TrainingError, WeightsError
 from dca_fast.model.network import Network
 from dca_fast.train.data import Crops
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 LOG_SECONDS = 20
 FORMAT = 2  # of a checkpoint's optimiser state
 WATCHED = 200  # steps whose mean loss may not exceed `ASTRAY` times the lowest such mean before
-ASTRAY = 1.5
+ASTRAY = 1.2
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class Recipe:
         average: decay of the averaged weights, per step.
         parts: of the network that are trained, of "analysis", "hyper", "factorised", "context", "synthesis"; the others
             stay as they are. None: all, and the gains.
-        effort: level of the encoder that is trained for, 0 or 1; "elic" transforms know level 0 only.
+        effort: level of the encoder that is trained for: 0, or 1 where "analysis" is not among `parts`. The answer of
+            level 1 undoes most of what f_a changes, so that f_a would drift (docs/training.md).
         bf16: on a GPU, convolutions of the transforms in bfloat16. The GEMMs of int8 layers are so there anyway.
     """
 
@@ -82,7 +83,7 @@ class Recipe:
     seed: int = 0
     save_minutes: float = 5
     compile: bool = False
-    effort: int = DEFAULT_EFFORT
+    effort: int = 0
     bf16: bool = True
     parts: tuple[str, ...] | None = None
 
@@ -192,6 +193,7 @@ class Trainer:
 
     Raises:
         WeightsError: the checkpoint in `folder` belongs to another configuration or version of the trainer.
+        ConfigError: a recipe that the configuration does not allow.
     """
 
     def __init__(
@@ -204,6 +206,8 @@ class Trainer:
         start: dict[str, Tensor] | None = None,
         world: World = ALONE,
     ) -> None:
+        if recipe.effort and (recipe.parts is None or "analysis" in recipe.parts or config.transforms != "patch"):
+            raise ConfigError('effort 1 is for parts without "analysis", and for "patch" transforms')
         torch.manual_seed(recipe.seed)
         self.recipe, self.folder, self.device, self.world = recipe, Path(folder), device, world
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -242,7 +246,7 @@ class Trainer:
         if device.startswith("cuda") and recipe.bf16 and config.transforms == "elic":
             for transform in (self.network.analysis, self.network.synthesis):
                 in_bfloat16(transform, "cuda")
-        objective = world.parallel(Objective(self.network, recipe.balance, recipe.effort if config.transforms == "patch" else 0))
+        objective = world.parallel(Objective(self.network, recipe.balance, recipe.effort))
         self.forward: Callable = torch.compile(objective) if recipe.compile else objective
         self._reader = ThreadPoolExecutor(1)
         self._ahead: tuple[int, Future] | None = None
