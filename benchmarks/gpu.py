@@ -200,7 +200,7 @@ def coder_times(gpu: Codec, image: np.ndarray) -> dict[str, float]:
     """The entropy coder and the search of the trellis alone, on the values of this image."""
     codec, cpu = gpu._device, Codec(device="cpu")
     assert codec is not None
-    symbols = cpu._symbols(np.ascontiguousarray(image), round(100 * QUALITY), 0)
+    symbols, _ = cpu._symbols(np.ascontiguousarray(image), round(100 * QUALITY), 0)
     parts = [tuple(torch.from_numpy(np.array(a)).cuda() for a in part) for part in symbols.parts]
     plain, groups = symbols.plain, latents.groups_of(image.shape[0], image.shape[1])
     lanes = choose_lanes(codec.coder.estimate_bytes([rows for _, rows in parts], plain) // groups)

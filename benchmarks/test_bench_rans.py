@@ -299,7 +299,7 @@ def residuals_of(paths: Sequence[Path], quality: int) -> tuple[Residuals, Rows]:
 
     vars(codec)["_quantiser"] = keeping
     for path in paths:
-        kept = codec._symbols(load_image(path).pixels, quality, DEFAULT_EFFORT)
+        kept, _ = codec._symbols(load_image(path).pixels, quality, DEFAULT_EFFORT)
         parts += [(symbols.astype(np.int32) * LATENT_STEPS, rows) for symbols, rows in kept.parts[: kept.plain]]
         parts += seen[-STEPS:]  # those of the last walk
     residuals, rows = zip(*parts, strict=True)

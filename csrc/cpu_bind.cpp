@@ -644,6 +644,39 @@ py::array bind_image(const py::array& patches, int size) {
   return to_space<uint8_t>(patches, size, int64_t{3} * size * size, "patches");
 }
 
+// Height and width of a picture [H, W, 3].
+const uint8_t* picture_of(const py::array& a, const char* name, int64_t& height, int64_t& width) {
+  const uint8_t* p = data<uint8_t>(a, name, {kAny, kAny, 3});
+  height = a.shape(0), width = a.shape(1);
+  require(height >= 1 && width >= 1 && width <= (1 << 24), "picture: expected at least one pixel");
+  return p;
+}
+
+py::array_t<uint8_t> bind_restore(const py::array& picture, const py::array& w) {
+  int64_t height, width;
+  const uint8_t* from = picture_of(picture, "picture", height, width);
+  const int8_t* weights = data<int8_t>(w, "w", {3, kAny});
+  const int64_t rings = w.shape(1) / 6;
+  require(w.shape(1) % 6 == 0 && rings >= 1 && rings <= kRings, "w: expected [3, 6 R] of 1 to 3 rings R");
+  auto out = fresh<uint8_t>({height, width, 3});
+  uint8_t* to = out.mutable_data();
+  Running running;
+  restore(from, height, width, weights, static_cast<int>(rings), to);
+  return out;
+}
+
+py::array_t<int64_t> bind_restore_sums(const py::array& picture, const py::array& image, int64_t stride) {
+  int64_t height, width;
+  const uint8_t* found = picture_of(picture, "picture", height, width);
+  const uint8_t* wanted = data<uint8_t>(image, "image", {height, width, 3});
+  require(stride >= 1 && stride <= (1 << 24), "stride: expected at least 1");
+  auto out = fresh<int64_t>({kRingFeatures, kRingFeatures + 3});
+  int64_t* to = out.mutable_data();
+  Running running;
+  restore_sums(found, wanted, height, width, stride, to);
+  return out;
+}
+
 bool is_byte(const py::array& x) { return py::isinstance<py::array_t<int8_t>>(x); }
 
 py::array bind_to_depth(const py::array& x) {
@@ -774,6 +807,8 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("reconstruct", &bind_reconstruct);
   m.def("patches_from_image", &bind_patches);
   m.def("image_from_patches", &bind_image);
+  m.def("restore", &bind_restore);
+  m.def("restore_sums", &bind_restore_sums);
   m.def("space_to_depth2", &bind_to_depth);
   m.def("depth_to_space2", &bind_to_space);
   m.def("depth_block", &bind_depth_block);

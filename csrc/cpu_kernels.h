@@ -16,6 +16,9 @@ constexpr int kMaxRow = 127;
 constexpr int kSkipRow = 255;  // of a symbol that is not coded
 constexpr int kTrellisStep = 160;  // of the grid of y's values, in 1/256 quantiser steps like means and latents
 
+// The restoration filter: RINGS and RING_LIMIT of dca_fast/config.py. 2040^2 * kRingRun fits 32 bits.
+constexpr int kRings = 3, kRingFeatures = 6 * kRings, kRingReach = 2, kRingLimit = 8, kRingRun = 512;
+
 constexpr int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 // A weight matrix [o, k] packed for one instruction set: groups of columns, then k, four bytes per column and
@@ -82,6 +85,11 @@ struct TokenTask {
   char* out;      // likewise
 };
 
+// Rows y - 2 to y + 2 of a picture, each colour by itself; kRingReach pixels more on both sides.
+struct RingRows {
+  const int16_t* at[2 * kRingReach + 1][3];
+};
+
 struct Kernels {
   const char* name;
   int slot;   // 0 to 3, the same for the same packed weights
@@ -115,6 +123,10 @@ struct Kernels {
                     int size, int32_t* out);
   void (*reconstruct)(const int16_t* q, const int32_t* mean, const float* const inv[2], const int group[2],
                       int width, int size, int16_t* y_hat);
+  // One row of a picture; w [3, 6 rings].
+  void (*restore)(const RingRows& rows, int width, const int8_t* w, int rings, uint8_t* out);
+  // The same, added to sums [kRingFeatures, kRingFeatures + 3], of which the part below the diagonal is left out.
+  void (*restore_sums)(const RingRows& rows, int width, const uint8_t* image, int64_t* sums);
 };
 
 const Kernels& scalar_kernels();

@@ -678,6 +678,78 @@ void attention(const AttentionTask& t) {
   blockwise_product(v, s.e_strip, s.e_stride, t.rows, Means{t, reciprocal});
 }
 
+// The features of `count` pixels of one colour and ring.
+template <int N>
+void ring(const int16_t* middle, const int16_t* const (&around)[N], int count, int16_t* __restrict plain,
+          int16_t* __restrict clamped) {
+  for (int i = 0; i < count; ++i) {
+    int16_t sum = 0, near = 0;
+    for (int n = 0; n < N; ++n) {
+      const int16_t d = static_cast<int16_t>(around[n][i] - middle[i]);
+      const int16_t low = d < -kRingLimit ? int16_t{-kRingLimit} : d;
+      sum = static_cast<int16_t>(sum + d);
+      near = static_cast<int16_t>(near + (low > kRingLimit ? int16_t{kRingLimit} : low));
+    }
+    plain[i] = sum;
+    clamped[i] = near;
+  }
+}
+
+void ring_features(const RingRows& rows, int x, int count, int rings, int16_t (*f)[kRingRun]) {
+  for (int c = 0; c < 3; ++c) {
+    const auto at = [&](int dy, int dx) { return rows.at[kRingReach + dy][c] + x + dx; };
+    const int16_t* const around[8] = {at(-1, -1), at(-1, 0), at(-1, 1), at(0, -1),
+                                      at(0, 1),   at(1, -1), at(1, 0),  at(1, 1)};
+    ring(at(0, 0), around, count, f[c], f[3 + c]);
+    const int16_t* const cross[4] = {at(-1, 0), at(0, -1), at(0, 1), at(1, 0)};
+    if (rings > 1) ring(at(0, 0), cross, count, f[6 + c], f[9 + c]);
+    const int16_t* const far[4] = {at(-2, 0), at(0, -2), at(0, 2), at(2, 0)};
+    if (rings > 2) ring(at(0, 0), far, count, f[12 + c], f[15 + c]);
+  }
+}
+
+void restore(const RingRows& rows, int width, const int8_t* w, int rings, uint8_t* out) {
+  int16_t f[kRingFeatures][kRingRun];
+  int32_t acc[kRingRun];
+  uint8_t found[3][kRingRun];
+  for (int x = 0; x < width; x += kRingRun) {
+    const int count = width - x < kRingRun ? width - x : kRingRun;
+    ring_features(rows, x, count, rings, f);
+    for (int c = 0; c < 3; ++c) {
+      for (int i = 0; i < count; ++i) acc[i] = 128;
+      for (int j = 0; j < 6 * rings; ++j) {
+        const int32_t weight = w[c * 6 * rings + j];
+        for (int i = 0; weight && i < count; ++i) acc[i] += weight * f[j][i];
+      }
+      const int16_t* middle = rows.at[kRingReach][c] + x;
+      for (int i = 0; i < count; ++i) {
+        const int32_t v = middle[i] + (acc[i] >> 8);
+        found[c][i] = static_cast<uint8_t>(v < 0 ? 0 : v > 255 ? 255 : v);
+      }
+    }
+    for (int i = 0; i < count; ++i)
+      for (int c = 0; c < 3; ++c) out[3 * (x + i) + c] = found[c][i];
+  }
+}
+
+void restore_sums(const RingRows& rows, int width, const uint8_t* image, int64_t* sums) {
+  constexpr int kAll = kRingFeatures + 3;
+  int16_t f[kAll][kRingRun];
+  for (int x = 0; x < width; x += kRingRun) {
+    const int count = width - x < kRingRun ? width - x : kRingRun;
+    ring_features(rows, x, count, kRings, f);
+    for (int c = 0; c < 3; ++c)
+      for (int i = 0; i < count; ++i)
+        f[kRingFeatures + c][i] = static_cast<int16_t>(image[3 * (x + i) + c] - rows.at[kRingReach][c][x + i]);
+    for (int a = 0; a < kRingFeatures; ++a)
+      for (int b = a; b < kAll; ++b) {
+        int32_t sum = 0;
+        for (int i = 0; i < count; ++i) sum += int32_t{f[a][i]} * f[b][i];
+        sums[a * kAll + b] += sum;
+      }
+  }
+}
+
 #ifndef OWN_TOKENS
 constexpr decltype(Kernels::tokens_bytes) tokens_bytes = nullptr;
 constexpr decltype(Kernels::pack_tokens) pack_tokens = nullptr;
@@ -687,4 +759,4 @@ constexpr decltype(Kernels::tokens) tokens = nullptr;
 #define KERNEL_FIELDS                                                                                         \
   kGroup, kBytes ? 0x80 : 0, supported, START, grouped, layer_bytes, pack_layer, strip_stride, linear, operand,      \
       pack8, unpack8, depthwise_bytes, pack_depthwise, depthwise, attention_bytes, attention, tokens_bytes,   \
-      pack_tokens, tokens, add_rows, residuals, reconstruct
+      pack_tokens, tokens, add_rows, residuals, reconstruct, restore, restore_sums

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 namespace dca {
 namespace {
@@ -669,6 +670,77 @@ void patches_from_image(const uint8_t* image, const Map& map, int size, int16_t*
   for_runs(map, size, [&](int64_t from, int64_t to, int64_t run) {
     for (int64_t j = 0; j < run; ++j) out[to + j] = static_cast<int16_t>(image[from + j] - 128);
   });
+}
+
+namespace {
+
+constexpr int64_t kRestoreWork = 256;  // products that the features of a pixel, and three weighted sums, take as long as
+
+// Rows of a picture, each colour by itself and wider by kRingReach on both sides.
+class Planes {
+ public:
+  Planes(int64_t rows, int64_t width)
+      : width_(width), stride_(width + 2 * kRingReach), values_(static_cast<size_t>(3 * rows * stride_)) {}
+
+  void load(int64_t row, const uint8_t* pixels) {
+    for (int c = 0; c < 3; ++c) {
+      int16_t* to = values_.data() + (3 * row + c) * stride_;
+      for (int64_t x = 0; x < width_; ++x) to[kRingReach + x] = pixels[3 * x + c];
+      for (int64_t x = 0; x < kRingReach; ++x) {
+        to[x] = to[kRingReach];
+        to[kRingReach + width_ + x] = to[kRingReach + width_ - 1];
+      }
+    }
+  }
+
+  // Around row + kRingReach.
+  RingRows around(int64_t row) const {
+    RingRows out;
+    for (int64_t y = 0; y <= 2 * kRingReach; ++y)
+      for (int64_t c = 0; c < 3; ++c) out.at[y][c] = values_.data() + (3 * (row + y) + c) * stride_ + kRingReach;
+    return out;
+  }
+
+ private:
+  int64_t width_, stride_;
+  std::vector<int16_t> values_;
+};
+
+}  // namespace
+
+void restore(const uint8_t* picture, int64_t height, int64_t width, const int8_t* w, int rings, uint8_t* out) {
+  constexpr int64_t kBand = 32;
+  parallel_for(divide_up(height, kBand), height * width * kRestoreWork, [&](int64_t band) {
+    const int64_t top = band * kBand, rows = std::min(kBand, height - top);
+    Planes planes(rows + 2 * kRingReach, width);
+    for (int64_t y = 0; y < rows + 2 * kRingReach; ++y)
+      planes.load(y, picture + std::clamp<int64_t>(top + y - kRingReach, 0, height - 1) * width * 3);
+    for (int64_t y = 0; y < rows; ++y)
+      kernels().restore(planes.around(y), static_cast<int>(width), w, rings, out + (top + y) * width * 3);
+  });
+}
+
+void restore_sums(const uint8_t* picture, const uint8_t* image, int64_t height, int64_t width, int64_t stride,
+                  int64_t* sums) {
+  constexpr int64_t kRows = 16, kAll = kRingFeatures + 3, kSums = kRingFeatures * kAll;
+  const int64_t rows = divide_up(height, stride), tasks = divide_up(rows, kRows);
+  std::vector<int64_t> parts(static_cast<size_t>(tasks * kSums));
+  parallel_for(tasks, rows * width * kRestoreWork, [&](int64_t task) {
+    Planes planes(2 * kRingReach + 1, width);
+    for (int64_t i = task * kRows; i < std::min(rows, (task + 1) * kRows); ++i) {
+      for (int64_t y = 0; y <= 2 * kRingReach; ++y)
+        planes.load(y, picture + std::clamp<int64_t>(i * stride + y - kRingReach, 0, height - 1) * width * 3);
+      kernels().restore_sums(planes.around(0), static_cast<int>(width), image + i * stride * width * 3,
+                             parts.data() + task * kSums);
+    }
+  });
+  for (int64_t a = 0; a < kRingFeatures; ++a)
+    for (int64_t b = a; b < kAll; ++b) {
+      int64_t sum = 0;
+      for (int64_t task = 0; task < tasks; ++task) sum += parts[static_cast<size_t>(task * kSums + a * kAll + b)];
+      sums[a * kAll + b] = sum;
+      if (b < kRingFeatures) sums[b * kAll + a] = sum;
+    }
 }
 
 void space_to_depth(const void* x, const Map& map, int s, int element, void* out) {

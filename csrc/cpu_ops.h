@@ -109,6 +109,10 @@ void residuals(const int16_t* y, const int32_t* mean, const float* gain, const M
 void reconstruct(const int16_t* q, const int32_t* mean, const float* inv, const Map& map, int step,
                  int16_t* y_hat);
 void patches_from_image(const uint8_t* image, const Map& map, int size, int16_t* out);
+// Pictures are [height, width, 3]; w [3, 6 rings]; sums [kRingFeatures, kRingFeatures + 3].
+void restore(const uint8_t* picture, int64_t height, int64_t width, const int8_t* w, int rings, uint8_t* out);
+void restore_sums(const uint8_t* picture, const uint8_t* image, int64_t height, int64_t width, int64_t stride,
+                  int64_t* sums);
 // Moves blocks of s x s sites into channels or back; `map` is the larger map, elements have `element` bytes.
 void space_to_depth(const void* x, const Map& map, int s, int element, void* out);
 void depth_to_space(const void* x, const Map& map, int s, int element, void* out);

@@ -1,7 +1,7 @@
 """Codec: images to bytes and back. The whole path is readable here; each stage has its own module.
 
 encode: image -> pad -> analyse -> y, z -> walk (latents) -> rANS -> container
-decode: container -> rANS <-> walk (latents) -> y_hat -> synthesise -> crop -> image
+decode: container -> rANS <-> walk (latents) -> y_hat -> synthesise -> crop -> restore -> image
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dca_fast import container, image_io, latents
+from dca_fast import container, image_io, latents, restoration
 from dca_fast import weights as weights_io
 from dca_fast.adjoint import Adjoint
 from dca_fast.backends import resolve
 from dca_fast.config import ALIGN, DEFAULT_EFFORT, QUALITY_MAX, TRELLIS_PRICE, ModelConfig
-from dca_fast.effort import Search, Step, Tools, one_step, step_multipliers
+from dca_fast.effort import Search, Step, Tools, one_step, step_multipliers, worth
 from dca_fast.effort import check as check_effort
 from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import Tables
@@ -233,12 +233,12 @@ class Codec:
         if height * width > self.max_pixels:
             raise LimitExceededError(f"{width} x {height} pixels exceed the limit of {self.max_pixels}")
         sections = self._sections(source, metadata)
-        stream, digest = self._encode_pixels(pixels, q, level, progress)
+        stream, digest, weights = self._encode_pixels(pixels, q, level, progress)
         if progress is not None and level <= 1:
             progress(1.0)
         gray = source is not None and source.gray
         return container.pack(
-            container.Header(width, height, q, self._weights.model_id, digest, gray), stream, sections
+            container.Header(width, height, q, self._weights.model_id, digest, gray, weights), stream, sections
         )
 
     def _encode_pixels(
@@ -247,24 +247,35 @@ class Codec:
         quality: int,
         effort: int,
         progress: Callable[[float], None] | None,
-    ) -> tuple[bytes, int]:
-        """The stream and the digest of its symbols; quality in 1/100."""
+    ) -> tuple[bytes, int, tuple[int, ...]]:
+        """The stream, the digest of its symbols, and the restoration filter; quality in 1/100."""
         if self._device is not None and effort <= 1:
             image = pixels if isinstance(pixels, Tensor) else _as_tensor(pixels)
             return self._device.encode(image.to(self._device.device), quality, effort)
         array = pixels.cpu().numpy() if isinstance(pixels, Tensor) else pixels
+        program, size = self._program(quality), (array.shape[0], array.shape[1])
+        groups, picture = latents.groups_of(*size), None
         if effort > 1:
-            size, program = (array.shape[0], array.shape[1]), self._program(quality)
-            groups = latents.groups_of(*size)
             tools = Tools(self._coder, self._quantiser(groups), groups, self._adjoint, lambda: self._refiner)
             best = Search(tools, program, _padded(array), size, quality / QUALITY_STEPS).run(effort, progress)
-            return best.stream, best.digest
-        symbols = self._symbols(array, quality, effort)
-        groups = latents.groups_of(array.shape[0], array.shape[1])
-        return self._coder.encode(symbols.parts, groups=groups, plain=symbols.plain), symbols.digest
+            stream, digest, picture = best.stream, best.digest, program.synthesise(best.y_hat)
+        else:
+            symbols, picture = self._symbols(array, quality, effort)
+            stream, digest = self._coder.encode(symbols.parts, groups=groups, plain=symbols.plain), symbols.digest
+        if picture is None:
+            return stream, digest, ()
+        found, original = picture[0, : size[0], : size[1]].contiguous(), _as_tensor(array)
+        return stream, digest, restoration.fit(program.ops, found, original, worth(quality / QUALITY_STEPS))
 
-    def _symbols(self, pixels: npt.NDArray[np.uint8], quality: int, effort: int) -> latents.EncoderSource:
-        """Everything of the encoder before the entropy coder; quality in 1/100, effort 0 or 1."""
+    def _symbols(
+        self, pixels: npt.NDArray[np.uint8], quality: int, effort: int
+    ) -> tuple[latents.EncoderSource, Tensor | None]:
+        """Everything of the encoder before the entropy coder, and from effort 1 on the picture that it makes.
+
+        Args:
+            quality: in 1/100.
+            effort: 0 or 1.
+        """
         program, image = self._program(quality), _padded(pixels)
         size = pixels.shape[0], pixels.shape[1]
         quantise = self._quantiser(latents.groups_of(*size))
@@ -274,7 +285,7 @@ class Codec:
         y = program.analyse(image)
         source = latents.EncoderSource(program, y, program.hyper_analyse(y), quantise)
         latents.code(program, source, *latents.sites(*size))
-        return source
+        return source, None
 
     def _quantiser(self, groups: int) -> latents.Quantiser:
         return latents.quantiser(self._coder, self._charges, groups)
@@ -334,6 +345,9 @@ class Codec:
         alpha = dca.sections.get(container.Section.ALPHA)
         plane = None if alpha is None else image_io.unpack_alpha(alpha, header.width, header.height)
         pixels = self._decode_pixels(header, dca.stream)
+        if header.restoration:
+            ops = self._programs.model.ops if self._device is None else self._device.ops
+            pixels = ops.restore(pixels.contiguous(), restoration.as_tensor(header.restoration).to(pixels.device))
         if header.grayscale:
             pixels = _luma(pixels)[:, :, None].expand(-1, -1, 3)  # all three planes equal, as they were
         if output == "torch":

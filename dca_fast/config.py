@@ -44,6 +44,15 @@ CENTER, ESCAPE = 127, 255  # symbols of the entropy coder: that of value 0, and 
 SKIP_ROW = 255  # table row of a symbol that is not coded: it is zero and costs nothing
 FIRST_CODED_ROW = 6  # symbols with scales below 0.14 quantiser steps are not coded
 
+# The restoration filter (docs/restoration.md): where a pixel's neighbours lie, ring by ring, as rows and columns away;
+# from which difference on a neighbour counts no more; and its weights' unit.
+RINGS = (
+    ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)),
+    ((-1, 0), (0, -1), (0, 1), (1, 0)),
+    ((-2, 0), (0, -2), (0, 2), (2, 0)),
+)
+RING_LIMIT, RING_STEPS = 8, 256
+
 PATCH = 8  # pixels per side of the first patch of the "patch" transforms
 STRIDE = 16  # pixels per latent site
 ALIGN = 64  # images are padded to multiples of this: two more halvings for the regional hyper latent

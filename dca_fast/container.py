@@ -1,12 +1,12 @@
 """The .dca file, as docs/bitstream.md specifies it: bytes only, no arrays.
 
-magic | version | flags | model id | width | height | quality | digest | sections | stream | CRC-32
+magic | version | flags | model id | width | height | quality | digest | restoration | sections | stream | CRC-32
 """
 
 import struct
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 from dca_fast.errors import (
@@ -30,11 +30,12 @@ __all__ = [
     "check_sections",
     "inspect",
     "pack",
+    "pack_restoration",
     "parse",
 ]
 
 MAGIC = b"\x89DCA\r\n"
-VERSION = 2
+VERSION = 3
 MAX_SIDE = 65535
 MAX_QUALITY = 10000
 MAX_SECTION_BYTES = 1 << 24
@@ -42,8 +43,11 @@ DEFAULT_MAX_PIXELS = 1 << 28
 
 _GRAYSCALE = 0x01
 _SECTIONS = 0x02
+_RESTORATION = 0x04
 _END_OF_SECTIONS = 0
 _CRC_BYTES = 4
+_WEIGHTS = (18, 36, 54)  # of the restoration filter
+_MAX_WEIGHT = 127
 _BytesLike = bytes | bytearray | memoryview
 
 
@@ -67,6 +71,7 @@ class Header:
         model_id: 4 bytes, the start of the SHA-256 of the integer weights.
         digest: 32-bit digest of the decoded symbols.
         grayscale: the source had one colour channel.
+        restoration: weights of the filter behind the decoder, -127..127: none, or 18 for each of one to three rings.
     """
 
     width: int
@@ -75,6 +80,7 @@ class Header:
     model_id: bytes
     digest: int
     grayscale: bool = False
+    restoration: tuple[int, ...] = ()
 
     def problem(self) -> str | None:
         """Return what is wrong with the values, or None."""
@@ -86,6 +92,8 @@ class Header:
             return f"the model id has {len(self.model_id)} bytes, not 4"
         if not 0 <= self.digest < 1 << 32:
             return f"digest {self.digest} does not fit 32 bits"
+        if len(self.restoration) not in (0, *_WEIGHTS) or any(abs(w) > _MAX_WEIGHT for w in self.restoration):
+            return "restoration has not 18 weights within +-127 for each of at most three rings"
         return None
 
 
@@ -133,11 +141,14 @@ def pack(header: Header, stream: bytes, sections: Mapping[Section, bytes] | None
         raise InputError(problem)
     present = sorted((Section(tag), payload) for tag, payload in (sections or {}).items() if payload)
     flags = (_GRAYSCALE if header.grayscale else 0) | (_SECTIONS if present else 0)
+    flags |= _RESTORATION if header.restoration else 0
     out = bytearray(MAGIC)
     out += struct.pack("<BB4s", VERSION, flags, header.model_id)
     out += _leb128(header.width) + _leb128(header.height)
     out += struct.pack("<HI", header.quality, header.digest)
     check_sections(sections or {})
+    if header.restoration:
+        out += pack_restoration(header.restoration)
     for tag, payload in present:
         out.append(tag)
         out += _leb128(len(payload)) + payload
@@ -145,6 +156,48 @@ def pack(header: Header, stream: bytes, sections: Mapping[Section, bytes] | None
         out.append(_END_OF_SECTIONS)
     out += stream
     return bytes(out + zlib.crc32(out).to_bytes(_CRC_BYTES, "little"))
+
+
+def pack_restoration(weights: tuple[int, ...]) -> bytes:
+    """The weights of the restoration filter as a file holds them: Rice codes with the parameter that takes least."""
+    mapped = [2 * w if w >= 0 else -2 * w - 1 for w in weights]
+    sizes = [sum((value >> k) + 1 + k for value in mapped) for k in range(8)]
+    k = sizes.index(min(sizes))
+    bits, at = 0, 0
+    for value in mapped:
+        ones = value >> k
+        bits |= ((1 << ones) - 1 | (value & (1 << k) - 1) << ones + 1) << at
+        at += ones + 1 + k
+    return bytes([len(weights) // 18 | k << 2]) + bits.to_bytes(-(-at // 8), "little")
+
+
+def _read_restoration(reader: "_Reader") -> tuple[int, ...]:
+    start, head = reader.position, reader.take(1)[0]
+    rings, k = head & 3, head >> 2 & 7
+    if not rings or head >> 5:
+        raise CorruptStreamError(f"malformed restoration at byte {start}")
+    bits, known = 0, 0
+    weights: list[int] = []
+
+    def take() -> int:
+        nonlocal bits, known
+        if not known:
+            bits, known = reader.take(1)[0], 8
+        bit, bits, known = bits & 1, bits >> 1, known - 1
+        return bit
+
+    while len(weights) < 18 * rings:
+        ones = 0
+        while take():
+            ones += 1
+            if ones << k > 2 * _MAX_WEIGHT:
+                raise CorruptStreamError(f"a weight of the restoration at byte {reader.position} is too large")
+        value = ones << k | sum(take() << i for i in range(k))
+        weights.append(-(value + 1 >> 1) if value & 1 else value >> 1)
+    found = tuple(weights)
+    if max(map(abs, found)) > _MAX_WEIGHT or pack_restoration(found) != reader.data[start : reader.position]:
+        raise CorruptStreamError(f"malformed restoration at byte {start}")
+    return found
 
 
 def check_sections(sections: Mapping[Section, bytes]) -> None:
@@ -230,7 +283,7 @@ def _check_start(data: bytes) -> None:
 
 def _read_fields(reader: "_Reader", max_pixels: int) -> Dca:
     flags = reader.take(1)[0]
-    if unknown := flags & ~(_GRAYSCALE | _SECTIONS):
+    if unknown := flags & ~(_GRAYSCALE | _SECTIONS | _RESTORATION):
         raise UnsupportedVersionError(f"unknown flags {unknown:#04x}")
     model_id = reader.take(4)
     width, height = reader.leb128(), reader.leb128()
@@ -240,6 +293,8 @@ def _read_fields(reader: "_Reader", max_pixels: int) -> Dca:
         raise CorruptStreamError(problem)
     if width * height > max_pixels:
         raise LimitExceededError(f"{width} x {height} pixels exceed the limit of {max_pixels}")
+    if flags & _RESTORATION:
+        header = replace(header, restoration=_read_restoration(reader))
     sections = _read_sections(reader) if flags & _SECTIONS else {}
     return Dca(header, reader.rest(), sections)
 

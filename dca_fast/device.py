@@ -15,10 +15,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from dca_fast import latents
+from dca_fast import latents, restoration
 from dca_fast.adjoint import Adjoint
 from dca_fast.config import DEFAULT_EFFORT, STRIDE, TRELLIS_PRICE
-from dca_fast.effort import Step, one_step, step_multipliers
+from dca_fast.effort import Step, one_step, step_multipliers, worth
 from dca_fast.entropy.coder import choose_lanes
 from dca_fast.entropy.device import DeviceCoder, DeviceDecoder
 from dca_fast.entropy.tables import Tables
@@ -96,8 +96,9 @@ class _DecoderSource:
 
 def _analyse(
     program: Program, image: Tensor, size: Size, step: Step, effort: int, rows: int | None
-) -> latents.EncoderSource:
-    """Everything of the encoder before the coder: uint8 [1, H, W, 3] to values and rows of each part.
+) -> tuple[latents.EncoderSource, Tensor | None]:
+    """Everything of the encoder before the coder: uint8 [1, H, W, 3] to values and rows of each part, and from effort 1
+    on the picture that they make.
 
     Args:
         size: height and width without the padding.
@@ -108,7 +109,7 @@ def _analyse(
     y = program.analyse(image, rows)
     source = _EncoderSource(program, y, program.hyper_analyse(y), step.quantise)
     latents.code(program, source, *latents.sites(*size))
-    return source
+    return source, None
 
 
 def _synthesise(program: Program, decoder: DeviceDecoder, grid: Size, valid: Size, rows: int | None) -> Tensor:
@@ -136,7 +137,7 @@ class _EncoderGraph:
         self.lock, self.settings, self.image = threading.Lock(), _Settings(model), image.clone()
         views = self.settings.views
         work = partial(_analyse, Program(model, views), self.image, size, step(views["step"]), effort, None)
-        self.graph, self.source = _record(work)
+        self.graph, (self.source, self.picture) = _record(work)
 
 
 class _DecoderGraph:
@@ -175,7 +176,7 @@ class DeviceCodec:
     """
 
     def __init__(self, weights: Weights, ops: Ops, tables: Tables, device: torch.device | str) -> None:
-        self.tables, self.coder = tables, DeviceCoder(tables, device)
+        self.ops, self.tables, self.coder = ops, tables, DeviceCoder(tables, device)
         self.device = self.coder.device
         self._programs = ProgramSet(weights, ops, self.device)
         self._model = self._programs.model
@@ -198,7 +199,7 @@ class DeviceCodec:
         image, here = torch.zeros(height, width, 3, dtype=torch.uint8, device=self.device), effort <= 1
         for turn in range(2):
             if here or turn == 0:
-                stream, _ = self.encode(image, 0, effort if here else 0)
+                stream = self.encode(image, 0, effort if here else 0)[0]
             self.decode(stream, height, width, 0)
 
     def recorded(self, height: int, width: int, effort: int = DEFAULT_EFFORT) -> bool:
@@ -207,7 +208,7 @@ class DeviceCodec:
         with self._lock:
             return all(self._seen.get(key) for key in keys)
 
-    def encode(self, image: Tensor, quality: int, effort: int = DEFAULT_EFFORT) -> tuple[bytes, int]:
+    def encode(self, image: Tensor, quality: int, effort: int = DEFAULT_EFFORT) -> tuple[bytes, int, tuple[int, ...]]:
         """Compress uint8 [H, W, 3] on the device.
 
         Args:
@@ -215,7 +216,7 @@ class DeviceCodec:
             effort: 0 or 1.
 
         Returns:
-            The stream and the digest of its symbols, as on every other backend.
+            The stream, the digest of its symbols and the restoration filter, as on every other backend.
 
         Raises:
             DeviceMemoryError: the device has too little memory even by strips.
@@ -236,10 +237,17 @@ class DeviceCodec:
                     graph.settings.load(quality)
                     graph.image.copy_(padded)
                     graph.graph.replay()
-                    return self._code(graph.source, groups)
+                    return *self._code(graph.source, groups), self._restoration(graph.picture, image, quality)
             program, at = self._programs.at(quality), step(self._multipliers(quality))
             work = partial(_analyse, program, padded, (height, width), at, effort)
-            return self._code(self._in_memory(work), groups)
+            source, picture = self._in_memory(work)
+            return *self._code(source, groups), self._restoration(picture, image, quality)
+
+    def _restoration(self, picture: Tensor | None, image: Tensor, quality: int) -> tuple[int, ...]:
+        if picture is None:
+            return ()
+        found = picture[0, : image.shape[0], : image.shape[1]].contiguous()
+        return restoration.fit(self.ops, found, image.contiguous(), worth(quality / QUALITY_STEPS))
 
     def _quantise(self, groups: int, residuals: Tensor, rows: Tensor) -> Tensor:
         return self.coder.quantise(residuals.flatten(), rows.flatten(), self._charges, groups).view(rows.shape)

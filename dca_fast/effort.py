@@ -128,9 +128,9 @@ def one_step(
     size: tuple[int, int],
     source: Callable[..., latents.EncoderSource] = latents.EncoderSource,
     rows: int | None = None,
-) -> latents.EncoderSource:
-    """Level 1: one step along the linear part, whatever comes of it: no picture is made of the result, one stream is
-    coded. Nothing in it depends on the data, so that a GPU can record it.
+) -> tuple[latents.EncoderSource, Tensor]:
+    """Level 1: one step along the linear part, whatever comes of it: one stream is coded. Nothing in it depends on the
+    data, so that a GPU can record it.
 
     Args:
         program: at the quality.
@@ -138,6 +138,9 @@ def one_step(
         size: height and width of the picture without its padding.
         source: class of the sources.
         rows: as `Program.analyse` takes them.
+
+    Returns:
+        What is coded, and the picture it makes.
     """
     y = program.analyse(image, rows)
     z, grid = program.hyper_analyse(y), latents.sites(*size)
@@ -147,8 +150,7 @@ def one_step(
     slope = step.adjoint.answer(image, program.synthesise(y_hat, rows), size, rows)
     answered = source(program, step.adjoint.moved(y_hat, slope, step.m, y), z, step.quantise)
     latents.code_hyper(program, answered, *grid)
-    latents.code_steps(program, answered, features, *grid)
-    return answered
+    return answered, program.synthesise(latents.code_steps(program, answered, features, *grid), rows)
 
 
 class Tools(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from dca_fast.ops import Ops, collect
+from dca_fast.ops.reference import restore_sums  # a product of float64 matrices, exact on a GPU as well
 
 from .attention import token_attention, token_block, window_attention, window_block
 from .gemm import (
@@ -30,6 +31,7 @@ from .pointwise import (
     quadtree_gather,
     reconstruct,
     residuals,
+    restore,
     space_to_depth2,
 )
 
@@ -53,6 +55,8 @@ __all__ = [
     "quadtree_gather",
     "reconstruct",
     "residuals",
+    "restore",
+    "restore_sums",
     "space_to_depth2",
     "token_attention",
     "token_block",

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dca_fast.config import CENTER, ESCAPE, QUADTREE, SKIP_ROW, TRELLIS_STEP
+from dca_fast.config import CENTER, ESCAPE, QUADTREE, RING_LIMIT, SKIP_ROW, TRELLIS_STEP
 
 from .numerics import EXACT, LIMIT8, LIMIT16, LIMIT_MEAN, requantise, saturating_add
 
@@ -46,6 +46,7 @@ _ESCAPE = tl.constexpr(ESCAPE)
 _ESCAPE_FLAG = tl.constexpr(64)
 _RAW_BITS = tl.constexpr(16)
 _TRELLIS_STEP = tl.constexpr(TRELLIS_STEP)
+_RING_LIMIT = tl.constexpr(RING_LIMIT)
 
 
 def _launch(kernel: Any, count: int, *args: Any, block: int = BLOCK) -> None:
@@ -218,6 +219,65 @@ def depth_to_space2(x: Tensor) -> Tensor:
 
 
 # Packing: the coded positions of a part, or what the encoder needs of them, without the gaps.
+
+
+# The restoration filter.
+
+
+@triton.jit
+def _difference(picture, y, x, dy, dx, height, width, c, middle, inside):
+    """Of a neighbour and the middle; beyond the border the pixels of the border count."""
+    row = tl.minimum(tl.maximum(y + dy, 0), height - 1)
+    column = tl.minimum(tl.maximum(x + dx, 0), width - 1)
+    return tl.load(picture + (row * width + column) * 3 + c, inside, 0).to(tl.int32) - middle
+
+
+@triton.jit
+def _weighed(acc, plain, near, w, ring, c, output, RINGS: tl.constexpr):
+    at = w + output * 6 * RINGS + 6 * ring + c
+    return acc + plain * tl.load(at).to(tl.int32) + near * tl.load(at + 3).to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["height", "width"])
+def _restore_kernel(
+    count, picture, w, out, height, width, RINGS: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr
+):
+    at = _places(LONG, BLOCK)
+    inside = at < count
+    y, x = at // width, at % width
+    red = tl.zeros([BLOCK], tl.int32) + 128
+    green, blue = red, red
+    for c in tl.static_range(3):
+        middle = tl.load(picture + at * 3 + c, inside, 0).to(tl.int32)
+        for ring in tl.static_range(RINGS):
+            plain = tl.zeros([BLOCK], tl.int32)
+            near = plain
+            for n in tl.static_range(8 if ring == 0 else 4):
+                if ring == 0:  # the 3 x 3 pixels but the middle one
+                    d = _difference(
+                        picture, y, x, (n + n // 4) // 3 - 1, (n + n // 4) % 3 - 1, height, width, c, middle, inside
+                    )
+                else:
+                    reach = ring * (1 - n % 2 * 2)
+                    d = _difference(
+                        picture, y, x, reach * (n // 2), reach * (1 - n // 2), height, width, c, middle, inside
+                    )
+                plain += d
+                near += tl.minimum(tl.maximum(d, -_RING_LIMIT), _RING_LIMIT)
+            red = _weighed(red, plain, near, w, ring, c, 0, RINGS)
+            green = _weighed(green, plain, near, w, ring, c, 1, RINGS)
+            blue = _weighed(blue, plain, near, w, ring, c, 2, RINGS)
+    for c in tl.static_range(3):
+        acc = red if c == 0 else (green if c == 1 else blue)
+        found = tl.load(picture + at * 3 + c, inside, 0).to(tl.int32) + (acc >> 8)
+        tl.store(out + at * 3 + c, tl.minimum(tl.maximum(found, 0), 255).to(tl.uint8), inside)
+
+
+def restore(picture: Tensor, w: Tensor) -> Tensor:
+    out = torch.empty_like(picture)
+    height, width = picture.shape[:2]
+    _launch(_restore_kernel, height * width, picture, w, out, height, width, w.shape[1] // 6)
+    return out
 
 
 class SymbolTable(NamedTuple):

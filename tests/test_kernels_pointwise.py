@@ -129,6 +129,17 @@ def expected_bounds(rows: Tensor, groups: int) -> list[int]:
     return [int((rows[: n * g // groups] != SKIP_ROW).sum()) for g in range(groups + 1)]
 
 
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (9, 130), (40, 33)])
+@pytest.mark.parametrize("rings", [1, 2, 3])
+def test_restoration(size: tuple[int, int], rings: int) -> None:
+    picture = torch.randint(0, 256, (*size, 3)).to(torch.uint8)
+    picture[: size[0] // 2].clamp_(100, 110)  # differences on both sides of the limit
+    same(pointwise.restore, reference.restore, picture, torch.randint(-127, 128, (3, 6 * rings)).to(torch.int8))
+    for weight in (-127, 127):
+        same(pointwise.restore, reference.restore, picture, torch.full((3, 6 * rings), weight, dtype=torch.int8))
+
+
+
 @pytest.mark.parametrize(("n", "coded", "groups"), [(1, 1.0, 1), (1, 0.0, 3), (777, 0.3, 5), (12500, 0.5, 7)])
 def test_pack_rows(n: int, coded: float, groups: int) -> None:
     rows = rows_of(n, coded)
@@ -240,6 +251,7 @@ def dca_s_calls() -> None:
     pointwise.reconstruct(y[..., :96].contiguous(), mean, m, 1, y)
     pointwise.image_from_patches(pointwise.patches_from_image(image).to(torch.uint8))
     pointwise.depth_to_space2(pointwise.space_to_depth2(int8(1, h, w, 160)))
+    pointwise.restore(image[0], torch.ones(3, 18, dtype=torch.int8, device=image.device))
     table = pointwise.SymbolTable(torch.zeros(384, 256, 2, dtype=torch.int32), torch.zeros(384, dtype=torch.uint8))
     pointwise.pack_rows(row, 4)
     pointwise.pack_symbols(y[..., :96].contiguous(), row, table, 4)

@@ -85,12 +85,15 @@ def test_the_program_on_kernels_is_the_reference_program(quantise: latents.Quant
 def test_a_step_of_effort_on_kernels_is_that_of_the_reference(quantise: latents.Quantiser) -> None:
     """Values of level 1, of a picture that its last site is not full of."""
     model, image = weights.load(weights.find("dca-s")), torch.from_numpy(photograph(64, 64, seed=8))[None]
-    parts = []
+    parts, pictures = [], []
     for operations, device in ((reference.OPS, torch.device("cpu")), (ops.OPS, DEVICE)):
         program = ProgramSet(model, operations, device).at(6000)
         multipliers = step_multipliers(program.gain.cpu(), 60).to(device)
         step = Step(Adjoint(model, operations, device), quantise, multipliers)
-        parts.append(one_step(program, step, image.to(device), (60, 41), Kept).parts)
+        source, picture = one_step(program, step, image.to(device), (60, 41), Kept)
+        parts.append(source.parts)
+        pictures.append(picture.cpu())
+    assert torch.equal(*pictures)
     assert all(a.equal(b) for mine, theirs in zip(*parts, strict=True) for a, b in zip(mine, theirs, strict=True))
 
 

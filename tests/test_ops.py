@@ -106,6 +106,44 @@ def test_add_saturates(shape: tuple[int, ...]) -> None:
     assert torch.equal(reference.add(x, y).int(), (x.int() + y.int()).clamp(-32767, 32767))
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 2), (40, 33), (5, 1030), (100, 31)])
+def test_restoration(size: tuple[int, int]) -> None:
+    picture, image = (torch.randint(0, 256, (*size, 3)).to(torch.uint8) for _ in range(2))
+    picture[: size[0] // 2].clamp_(100, 110)  # differences on both sides of the limit
+    for rings in (1, 2, 3):
+        every_backend("restore", picture, torch.randint(-127, 128, (3, 6 * rings)).to(torch.int8))
+    for stride in (1, 3):
+        every_backend("restore_sums", picture, image, stride)
+
+
+def test_restoration_at_the_ends_of_its_range() -> None:
+    """The largest features, sums of a whole run of them, and results beyond both ends of a byte."""
+    rows, columns = torch.meshgrid(torch.arange(20), torch.arange(1100), indexing="ij")
+    dots = ((rows % 3 == 1) & (columns % 3 == 1)).to(torch.uint8).mul(255)[:, :, None].repeat(1, 1, 3)
+    assert int(reference.ring_features(dots, 3).abs().max()) == 8 * 255
+    for picture in (dots, 255 - dots):
+        for weight in (-127, 127):
+            every_backend("restore", picture, torch.full((3, 18), weight, dtype=torch.int8))
+        every_backend("restore_sums", picture, 255 - picture, 1)
+    step = torch.zeros(6, 600, 3, dtype=torch.uint8)
+    step[1::3] = 255
+    every_backend("restore_sums", step, 255 - step, 1)
+
+
+def test_restoration_of_a_hand_made_picture() -> None:
+    picture = torch.zeros(5, 5, 3, dtype=torch.uint8)
+    picture[2, 2] = torch.tensor([100, 4, 0])
+    w = torch.zeros(3, 18, dtype=torch.int8)
+    w[0, 0], w[0, 6], w[1, 9], w[2, 1 + 12] = 16, 32, 64, 64
+    out = reference.restore(picture, w)
+    # The middle: red 100 - (16 * 8 * 100 + 32 * 4 * 100) / 256; green, from red's clamped cross, 4 - 64 * 4 * 8 / 256.
+    assert out[2, 2].tolist() == [0, 0, 0]
+    assert out[2, 1].tolist() == [19, 2, 0]
+    assert out[1, 1].tolist() == [6, 0, 0]
+    assert out[2, 0].tolist() == [0, 0, 1]
+    assert not out[0, 1].any()
+
+
 @pytest.mark.parametrize("shape", MAPS)
 def test_depthwise_and_block(shape: tuple[int, ...]) -> None:
     c, hidden = shape[-1], shape[-1] + 5

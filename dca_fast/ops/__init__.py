@@ -191,6 +191,10 @@ class Ops:
     # (image uint8 [N, H, W, 3], size) -> int16 [N, H/size, W/size, 3 size^2], and back from uint8
     patches_from_image: Callable[..., Tensor]
     image_from_patches: Callable[..., Tensor]
+    # (picture uint8 [H, W, 3], w int8 [3, 6 R], of R rings, 1..3) -> uint8 [H, W, 3]
+    restore: Callable[[Tensor, Tensor], Tensor]
+    # (picture and image uint8 [H, W, 3], stride) -> int64 [18, 21], from every stride-th row
+    restore_sums: Callable[[Tensor, Tensor, int], Tensor]
     # (x int8 or int16 [N, H, W, C]) -> [N, H/2, W/2, 4C], and back
     space_to_depth2: Callable[[Tensor], Tensor]
     depth_to_space2: Callable[[Tensor], Tensor]

@@ -169,6 +169,14 @@ def image_from_patches(patches: Tensor, size: int = 8) -> Tensor:
     return _tensor(_cpu.image_from_patches(patches.numpy(), size))
 
 
+def restore(picture: Tensor, w: Tensor) -> Tensor:
+    return _tensor(_cpu.restore(picture.numpy(), w.numpy()))
+
+
+def restore_sums(picture: Tensor, image: Tensor, stride: int) -> Tensor:
+    return _tensor(_cpu.restore_sums(picture.numpy(), image.numpy(), stride))
+
+
 def space_to_depth2(x: Tensor) -> Tensor:
     return _tensor(_cpu.space_to_depth2(x.numpy()))
 

@@ -12,7 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from dca_fast.config import QUADTREE, SKIP_ROW, TRELLIS_STEP
+from dca_fast.config import QUADTREE, RING_LIMIT, RING_STEPS, RINGS, SKIP_ROW, TRELLIS_STEP
 from dca_fast.ops import (
     DepthBlockParams,
     Depthwise,
@@ -260,6 +260,59 @@ def patches_from_image(image: Tensor, size: int = 8) -> Tensor:
 def image_from_patches(patches: Tensor, size: int = 8) -> Tensor:
     """uint8 [N, h, w, 3 size^2] -> uint8 [N, size h, size w, 3], in the order of `patches_from_image`."""
     return _depth_to_space(patches, size)
+
+
+def ring_features(picture: Tensor, rings: int, stride: int = 1) -> Tensor:
+    """What the restoration filter weighs: for each ring the sums of its pixels' differences from the middle, then those
+    of the differences clamped to +-RING_LIMIT. Beyond the border the pixels of the border count.
+
+    Args:
+        picture: uint8 [H, W, 3].
+        rings: of `RINGS`, the first so many.
+        stride: of the rows to look at.
+
+    Returns:
+        int32 [ceil(H / stride), W, 6 rings], order (ring, plain or clamped, colour), within +-2040.
+    """
+    (height, width), x = picture.shape[:2], picture.to(torch.int32)
+    down = torch.arange(0, height, stride, device=picture.device)
+    across = torch.arange(width, device=picture.device)
+    features = []
+    for ring in RINGS[:rings]:
+        at = [((down + i).clamp(0, height - 1), (across + j).clamp(0, width - 1)) for i, j in ring]
+        differences = torch.stack([x[rows][:, columns] - x[::stride] for rows, columns in at])
+        for values in (differences, differences.clamp(-RING_LIMIT, RING_LIMIT)):
+            features.append(values.sum(0, dtype=torch.int32))
+    return torch.cat(features, -1)
+
+
+def restore(picture: Tensor, w: Tensor) -> Tensor:
+    """The restoration filter (docs/restoration.md).
+
+    Args:
+        picture: uint8 [H, W, 3].
+        w: int8 [3, 6 R], in 1/RING_STEPS, for the colours of the result and `ring_features` of R rings.
+
+    Returns:
+        uint8 [H, W, 3].
+    """
+    features = ring_features(picture, w.shape[1] // 6)
+    acc = (features.double() @ w.double().T).to(torch.int64)
+    return (picture + ((acc + RING_STEPS // 2) >> 8)).clamp(0, 255).to(torch.uint8)
+
+
+def restore_sums(picture: Tensor, image: Tensor, stride: int) -> Tensor:
+    """Normal equations of the restoration filter with all rings, over rows 0, stride, 2 stride...
+
+    Args:
+        picture, image: uint8 [H, W, 3], decoded and original.
+
+    Returns:
+        int64 [18, 21]: sums of products of the features with each other, then with the error image - picture.
+    """
+    features = ring_features(picture, len(RINGS), stride).flatten(0, 1).double()
+    error = (image[::stride].to(torch.int32) - picture[::stride].to(torch.int32)).flatten(0, 1).double()
+    return (features.T @ torch.cat((features, error), 1)).to(torch.int64)
 
 
 def space_to_depth2(x: Tensor) -> Tensor:

@@ -1,0 +1,96 @@
+"""The restoration filter's weights: what takes most of the error that is left, for the bits they cost.
+
+The filter (`ops.reference.restore`) is linear in its weights, so that the best ones are those of a linear regression;
+they are fitted to the decoded picture and sent with it (docs/restoration.md). Everything here is rounded alike on every
+machine: integers, and floats in a fixed order.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dca_fast.config import RING_STEPS, RINGS
+from dca_fast.container import pack_restoration
+from dca_fast.ops import Ops
+
+SAMPLES = 196608  # pixels, about, that a fit looks at
+RIDGE = 16  # a sample adds 1 / RIDGE to the squares of every feature: what the weights' rounding costs anyway
+LIMIT = 127
+
+
+def fit(ops: Ops, picture: Tensor, image: Tensor, bits: float) -> tuple[int, ...]:
+    """The weights for a picture.
+
+    Args:
+        ops: a backend.
+        picture, image: uint8 [H, W, 3] on its device, decoded and original.
+        bits: that a squared error of one grey level (mean of the three colours) is worth.
+
+    Returns:
+        As `Header.restoration`: none where no weights are worth their bits.
+    """
+    height, width = picture.shape[:2]
+    stride = max(1, height * width // SAMPLES)
+    sums = ops.restore_sums(picture, image, stride).cpu().numpy()
+    rows = -(-height // stride)
+    return choose(sums, rows * width, bits * height / rows)
+
+
+def choose(sums: npt.NDArray[np.int64], samples: int, bits: float) -> tuple[int, ...]:
+    """`fit`, from the normal equations [18, 21] of so many samples, a squared error in which is worth `bits`."""
+    products, wanted = sums[:, :18].tolist(), sums[:, 18:].tolist()
+    best, saved = (), 0.0
+    for rings, solution in enumerate(_solutions(products, wanted, samples / RIDGE), 1):
+        w = [[max(-LIMIT, min(LIMIT, round(x * RING_STEPS))) for x in row] for row in solution]
+        size, gain = 6 * rings, 0  # of the squared error, in 1 / RING_STEPS^2
+        for c, row in enumerate(w):
+            gain += sum(
+                row[i] * (2 * RING_STEPS * wanted[i][c] - sum(row[j] * products[i][j] for j in range(size)))
+                for i in range(size)
+            )
+        weights = tuple(x for row in w for x in row)
+        worth = gain / RING_STEPS**2 / 3 * bits - 8 * len(pack_restoration(weights))
+        if worth > saved:
+            best, saved = weights, worth
+    return best
+
+
+def _solutions(products: list[list[int]], wanted: list[list[int]], ridge: float) -> list[list[list[float]]]:
+    """Of the first 6, 12 and 18 equations, by Cholesky's factors, which they share: weights of each colour."""
+    size = len(products)
+    factor, middle = [[0.0] * size for _ in range(size)], [[0.0] * 3 for _ in range(size)]
+    for i in range(size):
+        row = factor[i]
+        for j in range(i):
+            total = float(products[i][j])
+            for k in range(j):
+                total -= row[k] * factor[j][k]
+            row[j] = total / factor[j][j]
+        total = products[i][i] + ridge
+        for k in range(i):
+            total -= row[k] * row[k]
+        row[i] = max(total, ridge) ** 0.5
+        for c in range(3):
+            total = float(wanted[i][c])
+            for k in range(i):
+                total -= row[k] * middle[k][c]
+            middle[i][c] = total / row[i]
+    found = []
+    for rings in range(1, len(RINGS) + 1):
+        weights = [[0.0] * (6 * rings) for _ in range(3)]
+        for c, w in enumerate(weights):
+            for i in reversed(range(6 * rings)):
+                total = middle[i][c]
+                for k in range(i + 1, 6 * rings):
+                    total -= factor[k][i] * w[k]
+                w[i] = total / factor[i][i]
+        found.append(weights)
+    return found
+
+
+def as_tensor(weights: tuple[int, ...]) -> Tensor:
+    """As the operation takes them: int8 [3, 6 R]."""
+    return torch.tensor(weights, dtype=torch.int8, device="cpu").view(3, -1)
