@@ -100,7 +100,7 @@ class _Shared:
 
 def _as_tensor(pixels: npt.NDArray[np.uint8]) -> Tensor:
     """The same memory if contiguous. PyTorch has no read-only tensors and warns; nothing writes to this one."""
-    pixels = np.ascontiguousarray(pixels)
+    pixels = np.ascontiguousarray(pixels).ravel().reshape(pixels.shape)  # sides of one pixel may keep negative strides
     return torch.from_numpy(pixels if pixels.flags.writeable else np.asarray(_Shared(pixels)))
 
 
@@ -262,10 +262,12 @@ class Codec:
         else:
             symbols, picture = self._symbols(array, quality, effort)
             stream, digest = self._coder.encode(symbols.parts, groups=groups, plain=symbols.plain), symbols.digest
-        if picture is None:
-            return stream, digest, ()
-        found, original = picture[0, : size[0], : size[1]].contiguous(), _as_tensor(array)
-        return stream, digest, restoration.fit(program.ops, found, original, worth(quality / QUALITY_STEPS))
+        return stream, digest, () if picture is None else self._fit(picture, array, quality)
+
+    def _fit(self, picture: Tensor, pixels: npt.NDArray[np.uint8], quality: int) -> tuple[int, ...]:
+        """The restoration filter from the decoded picture, which has padding, to the pixels; quality in 1/100."""
+        found = picture[0, : pixels.shape[0], : pixels.shape[1]].contiguous()
+        return restoration.fit(self._programs.model.ops, found, _as_tensor(pixels), worth(quality / QUALITY_STEPS))
 
     def _symbols(
         self, pixels: npt.NDArray[np.uint8], quality: int, effort: int
@@ -346,8 +348,7 @@ class Codec:
         plane = None if alpha is None else image_io.unpack_alpha(alpha, header.width, header.height)
         pixels = self._decode_pixels(header, dca.stream)
         if header.restoration:
-            ops = self._programs.model.ops if self._device is None else self._device.ops
-            pixels = ops.restore(pixels.contiguous(), restoration.as_tensor(header.restoration).to(pixels.device))
+            pixels = self._restore(pixels, header.restoration)
         if header.grayscale:
             pixels = _luma(pixels)[:, :, None].expand(-1, -1, 3)  # all three planes equal, as they were
         if output == "torch":
@@ -371,6 +372,10 @@ class Codec:
         decoder.finish()
         _compare(source.digest, header.digest)
         return program.synthesise(y_hat)[0, : header.height, : header.width]
+
+    def _restore(self, pixels: Tensor, weights: tuple[int, ...]) -> Tensor:
+        ops = self._programs.model.ops if self._device is None else self._device.ops
+        return ops.restore(pixels.contiguous(), restoration.as_tensor(weights).to(pixels.device))
 
     def warm_up(self, height: int, width: int, *, effort: int = DEFAULT_EFFORT) -> None:
         """Prepare for images of one size: on a CUDA device, compile and record what they need. Else there is no need.

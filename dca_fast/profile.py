@@ -135,6 +135,10 @@ def instrument(codec: Codec, recorder: Recorder, parts: list[Any]) -> Codec:
         return twin
 
     twin = copy.copy(codec)
+    vars(twin).update(
+        _fit=recorder.staged(codec._fit, "restoration", "container"),
+        _restore=recorder.staged(codec._restore, "restoration", "crop"),
+    )
     if codec._device is not None:
         vars(twin).update(_device=profile_device.follow(codec._device, staged, stepped, recorder, parts))
         return twin

@@ -42,7 +42,8 @@ def fit(ops: Ops, picture: Tensor, image: Tensor, bits: float) -> tuple[int, ...
 def choose(sums: npt.NDArray[np.int64], samples: int, bits: float) -> tuple[int, ...]:
     """`fit`, from the normal equations [18, 21] of so many samples, a squared error in which is worth `bits`."""
     products, wanted = sums[:, :18].tolist(), sums[:, 18:].tolist()
-    best, saved = (), 0.0
+    best: tuple[int, ...] = ()
+    saved = 0.0
     for rings, solution in enumerate(_solutions(products, wanted, samples / RIDGE), 1):
         w = [[max(-LIMIT, min(LIMIT, round(x * RING_STEPS))) for x in row] for row in solution]
         size, gain = 6 * rings, 0  # of the squared error, in 1 / RING_STEPS^2

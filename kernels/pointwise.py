@@ -276,7 +276,10 @@ def _restore_kernel(
 def restore(picture: Tensor, w: Tensor) -> Tensor:
     out = torch.empty_like(picture)
     height, width = picture.shape[:2]
-    _launch(_restore_kernel, height * width, picture, w, out, height, width, w.shape[1] // 6)
+    count, block = height * width, 256  # two pixels a thread: more do not fit the registers
+    _restore_kernel[triton.cdiv(count, block),](
+        count, picture, w, out, height, width, w.shape[1] // 6, 4 * count >= 1 << 31, block, num_warps=4, **EXACT
+    )
     return out
 
 

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 import dca_fast
 from dca_fast import container
-from dca_fast.container import Header, Section, inspect, pack, parse
+from dca_fast.container import Header, Section, inspect, pack, pack_restoration, parse
 from dca_fast.errors import (
     BitstreamError,
     CorruptStreamError,
@@ -24,6 +25,8 @@ HEADER = Header(width=768, height=5, quality=6000, model_id=b"\x01\x02\x03\x04",
 SECTIONS = {Section.ALPHA: b"a" * 200, Section.ICC: b"profile"}
 PLAIN = pack(HEADER, b"stream")
 FULL = pack(HEADER, b"stream", SECTIONS)
+FILTER = tuple(range(-9, 9)) + (0,) * 17 + (-127,)
+FILTERED = pack(replace(HEADER, restoration=FILTER), b"stream", SECTIONS)
 HEADER_BYTES = 6 + 1 + 1 + 4 + 2 + 1 + 2 + 4
 
 
@@ -39,7 +42,7 @@ def with_flags(flags: int, tail: bytes) -> bytes:
 
 
 def test_bytes_of_a_small_file() -> None:
-    body = b"\x89DCA\r\n" + b"\x02\x02" + b"\x01\x02\x03\x04" + b"\x80\x06" + b"\x05" + b"\x70\x17"
+    body = b"\x89DCA\r\n" + b"\x03\x02" + b"\x01\x02\x03\x04" + b"\x80\x06" + b"\x05" + b"\x70\x17"
     body += b"\xef\xbe\xad\xde" + b"\x01\x07profile" + b"\x04\xc8\x01" + b"a" * 200 + b"\x00" + b"stream"
     assert sealed(body) == FULL
 
@@ -59,6 +62,9 @@ def test_round_trip_keeps_everything() -> None:
     grayscale=st.booleans(),
     stream=st.binary(max_size=300),
     sections=st.dictionaries(st.sampled_from(Section), st.binary(min_size=1, max_size=300)),
+    restoration=st.integers(0, 3).flatmap(
+        lambda rings: st.tuples(*[st.integers(-127, 127) | st.integers(-3, 3)] * (18 * rings))
+    ),
 )
 def test_any_file_round_trips(
     width: int,
@@ -69,8 +75,9 @@ def test_any_file_round_trips(
     grayscale: bool,
     stream: bytes,
     sections: dict[Section, bytes],
+    restoration: tuple[int, ...],
 ) -> None:
-    header = Header(width, height, quality, model_id, digest, grayscale)
+    header = Header(width, height, quality, model_id, digest, grayscale, restoration)
     data = pack(header, stream, sections)
     dca = parse(memoryview(bytearray(data)), max_pixels=65535 * 65535)
     assert (dca.header, dca.stream, dca.sections) == (header, stream, sections)
@@ -81,7 +88,7 @@ def test_empty_payloads_are_left_out() -> None:
     assert pack(HEADER, b"stream", {Section.XMP: b""}) == PLAIN
 
 
-@pytest.mark.parametrize("data", [PLAIN, FULL], ids=["plain", "sections"])
+@pytest.mark.parametrize("data", [PLAIN, FULL, FILTERED], ids=["plain", "sections", "filtered"])
 def test_every_truncation_is_an_error(data: bytes) -> None:
     stream_start = len(data) - 4 - len(b"stream")
     for size in range(1, len(data)):
@@ -91,7 +98,7 @@ def test_every_truncation_is_an_error(data: bytes) -> None:
         assert caught.type is (TruncatedStreamError if size - 4 < stream_start else CorruptStreamError), size
 
 
-@pytest.mark.parametrize("data", [PLAIN, FULL], ids=["plain", "sections"])
+@pytest.mark.parametrize("data", [PLAIN, FULL, FILTERED], ids=["plain", "sections", "filtered"])
 def test_every_bit_flip_is_an_error(data: bytes) -> None:
     for bit in range(8 * len(data)):
         damaged = bytearray(data)
@@ -104,7 +111,7 @@ def test_every_bit_flip_is_an_error(data: bytes) -> None:
 
 @given(st.binary(max_size=64))
 def test_hostile_fields_under_a_right_checksum(tail: bytes) -> None:
-    data = sealed(b"\x89DCA\r\n\x02" + tail)
+    data = sealed(b"\x89DCA\r\n\x03" + tail)
     try:
         dca = parse(data)
     except BitstreamError:
@@ -119,10 +126,10 @@ def test_other_files_are_named_as_such(data: bytes) -> None:
 
 
 def test_other_formats_are_named_as_such() -> None:
-    for version in (1, 3):
+    for version in (1, 2, 4):
         with pytest.raises(UnsupportedVersionError, match=f"version {version}"):
             parse(sealed(PLAIN[:6] + bytes([version]) + PLAIN[7:-4]))
-    with pytest.raises(UnsupportedVersionError, match="flags 0x84"):
+    with pytest.raises(UnsupportedVersionError, match="flags 0x80"):
         parse(with_flags(0x84, b""))
     with pytest.raises(UnsupportedVersionError, match="tag 5"):
         parse(with_flags(2, b"\x05\x01x\x00"))
@@ -194,9 +201,40 @@ def test_pack_refuses_large_sections() -> None:
         pack(HEADER, b"", {Section.XMP: bytes(limit + 1)})
 
 
+def test_bytes_of_a_restoration_filter() -> None:
+    # One ring; of the parameters 0 takes least: a one and a zero more for each value but zero.
+    assert pack_restoration((0,) * 18) == b"\x01" + bytes(3)
+    assert pack_restoration((1, -1, 0, 2) + (0,) * 14) == b"\x01\xcb\x03\x00\x00"
+    sizes = {len(pack_restoration(tuple([weight] * 18))) for weight in (-127, 127)}
+    assert sizes == {1 + 18 * 9 // 8 + 1}
+
+
+@pytest.mark.parametrize(
+    ("tail", "match"),
+    [
+        (b"\x00" + bytes(3), "malformed restoration"),  # no ring
+        (b"\x21" + bytes(3), "malformed restoration"),  # a bit that means nothing
+        (b"\x05" + bytes(5), "malformed restoration"),  # a parameter that takes more bits
+        (b"\x01" + bytes(2) + b"\x80", "malformed restoration"),  # bits behind the last weight
+        (b"\x01" + b"\xff" * 60, "too large"),
+        (b"\x1d" + b"\xff" * 60, "too large"),
+        (b"\x1d" + b"\xfe" * 60, "malformed restoration"),  # -128
+    ],
+)
+def test_malformed_restoration_filters_are_refused(tail: bytes, match: str) -> None:
+    with pytest.raises(CorruptStreamError, match=match):
+        parse(with_flags(4, tail + b"stream"))
+
+
+def test_restoration_filters_that_no_file_holds() -> None:
+    for weights in ((1,) * 17, (128,) + (0,) * 17, (0,) * 72):
+        with pytest.raises(InputError, match="restoration"):
+            pack(replace(HEADER, restoration=weights), b"stream")
+
+
 def test_inspect_tells_the_facts() -> None:
     info = dca_fast.inspect(FULL)
-    assert (info.version, info.width, info.height, info.quality) == (2, 768, 5, 60.0)
+    assert (info.version, info.width, info.height, info.quality) == (3, 768, 5, 60.0)
     assert (info.grayscale, info.model_id, info.digest) == (False, "01020304", 0xDEADBEEF)
     assert info.section_bytes == {"icc": 7, "alpha": 200}
     assert (info.stream_bytes, info.file_bytes) == (6, len(FULL))

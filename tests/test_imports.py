@@ -37,6 +37,7 @@ LAYERS = {
     "latents": 3,
     "export": 3,
     "adjoint": 2,
+    "restoration": 2,
     "refine": 4,
     "effort": 4,
     "device": 4,

@@ -139,7 +139,6 @@ def test_restoration(size: tuple[int, int], rings: int) -> None:
         same(pointwise.restore, reference.restore, picture, torch.full((3, 6 * rings), weight, dtype=torch.int8))
 
 
-
 @pytest.mark.parametrize(("n", "coded", "groups"), [(1, 1.0, 1), (1, 0.0, 3), (777, 0.3, 5), (12500, 0.5, 7)])
 def test_pack_rows(n: int, coded: float, groups: int) -> None:
     rows = rows_of(n, coded)

@@ -1,0 +1,120 @@
+"""The weights of the restoration filter: a regression, rounded and paid for."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from dca_fast import Codec, restoration
+from dca_fast.container import pack_restoration, parse
+from dca_fast.ops import native, reference
+from dca_fast.testing import photograph
+
+
+def blurred(pixels: np.ndarray) -> torch.Tensor:
+    x = torch.from_numpy(pixels).float().permute(2, 0, 1)[:, None]
+    return (
+        torch.nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)[:, 0]
+        .permute(1, 2, 0)
+        .round()
+        .byte()
+        .contiguous()
+    )
+
+
+def squares(a: torch.Tensor, b: torch.Tensor) -> int:
+    return int((a.int() - b.int()).square().sum())
+
+
+def test_weights_are_those_of_the_regression() -> None:
+    image = torch.from_numpy(photograph(90, 130, seed=2))
+    picture = blurred(image.numpy())
+    sums = reference.restore_sums(picture, image, 1)
+    products, wanted = sums[:, :18].double(), sums[:, 18:].double()
+    ridge = 90 * 130 / restoration.RIDGE
+    found = restoration._solutions(sums[:, :18].tolist(), sums[:, 18:].tolist(), ridge)
+    for rings, solution in enumerate(found, 1):
+        k = 6 * rings
+        expected = torch.linalg.solve(products[:k, :k] + ridge * torch.eye(k).double(), wanted[:k]).T
+        torch.testing.assert_close(torch.tensor(solution).double(), expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("ops", [reference.OPS, native.OPS], ids=["reference", "native"])
+def test_the_filter_takes_error_away_and_is_worth_its_bits(ops: object) -> None:
+    image = torch.from_numpy(photograph(150, 200, seed=5))
+    picture, bits = blurred(image.numpy()), 0.01
+    weights = restoration.fit(ops, picture, image, bits)  # type: ignore[arg-type]
+    assert weights == restoration.fit(reference.OPS, picture, image, bits)
+    before, after = squares(picture, image), squares(reference.restore(picture, restoration.as_tensor(weights)), image)
+    assert (before - after) / 3 * bits > 8 * len(pack_restoration(weights))
+    assert after < 0.7 * before
+    assert restoration.fit(reference.OPS, picture, image, 1e-9) == ()
+    assert restoration.fit(reference.OPS, image, image, 1.0) == ()
+
+
+def test_more_bits_buy_more_rings() -> None:
+    image = torch.from_numpy(photograph(150, 200, seed=5))
+    sizes = [len(restoration.fit(native.OPS, blurred(image.numpy()), image, bits)) for bits in (1e-9, 0.003, 1.0)]
+    assert sizes == sorted(sizes)
+    assert (sizes[0], sizes[-1]) == (0, 54)
+
+
+def test_the_gain_is_what_rounded_weights_bring() -> None:
+    """The normal equations say it to the bit, but for the filter's rounding and the ends of a byte."""
+    image = torch.from_numpy(photograph(80, 80, seed=1)) // 2 + 64
+    picture = blurred(image.numpy())
+    sums = reference.restore_sums(picture, image, 1).numpy()
+    weights = restoration.choose(sums, 6400, 1.0)
+    size = len(weights) // 3
+    assert size > 0
+    w = [[Fraction(x, 256) for x in weights[c * size : (c + 1) * size]] for c in range(3)]
+    gain = sum(
+        2 * w[c][i] * int(sums[i, 18 + c]) - w[c][i] * sum(w[c][j] * int(sums[i, j]) for j in range(size))
+        for c in range(3)
+        for i in range(size)
+    )
+    after = squares(reference.restore(picture, restoration.as_tensor(weights)), image)
+    rounding = picture.numel() / 12
+    assert abs(squares(picture, image) - gain + rounding - after) < 0.3 * rounding + 0.01 * gain
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+def test_flat_pictures_need_no_filter(value: int) -> None:
+    flat = torch.full((70, 90, 3), value, dtype=torch.uint8)
+    assert restoration.fit(native.OPS, flat, flat, 1.0) == ()
+    noise = (flat.int() + torch.randint(-2, 3, flat.shape)).clamp(0, 255).byte()
+    assert restoration.fit(native.OPS, flat, noise, 1.0) == ()  # nothing to weigh
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 500), (300, 2), (130, 190)])
+@pytest.mark.parametrize("gray", [False, True])
+def test_files_with_filters_decode_alike(size: tuple[int, int], gray: bool) -> None:
+    pixels = photograph(*size, seed=4)
+    image = pixels[:, :, 1] if gray else pixels
+    codec, slow = Codec(threads=2), Codec(backend="reference")
+    data = codec.encode(image, 90)
+    assert slow.encode(image, 90) == data
+    assert np.array_equal(slow.decode(data, "numpy"), codec.decode(data, "numpy"))
+    assert size != (130, 190) or parse(data).header.restoration
+    assert not parse(codec.encode(image, 90, effort=0)).header.restoration
+
+
+def test_large_pictures_are_fitted_to_some_of_their_rows() -> None:
+    image = torch.from_numpy(np.tile(photograph(200, 300, seed=3), (5, 4, 1)))
+    picture, seen = blurred(image.numpy()), []
+
+    class Watching:
+        @staticmethod
+        def restore_sums(picture: torch.Tensor, image: torch.Tensor, stride: int) -> torch.Tensor:
+            seen.append(stride)
+            return native.restore_sums(picture, image, stride)
+
+    weights = restoration.fit(Watching, picture, image, 0.01)  # type: ignore[arg-type]
+    assert seen == [6]
+    after = squares(native.restore(picture, restoration.as_tensor(weights)), image)
+    whole = restoration.choose(native.restore_sums(picture, image, 1).numpy(), image.numel() // 3, 0.01)
+    best = squares(native.restore(picture, restoration.as_tensor(whole)), image)
+    assert best <= after < 1.02 * best < 0.9 * squares(picture, image)
