@@ -3,7 +3,7 @@
     python benchmarks/validation_loss.py PHOTOGRAPHS CHECKPOINT [CHECKPOINT ...]
 
 For each checkpoint (averaged weights) or float weights: mean loss, and bits per pixel and PSNR at each quality. Latents
-are rounded as in files; bits are the model's estimates.
+are quantised as in files, bits are the model's estimates; there is no restoration filter.
 """
 
 from __future__ import annotations
