@@ -288,8 +288,8 @@ def residuals_of(paths: Sequence[Path], quality: int) -> tuple[Residuals, Rows]:
     seen: list[tuple[Residuals, Rows]] = []
     quantiser = codec._quantiser
 
-    def keeping(groups: int, price: int) -> Quantiser:
-        quantise = quantiser(groups, price)
+    def keeping(groups: int) -> Quantiser:
+        quantise = quantiser(groups)
 
         def call(residuals: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
             seen.append((residuals.flatten().numpy(), rows.flatten().numpy()))
