@@ -277,12 +277,15 @@ def ring_features(picture: Tensor, rings: int, stride: int = 1) -> Tensor:
     (height, width), x = picture.shape[:2], picture.to(torch.int32)
     down = torch.arange(0, height, stride, device=picture.device)
     across = torch.arange(width, device=picture.device)
-    features = []
+    middle, features = x[::stride], []
     for ring in RINGS[:rings]:
-        at = [((down + i).clamp(0, height - 1), (across + j).clamp(0, width - 1)) for i, j in ring]
-        differences = torch.stack([x[rows][:, columns] - x[::stride] for rows, columns in at])
-        for values in (differences, differences.clamp(-RING_LIMIT, RING_LIMIT)):
-            features.append(values.sum(0, dtype=torch.int32))
+        plain, clamped = torch.zeros_like(middle), torch.zeros_like(middle)
+        for i, j in ring:
+            rows, columns = (down + i).clamp(0, height - 1), (across + j).clamp(0, width - 1)
+            difference = x[rows][:, columns] - middle
+            plain += difference
+            clamped += difference.clamp(-RING_LIMIT, RING_LIMIT)
+        features += [plain, clamped]
     return torch.cat(features, -1)
 
 
