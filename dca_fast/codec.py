@@ -266,9 +266,9 @@ class Codec:
         return stream, digest, () if picture is None else self._fit(picture, array, quality)
 
     def _fit(self, picture: Tensor, pixels: npt.NDArray[np.uint8], quality: int) -> tuple[int, ...]:
-        """The restoration filter from the decoded picture, which has padding, to the pixels; quality in 1/100."""
-        found = picture[0, : pixels.shape[0], : pixels.shape[1]].contiguous()
-        return restoration.fit(self._programs.model.ops, found, _as_tensor(pixels), worth(quality / QUALITY_STEPS))
+        """The restoration filter from the decoded picture [1, H, W, 3] to the pixels; quality in 1/100."""
+        bits = worth(quality / QUALITY_STEPS)
+        return restoration.fit(self._programs.model.ops, picture[0], _as_tensor(pixels), bits)
 
     def _symbols(
         self, pixels: npt.NDArray[np.uint8], quality: int, effort: int

@@ -47,7 +47,7 @@ _RESTORATION = 0x04
 _END_OF_SECTIONS = 0
 _CRC_BYTES = 4
 _WEIGHTS = (18, 36, 54)  # of the restoration filter
-_MAX_WEIGHT = 127
+MAX_WEIGHT = 127
 _BytesLike = bytes | bytearray | memoryview
 
 
@@ -92,7 +92,7 @@ class Header:
             return f"the model id has {len(self.model_id)} bytes, not 4"
         if not 0 <= self.digest < 1 << 32:
             return f"digest {self.digest} does not fit 32 bits"
-        if len(self.restoration) not in (0, *_WEIGHTS) or any(abs(w) > _MAX_WEIGHT for w in self.restoration):
+        if len(self.restoration) not in (0, *_WEIGHTS) or any(abs(w) > MAX_WEIGHT for w in self.restoration):
             return "restoration has not 18 weights within +-127 for each of at most three rings"
         return None
 
@@ -190,12 +190,12 @@ def _read_restoration(reader: "_Reader") -> tuple[int, ...]:
         ones = 0
         while take():
             ones += 1
-            if ones << k > 2 * _MAX_WEIGHT:
+            if ones << k > 2 * MAX_WEIGHT:
                 raise CorruptStreamError(f"a weight of the restoration at byte {reader.position} is too large")
         value = ones << k | sum(take() << i for i in range(k))
         weights.append(-(value + 1 >> 1) if value & 1 else value >> 1)
     found = tuple(weights)
-    if max(map(abs, found)) > _MAX_WEIGHT or pack_restoration(found) != reader.data[start : reader.position]:
+    if max(map(abs, found)) > MAX_WEIGHT or pack_restoration(found) != reader.data[start : reader.position]:
         raise CorruptStreamError(f"malformed restoration at byte {start}")
     return found
 

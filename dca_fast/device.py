@@ -246,8 +246,7 @@ class DeviceCodec:
     def _restoration(self, picture: Tensor | None, image: Tensor, quality: int) -> tuple[int, ...]:
         if picture is None:
             return ()
-        found = picture[0, : image.shape[0], : image.shape[1]].contiguous()
-        return restoration.fit(self.ops, found, image.contiguous(), worth(quality / QUALITY_STEPS))
+        return restoration.fit(self.ops, picture[0], image.contiguous(), worth(quality / QUALITY_STEPS))
 
     def _quantise(self, groups: int, residuals: Tensor, rows: Tensor) -> Tensor:
         return self.coder.quantise(residuals.flatten(), rows.flatten(), self._charges, groups).view(rows.shape)

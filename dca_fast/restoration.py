@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from dca_fast.config import RING_STEPS, RINGS
-from dca_fast.container import pack_restoration
+from dca_fast.container import MAX_WEIGHT, pack_restoration
 from dca_fast.ops import Ops
 
 SAMPLES = 196608  # pixels, about, that a fit looks at
 RIDGE = 16  # a sample adds 1 / RIDGE to the squares of every feature: what the weights' rounding costs anyway
-LIMIT = 127
 
 
 def fit(ops: Ops, picture: Tensor, image: Tensor, bits: float) -> tuple[int, ...]:
@@ -26,31 +25,32 @@ def fit(ops: Ops, picture: Tensor, image: Tensor, bits: float) -> tuple[int, ...
 
     Args:
         ops: a backend.
-        picture, image: uint8 [H, W, 3] on its device, decoded and original.
+        picture, image: uint8 [H, W, 3] on its device, decoded and original; padding of the picture is cut off.
         bits: that a squared error of one grey level (mean of the three colours) is worth.
 
     Returns:
         As `Header.restoration`: none where no weights are worth their bits.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     stride = max(1, height * width // SAMPLES)
-    sums = ops.restore_sums(picture, image, stride).cpu().numpy()
+    sums = ops.restore_sums(picture[:height, :width].contiguous(), image, stride).cpu().numpy()
     rows = -(-height // stride)
     return choose(sums, rows * width, bits * height / rows)
 
 
 def choose(sums: npt.NDArray[np.int64], samples: int, bits: float) -> tuple[int, ...]:
     """`fit`, from the normal equations [18, 21] of so many samples, a squared error in which is worth `bits`."""
-    products, wanted = sums[:, :18].tolist(), sums[:, 18:].tolist()
+    size = len(sums)
+    products, wanted = sums[:, :size].tolist(), sums[:, size:].tolist()
     best: tuple[int, ...] = ()
     saved = 0.0
-    for rings, solution in enumerate(_solutions(products, wanted, samples / RIDGE), 1):
-        w = [[max(-LIMIT, min(LIMIT, round(x * RING_STEPS))) for x in row] for row in solution]
-        size, gain = 6 * rings, 0  # of the squared error, in 1 / RING_STEPS^2
+    for solution in _solutions(products, wanted, samples / RIDGE):
+        w = [[max(-MAX_WEIGHT, min(MAX_WEIGHT, round(x * RING_STEPS))) for x in row] for row in solution]
+        gain = 0  # of the squared error, in 1 / RING_STEPS^2
         for c, row in enumerate(w):
             gain += sum(
-                row[i] * (2 * RING_STEPS * wanted[i][c] - sum(row[j] * products[i][j] for j in range(size)))
-                for i in range(size)
+                row[i] * (2 * RING_STEPS * wanted[i][c] - sum(row[j] * products[i][j] for j in range(len(row))))
+                for i in range(len(row))
             )
         weights = tuple(x for row in w for x in row)
         worth = gain / RING_STEPS**2 / 3 * bits - 8 * len(pack_restoration(weights))

@@ -218,9 +218,6 @@ def depth_to_space2(x: Tensor) -> Tensor:
     return _depth_to_space(x, 2)
 
 
-# Packing: the coded positions of a part, or what the encoder needs of them, without the gaps.
-
-
 # The restoration filter.
 
 
@@ -281,6 +278,9 @@ def restore(picture: Tensor, w: Tensor) -> Tensor:
         count, picture, w, out, height, width, w.shape[1] // 6, 4 * count >= 1 << 31, block, num_warps=4, **EXACT
     )
     return out
+
+
+# Packing: the coded positions of a part, or what the encoder needs of them, without the gaps.
 
 
 class SymbolTable(NamedTuple):
