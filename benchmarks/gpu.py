@@ -144,7 +144,8 @@ def collect(gpu: Codec, image: np.ndarray) -> dict[str, Call]:
     m = step_multipliers(program.gain.cpu(), QUALITY).to(codec.device)
     groups = latents.groups_of(*size)
     step = Step(Adjoint(gpu._weights, kept, codec.device), partial(codec._quantise, groups), m)
-    source = _analyse(program, torch.from_numpy(padded).cuda()[None], size, step, 1, None)
+    fit = partial(codec._fitted, torch.from_numpy(image).cuda(), round(100 * QUALITY))
+    source, _ = _analyse(program, torch.from_numpy(padded).cuda()[None], size, step, fit, None)
     stream, _ = codec._code(source, groups)
     _synthesise(program, codec.coder.decoder(stream), *latents.sites(*size), None)
     return calls

@@ -3,11 +3,11 @@
     python benchmarks/integer_loss.py CHECKPOINT FOLDER --out benchmarks/results/integer_loss.json
 
 The integer side is the shipped weights, or `--weights FILE`; they must have been exported from CHECKPOINT. The float
-side leaves out the symbols that files leave out, unless `--all-symbols`, and is charged the ideal code length of its
-symbols (no tables, no coder, no header); the integer side the bytes of its files, or the ideal code length of its
-symbols by its tables. Four comparisons: files; the entropy path alone (ideal lengths on both sides, the float network's
-pictures); coder and container alone (files against the integer side's ideal lengths); the synthesis alone (the float
-side's lengths, integer pictures).
+side leaves out the symbols that files leave out, unless `--all-symbols`. Both search with the tables of the integer
+side; the float side is charged the ideal code length of its symbols by them (no coder, no header), the integer side the
+bytes of its files, or the ideal code length as well. Four comparisons: files; the entropy path alone (ideal lengths on
+both sides, the float network's pictures); coder and container alone (files against the integer side's ideal lengths);
+the synthesis alone (the float side's lengths, integer pictures).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 from rich.progress import track
 
 from dca_fast import Codec
+from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import Tables
 from dca_fast.evaluate import ImageFolder, bd_rate, psnr
 from dca_fast.export import load_float
@@ -35,7 +36,7 @@ QUALITIES = (0, 10, 30, 50, 70, 90, 100)
 
 @torch.no_grad()
 def float_point(network: Network, pixels: np.ndarray, quality: float) -> tuple[float, float]:
-    """Ideal bits per pixel and PSNR of the float network, rounding instead of noise."""
+    """Ideal bits per pixel and PSNR of the float network, quantised as files are."""
     x = torch.from_numpy(pixels.copy())[None].float() - 128
     out = network(x, torch.tensor([float(quality)]))
     picture = (out["image"][0] + 128).round().clamp(0, 255).to(torch.uint8).numpy()
@@ -58,6 +59,7 @@ def main() -> int:
     args = parser.parse_args()
 
     network, codec = load_float(args.checkpoint), Codec(weights=args.weights)
+    network.coder = Coder(codec.tables)
     if args.all_symbols:
         network.log2_coded = -math.inf
     rows = []

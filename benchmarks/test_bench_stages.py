@@ -20,8 +20,9 @@ from pictures import pictures
 from rival_ops import Attention, DepthBlock, Gaussian
 from torch import Tensor
 
-from dca_fast import Codec
+from dca_fast import Codec, restoration
 from dca_fast.backends import available
+from dca_fast.config import RINGS
 from dca_fast.entropy.tables import SKIP_ROW
 from dca_fast.latents import Quantiser, groups_of
 from dca_fast.ops import Ops
@@ -44,6 +45,7 @@ OPERATIONS = (
     "wide_linear",
     "decoded_linear",
 )
+FILTER = ("restore", "restore_sums")  # behind the networks
 
 
 @dataclass
@@ -90,8 +92,19 @@ def calls() -> dict[str, Call]:
         pytest.skip(available()["native"][1])
     codec, keeping = Codec(backend="native", threads=THREADS), Keeping()
     codec._program(round(QUALITY_STEPS * QUALITY))._silent = frozenset()  # also what these weights leave unused
-    instrument(codec, keeping, []).encode(pictures(WIDTH, HEIGHT)[0], QUALITY, effort=0)
+    image = pictures(WIDTH, HEIGHT)[0]
+    data = instrument(codec, keeping, []).encode(image, QUALITY, effort=0)
     assert set(keeping.calls) == set(OPERATIONS)
+    original, picture = torch.from_numpy(image), torch.from_numpy(codec.decode(data, "numpy"))
+    ops, weights = codec._programs.model.ops, restoration.fit(codec._programs.model.ops, picture, original, 1.0)
+    assert len(weights) == 18 * len(RINGS)  # all rings pay where errors are dear
+    arguments: dict[str, tuple[Any, ...]] = {
+        "restore": (picture, restoration.as_tensor(weights)),
+        "restore_sums": (picture, original, WIDTH * HEIGHT // restoration.SAMPLES),
+    }
+    for name in FILTER:
+        work = work_of(name, arguments[name], getattr(ops, name)(*arguments[name]))
+        keeping.calls[name] = Call(arguments[name], work.macs, work.bytes)
     return keeping.calls
 
 
@@ -107,7 +120,7 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("name", [*OPERATIONS, *FILTER])
 def test_operation(name: str, backend: str, calls: dict[str, Call], benchmark: Any) -> None:
     call = calls[name]
     assert same(call.results(ops_of("native"), name), call.results(ops_of("reference"), name))

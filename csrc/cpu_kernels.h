@@ -123,6 +123,8 @@ struct Kernels {
                     int size, int32_t* out);
   void (*reconstruct)(const int16_t* q, const int32_t* mean, const float* const inv[2], const int group[2],
                       int width, int size, int16_t* y_hat);
+  // A row of a picture, each colour by itself.
+  void (*colours)(const uint8_t* pixels, int64_t width, int16_t* const out[3]);
   // One row of a picture; w [3, 6 rings].
   void (*restore)(const RingRows& rows, int width, const int8_t* w, int rings, uint8_t* out);
   // The same, added to sums [kRingFeatures, kRingFeatures + 3], of which the part below the diagonal is left out.

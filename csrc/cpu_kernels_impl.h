@@ -678,57 +678,90 @@ void attention(const AttentionTask& t) {
   blockwise_product(v, s.e_strip, s.e_stride, t.rows, Means{t, reciprocal});
 }
 
-// The features of `count` pixels of one colour and ring.
-template <int N>
-void ring(const int16_t* middle, const int16_t* const (&around)[N], int count, int16_t* __restrict plain,
-          int16_t* __restrict clamped) {
-  for (int i = 0; i < count; ++i) {
-    int16_t sum = 0, near = 0;
-    for (int n = 0; n < N; ++n) {
-      const int16_t d = static_cast<int16_t>(around[n][i] - middle[i]);
-      const int16_t low = d < -kRingLimit ? int16_t{-kRingLimit} : d;
-      sum = static_cast<int16_t>(sum + d);
-      near = static_cast<int16_t>(near + (low > kRingLimit ? int16_t{kRingLimit} : low));
-    }
-    plain[i] = sum;
-    clamped[i] = near;
+void colours(const uint8_t* pixels, int64_t width, int16_t* const out[3]) {
+  int16_t *__restrict red = out[0], *__restrict green = out[1], *__restrict blue = out[2];
+  for (int64_t x = 0; x < width; ++x) {
+    red[x] = pixels[3 * x];
+    green[x] = pixels[3 * x + 1];
+    blue[x] = pixels[3 * x + 2];
   }
 }
 
-void ring_features(const RingRows& rows, int x, int count, int rings, int16_t (*f)[kRingRun]) {
-  for (int c = 0; c < 3; ++c) {
-    const auto at = [&](int dy, int dx) { return rows.at[kRingReach + dy][c] + x + dx; };
-    const int16_t* const around[8] = {at(-1, -1), at(-1, 0), at(-1, 1), at(0, -1),
-                                      at(0, 1),   at(1, -1), at(1, 0),  at(1, 1)};
-    ring(at(0, 0), around, count, f[c], f[3 + c]);
-    const int16_t* const cross[4] = {at(-1, 0), at(0, -1), at(0, 1), at(1, 0)};
-    if (rings > 1) ring(at(0, 0), cross, count, f[6 + c], f[9 + c]);
-    const int16_t* const far[4] = {at(-2, 0), at(0, -2), at(0, 2), at(2, 0)};
-    if (rings > 2) ring(at(0, 0), far, count, f[12 + c], f[15 + c]);
+// Sums over four neighbours of a pixel: of their differences from it, and of those within +-kRingLimit.
+struct RingSums {
+  int16_t plain, clamped;
+};
+
+inline RingSums operator+(RingSums a, RingSums b) {
+  return {static_cast<int16_t>(a.plain + b.plain), static_cast<int16_t>(a.clamped + b.clamped)};
+}
+
+inline RingSums four(const int16_t* const (&around)[4], int i, int16_t middle) {
+  RingSums sum{0, 0};
+  for (int n = 0; n < 4; ++n) {
+    const int16_t d = static_cast<int16_t>(around[n][i] - middle);
+    const int16_t low = d < -kRingLimit ? int16_t{-kRingLimit} : d;
+    sum = sum + RingSums{d, low > kRingLimit ? int16_t{kRingLimit} : low};
   }
+  return sum;
+}
+
+// The features of `count` pixels of one colour: put(i, ring 1, ring 2, ring 3) takes those of each.
+template <class Put>
+inline void ring_features(const RingRows& rows, int c, int x, int count, Put put) {
+  const auto at = [&](int dy, int dx) { return rows.at[kRingReach + dy][c] + x + dx; };
+  const int16_t* const middle = at(0, 0);
+  const int16_t* const corners[4] = {at(-1, -1), at(-1, 1), at(1, -1), at(1, 1)};
+  const int16_t* const cross[4] = {at(-1, 0), at(0, -1), at(0, 1), at(1, 0)};
+  const int16_t* const far[4] = {at(-2, 0), at(0, -2), at(0, 2), at(2, 0)};
+  for (int i = 0; i < count; ++i) {
+    const RingSums near = four(cross, i, middle[i]);
+    put(i, four(corners, i, middle[i]) + near, near, four(far, i, middle[i]));
+  }
+}
+
+// A plain and a clamped feature, or their weights, as `dot` takes them.
+inline int32_t ring_pair(int16_t plain, int16_t clamped) {
+  return static_cast<int32_t>(static_cast<uint16_t>(plain) | static_cast<uint32_t>(clamped) << 16);
 }
 
 void restore(const RingRows& rows, int width, const int8_t* w, int rings, uint8_t* out) {
-  int16_t f[kRingFeatures][kRingRun];
-  int32_t acc[kRingRun];
+  int32_t pairs[3 * kRings][kRingRun] = {}, weights[3][3 * kRings] = {}, sums[kRingRun];
   uint8_t found[3][kRingRun];
+  for (int c = 0; c < 3; ++c)
+    for (int r = 0; r < rings; ++r)
+      for (int k = 0; k < 3; ++k) {
+        const int8_t* of_ring = w + (c * rings + r) * 6 + k;
+        weights[c][3 * r + k] = ring_pair(of_ring[0], of_ring[3]);
+      }
   for (int x = 0; x < width; x += kRingRun) {
     const int count = width - x < kRingRun ? width - x : kRingRun;
-    ring_features(rows, x, count, rings, f);
     for (int c = 0; c < 3; ++c) {
-      for (int i = 0; i < count; ++i) acc[i] = 128;
-      for (int j = 0; j < 6 * rings; ++j) {
-        const int32_t weight = w[c * 6 * rings + j];
-        for (int i = 0; weight && i < count; ++i) acc[i] += weight * f[j][i];
-      }
+      int32_t *__restrict one = pairs[c], *__restrict two = pairs[3 + c], *__restrict three = pairs[6 + c];
+      ring_features(rows, c, x, count, [=](int i, RingSums a, RingSums b, RingSums d) {
+        one[i] = ring_pair(a.plain, a.clamped);
+        two[i] = ring_pair(b.plain, b.clamped);
+        three[i] = ring_pair(d.plain, d.clamped);
+      });
+    }
+    for (int c = 0; c < 3; ++c) {
       const int16_t* middle = rows.at[kRingReach][c] + x;
+      for (int i = 0; i < count; i += kLanes) {  // pairs beyond `count` are left from before
+        I16 acc = set(128);
+        for (int j = 0; j < 3 * rings; ++j) acc = dot<2>(acc, load(pairs[j] + i), set(weights[c][j]));
+        store(sums + i, sra<8>(acc));
+      }
       for (int i = 0; i < count; ++i) {
-        const int32_t v = middle[i] + (acc[i] >> 8);
+        const int32_t v = middle[i] + sums[i];
         found[c][i] = static_cast<uint8_t>(v < 0 ? 0 : v > 255 ? 255 : v);
       }
     }
-    for (int i = 0; i < count; ++i)
-      for (int c = 0; c < 3; ++c) out[3 * (x + i) + c] = found[c][i];
+    uint8_t* __restrict to = out + int64_t{3} * x;
+    for (int i = 0; i < count; ++i) {
+      to[3 * i] = found[0][i];
+      to[3 * i + 1] = found[1][i];
+      to[3 * i + 2] = found[2][i];
+    }
   }
 }
 
@@ -737,10 +770,20 @@ void restore_sums(const RingRows& rows, int width, const uint8_t* image, int64_t
   int16_t f[kAll][kRingRun];
   for (int x = 0; x < width; x += kRingRun) {
     const int count = width - x < kRingRun ? width - x : kRingRun;
-    ring_features(rows, x, count, kRings, f);
-    for (int c = 0; c < 3; ++c)
+    for (int c = 0; c < 3; ++c) {
+      const auto of = [&](int ring) { return f[6 * ring + c]; };
+      int16_t *__restrict one = of(0), *__restrict two = of(1), *__restrict three = of(2);
+      ring_features(rows, c, x, count, [=](int i, RingSums a, RingSums b, RingSums d) {
+        one[i] = a.plain;
+        one[3 * kRingRun + i] = a.clamped;
+        two[i] = b.plain;
+        two[3 * kRingRun + i] = b.clamped;
+        three[i] = d.plain;
+        three[3 * kRingRun + i] = d.clamped;
+      });
       for (int i = 0; i < count; ++i)
         f[kRingFeatures + c][i] = static_cast<int16_t>(image[3 * (x + i) + c] - rows.at[kRingReach][c][x + i]);
+    }
     for (int a = 0; a < kRingFeatures; ++a)
       for (int b = a; b < kAll; ++b) {
         int32_t sum = 0;
@@ -759,4 +802,4 @@ constexpr decltype(Kernels::tokens) tokens = nullptr;
 #define KERNEL_FIELDS                                                                                         \
   kGroup, kBytes ? 0x80 : 0, supported, START, grouped, layer_bytes, pack_layer, strip_stride, linear, operand,      \
       pack8, unpack8, depthwise_bytes, pack_depthwise, depthwise, attention_bytes, attention, tokens_bytes,   \
-      pack_tokens, tokens, add_rows, residuals, reconstruct, restore, restore_sums
+      pack_tokens, tokens, add_rows, residuals, reconstruct, colours, restore, restore_sums

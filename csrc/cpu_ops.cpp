@@ -683,14 +683,14 @@ class Planes {
       : width_(width), stride_(width + 2 * kRingReach), values_(static_cast<size_t>(3 * rows * stride_)) {}
 
   void load(int64_t row, const uint8_t* pixels) {
-    for (int c = 0; c < 3; ++c) {
-      int16_t* to = values_.data() + (3 * row + c) * stride_;
-      for (int64_t x = 0; x < width_; ++x) to[kRingReach + x] = pixels[3 * x + c];
-      for (int64_t x = 0; x < kRingReach; ++x) {
-        to[x] = to[kRingReach];
-        to[kRingReach + width_ + x] = to[kRingReach + width_ - 1];
+    int16_t* to[3];
+    for (int c = 0; c < 3; ++c) to[c] = values_.data() + (3 * row + c) * stride_ + kRingReach;
+    kernels().colours(pixels, width_, to);
+    for (int16_t* colour : to)
+      for (int64_t x = 1; x <= kRingReach; ++x) {
+        colour[-x] = colour[0];
+        colour[width_ - 1 + x] = colour[width_ - 1];
       }
-    }
   }
 
   // Around row + kRingReach.

@@ -24,7 +24,7 @@ from dca_fast import weights as weights_io
 from dca_fast.adjoint import Adjoint
 from dca_fast.backends import resolve
 from dca_fast.config import ALIGN, DEFAULT_EFFORT, QUALITY_MAX, TRELLIS_PRICE, ModelConfig
-from dca_fast.effort import Search, Step, Tools, one_step, step_multipliers, worth
+from dca_fast.effort import Search, Step, Tools, first_pass, second_pass, step_multipliers, worth
 from dca_fast.effort import check as check_effort
 from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import Tables
@@ -255,15 +255,14 @@ class Codec:
             return self._device.encode(image.to(self._device.device), quality, effort)
         array = pixels.cpu().numpy() if isinstance(pixels, Tensor) else pixels
         program, size = self._program(quality), (array.shape[0], array.shape[1])
-        groups, picture = latents.groups_of(*size), None
+        groups = latents.groups_of(*size)
         if effort > 1:
             tools = Tools(self._coder, self._quantiser(groups), groups, self._adjoint, lambda: self._refiner)
             best = Search(tools, program, _padded(array), size, quality / QUALITY_STEPS).run(effort, progress)
-            stream, digest, picture = best.stream, best.digest, program.synthesise(best.y_hat)
-        else:
-            symbols, picture = self._symbols(array, quality, effort)
-            stream, digest = self._coder.encode(symbols.parts, groups=groups, plain=symbols.plain), symbols.digest
-        return stream, digest, () if picture is None else self._fit(picture, array, quality)
+            return best.stream, best.digest, best.weights
+        symbols, picture = self._symbols(array, quality, effort)
+        stream = self._coder.encode(symbols.parts, groups=groups, plain=symbols.plain)
+        return stream, symbols.digest, () if picture is None else self._fit(picture, array, quality)
 
     def _fit(self, picture: Tensor, pixels: npt.NDArray[np.uint8], quality: int) -> tuple[int, ...]:
         """The restoration filter from the decoded picture [1, H, W, 3] to the pixels; quality in 1/100."""
@@ -284,7 +283,11 @@ class Codec:
         quantise = self._quantiser(latents.groups_of(*size))
         if effort:
             m = step_multipliers(program.gain, quality / QUALITY_STEPS)
-            return one_step(program, Step(self._adjoint, quantise, m), image, size)
+            step = Step(self._adjoint, quantise, m)
+            first = first_pass(program, step, image, size)
+            weights = self._fit(first.picture, pixels, quality)
+            w = restoration.as_tensor(weights) if weights else None
+            return second_pass(program, step, first, w, image, size)
         y = program.analyse(image)
         source = latents.EncoderSource(program, y, program.hyper_analyse(y), quantise)
         latents.code(program, source, *latents.sites(*size))

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from dca_fast import latents, restoration
 from dca_fast.adjoint import Adjoint
-from dca_fast.config import DEFAULT_EFFORT, STRIDE, TRELLIS_PRICE
-from dca_fast.effort import Step, one_step, step_multipliers, worth
+from dca_fast.config import DEFAULT_EFFORT, RINGS, STRIDE, TRELLIS_PRICE
+from dca_fast.effort import Pass, Step, first_pass, second_pass, step_multipliers, worth
 from dca_fast.entropy.coder import choose_lanes
 from dca_fast.entropy.device import DeviceCoder, DeviceDecoder
 from dca_fast.entropy.tables import Tables
@@ -36,6 +36,7 @@ _PACKED_QUALITIES = 64  # kept on the host, about 100 KiB each
 
 T = TypeVar("T")
 Size = tuple[int, int]
+Fit = Callable[[Tensor], Tensor]  # of a restoration filter to a picture, see `DeviceCodec._fitted`
 Key = tuple[str, Size, Size | int]  # of a graph: way, size in pixels and effort, or latent grid and valid sites
 
 
@@ -95,21 +96,27 @@ class _DecoderSource:
 
 
 def _analyse(
-    program: Program, image: Tensor, size: Size, step: Step, effort: int, rows: int | None
+    program: Program, image: Tensor, size: Size, step: Step, fit: Fit | None, rows: int | None
 ) -> tuple[latents.EncoderSource, Tensor | None]:
     """Everything of the encoder before the coder: uint8 [1, H, W, 3] to values and rows of each part, and from effort 1
     on the picture that they make.
 
     Args:
         size: height and width without the padding.
-        effort: 0 or 1.
+        fit: of effort 1; None: effort 0.
     """
-    if effort:
-        return one_step(program, step, image, size, _EncoderSource, rows)
+    if fit is None:
+        return _plain(program, image, size, step, rows), None
+    first = first_pass(program, step, image, size, _EncoderSource, rows)
+    return second_pass(program, step, first, fit(first.picture), image, size, _EncoderSource, rows)
+
+
+def _plain(program: Program, image: Tensor, size: Size, step: Step, rows: int | None = None) -> latents.EncoderSource:
+    """`_analyse` at effort 0."""
     y = program.analyse(image, rows)
     source = _EncoderSource(program, y, program.hyper_analyse(y), step.quantise)
     latents.code(program, source, *latents.sites(*size))
-    return source, None
+    return source
 
 
 def _synthesise(program: Program, decoder: DeviceDecoder, grid: Size, valid: Size, rows: int | None) -> Tensor:
@@ -130,14 +137,34 @@ def _record(function: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
 
 
 class _EncoderGraph:
-    """Recorded analysis and walk for one image size and level of effort; `step` takes `multipliers`."""
+    """Recorded analysis and walk for one image size and level of effort; `step` takes `multipliers`.
+
+    At effort 1 the host fits the filter that the step sees, between two graphs.
+    """
 
     @torch.inference_mode(False)  # what is made here is written to later, in any mode
     def __init__(self, model: Model, image: Tensor, size: Size, step: Callable[[Tensor], Step], effort: int) -> None:
         self.lock, self.settings, self.image = threading.Lock(), _Settings(model), image.clone()
-        views = self.settings.views
-        work = partial(_analyse, Program(model, views), self.image, size, step(views["step"]), effort, None)
-        self.graph, (self.source, self.picture) = _record(work)
+        program, views = Program(model, self.settings.views), self.settings.views
+        work = program, step(views["step"])
+        self._first: tuple[torch.cuda.CUDAGraph, Pass] | None = None
+        self.picture: Tensor | None = None
+        self.source: latents.EncoderSource
+        if effort:
+            self._first = _record(partial(first_pass, *work, self.image, size, _EncoderSource))
+            self._w = torch.zeros(3, 6 * len(RINGS), dtype=torch.int8, device=model.device)
+            second = partial(second_pass, *work, self._first[1], self._w, self.image, size, _EncoderSource)
+            self._graph, (self.source, self.picture) = _record(second)
+        else:
+            self._graph, self.source = _record(partial(_plain, work[0], self.image, size, work[1]))
+
+    def replay(self, fit: Fit) -> None:
+        """Everything, of the settings and the image that were copied here."""
+        if self._first is not None:
+            graph, first = self._first
+            graph.replay()
+            self._w.copy_(fit(first.picture))
+        self._graph.replay()
 
 
 class _DecoderGraph:
@@ -226,6 +253,7 @@ class DeviceCodec:
         assert effort in (0, 1)
         groups = latents.groups_of(height, width)
         step = partial(Step, self._adjoint, partial(self._quantise, groups))
+        fit = partial(self._fitted, image, quality)
         with torch.cuda.device(self.device):
             down = torch.arange(grid[0] * STRIDE, device=self.device).clamp_(max=height - 1)
             across = torch.arange(grid[1] * STRIDE, device=self.device).clamp_(max=width - 1)
@@ -236,10 +264,10 @@ class DeviceCodec:
                 with graph.lock:  # until the outputs are read: the next replay overwrites them
                     graph.settings.load(quality)
                     graph.image.copy_(padded)
-                    graph.graph.replay()
+                    graph.replay(fit)
                     return *self._code(graph.source, groups), self._restoration(graph.picture, image, quality)
             program, at = self._programs.at(quality), step(self._multipliers(quality))
-            work = partial(_analyse, program, padded, (height, width), at, effort)
+            work = partial(_analyse, program, padded, (height, width), at, fit if effort else None)
             source, picture = self._in_memory(work)
             return *self._code(source, groups), self._restoration(picture, image, quality)
 
@@ -247,6 +275,10 @@ class DeviceCodec:
         if picture is None:
             return ()
         return restoration.fit(self.ops, picture[0], image.contiguous(), worth(quality / QUALITY_STEPS))
+
+    def _fitted(self, image: Tensor, quality: int, picture: Tensor) -> Tensor:
+        """`_restoration` as the operation takes it, int8 on the device; zeros change nothing."""
+        return restoration.as_tensor(self._restoration(picture, image, quality), len(RINGS)).to(self.device)
 
     def _quantise(self, groups: int, residuals: Tensor, rows: Tensor) -> Tensor:
         return self.coder.quantise(residuals.flatten(), rows.flatten(), self._charges, groups).view(rows.shape)

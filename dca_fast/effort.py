@@ -1,8 +1,8 @@
 """Levels of encoder effort: smaller files for more time. Neither the format nor a decoder knows of it.
 
-From level 1 on, symbols are chosen again around what the error asks for: once as the linear part of f_s tells
-(`one_step`, `dca_fast.adjoint`), from level 2 on as long as it helps (`descend`), from level 4 on then as the gradient
-of f_s does (`dca_fast.refine`).
+From level 1 on, symbols are chosen again around what the error asks for, the error behind a restoration filter: once
+as the linear part of f_s tells (`second_pass`, `dca_fast.adjoint`), from level 2 on as long as it helps (`descend`),
+from level 4 on then as the gradient of f_s does (`dca_fast.refine`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from numbers import Integral
 from operator import attrgetter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,10 +20,12 @@ from dca_fast import latents
 from dca_fast.adjoint import Adjoint, multipliers
 from dca_fast.config import LINEAR_PRICE, MAX_EFFORT, SKIP_ROW
 from dca_fast.config import price as price_of
+from dca_fast.container import pack_restoration
 from dca_fast.entropy.coder import Coder
 from dca_fast.errors import ConfigError
 from dca_fast.ops.reference import LIMIT16
 from dca_fast.program import Program
+from dca_fast.restoration import as_tensor, fit, restored
 
 if TYPE_CHECKING:
     from dca_fast.refine import Refiner
@@ -56,16 +58,18 @@ def worth(quality: float) -> float:
 
 
 class Candidate(NamedTuple):
-    """One way to code a picture: bits + priced error, the stream, its values' digest, the y that was quantised and what
-    became of it, and what is missing to the picture, as patches."""
+    """One way to code a picture: bits + priced error; the stream, its values' digest and the restoration filter; the y
+    that was quantised and what became of it, and z; the picture with and without the filter."""
 
     cost: float
     stream: bytes
     digest: int
+    weights: tuple[int, ...]
     y: Tensor
     y_hat: Tensor
     z: dict[str, Tensor]
-    error: Tensor
+    picture: Tensor
+    plain: Tensor
 
 
 _cost = attrgetter("cost")
@@ -114,23 +118,36 @@ def step_multipliers(gain: Tensor, quality: float) -> Tensor:
 
 
 class Step(NamedTuple):
-    """What `one_step` needs besides the program: how errors go back, the quantiser, and `step_multipliers`."""
+    """What level 1 needs besides the program: how errors go back, the quantiser, and `step_multipliers`."""
 
     adjoint: Adjoint
     quantise: latents.Quantiser
     m: Tensor
 
 
-def one_step(
+class Pass(NamedTuple):
+    """A picture coded once: y, z and what the latter says of y, what became of y, and the picture that it makes."""
+
+    y: Tensor
+    z: dict[str, Tensor]
+    features: dict[str, Tensor]
+    y_hat: Tensor
+    picture: Tensor
+
+
+Sources = Callable[..., latents.EncoderSource]
+
+
+def first_pass(
     program: Program,
     step: Step,
     image: Tensor,
     size: tuple[int, int],
-    source: Callable[..., latents.EncoderSource] = latents.EncoderSource,
+    source: Sources = latents.EncoderSource,
     rows: int | None = None,
-) -> tuple[latents.EncoderSource, Tensor]:
-    """Level 1: one step along the linear part, whatever comes of it: one stream is coded. Nothing in it depends on the
-    data, so that a GPU can record it.
+) -> Pass:
+    """Level 1 as far as the picture that its step answers. Nothing in it depends on the data, so that a GPU can record
+    it; likewise `second_pass`.
 
     Args:
         program: at the quality.
@@ -138,19 +155,41 @@ def one_step(
         size: height and width of the picture without its padding.
         source: class of the sources.
         rows: as `Program.analyse` takes them.
-
-    Returns:
-        What is coded, and the picture it makes.
     """
     y = program.analyse(image, rows)
     z, grid = program.hyper_analyse(y), latents.sites(*size)
     plain = source(program, y, z, step.quantise)
     features = program.hyper_features(latents.code_hyper(program, plain, *grid))
     y_hat = latents.code_steps(program, plain, features, *grid)
-    slope = step.adjoint.answer(image, program.synthesise(y_hat, rows), size, rows)
-    answered = source(program, step.adjoint.moved(y_hat, slope, step.m, y), z, step.quantise)
+    return Pass(y, z, features, y_hat, program.synthesise(y_hat, rows))
+
+
+def second_pass(
+    program: Program,
+    step: Step,
+    first: Pass,
+    w: Tensor | None,
+    image: Tensor,
+    size: tuple[int, int],
+    source: Sources = latents.EncoderSource,
+    rows: int | None = None,
+) -> tuple[latents.EncoderSource, Tensor]:
+    """The step along the linear part, whatever comes of it, and what is coded then.
+
+    Args:
+        first: of `first_pass`.
+        w: the restoration filter of its picture, int8 [3, 6 R] on the device; the error behind it is answered.
+        image, size, source, rows: as there.
+
+    Returns:
+        What is coded, and the picture it makes, without a filter.
+    """
+    picture = first.picture if w is None else restored(program.ops, first.picture, w, size)
+    slope = step.adjoint.answer(image, picture, size, rows)
+    answered = source(program, step.adjoint.moved(first.y_hat, slope, step.m, first.y), first.z, step.quantise)
+    grid = latents.sites(*size)
     latents.code_hyper(program, answered, *grid)
-    return answered, program.synthesise(latents.code_steps(program, answered, features, *grid), rows)
+    return answered, program.synthesise(latents.code_steps(program, answered, first.features, *grid), rows)
 
 
 class Tools(NamedTuple):
@@ -179,6 +218,7 @@ class Search:
         self._tools, self._program, self._image, self._size, self._quality = tools, program, image, size, quality
         self._lambda = worth(quality)
         self._sites = latents.sites(*size)
+        self._inside = image[0, : size[0], : size[1]].contiguous()
         self._features: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None  # of the last z
 
     def run(self, level: int, progress: Report | None = None) -> Candidate:
@@ -218,24 +258,31 @@ class Search:
             self._features = z, program.hyper_features(symbols)
         y_hat = latents.code_steps(program, source, self._features[1], *self._sites)
         stream = self._tools.coder.encode(source.parts, groups=self._tools.groups, plain=source.plain)
-        error = self._tools.adjoint.missing(self._image, program.synthesise(y_hat), self._size)
-        squares = sum(int(np.square(row, dtype=np.int32).sum(dtype=np.int64)) for row in error.numpy()[0])
-        cost = 8 * len(stream) + self._lambda * squares / 3
-        return Candidate(cost, stream, source.digest, y, y_hat, z, error)
+        plain = program.synthesise(y_hat)
+        weights = fit(program.ops, plain[0], self._inside, self._lambda)
+        picture = restored(program.ops, plain, as_tensor(weights), self._size) if weights else plain
+        height, width = self._size
+        error: Any = self._inside.numpy() - picture[0, :height, :width].numpy().astype(np.int16)
+        squares = sum(int(np.square(row, dtype=np.int32).sum(dtype=np.int64)) for row in error)
+        bits = 8 * len(stream) + (8 * len(pack_restoration(weights)) if weights else 0)
+        cost = bits + self._lambda * squares / 3
+        return Candidate(cost, stream, source.digest, weights, y, y_hat, z, picture, plain)
 
     def _first(self, plain: Candidate) -> Candidate:
-        """The better of level 0 and what level 1 makes of it."""
+        """The better of level 0, with a filter, and what level 1 makes of it."""
         return min(plain, self._moved_linear(plain, self._linear(plain), LINEAR_PRICE), key=_cost)
 
     def _linear(self, found: Candidate) -> Tensor:
-        return self._tools.adjoint.slope(found.error)
+        return self._tools.adjoint.answer(self._image, found.picture.clone(), self._size)
 
     def _moved_linear(self, found: Candidate, slope: Tensor, price: int) -> Candidate:
         m = multipliers(self._program.gain, self._lambda, price)
         return self.candidate(self._tools.adjoint.moved(found.y_hat, slope, m, found.y), found.z)
 
     def _exact(self, found: Candidate) -> Tensor:
-        return self._tools.refiner().slope(self._image, self._size, found.y_hat, self._quality)
+        # The filter's share in the picture is taken as given.
+        wanted = self._image.to(torch.int16) - found.picture + found.plain
+        return self._tools.refiner().slope(wanted, self._size, found.y_hat, self._quality)
 
     def _moved_exact(self, found: Candidate, slope: Tensor, price: int) -> Candidate:
         y_hat = found.y_hat.numpy().astype(np.float32)

@@ -134,9 +134,15 @@ def instrument(codec: Codec, recorder: Recorder, parts: list[Any]) -> Codec:
             vars(twin)[name] = recorder.staged(getattr(twin, name), "effort", "hyper: symbols")
         return twin
 
+    def fitted(*arguments: Any) -> tuple[int, ...]:
+        """To the picture that is coded, at last, or to the one that effort answers."""
+        after = "container" if recorder.stage == "container" else "effort"
+        weights: tuple[int, ...] = recorder.staged(codec._fit, "restoration", after)(*arguments)
+        return weights
+
     twin = copy.copy(codec)
     vars(twin).update(
-        _fit=recorder.staged(codec._fit, "restoration", "container"),
+        _fit=fitted,
         _restore=recorder.staged(codec._restore, "restoration", "crop"),
     )
     if codec._device is not None:

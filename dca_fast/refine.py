@@ -84,7 +84,7 @@ class Refiner:
         """Where y should go for a smaller error, times the bits that a squared quantiser step costs.
 
         Args:
-            image: uint8 [1, H, W, 3], sides multiples of 64.
+            image: uint8 or int16 [1, H, W, 3], sides multiples of 64.
             valid: height and width of the picture without its padding.
             quality: 0..100.
             y_hat: int16 [1, H/16, W/16, M], what a decoder sees.

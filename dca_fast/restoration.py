@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dca_fast.config import RING_STEPS, RINGS
@@ -92,6 +93,18 @@ def _solutions(products: list[list[int]], wanted: list[list[int]], ridge: float)
     return found
 
 
-def as_tensor(weights: tuple[int, ...]) -> Tensor:
-    """As the operation takes them: int8 [3, 6 R]."""
-    return torch.tensor(weights, dtype=torch.int8, device="cpu").view(3, -1)
+def as_tensor(weights: tuple[int, ...], rings: int = 0) -> Tensor:
+    """As the operation takes them: int8 [3, 6 R]; R is at least `rings`, for which zeros are added."""
+    w = torch.tensor(weights, dtype=torch.int8, device="cpu").view(3, -1)
+    return F.pad(w, (0, max(0, 6 * rings - w.shape[1])))
+
+
+def restored(ops: Ops, picture: Tensor, w: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 [1, H, W, 3] filtered as far as `size`, height and width, goes; its padding beyond as it is."""
+    height, width = size
+    inside = ops.restore(picture[0, :height, :width].contiguous(), w)[None]
+    if picture.shape[1:3] == size:
+        return inside
+    picture = picture.clone()
+    picture[:, :height, :width] = inside
+    return picture

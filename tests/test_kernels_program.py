@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dca_fast import latents, weights
+from dca_fast import latents, restoration, weights
 from dca_fast.adjoint import Adjoint
-from dca_fast.config import SKIP_ROW, TRELLIS_PRICE
-from dca_fast.effort import Step, one_step, step_multipliers
+from dca_fast.config import RINGS, SKIP_ROW, TRELLIS_PRICE
+from dca_fast.effort import Step, first_pass, second_pass, step_multipliers
 from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import build_gaussian_tables
 from dca_fast.ops import Ops, reference
@@ -90,7 +90,10 @@ def test_a_step_of_effort_on_kernels_is_that_of_the_reference(quantise: latents.
         program = ProgramSet(model, operations, device).at(6000)
         multipliers = step_multipliers(program.gain.cpu(), 60).to(device)
         step = Step(Adjoint(model, operations, device), quantise, multipliers)
-        source, picture = one_step(program, step, image.to(device), (60, 41), Kept)
+        there, size = image.to(device), (60, 41)
+        first = first_pass(program, step, there, size, Kept)
+        w = restoration.as_tensor(tuple(range(-18, 18)), len(RINGS)).to(device)
+        source, picture = second_pass(program, step, first, w, there, size, Kept)
         parts.append(source.parts)
         pictures.append(picture.cpu())
     assert torch.equal(*pictures)

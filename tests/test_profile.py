@@ -97,7 +97,7 @@ def test_effort_is_a_stage_of_its_own(codec: Codec) -> None:
     c = codec.config
     assert sum(macs for _, macs in step) == SIDE**2 * (c.width * 3 * 64 / 64 + 4 * c.width * c.latent / 256)
     assert [name for name, _ in step] == [
-        *("patches_from_image", "patches_from_image", "wide_linear", "space_to_depth2", "wide_linear"),
+        *("restore", "patches_from_image", "patches_from_image", "wide_linear", "space_to_depth2", "wide_linear"),
         *("operand16", "operand16", "add", "operand16", "add"),
     ]  # fmt: skip
 
@@ -342,6 +342,7 @@ def tensors(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value
     elif value is not None:
+        value = value.values() if isinstance(value, dict) else value
         for item in value.parts if isinstance(value, EncoderSource) else value:
             yield from tensors(item)
 

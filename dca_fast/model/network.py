@@ -26,6 +26,7 @@ from dca_fast.config import (
     ModelConfig,
     price,
 )
+from dca_fast.entropy.coder import Coder
 from dca_fast.model import trellis
 from dca_fast.model.context import Contextualiser, parity_join, parity_split
 from dca_fast.model.hyper import GlobalHyper, LocalHyper, RegionalHyper
@@ -108,6 +109,7 @@ class Network(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.coder: Coder | None = None  # whose tables tell what symbols take that are not noisy; None: Gaussian ones
         self.log2_coded = log2_coded(FIRST_CODED_ROW)
         self.analysis, self.synthesis = build_transforms(config)
         self.hyper = nn.ModuleDict()
@@ -130,7 +132,12 @@ class Network(nn.Module):
         coded, z = scale >= self.log2_coded, z * gain
         rounded = straight_through(z, torch.round(z) * coded)
         # Training counts symbols that no file has as well: their bits alone tell a scale to grow.
-        bits = noisy_bits(z, scale) if noisy else gaussian_bits(rounded, scale) * coded
+        if noisy:
+            bits = noisy_bits(z, scale)
+        elif self.coder is None:
+            bits = gaussian_bits(rounded, scale) * coded
+        else:
+            bits = trellis.plain_bits(rounded, scale, coded, self.coder)
         return rounded / gain, sum_of(bits)
 
     def synthesise_hyper(self, z_hat: dict[str, Tensor], t: Tensor) -> dict[str, Tensor]:
@@ -172,8 +179,8 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def answered(self, image: Tensor, y: Tensor, features: dict[str, Tensor], quality: Tensor, t: Tensor) -> Tensor:
-        """Where the encoder's level 1 quantises y around, as `dca_fast.effort.one_step`: y coded once, and from there a
-        step along what the linear part of f_s makes of the error backwards."""
+        """Where the encoder's level 1 quantises y around, as `dca_fast.effort`, without a restoration filter: y coded
+        once, and from there a step along what the linear part of f_s makes of the error backwards."""
         synthesis = self.synthesis
         assert isinstance(synthesis, PatchSynthesis)
         y_hat = self.code_latent(y, features, quality, t, noisy=False)[0]
@@ -207,7 +214,7 @@ class Network(nn.Module):
                 scales.append((log2_scale + gains[g]).clamp_min(math.log2(SCALE_MIN)))
                 residuals.append((targets[p][g] - mean) * torch.exp2(gains[g]))
             coded = [scale >= self.log2_coded for scale in scales]
-            seen, spent = trellis.step(residuals, scales, coded, price=not noisy)
+            seen, spent = trellis.step(residuals, scales, coded, not noisy, self.coder)
             if noisy:
                 spent = [noisy_bits(residual, scale) for residual, scale in zip(residuals, scales, strict=True)]
             bits, square = sum(map(sum_of, spent), y.new_zeros(y.shape[0])), y.new_zeros(y.shape[0])
