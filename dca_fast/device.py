@@ -1,7 +1,7 @@
 """The codec on a CUDA device: from image tensor to byte buffer and back with everything between them there.
 
 Walk, program and file are those of the CPU. What is here is where tensors live and how launches are recorded: for each
-size one CUDA graph that encodes at a level of effort and one that decodes, at every quality.
+size one or two CUDA graphs that encode at a level of effort and one that decodes, at every quality.
 """
 
 from __future__ import annotations
