@@ -5,9 +5,8 @@
 The integer side is the shipped weights, or `--weights FILE`; they must have been exported from CHECKPOINT. The float
 side leaves out the symbols that files leave out, unless `--all-symbols`. Both search with the tables of the integer
 side; the float side is charged the ideal code length of its symbols by them (no coder, no header), the integer side the
-bytes of its files, or the ideal code length as well. Four comparisons: files; the entropy path alone (ideal lengths on
-both sides, the float network's pictures); coder and container alone (files against the integer side's ideal lengths);
-the synthesis alone (the float side's lengths, integer pictures).
+bytes of its files, or the ideal code length as well. Three comparisons: files; the integers alone (ideal lengths and
+pictures of both sides); coder and container alone (files against the integer side's ideal lengths).
 """
 
 from __future__ import annotations
@@ -92,9 +91,8 @@ def main() -> int:
         "integer": {"bpp": integer_bpp, "ideal_bpp": ideal_bpp, "psnr": integer_psnr},
         "bd_rate_percent": {
             "files": more(integer_bpp, integer_psnr, float_bpp, float_psnr),
-            "entropy path": more(ideal_bpp, float_psnr, float_bpp, float_psnr),
+            "integers": more(ideal_bpp, integer_psnr, float_bpp, float_psnr),
             "coder and container": more(integer_bpp, integer_psnr, ideal_bpp, integer_psnr),
-            "synthesis": more(float_bpp, integer_psnr, float_bpp, float_psnr),
         },
     }
     if args.out:
