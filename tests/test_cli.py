@@ -387,6 +387,14 @@ def test_demo_fails_when_backends_disagree(
     assert "native and reference do not agree" in capsys.readouterr().err
 
 
+def test_the_readme_shows_what_its_example_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    example, shown = re.findall(r"^```(?:python)?\n(.*?)^```$", readme, re.M | re.S)[:2]
+    exec(example, {})
+    assert capsys.readouterr().out == shown
+
+
 def test_the_sample_photograph_is_there() -> None:
     pixels = load_image(demo.sample_photograph()).pixels
     assert min(pixels.shape[:2]) > 500
