@@ -388,7 +388,6 @@ def test_demo_fails_when_backends_disagree(
 
 
 def test_the_readme_shows_what_its_example_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("matplotlib")
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     example, shown = re.findall(r"^```(?:python)?\n(.*?)^```$", readme, re.M | re.S)[:2]
     exec(example, {})

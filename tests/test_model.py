@@ -317,7 +317,8 @@ def test_without_noise_bits_are_those_of_streams(wide: Network, monkeypatch: pyt
     with torch.no_grad():
         out = wide.eval()(image, quality)
         assert len(plain) == 3 * fitted
-        assert not fitted or -8 < sum(plain) - float(out["bits_z"].sum()) < 3 * 60
+        if fitted:
+            assert -8 < sum(plain) - float(out["bits_z"].sum()) < 3 * 60
         spent = torch.tensor(streams).view(4, 2).T
         assert torch.allclose(out["bits_y"], spent.float(), rtol=0.01, atol=60)  # a stream begins with some bytes
         again = wide.train()(image, quality, noisy=False)
@@ -327,7 +328,8 @@ def test_without_noise_bits_are_those_of_streams(wide: Network, monkeypatch: pyt
     assert torch.equal(noisy["error"], out["error"])
     for key in ("bits_y", "bits_z"):
         assert not torch.equal(noisy[key], other[key])
-    assert torch.allclose(noisy["bits"], out["bits"], rtol=0.3) or fitted
+    if not fitted:  # noisy bits are always Gaussian ones
+        assert torch.allclose(noisy["bits"], out["bits"], rtol=0.3)
 
 
 def test_gradients_go_straight_through_the_trellis(wide: Network) -> None:
