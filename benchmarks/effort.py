@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from dca_fast import Codec
-from dca_fast.config import BACK, LINEAR_PRICE, MAX_EFFORT, TRELLIS_PRICE
-from dca_fast.effort import DESCENTS, FALL, GRADIENT_BACK, GRADIENT_PRICE, RISE
+from dca_fast.config import BACK, MAX_EFFORT, TRELLIS_PRICE
+from dca_fast.effort import DESCENTS, GRADIENT_BACK, GRADIENT_PRICES, LINEAR_PRICES
 from dca_fast.evaluate import ImageFolder, bd_rate, psnr
 from dca_fast.image_io import write_atomic
 from dca_fast.report import environment
@@ -89,7 +89,7 @@ def main() -> int:
         "threads": codec.threads,
         "side": args.side,
         "iterations": list(DESCENTS.items()),
-        "prices": [TRELLIS_PRICE, LINEAR_PRICE, GRADIENT_PRICE, FALL, RISE, BACK, GRADIENT_BACK],
+        "prices": [TRELLIS_PRICE, *LINEAR_PRICES, *GRADIENT_PRICES, BACK, GRADIENT_BACK],
     }
     same = json.loads(json.dumps(same | {"machine": environment()["machine"]}))
     rows = saved.get("rows", {}) if all(saved.get(key) == value for key, value in same.items()) else {}

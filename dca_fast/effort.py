@@ -7,7 +7,7 @@ from level 4 on then as the gradient of f_s does (`dca_fast.refine`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Integral
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -35,9 +35,8 @@ Report = Callable[[float], None]
 # Iterations of `descend`: along the linear part of f_s, then along its gradient.
 DESCENTS = {1: (1, 0), 2: (2, 0), 3: (4, 0), 4: (4, 2), 5: (4, 4), 6: (4, 12), 7: (4, 25), 8: (4, 50), 9: (4, 100)}
 TIMES = 1, 4  # of an iteration of each kind, roughly
-# As `config.LINEAR_PRICE` and `BACK`, along the gradient (docs/effort.md).
-GRADIENT_PRICE, GRADIENT_BACK = 30, 0.8
-FALL, RISE, STALLED = 0.93, 1.2, 600.0  # factors on the price of `descend`, and where it ends
+# Of the prices of either kind, the first and the last; `config.BACK` along the gradient (docs/effort.md).
+LINEAR_PRICES, GRADIENT_PRICES, GRADIENT_BACK = (LINEAR_PRICE, 22), (40, 70), 0.8
 
 
 def check(effort: object) -> int:
@@ -76,40 +75,40 @@ _cost = attrgetter("cost")
 
 
 def descend(
-    best: Candidate,
-    price: float,
-    iterations: int,
+    start: Candidate,
+    prices: Sequence[float],
     slope: Callable[[Candidate], Tensor],
-    moved: Callable[[Candidate, Tensor, int], Candidate],
+    moved: Callable[[Candidate, Tensor, float], Candidate],
     report: Report,
 ) -> Candidate:
     """Descent of the error, with the search of the trellis after every step (docs/effort.md).
 
     A step goes from what is coded, y_hat, a part of the way back to the y that was quantised, and along a slope over
-    the price: the error is modelled by a parabola with one curvature, in quantiser steps, for all latents: `price` bits
-    for a squared step. A success lowers the price, so that more may move; a failure raises it and starts again from the
-    best so far.
+    a price: the error is modelled by a parabola with one curvature, in quantiser steps, for all latents, and the price
+    is bits for a squared step. Each one goes on from the last, better or not: held to improvements, the descent soon
+    ends where no single step is one.
 
     Args:
-        best: where to start.
-        price: the first one.
-        iterations: how often to try.
+        start: where to start.
+        prices: of the steps; steps become shorter as they grow.
         slope: of a candidate: where y should go.
         moved: codes a candidate after a step along a slope at such a price.
         report: told how much is done, 0..1.
+
+    Returns:
+        The best of all, `start` included.
     """
-    direction = None
-    for i in range(iterations):
-        if price > STALLED:
-            break
-        direction = slope(best) if direction is None else direction
-        found = moved(best, direction, round(price))
-        if found.cost < best.cost:
-            best, direction, price = found, None, max(1.0, price * FALL)
-        else:
-            price *= RISE
-        report((i + 1) / iterations)
+    best = last = start
+    for i, price in enumerate(prices):
+        last = moved(last, slope(last), price)
+        best = min(best, last, key=_cost)
+        report((i + 1) / len(prices))
     return best
+
+
+def evenly(ends: tuple[float, float], count: int) -> list[float]:
+    """So many prices from one to the other."""
+    return [ends[0] + (ends[1] - ends[0]) * i / max(1, count - 1) for i in range(count)]
 
 
 def step_multipliers(gain: Tensor, quality: float) -> Tensor:
@@ -240,11 +239,9 @@ class Search:
         first = report(0)
         best = self._first(self.candidate(y, z))
         first(1 / few)
-        rest = few - 1
-        best = descend(
-            best, LINEAR_PRICE, rest, self._linear, self._moved_linear, lambda done: first((1 + rest * done) / few)
-        )
-        best = descend(best, GRADIENT_PRICE, many, self._exact, self._moved_exact, report(1))
+        rest = evenly(LINEAR_PRICES, few)[1:]
+        best = descend(best, rest, self._linear, self._moved_linear, lambda done: first((1 + len(rest) * done) / few))
+        best = descend(best, evenly(GRADIENT_PRICES, many), self._exact, self._moved_exact, report(1))
         if progress is not None:
             progress(1.0)
         return best
@@ -275,7 +272,7 @@ class Search:
     def _linear(self, found: Candidate) -> Tensor:
         return self._tools.adjoint.answer(self._image, found.picture.clone(), self._size)
 
-    def _moved_linear(self, found: Candidate, slope: Tensor, price: int) -> Candidate:
+    def _moved_linear(self, found: Candidate, slope: Tensor, price: float) -> Candidate:
         m = multipliers(self._program.gain, self._lambda, price)
         return self.candidate(self._tools.adjoint.moved(found.y_hat, slope, m, found.y), found.z)
 
@@ -284,7 +281,7 @@ class Search:
         wanted = self._image.to(torch.int16) - found.picture + found.plain
         return self._tools.refiner().slope(wanted, self._size, found.y_hat, self._quality)
 
-    def _moved_exact(self, found: Candidate, slope: Tensor, price: int) -> Candidate:
+    def _moved_exact(self, found: Candidate, slope: Tensor, price: float) -> Candidate:
         y_hat = found.y_hat.numpy().astype(np.float32)
         moved = np.rint(y_hat + GRADIENT_BACK * (found.y.numpy() - y_hat) + slope.numpy() / np.float32(price))
         y = torch.from_numpy(moved.clip(-LIMIT16, LIMIT16).astype(np.int16))

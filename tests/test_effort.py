@@ -238,36 +238,31 @@ def test_slopes_do_not_depend_on_tiles(codec: Codec, monkeypatch: pytest.MonkeyP
     assert torch.allclose(parts, whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
 
 
-def test_descent_keeps_the_best_and_stops_when_stalled() -> None:
-    """A parabola that is steeper than the first price says: failures raise the price until steps are short enough."""
+def test_descent_goes_on_from_what_is_worse_and_keeps_the_best() -> None:
+    """A parabola that is steeper than the first price says: the first step goes too far."""
 
     def candidate(y: torch.Tensor) -> effort.Candidate:
         return effort.Candidate(float(40 * y.square().sum()), b"", 0, (), y, y, {}, y, y)
 
-    prices: list[int] = []
-    slopes: list[torch.Tensor] = []
+    prices: list[float] = []
     seen: list[float] = []
 
-    def slope(entry: effort.Candidate) -> torch.Tensor:
-        slopes.append(entry.y_hat)
-        return -40 * entry.y_hat
-
-    def moved(origin: effort.Candidate, direction: torch.Tensor, price: int) -> effort.Candidate:
+    def moved(origin: effort.Candidate, direction: torch.Tensor, price: float) -> effort.Candidate:
         prices.append(price)
         return candidate(origin.y_hat + direction / price)
 
+    def slope(entry: effort.Candidate) -> torch.Tensor:
+        return -40 * entry.y_hat
+
     start = candidate(torch.full((3,), 100.0))
-    assert effort.descend(start, 12, 0, slope, moved, seen.append) is start
-    best = effort.descend(start, 12, 6, slope, moved, seen.append)
+    assert effort.descend(start, [], slope, moved, seen.append) is start
+    assert effort.descend(start, [19.5, 20], slope, moved, seen.append) is start  # too far, then across and back
+    seen.clear()
+    best = effort.descend(start, effort.evenly((19.5, 21), 4), slope, moved, seen.append)
+    assert prices[2:] == [19.5, 20, 20.5, 21]
     # Of y, 1 - 40 / price is left over: prices above 20 shorten it.
-    assert prices == [12, 14, 17, 21, 19, 23]
-    assert len(slopes) == 2
-    assert best.cost == pytest.approx(start.cost * (19 / 21 * 17 / 23) ** 2)
-    assert seen == [i / 6 for i in range(1, 7)]
-    prices.clear()
-    none = effort.descend(candidate(torch.zeros(3)), 12, 50, slope, moved, seen.append)
-    assert none.cost == 0
-    assert len(prices) < 25
+    assert best.cost == pytest.approx(start.cost * (20.5 / 19.5 * 20 / 20 * 19.5 / 20.5 * 19 / 21) ** 2)
+    assert seen == [0.25, 0.5, 0.75, 1]
 
 
 def test_metadata_is_refused_before_the_work(codec: Codec) -> None:
