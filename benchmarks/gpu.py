@@ -28,11 +28,11 @@ import triton
 from pictures import pictures, source
 from torch import Tensor
 
-from dca_fast import Codec, latents
+from dca_fast import Codec, latents, restoration
 from dca_fast.adjoint import Adjoint
-from dca_fast.config import TRELLIS_STEP, preset
+from dca_fast.config import RINGS, TRELLIS_STEP, preset
 from dca_fast.device import _analyse, _synthesise
-from dca_fast.effort import Step, step_multipliers
+from dca_fast.effort import Step, step_multipliers, worth
 from dca_fast.entropy.coder import choose_lanes
 from dca_fast.kernels.ops import OPS
 from dca_fast.model.network import Network
@@ -144,7 +144,12 @@ def collect(gpu: Codec, image: np.ndarray) -> dict[str, Call]:
     m = step_multipliers(program.gain.cpu(), QUALITY).to(codec.device)
     groups = latents.groups_of(*size)
     step = Step(Adjoint(gpu._weights, kept, codec.device), partial(codec._quantise, groups), m)
-    fit = partial(codec._fitted, torch.from_numpy(image).cuda(), round(100 * QUALITY))
+    target = torch.from_numpy(image).cuda()
+
+    def fit(picture: Tensor) -> Tensor:
+        weights = restoration.fit(kept, picture[0], target, worth(QUALITY))
+        return restoration.as_tensor(weights, len(RINGS)).to(codec.device)
+
     source, _ = _analyse(program, torch.from_numpy(padded).cuda()[None], size, step, fit, None)
     stream, _ = codec._code(source, groups)
     _synthesise(program, codec.coder.decoder(stream), *latents.sites(*size), None)
