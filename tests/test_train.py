@@ -176,6 +176,9 @@ def test_the_start_is_an_orthonormal_transform(photographs: Photographs) -> None
     y = a.merge(space_to_depth(a.embed(space_to_depth(x / 16, 8))))
     back = depth_to_space(s.pixels(depth_to_space(s.split(y))) * 4, 8)
     assert (back - x).abs().max() < 0.05
+    # Strong and weak components in every group of the quadtree.
+    assert a.unit16.equal(s.unit16)
+    assert (a.unit16.view(4, -1).T.flatten().diff() <= 0).all()
 
 
 def test_loss_is_rate_plus_lambda_times_error() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dca_fast.config import PATCH
+from dca_fast.config import PATCH, STEPS
 from dca_fast.model.layers import DepthBlock, GatedFfn, space_to_depth
 from dca_fast.model.network import Network
 from dca_fast.model.transforms import OUTPUT_SCALE, PIXEL_SCALE, PatchAnalysis, PatchSynthesis
@@ -27,6 +27,15 @@ def principal_components(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
     # The sign is arbitrary: make the largest entry positive, so that the result is reproducible.
     sign = vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
     return (vectors * sign).T.float(), values.clamp_min(SMALLEST_DEVIATION**2).sqrt().float()
+
+
+def dealt(count: int) -> Tensor:
+    """Which component each of so many latent channels is: the groups of the quadtree take one after another in turn.
+
+    In the order of their power, the first group would hold nearly all the bits, and its channels would know nothing of
+    each other at a site (docs/training.md).
+    """
+    return torch.arange(count).view(-1, STEPS).T.flatten()
 
 
 @torch.no_grad()
@@ -51,6 +60,8 @@ def start_from_components(network: Network, photographs: Crops, seed: int = 0) -
     basis8, deviation8 = principal_components(patches.flatten(0, 2), network.config.width)
     merged = space_to_depth(patches @ basis8.T)
     basis16, deviation16 = principal_components(merged.flatten(0, 2), network.config.latent)
+    order = dealt(network.config.latent)
+    basis16, deviation16 = basis16[order], deviation16[order]
     unit8, unit16 = deviation8.sqrt(), deviation16.sqrt()
     wide8 = unit8.repeat(4)
     analysis.embed.weight.copy_(basis8 / unit8[:, None] / PIXEL_SCALE)
