@@ -140,6 +140,7 @@ def _add_train(p: argparse.ArgumentParser) -> None:
     p.add_argument("--parts", type=_names, metavar="PART,PART", help="train only these, as synthesis,context")
     effort_help = "of the encoder that is trained for (default: 0); 1: with --parts, without analysis"
     p.add_argument("--effort", type=int, choices=(0, 1), help=effort_help)
+    p.add_argument("--rate-only", action="store_true", help="bits alone, without f_s: for --parts without transforms")
     p.add_argument("--optimiser", choices=("soap", "adam"), help="default: soap")
     p.add_argument("--threads", type=count, metavar="N", help="default: PyTorch's choice")
     p.add_argument("--device", default="cpu", metavar="NAME", help="default: %(default)s; cuda under torchrun: all")

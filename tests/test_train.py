@@ -74,6 +74,24 @@ def test_effort_1_is_trained_without_the_analysis(photographs: Photographs, tmp_
     assert losses[1] < 0.98 * losses[0]
 
 
+def test_the_rate_alone_is_trained_without_the_synthesis(
+    photographs: Photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for parts in (None, ("context", "synthesis"), ("analysis",)):
+        with pytest.raises(ConfigError, match="bits alone"):
+            Trainer(TINY, photographs, tmp_path / "refused", replace(RECIPE, rate_only=True, parts=parts))
+    recipe = replace(RECIPE, minutes=0, steps=2, rate_only=True, balance=0.0, parts=("context", "hyper"))
+    trainer = Trainer(TINY, photographs, tmp_path / "run", recipe)
+    monkeypatch.setattr(trainer.network.synthesis, "forward", None)
+    loss, bpp, _, _ = trainer.train_step(1.0)
+    assert 0 < loss <= float(bpp.mean()) + 1e-5  # hyper latents count a part at first
+    trainer.run()
+    last = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
+    assert last["psnr"] is None
+    assert last["step"] == 2
+    plot_losses(tmp_path / "run" / "log.jsonl", tmp_path / "losses.svg")
+
+
 def test_photographs_are_packed_once_and_bad_ones_counted(photographs: Photographs) -> None:
     assert len(photographs.images) == 3
     assert photographs.skipped == 2

@@ -147,13 +147,16 @@ class Network(nn.Module):
             for name, pair in self.hyper.items()
         }
 
-    def forward(self, image: Tensor, quality: Tensor, noisy: bool | None = None, effort: int = 0) -> dict[str, Tensor]:
+    def forward(
+        self, image: Tensor, quality: Tensor, noisy: bool | None = None, effort: int = 0, picture: bool = True
+    ) -> dict[str, Tensor]:
         """Code `image` `[N, H, W, 3]` (grey levels - 128, any size; padded to multiples of 64) at `quality` `[N]`.
 
         Args:
             noisy: rates from uniform noise (training) instead of from what is coded; default: `self.training`.
             effort: 0 or 1, the level of the encoder (docs/effort.md); 1 needs "patch" transforms, and f_a sees no
                 gradient of what comes after it.
+            picture: whether f_s runs; if not, `image` comes back as it was.
 
         Returns:
             `image` `[N, H, W, 3]`; `bits` `[N]`; `bits_y` `[N, 4]`, one for each step; `bits_z` `[N, contexts]`;
@@ -172,7 +175,7 @@ class Network(nn.Module):
         if effort:
             y = self.answered(original, y, features, quality, t)
         y_hat, bits_y, error = self.code_latent(y, features, quality, t, noisy)
-        x_hat = self.synthesis(y_hat, t)[:, :height, :width]
+        x_hat = (self.synthesis(y_hat, t) if picture else original)[:, :height, :width]
         out = {"image": x_hat, "bits_y": bits_y, "bits_z": torch.stack(bits_z, 1), "error": error}
         out["bits"] = out["bits_y"].sum(1) + out["bits_z"].sum(1)
         return out

@@ -94,7 +94,7 @@ def plot_losses(log: Path, path: Path) -> None:
     curves = {
         "loss": [points[s]["loss"] for s in steps],
         "bits per pixel, last batch": [float(np.mean(points[s]["bpp"])) for s in steps],
-        "PSNR, dB, last batch": [float(np.mean(points[s]["psnr"])) for s in steps],
+        "PSNR, dB, last batch": [float(np.mean(points[s]["psnr"] or np.nan)) for s in steps],
     }
     figure = need("matplotlib.figure").Figure(figsize=(13, 4), layout="constrained")
     width = max(1, math.ceil(SMOOTH * len(steps)))

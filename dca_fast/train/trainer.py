@@ -61,6 +61,8 @@ class Recipe:
             stay as they are. None: all, and the gains.
         effort: level of the encoder that is trained for: 0, or 1 where "analysis" is not among `parts`. The answer of
             level 1 undoes most of what f_a changes, so that f_a would drift (docs/training.md).
+        rate_only: the loss is bits alone and f_s is left out, for parts without transforms: half as many steps again in
+            the same time.
         bf16: on a GPU, convolutions of the transforms in bfloat16. The GEMMs of int8 layers are so there anyway.
     """
 
@@ -84,6 +86,7 @@ class Recipe:
     save_minutes: float = 5
     compile: bool = False
     effort: int = 0
+    rate_only: bool = False
     bf16: bool = True
     parts: tuple[str, ...] | None = None
 
@@ -146,12 +149,13 @@ def learning_rate(recipe: Recipe, since: int, elapsed: float) -> float:
 class Objective(nn.Module):
     """Network and loss in one module, which is what many processes run and what is compiled."""
 
-    def __init__(self, network: Network, balance: float, effort: int) -> None:
+    def __init__(self, network: Network, recipe: Recipe) -> None:
         super().__init__()
-        self.network, self.balance, self.effort = network, balance, effort
+        self.network, self.balance = network, recipe.balance
+        self.options: dict[str, Any] = {"effort": recipe.effort, "picture": not recipe.rate_only}
 
     def forward(self, image: Tensor, quality: Tensor, hyper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return loss_of(self.network(image, quality, effort=self.effort), image, quality, self.balance, hyper)
+        return loss_of(self.network(image, quality, **self.options), image, quality, self.balance, hyper)
 
 
 def in_bfloat16(module: nn.Module, device: str) -> None:
@@ -208,6 +212,8 @@ class Trainer:
     ) -> None:
         if recipe.effort and (recipe.parts is None or "analysis" in recipe.parts or config.transforms != "patch"):
             raise ConfigError('effort 1 is for parts without "analysis", and for "patch" transforms')
+        if recipe.rate_only and (recipe.parts is None or {"analysis", "synthesis"} & set(recipe.parts)):
+            raise ConfigError("bits alone are a loss for parts without transforms")
         torch.manual_seed(recipe.seed)
         self.recipe, self.folder, self.device, self.world = recipe, Path(folder), device, world
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -246,7 +252,7 @@ class Trainer:
         if device.startswith("cuda") and recipe.bf16 and config.transforms == "elic":
             for transform in (self.network.analysis, self.network.synthesis):
                 in_bfloat16(transform, "cuda")
-        objective = world.parallel(Objective(self.network, recipe.balance, recipe.effort))
+        objective = world.parallel(Objective(self.network, recipe))
         self.forward: Callable = torch.compile(objective) if recipe.compile else objective
         self._reader = ThreadPoolExecutor(1)
         self._ahead: tuple[int, Future] | None = None
@@ -373,5 +379,5 @@ class Trainer:
             "skipped": self.photographs.skipped,
             "quality": quality.tolist(),
             "bpp": bpp.tolist(),
-            "psnr": (10 * torch.log10(255**2 / mse)).tolist(),
+            "psnr": None if self.recipe.rate_only else (10 * torch.log10(255**2 / mse)).tolist(),
         }
