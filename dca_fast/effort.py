@@ -237,9 +237,9 @@ class Search:
         if "global" in z:  # as in a file: the search takes it as it is
             z["global"].masked_fill_(self._program.hyper_rows["global"].view(z["global"].shape) == SKIP_ROW, 0)
         first = report(0)
-        best = self._first(self.candidate(y, z))
-        first(1 / few)
-        rest = evenly(LINEAR_PRICES, few)[1:]
+        once, *rest = evenly(LINEAR_PRICES, few)  # from the better of levels 0, with a filter, and 1 the others go on
+        best = self.candidate(y, z)
+        best = descend(best, [once], self._linear, self._moved_linear, lambda done: first(done / few))
         best = descend(best, rest, self._linear, self._moved_linear, lambda done: first((1 + len(rest) * done) / few))
         best = descend(best, evenly(GRADIENT_PRICES, many), self._exact, self._moved_exact, report(1))
         if progress is not None:
@@ -264,10 +264,6 @@ class Search:
         bits = 8 * len(stream) + (8 * len(pack_restoration(weights)) if weights else 0)
         cost = bits + self._lambda * squares / 3
         return Candidate(cost, stream, source.digest, weights, y, y_hat, z, picture, plain)
-
-    def _first(self, plain: Candidate) -> Candidate:
-        """The better of level 0, with a filter, and what level 1 makes of it."""
-        return min(plain, self._moved_linear(plain, self._linear(plain), LINEAR_PRICE), key=_cost)
 
     def _linear(self, found: Candidate) -> Tensor:
         return self._tools.adjoint.answer(self._image, found.picture.clone(), self._size)
