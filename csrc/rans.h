@@ -29,7 +29,7 @@ constexpr int kMaxLanes = 32;
 constexpr int kMaxGroups = 64;
 constexpr int kWordsPerSymbol = 2;  // at most: one refill, and then low bits or a raw value
 constexpr int kChains = 32;         // trellis chains of a group: coded symbol j belongs to chain j % 32
-constexpr int kTrellisStates = 8;
+constexpr int kTrellisStates = 64;
 constexpr uint32_t kLower = 1u << 16;
 
 // Decoder entry of one slot: symbol << 24 | freq << 12 | slot - start.
@@ -63,11 +63,19 @@ DCA_HD SymbolEntry symbol_entry(uint32_t start, uint32_t freq, bool escape) {
   return {static_cast<uint32_t>(reciprocal), freq << 20 | start << 8 | flags | log2};
 }
 
-// The trellis of JPEG 2000 Part 2. A symbol in `state` is a multiple of one step from the set state & 1:
-// index k stands for the value v = 2k in set 0 and for 2k - sign(k) in set 1.
+// The trellis: a shift register with feedback. A symbol in `state` is a multiple of one step from the set state & 1:
+// index k stands for the value v = 2k in set 0 and for 2k - sign(k) in set 1. The set comes back in the highest bit
+// of the next state, which no parity reaches: a state is entered from one set only.
+constexpr uint32_t kBySet = 54, kByParity = 19;
+
 DCA_HD uint32_t trellis_next(uint32_t state, int k) {
-  const uint32_t odd_bits = 0x96u >> state;  // bit 0: whether `state` has an odd number of bits
-  return ((state << 1) & 6) | ((static_cast<uint32_t>(k) ^ odd_bits) & 1);
+  return (state >> 1) ^ ((state & 1) * kBySet) ^ ((static_cast<uint32_t>(k) & 1) * kByParity);
+}
+
+// The state from which an index of this parity leads to `state`.
+DCA_HD constexpr uint32_t trellis_before(uint32_t state, uint32_t parity) {
+  const uint32_t set = state / (kTrellisStates / 2);
+  return ((state ^ (set * kBySet) ^ (parity * kByParity)) << 1 | set) & (kTrellisStates - 1);
 }
 
 DCA_HD int trellis_value(int set, int k) { return 2 * k - (k > 0 ? set : k < 0 ? -set : 0); }

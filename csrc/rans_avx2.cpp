@@ -301,8 +301,43 @@ uint8_t* encode(const TableView& tables, int lanes, uint32_t* states, uint8_t* w
   }
 }
 
+// Chooses the way into a state of eight chains.
+template <int kState>
+inline void extend_state(int32_t (*next)[kChains], __m256i even, __m256i odd, __m256i& ways) {
+  store(next[kState], _mm256_min_epi32(even, odd));
+  const __m256i bit = _mm256_set1_epi32(static_cast<int>(1u << (kState % 32)));
+  ways = _mm256_or_si256(ways, _mm256_and_si256(_mm256_cmpgt_epi32(even, odd), bit));
+}
+
+// extend_pair for eight chains.
+template <int kState>
+inline void extend_eight(const int32_t (*path)[kChains], const __m256i (*cost)[2], int32_t (*next)[kChains],
+                         __m256i& ways) {
+  constexpr int kEven = trellis_before(kState, 0), kOdd = trellis_before(kState, 1), kSet = kEven & 1;
+  const __m256i first = load(path[kEven]), second = load(path[kOdd]), even = cost[kSet][0], odd = cost[kSet][1];
+  extend_state<kState>(next, _mm256_add_epi32(first, even), _mm256_add_epi32(second, odd), ways);
+  extend_state<kState ^ kByParity>(next, _mm256_add_epi32(second, even), _mm256_add_epi32(first, odd), ways);
+}
+
+template <int... kPairs>
+inline void extend_vectors(SearchRound& round, std::integer_sequence<int, kPairs...>) {
+  for (int c = 0; c < kChains; c += 8) {
+    const auto path = reinterpret_cast<const int32_t(*)[kChains]>(round.path[0] + c);
+    const auto next = reinterpret_cast<int32_t(*)[kChains]>(round.next[0] + c);
+    __m256i cost[2][2], ways[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    for (int i = 0; i < 4; ++i) cost[i >> 1][i & 1] = load(round.symbol[i >> 1][i & 1] + c);
+    (extend_eight<kPairs>(path, cost, next, ways[0]), ...);
+    (extend_eight<32 + kPairs>(path, cost, next, ways[1]), ...);
+    for (int set = 0; set < 2; ++set) store(round.odd[set] + c, ways[set]);
+  }
+}
+
+inline void extend_paths_of_eight(SearchRound& round) {
+  extend_vectors(round, std::make_integer_sequence<int, 16>());
+}
+
 const Path kAvx2Path = {"avx2", pack_rows, pack_values,    pack_residuals, unpack_values,
-                        decode, encode,    decode_trellis, to_indices,     search_chains};
+                        decode, encode,    decode_trellis, to_indices,     search_chains<extend_paths_of_eight>};
 
 }  // namespace
 }  // namespace dca::rans

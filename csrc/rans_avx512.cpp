@@ -104,45 +104,34 @@ inline __m512i shifts_of(const TableView& tables, __m512i rows) {
   return _mm512_cvtepu8_epi16(_mm512_castsi512_si256(bytes));
 }
 
-// The states of 32 chains. A word holds a state, and the bit that its set gives a row.
+// The states of 32 chains, and which of them are in set 1.
 class ChainStates {
  public:
   ChainStates() = default;
-  explicit ChainStates(const uint16_t* chains) {
-    alignas(64) uint16_t words[kChains], next[32];
-    for (int c = 0; c < kChains; ++c) words[c] = with_set(chains[c]);
-    for (uint32_t i = 0; i < 32; ++i) {
-      next[i] = with_set(trellis_next(i % kTrellisStates, static_cast<int>(i / kTrellisStates)));
-    }
-    words_ = _mm512_load_si512(words);
-    next_ = _mm512_load_si512(next);
-  }
+  explicit ChainStates(const uint16_t* chains) : states_(_mm512_loadu_si512(chains)) { find_set(); }
 
-  __m512i choose(__m512i rows) const { return _mm512_or_si512(rows, _mm512_and_si512(words_, set_bit())); }
+  __m512i choose(__m512i rows) const { return _mm512_mask_add_epi16(rows, set_, rows, _mm512_set1_epi16(kSetBit)); }
 
   // Turns indices to values and leads the chains on.
   __m512i step(__m512i index) {
-    const __mmask32 set = _mm512_test_epi16_mask(words_, set_bit());
     const __m512i zero = _mm512_setzero_si512(), one = _mm512_set1_epi16(1);
     const __m512i twice = _mm512_add_epi16(index, index);
-    const __m512i less = _mm512_mask_sub_epi16(twice, _mm512_mask_cmpgt_epi16_mask(set, index, zero), twice, one);
-    const __m512i value = _mm512_mask_add_epi16(less, _mm512_mask_cmplt_epi16_mask(set, index, zero), less, one);
-    const __mmask32 odd = _mm512_test_epi16_mask(index, one);
-    const __m512i turn = _mm512_mask_add_epi16(words_, odd, words_, _mm512_set1_epi16(kTrellisStates));
-    words_ = _mm512_permutexvar_epi16(turn, next_);
+    const __m512i less = _mm512_mask_sub_epi16(twice, _mm512_mask_cmpgt_epi16_mask(set_, index, zero), twice, one);
+    const __m512i value = _mm512_mask_add_epi16(less, _mm512_mask_cmplt_epi16_mask(set_, index, zero), less, one);
+    const __m512i by_set = _mm512_maskz_set1_epi16(set_, kBySet);
+    const __m512i by_parity = _mm512_maskz_set1_epi16(_mm512_test_epi16_mask(index, one), kByParity);
+    states_ = _mm512_xor_si512(_mm512_xor_si512(_mm512_srli_epi16(states_, 1), by_set), by_parity);
+    find_set();
     return value;
   }
 
-  void store(uint16_t* chains) const {
-    _mm512_storeu_si512(chains, _mm512_and_si512(words_, _mm512_set1_epi16(kTrellisStates - 1)));
-  }
+  void store(uint16_t* chains) const { _mm512_storeu_si512(chains, states_); }
 
  private:
-  static __m512i set_bit() { return _mm512_set1_epi16(kSetBit); }
-  static uint16_t with_set(uint32_t state) { return static_cast<uint16_t>(state | (state & 1) * kSetBit); }
+  void find_set() { set_ = _mm512_test_epi16_mask(states_, _mm512_set1_epi16(1)); }
 
-  __m512i words_;
-  __m512i next_;  // word [parity of an index * kTrellisStates + state]
+  __m512i states_;
+  __mmask32 set_;
 };
 
 // Scalar loads: as fast as the gather instruction at best, and far faster where microcode slows that down.
@@ -325,9 +314,9 @@ uint8_t* encode(const TableView& tables, int lanes, uint32_t* states, uint8_t* w
   return words;
 }
 
-// The search takes 16 chains at once. Its trail has 16 masks of them for a round: [state] those whose way to it is from
-// state >> 1 | 4, and [kHigher + 2 * set + other] those for which the higher one of two indices is cheaper: of the one
-// next below the residual and that + 2, or of the others beside it. Volatile: else GCC gathers masks before it stores.
+// The search takes 16 chains at once. Its trail has masks of them for a round: [state] those whose way to it has an odd
+// index, and [kHigher + 2 * set + other] those for which the higher one of two indices is cheaper: of the one next
+// below the residual and that + 2, or of the others beside it. Volatile: else GCC gathers masks before it stores.
 constexpr int kVector = 16;
 constexpr int kHigher = kTrellisStates;
 constexpr __mmask16 kAll = 0xFFFF;
@@ -413,19 +402,29 @@ inline void lower_costs(__m512i* path) {
   for (int state = 0; state < kTrellisStates; ++state) path[state] = _mm512_sub_epi32(path[state], lowest);
 }
 
-// Chooses the way into every state of the chains in `active`.
-inline void extend_paths(__m512i* path, const __m512i (*cost)[2], __mmask16 active, volatile uint16_t* trail) {
-  __m512i next[kTrellisStates];
-  for (int state = 0; state < kTrellisStates; ++state) {
-    const int low = state >> 1, set = low & 1, parity = (state ^ (0x96 >> low)) & 1;
-    const __m512i first = _mm512_add_epi32(path[low], cost[set][parity]);
-    const __m512i second = _mm512_add_epi32(path[low | 4], cost[set][parity ^ 1]);
-    trail[state] = _mm512_cmplt_epi32_mask(second, first);
-    next[state] = _mm512_min_epi32(first, second);
-  }
-  for (int state = 0; state < kTrellisStates; ++state) {
-    path[state] = active == kAll ? next[state] : _mm512_mask_mov_epi32(path[state], active, next[state]);
-  }
+// Chooses the way into two states of the chains in `active`, which are entered from the same two; an even index wins
+// ties.
+template <uint32_t kState>
+inline void extend_pair(const __m512i* path, const __m512i (*cost)[2], __mmask16 active, __m512i* next,
+                        volatile uint16_t* trail) {
+  constexpr uint32_t kEven = trellis_before(kState, 0), kOdd = trellis_before(kState, 1);
+  constexpr uint32_t kOther = kState ^ kByParity, kSet = kEven & 1;
+  static_assert(trellis_before(kOther, 0) == kOdd && trellis_before(kOther, 1) == kEven);
+  const __m512i first = path[kEven], second = path[kOdd];
+  const __m512i even = _mm512_add_epi32(first, cost[kSet][0]), odd = _mm512_add_epi32(second, cost[kSet][1]);
+  trail[kState] = _mm512_cmplt_epi32_mask(odd, even);
+  next[kState] = _mm512_mask_min_epi32(path[kState], active, even, odd);
+  const __m512i other_even = _mm512_add_epi32(second, cost[kSet][0]), other_odd = _mm512_add_epi32(first, cost[kSet][1]);
+  trail[kOther] = _mm512_cmplt_epi32_mask(other_odd, other_even);
+  next[kOther] = _mm512_mask_min_epi32(path[kOther], active, other_even, other_odd);
+}
+
+// The same for all states.
+template <uint32_t... kPairs>
+inline void extend_paths(const __m512i* path, const __m512i (*cost)[2], __mmask16 active, __m512i* next,
+                         volatile uint16_t* trail, std::integer_sequence<uint32_t, kPairs...>) {
+  static_assert(16 <= kByParity && kByParity < 32);  // bit 4 tells the states of a pair apart
+  (extend_pair<(kPairs & 15) | (kPairs & 16) << 1>(path, cost, active, next, trail), ...);
 }
 
 // The state of least cost, the lowest of equals.
@@ -442,21 +441,25 @@ inline __m512i best_state(const __m512i* path) {
 // Goes one round back: returns the states before it, and the values.
 inline __m512i trace_round(__m512i state, __m512i residual, const uint16_t* trail, __m256i& values) {
   const __m512i one = _mm512_set1_epi32(1), zero = _mm512_setzero_si512();
-  const __m512i masks = widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(trail)));
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m512i bit = _mm512_sllv_epi32(one, lanes);
-  const __mmask16 upper = _mm512_test_epi32_mask(_mm512_permutexvar_epi32(state, masks), bit);
-  const __m512i lowered = _mm512_srli_epi32(state, 1);
-  const __m512i before = _mm512_mask_or_epi32(lowered, upper, lowered, _mm512_set1_epi32(4));
+  const __m512i bit = _mm512_sllv_epi32(one, lanes);  // of a chain in a mask: the low word of the chain's
+  const __m512i ways = _mm512_permutex2var_epi16(_mm512_loadu_si512(trail), state, _mm512_loadu_si512(trail + 32));
+  const __mmask16 odd = _mm512_test_epi32_mask(ways, bit);
+  const __mmask16 set = _mm512_cmpge_epi32_mask(state, _mm512_set1_epi32(kTrellisStates / 2));
+  const __m512i came = _mm512_mask_xor_epi32(state, set, state, _mm512_set1_epi32(kBySet));
+  const __m512i shifted = _mm512_slli_epi32(_mm512_mask_xor_epi32(came, odd, came, _mm512_set1_epi32(kByParity)), 1);
+  const __m512i before =
+      _mm512_and_si512(_mm512_mask_or_epi32(shifted, set, shifted, one), _mm512_set1_epi32(kTrellisStates - 1));
 
-  const __mmask16 set = _mm512_test_epi32_mask(before, one), negative = _mm512_cmplt_epi32_mask(residual, zero);
+  const __mmask16 negative = _mm512_cmplt_epi32_mask(residual, zero);
   const __m512i size = clamped(residual);
   const __m512i below = index_below(_mm512_mask_add_epi32(size, set, size, _mm512_set1_epi32(kTrellisStep)));
-  const __m512i parity = _mm512_xor_si512(state, _mm512_srlv_epi32(_mm512_set1_epi32(0x96), before));
-  const __m512i other = _mm512_and_si512(_mm512_xor_si512(below, parity), one);
-  const __m512i of_set = _mm512_mask_mov_epi32(_mm512_set1_epi32(kHigher), set, _mm512_set1_epi32(kHigher + 2));
-  const __m512i pair = _mm512_permutexvar_epi32(_mm512_add_epi32(of_set, other), masks);
-  const __mmask16 higher = _mm512_test_epi32_mask(pair, bit);
+  const __m512i other = _mm512_and_si512(_mm512_mask_xor_epi32(below, odd, below, one), one);
+  uint64_t four;
+  std::memcpy(&four, trail + kHigher, sizeof four);
+  const __m512i which = _mm512_mask_add_epi32(other, set, other, _mm512_set1_epi32(2));
+  const __m512i pairs = _mm512_permutexvar_epi16(which, _mm512_set1_epi64(static_cast<int64_t>(four)));
+  const __mmask16 higher = _mm512_test_epi32_mask(pairs, bit);
   const __m512i lower = _mm512_sub_epi32(below, other);
   const __m512i index = _mm512_mask_add_epi32(lower, higher, lower, _mm512_set1_epi32(2));
   const __m512i twice = _mm512_add_epi32(index, index);
@@ -466,49 +469,53 @@ inline __m512i trace_round(__m512i state, __m512i residual, const uint16_t* trai
 }
 
 // Adds one symbol to each of the chains in `active`.
-inline void search_round(__m512i* path, const int32_t* charges, const int32_t* residuals, const uint8_t* rows,
-                         __mmask16 active, uint16_t* trail) {
+inline void search_round(const __m512i* path, const int32_t* charges, const int32_t* residuals, const uint8_t* rows,
+                         __mmask16 active, __m512i* next, uint16_t* trail) {
   const __m128i row = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows));
   const __m512i begin = _mm512_slli_epi32(_mm512_cvtepu8_epi32(row), 8);
   const __m512i size = clamped(_mm512_loadu_si512(residuals));
   __m512i cost[2][2];
   cost_symbols<0>(charges, size, begin, cost[0], trail);
   cost_symbols<1>(charges + kRows * kSymbols, size, begin, cost[1], trail);
-  extend_paths(path, cost, active, trail);
+  extend_paths(path, cost, active, next, trail, std::make_integer_sequence<uint32_t, kTrellisStates / 2>());
 }
 
 // Sixteen chains that begin at the first symbol; the last round has only those in `tail`.
 void search_half(const int32_t* charges, const int32_t* residuals, const uint8_t* rows, size_t rounds, __mmask16 tail,
                  uint16_t* trail, int16_t* values) {
-  __m512i path[kTrellisStates];
+  constexpr size_t kTrailWords = kTrailBytes / sizeof *trail;
+  static_assert(2 * (kHigher + 4) <= kTrailWords);
+  __m512i paths[2][kTrellisStates];
+  __m512i *path = paths[0], *next = paths[1];
   for (int state = 0; state < kTrellisStates; ++state) path[state] = _mm512_set1_epi32(state == 0 ? 0 : kUnreached);
   size_t at = 0;
-  for (size_t round = 1; round < rounds; ++round, at += kChains) {
+  for (size_t round = 1; round < rounds; ++round, at += kChains, trail += kTrailWords, std::swap(path, next)) {
     if (round % kRoundsToLowest == 0) lower_costs(path);
-    search_round(path, charges, residuals + at, rows + at, kAll, trail + at);
+    search_round(path, charges, residuals + at, rows + at, kAll, next, trail);
   }
-  search_round(path, charges, residuals + at, rows + at, tail, trail + at);
+  search_round(path, charges, residuals + at, rows + at, tail, next, trail);
 
-  __m512i state = best_state(path);
+  __m512i state = best_state(next);
   __m256i found;
-  const __m512i before = trace_round(state, _mm512_loadu_si512(residuals + at), trail + at, found);
+  const __m512i before = trace_round(state, _mm512_loadu_si512(residuals + at), trail, found);
   state = _mm512_mask_mov_epi32(state, tail, before);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(values + at), found);
   while (at > 0) {
-    at -= kChains;
-    state = trace_round(state, _mm512_loadu_si512(residuals + at), trail + at, found);
+    at -= kChains, trail -= kTrailWords;
+    state = trace_round(state, _mm512_loadu_si512(residuals + at), trail, found);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(values + at), found);
   }
 }
 
-void search(const int32_t* charges, const int32_t* residuals, const uint8_t* rows, size_t count, uint16_t* trail,
+void search(const int32_t* charges, const int32_t* residuals, const uint8_t* rows, size_t count, uint8_t* trail,
             int16_t* values) {
   if (count == 0) return;
   const size_t rounds = (count + kChains - 1) / kChains;
   const __mmask32 tail = first_lanes(static_cast<unsigned>(count - (rounds - 1) * kChains));
-  search_half(charges, residuals, rows, rounds, static_cast<__mmask16>(tail), trail, values);
+  uint16_t* words = reinterpret_cast<uint16_t*>(trail);
+  search_half(charges, residuals, rows, rounds, static_cast<__mmask16>(tail), words, values);
   search_half(charges, residuals + kVector, rows + kVector, rounds, static_cast<__mmask16>(tail >> kVector),
-              trail + kVector, values + kVector);
+              words + kTrailBytes / 4, values + kVector);
 }
 
 const Path kAvx512Path = {"avx512", pack_rows, pack_values,    pack_residuals, unpack_values,

@@ -138,7 +138,7 @@ class GroupSearch {
       : rows_(new uint8_t[positions + kSlack]),
         residuals_(new int32_t[positions + kSlack]),
         values_(new int16_t[positions + kSlack]),
-        trail_(new uint16_t[positions + kSlack]) {}
+        trail_(new uint8_t[(positions / kChains + 1) * kTrailBytes + kSlack]) {}
 
   Outcome run(const Path& path, const int32_t* residuals, const uint8_t* rows, size_t size, const int32_t* charges,
               int16_t* values) {
@@ -157,7 +157,7 @@ class GroupSearch {
   std::unique_ptr<uint8_t[]> rows_;
   std::unique_ptr<int32_t[]> residuals_;
   std::unique_ptr<int16_t[]> values_;
-  std::unique_ptr<uint16_t[]> trail_;
+  std::unique_ptr<uint8_t[]> trail_;
 };
 
 void require_done(Outcome outcome) {

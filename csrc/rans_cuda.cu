@@ -42,6 +42,8 @@ constexpr uint32_t kJoinBlocks = 16;  // per group
 constexpr int kTrellisStep = 160;     // between the values of a trellis, in 1/256 quantiser steps
 constexpr uint32_t kLargestResidual = 8191 * 256;
 constexpr int32_t kUnreached = 1 << 28;
+constexpr uint32_t kStateBits = 6;
+static_assert(1 << kStateBits == kTrellisStates);
 
 enum Status : uint32_t { kBadRow = 1, kTruncated = 2, kLeftOver = 4, kWrongState = 8, kOffGrid = 16 };
 
@@ -101,9 +103,15 @@ struct alignas(16) Code {
   uint32_t payload;  // the low bits, or the value of an escape
 };
 
-// What the edges of the trellis add to a path at one symbol: squared error + charge.
+// What the edges of the trellis add to a path at one symbol: squared error + charge. Once they are added, the ways take
+// their place.
 struct alignas(16) Metrics {
   int32_t of[2][2];  // set, parity of the index
+};
+
+// Bit `state` says that the index on the best way to it is odd.
+struct alignas(8) Ways {
+  uint32_t odd[kTrellisStates / 32];
 };
 
 // ---- Warps and blocks ----
@@ -319,17 +327,21 @@ __device__ __forceinline__ uint32_t find(const Search<kSets>* search, uint32_t r
 // The trellis chains of one lane, which takes them in turn: bit i of bits[b] is bit b of the state of the chain i
 // rounds on.
 struct Chains {
-  uint32_t bits[3] = {0, 0, 0};
+  uint32_t bits[kStateBits] = {};
   uint32_t last;
 
   __device__ __forceinline__ explicit Chains(uint32_t lanes) : last(kChains / lanes - 1) {}
 
   __device__ __forceinline__ uint32_t state() const {
-    return (bits[0] & 1) | (bits[1] & 1) << 1 | (bits[2] & 1) << 2;
+    uint32_t state = 0;
+    for (uint32_t b = 0; b < kStateBits; ++b) state |= (bits[b] & 1) << b;
+    return state;
   }
 
+  __device__ __forceinline__ uint32_t set() const { return bits[0] & 1; }
+
   __device__ __forceinline__ void step(uint32_t next) {
-    for (uint32_t b = 0; b < 3; ++b) bits[b] = bits[b] >> 1 | (next >> b & 1) << last;
+    for (uint32_t b = 0; b < kStateBits; ++b) bits[b] = bits[b] >> 1 | (next >> b & 1) << last;
   }
 };
 
@@ -355,7 +367,7 @@ __device__ __forceinline__ uint32_t decode_round(const Search<kSets>* search, ui
                                                  WarpReader& words, Chains& chains, int16_t* values) {
   const Place& place = job.place;
   words.active = place.active;
-  const uint32_t set = kSets == 1 ? 0 : chains.state() & 1, word = set == 0 ? job.words[0] : job.words[kSets - 1];
+  const uint32_t set = kSets == 1 ? 0 : chains.set(), word = set == 0 ? job.words[0] : job.words[kSets - 1];
   const uint32_t entry = find(search, set * kRows + place.row, word, x & (kSlots - 1));
   const uint32_t stepped = decode_step(x, entry, words);
   x = place.active ? stepped : x;
@@ -585,69 +597,64 @@ __global__ void __launch_bounds__(kThreads) scatter_metrics(const int32_t* resid
   });
 }
 
-// The parity that leads from one state to another one.
-__device__ __forceinline__ uint32_t parity_between(uint32_t from, uint32_t to) {
-  return (trellis_next(from, 0) ^ to) & 1;
-}
-
-// Takes the costs of the best paths to all states one symbol on. Bit z of the result says which of its two
-// predecessors state z has. Costs count from that of state 0 before, which keeps them small.
-__device__ __forceinline__ uint32_t search_step(int32_t (&costs)[kTrellisStates], const Metrics& metrics) {
+// Takes the costs of the best paths to all states one symbol on; an even index wins ties. Costs count from that of
+// state 0 before, which keeps them small.
+__device__ __forceinline__ Ways search_step(int32_t (&costs)[kTrellisStates], const Metrics& metrics) {
   int32_t edges[2][2], next[kTrellisStates];
-  uint32_t decisions = 0;
+  Ways ways = {};
 #pragma unroll
   for (uint32_t i = 0; i < 4; ++i) edges[i >> 1][i & 1] = metrics.of[i >> 1][i & 1] - costs[0];
 #pragma unroll
   for (uint32_t z = 0; z < kTrellisStates; ++z) {
-    const uint32_t from = z >> 1, other = from | 4, parity = parity_between(from, z);
-    const int32_t cost = costs[from] + edges[from & 1][parity];
-    const int32_t other_cost = costs[other] + edges[from & 1][parity ^ 1];
-    decisions |= static_cast<uint32_t>(other_cost < cost) << z;
-    next[z] = other_cost < cost ? other_cost : cost;
+    const uint32_t set = z / (kTrellisStates / 2);
+    const int32_t even = costs[trellis_before(z, 0)] + edges[set][0];
+    const int32_t odd = costs[trellis_before(z, 1)] + edges[set][1];
+    ways.odd[z / 32] |= static_cast<uint32_t>(odd < even) << (z % 32);
+    next[z] = odd < even ? odd : even;
   }
 #pragma unroll
   for (uint32_t z = 0; z < kTrellisStates; ++z) costs[z] = next[z];
-  return decisions;
+  return ways;
 }
 
-// Replaces the decisions of one chain, whose first symbol lies at `first`, by the edges of the path to `state`.
-__device__ __forceinline__ void trace_back(uint8_t* edges, uint32_t first, uint32_t end, uint32_t state) {
+// Finds the edges of the path to `state` of one chain, whose first symbol lies at `first`.
+__device__ __forceinline__ void trace_back(const Metrics* metrics, uint32_t first, uint32_t end, uint32_t state,
+                                           uint8_t* edges) {
   const uint32_t count = first < end ? (end - first + kChains - 1) / kChains : 0;
-  const auto load = [&](uint32_t i) { return i < count ? edges[first + i * kChains] : uint8_t{0}; };  // i may wrap
-  uint8_t coming[kAhead];
+  const auto load = [&](uint32_t i) {  // i may wrap
+    return i < count ? *reinterpret_cast<const Ways*>(metrics + first + i * kChains) : Ways{};
+  };
+  Ways coming[kAhead];
 #pragma unroll
   for (uint32_t k = 0; k < kAhead; ++k) coming[k] = load(count - 1 - k);
   for (uint32_t done = 0; done < count; done += kAhead) {
 #pragma unroll
     for (uint32_t k = 0; k < kAhead; ++k) {
-      const uint32_t i = count - 1 - done - k, from = state >> 1 | (coming[k] >> state & 1) << 2;
+      const uint32_t i = count - 1 - done - k, set = state / (kTrellisStates / 2);
+      const uint32_t parity = (set != 0 ? coming[k].odd[1] : coming[k].odd[0]) >> (state % 32) & 1;
       coming[k] = load(i - kAhead);
-      if (i < count) edges[first + i * kChains] = static_cast<uint8_t>((from & 1) << 1 | parity_between(from, state));
-      state = from;
+      if (i < count) edges[first + i * kChains] = static_cast<uint8_t>(set << 1 | parity);
+      state = trellis_before(state, parity);
     }
   }
 }
 
 // Viterbi's algorithm: one warp per group, a lane per chain. Leaves the edge of the best path at each symbol:
-// set << 1 | parity.
+// set << 1 | parity. A step is long enough to hide the request for the next one's metrics.
 __global__ void __launch_bounds__(kWarp) search_kernel(State* state, Work work, uint8_t* edges) {
   const Range range = range_of(work, blockIdx.x, state->groups);
   const uint32_t first = range.first + lane_of_thread();
-  const Metrics* metrics = static_cast<const Metrics*>(work.dense);
+  Metrics* metrics = static_cast<Metrics*>(work.dense);
   const auto load = [&](uint32_t i) { return i < range.end ? metrics[i] : Metrics{}; };
   int32_t costs[kTrellisStates];
 #pragma unroll
   for (uint32_t z = 0; z < kTrellisStates; ++z) costs[z] = z == 0 ? 0 : kUnreached;
-  Metrics coming[kAhead];
-#pragma unroll
-  for (uint32_t k = 0; k < kAhead; ++k) coming[k] = load(first + k * kChains);
-  for (uint32_t at = first; at < range.end; at += kAhead * kChains) {
-#pragma unroll
-    for (uint32_t k = 0; k < kAhead; ++k) {
-      const uint32_t i = at + k * kChains;
-      if (i < range.end) edges[i] = static_cast<uint8_t>(search_step(costs, coming[k]));
-      coming[k] = load(i + kAhead * kChains);
-    }
+  Metrics coming = load(first);
+#pragma unroll 1
+  for (uint32_t i = first; i < range.end; i += kChains) {
+    const Metrics now = coming;
+    coming = load(i + kChains);
+    *reinterpret_cast<Ways*>(metrics + i) = search_step(costs, now);
   }
   uint32_t best = 0;
 #pragma unroll
@@ -657,7 +664,7 @@ __global__ void __launch_bounds__(kWarp) search_kernel(State* state, Work work, 
       best = z;
     }
   }
-  trace_back(edges, first, range.end, best);
+  trace_back(metrics, first, range.end, best, edges);
 }
 
 // The inverse of scatter_metrics, with what became of its symbols.

@@ -21,6 +21,9 @@ struct TableView {
 // A trellis sees the tables of both sets as one of 2 * kRows rows: those of set 1 have this bit.
 constexpr int kSetBit = kRows;
 
+// What a search keeps of a round: for each chain the ways into its states, a bit each, and four bits more.
+constexpr size_t kTrailBytes = kChains * (kTrellisStates / 8 + 1);
+
 struct Path {
   const char* name;
 
@@ -51,10 +54,10 @@ struct Path {
   // Prepares such a block for `encode`: values become indices, and rows get the bits of sets. Returns whether
   // every value was on the grid of its state.
   bool (*to_indices)(uint8_t* rows, int16_t* values, size_t count, uint16_t* chains);
-  // Finds the values of all symbols of one part in one group. Arrays, `trail` is scratch, go on to whole rounds of
-  // chains, with rows below kRows.
+  // Finds the values of all symbols of one part in one group. Arrays go on to whole rounds of chains, with rows below
+  // kRows; `trail` is scratch, kTrailBytes for each round.
   void (*search)(const int32_t* charges, const int32_t* residuals, const uint8_t* rows, size_t count,
-                 uint16_t* trail, int16_t* values);
+                 uint8_t* trail, int16_t* values);
 };
 
 // Second and third sweep of a decoder round whose buckets are in `values`: low bits, then escapes.

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <utility>
 
 #include "rans_paths.h"
@@ -22,10 +23,10 @@ static inline void choose_rows(const uint8_t* rows, const uint16_t* chains, int 
   for (int c = 0; c < count; ++c) chosen[c] = static_cast<uint8_t>(rows[c] | (chains[c] & 1) * kSetBit);
 }
 
-// trellis_next with no shift by a variable: words have none.
+// trellis_next in words.
 static inline uint16_t next_word(uint16_t state, uint16_t index) {
-  const int odd = index ^ state ^ (state >> 1) ^ (state >> 2);
-  return static_cast<uint16_t>(((state << 1) & 6) | (odd & 1));
+  const int by_set = -(state & 1) & static_cast<int>(kBySet), by_parity = -(index & 1) & static_cast<int>(kByParity);
+  return static_cast<uint16_t>((state >> 1) ^ by_set ^ by_parity);
 }
 
 // Turns decoded indices to values and leads the chains on.
@@ -76,11 +77,11 @@ static inline int32_t index_below(int32_t size, int set) {
 
 // One round of the search: loops over all chains, arrays in one object that nothing else can be a part of.
 struct SearchRound {
-  int32_t path[kTrellisStates][kChains];  // costs by the last state
-  int32_t symbol[2][2][kChains];          // what one more symbol adds, by set and parity of its index
-  int32_t size[kChains];                  // of its residual
-  int32_t bits[kChains];                  // of the trail: [state] says that the way to it is from state >> 1 | 4,
-                                          // [8 + 2 * set + parity] that the higher index is the cheaper one
+  int32_t (*path)[kChains], (*next)[kChains];  // costs by the last state, before and after the round
+  int32_t symbol[2][2][kChains];              // what one more symbol adds, by set and parity of its index
+  int32_t size[kChains];                      // of its residual
+  int32_t odd[kTrellisStates / 32][kChains];  // the trail: bit `state` says that the index of the way to it is odd
+  int32_t higher[kChains];                    // bit 2 * set + parity, that the higher index is the cheaper one
 };
 
 // The cheaper one of the two indices next to the residual, for each parity.
@@ -103,28 +104,39 @@ static inline void cost_symbols(SearchRound& round, const int32_t* charges, cons
     const int32_t odd = -(below[c] & 1);
     round.symbol[kSet][0][c] = odd ? other : same;
     round.symbol[kSet][1][c] = odd ? same : other;
-    round.bits[c] |= (odd ? other_higher | same_higher << 1 : same_higher | other_higher << 1) << (8 + 2 * kSet);
+    round.higher[c] |= (odd ? other_higher | same_higher << 1 : same_higher | other_higher << 1) << (2 * kSet);
   }
 }
 
-// Chooses the way into a state.
+// Chooses the way into two states, which are entered from the same two; an even index wins ties.
 template <int kState>
-static inline void extend_path(SearchRound& round, int32_t* path) {
-  constexpr int kLow = kState >> 1, kSet = kLow & 1, kParity = (kState ^ (0x96 >> kLow)) & 1;
+static inline void extend_pair(SearchRound& round, int32_t* ways) {
+  constexpr int kEven = trellis_before(kState, 0), kOdd = trellis_before(kState, 1), kSet = kEven & 1;
+  constexpr int kOther = kState ^ static_cast<int>(kByParity);
+  static_assert(trellis_before(kOther, 0) == kOdd && trellis_before(kOther, 1) == kEven);
   for (int c = 0; c < kChains; ++c) {
-    const int32_t first = round.path[kLow][c] + round.symbol[kSet][kParity][c];
-    const int32_t second = round.path[kLow | 4][c] + round.symbol[kSet][kParity ^ 1][c];
-    path[c] = std::min(first, second);
-    round.bits[c] |= static_cast<int32_t>(second < first) << kState;
+    const int32_t first = round.path[kEven][c], second = round.path[kOdd][c];
+    const int32_t even = round.symbol[kSet][0][c], odd = round.symbol[kSet][1][c];
+    round.next[kState][c] = std::min(first + even, second + odd);
+    round.next[kOther][c] = std::min(second + even, first + odd);
+    const uint32_t way = static_cast<uint32_t>(second + odd < first + even) << (kState % 32);
+    const uint32_t other = static_cast<uint32_t>(first + odd < second + even) << (kOther % 32);
+    ways[c] |= static_cast<int32_t>(way | other);
   }
 }
 
-// The same for all states of the first `active` chains.
-template <int... kStates>
-static inline void extend_paths(SearchRound& round, int active, std::integer_sequence<int, kStates...>) {
-  int32_t path[kTrellisStates][kChains];
-  (extend_path<kStates>(round, path[kStates]), ...);
-  for (int state = 0; state < kTrellisStates; ++state) std::copy_n(path[state], active, round.path[state]);
+// The same for all states of one set.
+template <int kSet, int... kPairs>
+static inline void extend_set(SearchRound& round, std::integer_sequence<int, kPairs...>) {
+  static_assert(16 <= kByParity && kByParity < 32);  // bit 4 tells the states of a pair apart
+  int32_t ways[kChains] = {};
+  (extend_pair<kSet * 32 + kPairs>(round, ways), ...);
+  std::copy_n(ways, kChains, round.odd[kSet]);
+}
+
+static inline void extend_paths(SearchRound& round) {
+  extend_set<0>(round, std::make_integer_sequence<int, 16>());
+  extend_set<1>(round, std::make_integer_sequence<int, 16>());
 }
 
 static inline void lower_costs(SearchRound& round) {
@@ -136,35 +148,45 @@ static inline void lower_costs(SearchRound& round) {
 }
 
 // Goes one round back: values, and the states before it.
-static inline void trace_round(const int32_t* residuals, const uint16_t* trail, int count, int32_t* states,
+static inline void trace_round(const int32_t* residuals, const uint8_t* trail, int count, int32_t* states,
                                int16_t* values) {
+  int32_t odd[2][kChains];
+  std::memcpy(odd, trail, sizeof odd);
   for (int c = 0; c < count; ++c) {
-    const int32_t bits = trail[c], state = states[c];
-    const int32_t before = state >> 1 | (bits >> state & 1) << 2;
-    const int32_t set = before & 1, parity = (state ^ (0x96 >> before)) & 1;
-    const int32_t below = index_below(clamped(residuals[c]), set);
-    const int32_t index = below - ((below ^ parity) & 1) + 2 * (bits >> (8 + 2 * set + parity) & 1);
+    const int32_t state = states[c], set = state >> 5;
+    const int32_t parity = (set ? odd[1][c] : odd[0][c]) >> (state & 31) & 1;
+    const int32_t came = state ^ (-set & static_cast<int32_t>(kBySet)) ^ (-parity & static_cast<int32_t>(kByParity));
+    const int32_t below = index_below(clamped(residuals[c]), set), higher = trail[sizeof odd + c];
+    const int32_t index = below - ((below ^ parity) & 1) + 2 * (higher >> (2 * set + parity) & 1);
     const int32_t value = trellis_value(set, index);
     values[c] = static_cast<int16_t>(residuals[c] < 0 ? -value : value);
-    states[c] = before;
+    states[c] = (came << 1 | set) & (kTrellisStates - 1);
   }
 }
 
+template <void (*kExtendPaths)(SearchRound&)>
 static inline void search_chains(const int32_t* charges, const int32_t* residuals, const uint8_t* rows,
-                                 size_t count, uint16_t* trail, int16_t* values) {
+                                 size_t count, uint8_t* trail, int16_t* values) {
+  alignas(64) int32_t paths[2][kTrellisStates][kChains];
   SearchRound round;
+  round.path = paths[0], round.next = paths[1];
   std::fill_n(round.path[0], kTrellisStates * kChains, kUnreached);
   std::fill_n(round.path[0], kChains, 0);
   size_t first = 0;
-  for (; first < count; first += kChains) {
+  for (; first < count; first += kChains, trail += kTrailBytes) {
     if (first / kChains % kRoundsToLowest == 0) lower_costs(round);
     for (int c = 0; c < kChains; ++c) round.size[c] = clamped(residuals[first + c]);
-    std::fill_n(round.bits, kChains, 0);
+    std::fill_n(round.higher, kChains, 0);
     cost_symbols<0>(round, charges, rows + first);
     cost_symbols<1>(round, charges, rows + first);
     const int active = static_cast<int>(std::min<size_t>(count - first, kChains));
-    extend_paths(round, active, std::make_integer_sequence<int, kTrellisStates>());
-    for (int c = 0; c < kChains; ++c) trail[first + c] = static_cast<uint16_t>(round.bits[c]);
+    kExtendPaths(round);
+    for (int state = 0; active < kChains && state < kTrellisStates; ++state) {
+      std::copy_n(round.path[state] + active, kChains - active, round.next[state] + active);
+    }
+    std::swap(round.path, round.next);
+    std::memcpy(trail, round.odd, sizeof round.odd);
+    for (int c = 0; c < kChains; ++c) trail[sizeof round.odd + c] = static_cast<uint8_t>(round.higher[c]);
   }
   int32_t states[kChains] = {};
   for (int c = 0; c < kChains; ++c) {
@@ -175,7 +197,8 @@ static inline void search_chains(const int32_t* charges, const int32_t* residual
   for (; first > 0; first -= kChains) {
     const size_t at = first - kChains;
     const int active = static_cast<int>(std::min<size_t>(count - at, kChains));
-    trace_round(residuals + at, trail + at, active, states, values + at);
+    trail -= kTrailBytes;
+    trace_round(residuals + at, trail, active, states, values + at);
   }
 }
 

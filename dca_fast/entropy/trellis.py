@@ -1,14 +1,14 @@
 """Trellis-coded quantisation of y's residuals, in plain Python: the executable specification.
 
 A value v stands for v * 160 / 256 quantiser steps. Which values a symbol may take depends on those before it: a chain
-of symbols has one of eight states, and the state one of two sets, {0, +-2, +-4, ...} and {0, +-1, +-3, ...}. What is
+of symbols has one of 64 states, and the state one of two sets, {0, +-2, +-4, ...} and {0, +-1, +-3, ...}. What is
 coded is the index k of the value in its set; its parity leads to the next state. Steps within a set are larger than the
 grid's, so that rates are those of a coarse quantiser, while the search below, free to choose the path, comes close to
-the errors of a finer one: 0.1 bits per symbol at the same error (docs/bitstream.md).
+the errors of a finer one (docs/effort.md).
 
 Reference: Marcellin and Fischer, "Trellis coded quantization of memoryless and Gauss-Markov sources", IEEE Trans. Comm.
-1990; zero in both sets: Marcellin, "On entropy-constrained trellis coded quantization", ibid. 1994; this trellis:
-JPEG 2000 part 2.
+1990; zero in both sets: Marcellin, "On entropy-constrained trellis coded quantization", ibid. 1994; systematic encoders
+with feedback: Ungerboeck, "Channel coding with multilevel/phase signals", IEEE Trans. Inf. Theory 1982.
 
 Coded symbol j of a part in a group belongs to chain j % 32; a chain begins in state 0.
 """
@@ -23,7 +23,8 @@ from dca_fast.errors import InputError
 
 __all__ = ["CHAINS", "STATES", "follow", "index_of", "next_state", "quantise", "set_of", "value_of"]
 
-CHAINS, STATES = 32, 8
+CHAINS, STATES = 32, 64
+BY_SET, BY_PARITY = 54, 19  # what a set of 1 and an odd index turn over in the next state
 LAST_ROW = 127
 LIMIT_RESIDUAL = 8191 * LATENT_STEPS
 _UNREACHED, _NEVER = 1 << 28, 1 << 40  # costs of a state in which no chain begins, of an index below 0
@@ -36,7 +37,14 @@ def set_of(state: int) -> int:
 
 def next_state(state: int, index: int) -> int:
     """State after an index."""
-    return (state << 1 & 6) | ((index ^ state.bit_count()) & 1)
+    return state >> 1 ^ (state & 1) * BY_SET ^ (index & 1) * BY_PARITY
+
+
+# The states before each state when the index was even or odd, [2, state], and the set of both.
+_SETS = np.arange(STATES) // (STATES // 2)
+_BEFORE = (
+    (np.arange(STATES) ^ _SETS * BY_SET ^ np.arange(2)[:, None] * BY_PARITY) << 1 & (STATES - 1)
+) | _SETS
 
 
 def index_of(value: int, which: int) -> int:
@@ -63,7 +71,6 @@ def follow(
     """
     coded, n = rows != SKIP_ROW, len(rows)
     indices, which = np.abs(values[coded].astype(np.int64)), np.zeros(int(coded.sum()), np.int64)
-    odd = np.array([state.bit_count() & 1 for state in range(STATES)])
     ends = [int(coded[: n * g // groups].sum()) for g in range(groups + 1)]
     for begin, end in pairwise(ends):
         states = np.zeros(CHAINS, np.int64)
@@ -72,7 +79,7 @@ def follow(
             state = states[: here.stop - first]
             which[here] = state & 1
             indices[here] = (indices[here] + which[here]) >> 1
-            state[:] = (state << 1 & 6) | ((indices[here] ^ odd[state]) & 1)
+            state[:] = state >> 1 ^ which[here] * BY_SET ^ (indices[here] & 1) * BY_PARITY
     return np.sign(values[coded]) * indices, which
 
 
@@ -106,28 +113,23 @@ def _search(
     """Values of the coded positions of one group, all chains at once."""
     costs = np.full((STATES, CHAINS), _UNREACHED, np.int64)
     costs[0] = 0
-    decisions: list[npt.NDArray[np.int64]] = []  # for each round: state before and index, [state, 2, chain]
+    decisions: list[npt.NDArray[np.int64]] = []  # for each round: state before and index, [2, state, chain]
     sizes, lanes = np.minimum(np.abs(residuals), LIMIT_RESIDUAL), np.arange(CHAINS)
     rounds = [slice(first, first + CHAINS) for first in range(0, len(residuals), CHAINS)]
     for here in rounds:
         size, row = sizes[here], rows[here]
-        metric = {(s, p): _nearest(size, s, p, charges[s, row]) for s in (0, 1) for p in (0, 1)}
-        now, new, decision = costs[:, : len(size)], [], []
-        for state in range(STATES):
-            paths = []
-            for before in (state >> 1, state >> 1 | 4):
-                cost, index = metric[set_of(before), (state ^ before.bit_count()) & 1]
-                paths.append((now[before] + cost, before, index))
-            (low, first, a), (high, second, b) = paths
-            worse = high < low  # the first one wins ties
-            new.append(np.where(worse, high, low))
-            decision.append((np.where(worse, second, first), np.where(worse, b, a)))
-        decisions.append(np.array(decision))
-        now[:] = np.array(new) - np.min(new, axis=0)
+        edges = [[_nearest(size, s, parity, charges[s, row]) for parity in (0, 1)] for s in (0, 1)]
+        cost, index = np.array(edges).transpose(2, 1, 0, 3)  # [parity, set, chain]
+        now = costs[:, : len(size)]
+        even, odd = now[_BEFORE[0]] + cost[0, _SETS], now[_BEFORE[1]] + cost[1, _SETS]
+        taken = (odd < even).astype(np.int64)  # an even index wins ties
+        decisions.append(np.stack([_BEFORE[taken, np.arange(STATES)[:, None]], index[taken, _SETS[:, None], lanes[: len(size)]]]))
+        new = np.minimum(even, odd)
+        now[:] = new - new.min(axis=0)
     states, values = costs.argmin(axis=0), np.zeros(len(residuals), np.int64)
     for here, taken in zip(rounds[::-1], decisions[::-1], strict=True):
         at = states[: taken.shape[2]]
-        at[:], index = taken[at, :, lanes[: len(at)]].T
+        at[:], index = taken[:, at, lanes[: len(at)]]
         values[here] = np.where(residuals[here] < 0, -1, 1) * (2 * index - (at & 1) * (index > 0))
     return values
 

@@ -17,6 +17,7 @@ from dca_fast.train.data import Crops
 from dca_fast.weights import Weights
 
 CROPS, SIZE = 256, 256
+ROUNDS = 6
 SEED = 0
 
 
@@ -34,12 +35,18 @@ def count_symbols(codec: Codec, photographs: Crops, crops: int = CROPS) -> np.nd
     return counts
 
 
-def fit(path: Path, photographs: Crops, crops: int = CROPS) -> Weights:
+def fit(path: Path, photographs: Crops, crops: int = CROPS, rounds: int = ROUNDS) -> Weights:
     """Replace the tables in a file of integer weights by ones fitted to photographs.
+
+    The search of the trellis takes what the tables make cheap, and what it took they make cheaper: each round counts
+    anew with the tables of the last one, towards quantiser and code that fit each other (Chou, Lookabaugh and Gray,
+    "Entropy-constrained vector quantization", IEEE Trans. ASSP 1989).
 
     Returns:
         The weights, with their new model id.
     """
-    codec, weights = Codec(weights=path), weights_io.load(path)
-    tables: Tables = fit_tables(count_symbols(codec, photographs, crops))
-    return weights_io.save(path, weights.tensors | put_tables(tables), weights.config, weights.skip)
+    weights = weights_io.load(path)
+    for _ in range(rounds):
+        tables: Tables = fit_tables(count_symbols(Codec(weights=path), photographs, crops))
+        weights = weights_io.save(path, weights.tensors | put_tables(tables), weights.config, weights.skip)
+    return weights
