@@ -137,7 +137,7 @@ def inherit(network: Network, start: Network) -> None:
 def build(name: str, start: Network, seed: int, inherited: bool) -> Network:
     """A twin around the transforms and gains of `start`, which stay as they are."""
     torch.manual_seed(seed)
-    network = Network(replace(start.config, **TWINS[name][1]))
+    network = Network(replace(start.config, **({"shared": True} | TWINS[name][1])))
     network.analysis, network.synthesis = start.analysis, start.synthesis
     network.log2_gain = start.log2_gain
     if name == "phi-scales":

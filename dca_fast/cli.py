@@ -141,6 +141,8 @@ def _add_train(p: argparse.ArgumentParser) -> None:
     effort_help = "of the encoder that is trained for (default: 0); 1: with --parts, without analysis"
     p.add_argument("--effort", type=int, choices=(0, 1), help=effort_help)
     p.add_argument("--rate-only", action="store_true", help="bits alone, without f_s: for --parts without transforms")
+    tables_help = "integer weights with whose tables the trellis is searched (default: Gaussian ones)"
+    p.add_argument("--tables", type=Path, metavar="FILE", help=tables_help)
     p.add_argument("--optimiser", choices=("soap", "adam"), help="default: soap")
     p.add_argument("--threads", type=count, metavar="N", help="default: PyTorch's choice")
     p.add_argument("--device", default="cpu", metavar="NAME", help="default: %(default)s; cuda under torchrun: all")

@@ -27,7 +27,6 @@ from dca_fast.config import ALIGN, DEFAULT_EFFORT, QUALITY_MAX, TRELLIS_PRICE, M
 from dca_fast.effort import Search, Step, Tools, first_pass, second_pass, step_multipliers, worth
 from dca_fast.effort import check as check_effort
 from dca_fast.entropy.coder import Coder
-from dca_fast.entropy.tables import Tables
 from dca_fast.errors import (
     ConfigError,
     CorruptStreamError,
@@ -158,8 +157,7 @@ class Codec:
         ops = resolve(backend, device)
         self.backend = ops.name
         self._weights = weights_io.load(Path(weights) if weights is not None else weights_io.find(model))
-        t = self._weights.tensors
-        self.tables = Tables(t["tables.freq"].numpy().astype(np.uint16), t["tables.shift"].numpy()).validate()
+        self.tables = self._weights.tables
         self._device: DeviceCodec | None = None
         if ops.name == "cuda":
             from dca_fast.device import DeviceCodec

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 from dca_fast.config import ModelConfig
+from dca_fast.entropy.tables import Tables
 from dca_fast.errors import ConfigError, WeightsError
 from dca_fast.image_io import write_atomic
 
@@ -49,6 +51,12 @@ class Weights:
     def model_id(self) -> bytes:
         """The four bytes that name the model in a file."""
         return self.digest[:4]
+
+    @property
+    def tables(self) -> Tables:
+        """Those of the entropy coder, validated."""
+        freq, shift = self.tensors["tables.freq"].numpy(), self.tensors["tables.shift"].numpy()
+        return Tables(freq.astype(np.uint16), shift).validate()
 
 
 def _digest(tensors: dict[str, Tensor], metadata: str) -> bytes:

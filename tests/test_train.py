@@ -17,6 +17,7 @@ from PIL import Image
 
 from dca_fast.cli import main
 from dca_fast.config import LAMBDA_MAX, LAMBDA_MIN, ModelConfig
+from dca_fast.entropy.tables import SYMBOLS, Tables, build_gaussian_tables
 from dca_fast.errors import ConfigError, InputError, TrainingError, WeightsError
 from dca_fast.export import load_float
 from dca_fast.model.layers import depth_to_space, space_to_depth
@@ -395,6 +396,33 @@ def test_a_start_from_weights_is_past_the_ramp(photographs: Photographs, tmp_pat
     again = Trainer(TINY, photographs, tmp_path / "again", RECIPE, start=state)
     assert again.step == RECIPE.ramp
     assert all(torch.equal(value, state[key]) for key, value in again.network.state_dict().items())
+
+
+def test_a_shared_c_becomes_the_start_of_one_for_each_step(photographs: Photographs, tmp_path: Path) -> None:
+    start = Network(TINY).eval()
+    per_step = replace(TINY, shared=False)
+    trainer = Trainer(per_step, photographs, tmp_path / "run", RECIPE, start=start.state_dict())
+    x, quality = photographs.batch(np.random.default_rng(0), 1, 64), torch.tensor([60.0])
+    with torch.no_grad():
+        want, found = start(x, quality), trainer.network.eval()(x, quality)
+    assert torch.equal(want["bits_y"], found["bits_y"])
+    assert len(trainer.network.context.cores) == 4
+    # Their own weights are left as they are, and a c for each step does not become a shared one.
+    state = Network(per_step).state_dict()
+    again = Trainer(per_step, photographs, tmp_path / "again", RECIPE, start=state)
+    assert all(torch.equal(value, state[key]) for key, value in again.network.state_dict().items())
+    with pytest.raises(WeightsError, match="another configuration"):
+        Trainer(TINY, photographs, tmp_path / "other", RECIPE, start=state)
+
+
+def test_the_trellis_of_a_training_is_searched_with_its_tables(photographs: Photographs, tmp_path: Path) -> None:
+    gaussian = build_gaussian_tables()
+    level = Tables(np.full_like(gaussian.freq, (1 << 12) // SYMBOLS), gaussian.shift)  # all symbols cost the same
+    losses = []
+    for i, tables in enumerate((None, gaussian, level)):
+        trainer = Trainer(TINY, photographs, tmp_path / str(i), RECIPE, tables=tables)
+        losses.append(trainer.train_step(1.0)[0])
+    assert losses[0] == losses[1] != losses[2]
 
 
 def test_the_end_of_a_training(photographs: Photographs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,11 +40,9 @@ def next_state(state: int, index: int) -> int:
     return state >> 1 ^ (state & 1) * BY_SET ^ (index & 1) * BY_PARITY
 
 
-# The states before each state when the index was even or odd, [2, state], and the set of both.
+# The set from which each state is entered, and the states before it when the index was even and when it was odd.
 _SETS = np.arange(STATES) // (STATES // 2)
-_BEFORE = (
-    (np.arange(STATES) ^ _SETS * BY_SET ^ np.arange(2)[:, None] * BY_PARITY) << 1 & (STATES - 1)
-) | _SETS
+_BEFORE = np.stack([(np.arange(STATES) ^ _SETS * BY_SET ^ i * BY_PARITY) << 1 & STATES - 1 | _SETS for i in (0, 1)])
 
 
 def index_of(value: int, which: int) -> int:
@@ -122,8 +120,9 @@ def _search(
         cost, index = np.array(edges).transpose(2, 1, 0, 3)  # [parity, set, chain]
         now = costs[:, : len(size)]
         even, odd = now[_BEFORE[0]] + cost[0, _SETS], now[_BEFORE[1]] + cost[1, _SETS]
-        taken = (odd < even).astype(np.int64)  # an even index wins ties
-        decisions.append(np.stack([_BEFORE[taken, np.arange(STATES)[:, None]], index[taken, _SETS[:, None], lanes[: len(size)]]]))
+        taken = np.where(odd < even, 1, 0)  # an even index wins ties
+        before = np.where(taken, _BEFORE[1][:, None], _BEFORE[0][:, None])
+        decisions.append(np.stack([before, index[taken, _SETS[:, None], lanes[: len(size)]]]))
         new = np.minimum(even, odd)
         now[:] = new - new.min(axis=0)
     states, values = costs.argmin(axis=0), np.zeros(len(residuals), np.int64)

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from dca_fast import ablate_report
+from dca_fast import ablate_report, weights
 from dca_fast.ablate import TWINS, Plan, run
 from dca_fast.config import ModelConfig, preset
 from dca_fast.errors import ConfigError, InputError
@@ -67,7 +67,8 @@ def train_here(args: argparse.Namespace, config: ModelConfig, world: World) -> C
     recipe = Recipe(**{name: value for name, value in given.items() if value is not None})
     with world.first_alone():
         data = open_data(args.data, args.cache or args.out / "photographs", max(SMALLEST, recipe.crop))
-    Trainer(config, data, args.out, recipe, world.device, start, world).run()
+    tables = weights.load(args.tables).tables if args.tables else None
+    Trainer(config, data, args.out, recipe, world.device, start, world, tables).run()
     return data
 
 

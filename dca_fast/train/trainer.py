@@ -24,7 +24,9 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from dca_fast.config import LAMBDA_MAX, LAMBDA_MIN, QUALITY_MAX, ModelConfig, price
+from dca_fast.config import LAMBDA_MAX, LAMBDA_MIN, QUALITY_MAX, STEPS, ModelConfig, price
+from dca_fast.entropy.coder import Coder
+from dca_fast.entropy.tables import Tables
 from dca_fast.errors import ConfigError, TrainingError, WeightsError
 from dca_fast.model.network import Network
 from dca_fast.train.data import Crops
@@ -183,6 +185,13 @@ def make_optimiser(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
     raise ConfigError(f"optimiser must be soap or adam, got {recipe.optimiser!r}")
 
 
+def with_copies_of_c(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights for a c of each step: what they lack is that of the first one."""
+    first = "context.cores.0."
+    shared = {name.removeprefix(first): value for name, value in weights.items() if name.startswith(first)}
+    return {f"context.cores.{i}.{name}": value for i in range(1, STEPS) for name, value in shared.items()} | weights
+
+
 class Trainer:
     """State of a training: network, average, optimiser, generators.
 
@@ -192,11 +201,14 @@ class Trainer:
         folder: checkpoints and log go here; a checkpoint found there is resumed.
         recipe: see `Recipe`.
         device: torch device.
-        start: float weights to start from when there is no checkpoint; default: principal components.
+        start: float weights to start from when there is no checkpoint; default: principal components. A c that all
+            steps share is copied where the configuration wants one for each.
         world: this process among all; the first one writes.
+        tables: with which the trellis is searched; default: Gaussian ones.
 
     Raises:
-        WeightsError: the checkpoint in `folder` belongs to another configuration or version of the trainer.
+        WeightsError: the checkpoint in `folder`, or the start, belongs to another configuration, or the checkpoint to
+            another version of the trainer.
         ConfigError: a recipe that the configuration does not allow.
     """
 
@@ -209,6 +221,7 @@ class Trainer:
         device: str = "cpu",
         start: dict[str, Tensor] | None = None,
         world: World = ALONE,
+        tables: Tables | None = None,
     ) -> None:
         if recipe.effort and (recipe.parts is None or "analysis" in recipe.parts or config.transforms != "patch"):
             raise ConfigError('effort 1 is for parts without "analysis", and for "patch" transforms')
@@ -231,13 +244,18 @@ class Trainer:
             self.network.load_state_dict(state["network"])
             self.step, self.first = state["step"], state.get("first", 0)
         elif start is not None:
-            self.network.load_state_dict(start)
+            try:
+                self.network.load_state_dict(start if config.shared else with_copies_of_c(start))
+            except RuntimeError as error:
+                raise WeightsError(f"the start is of another configuration: {error}") from error
             self.step = self.first = recipe.ramp  # trained before, so past the ramp
         else:
             start_from_components(self.network, photographs, recipe.seed)
         fresh = state is None and recipe.optimiser == "soap"
         white = whitening(self.network, photographs, recipe.seed) if fresh else {}
         self.network.to(device).train()
+        if tables is not None:
+            self.network.coder = Coder(tables)
         if recipe.parts is not None:
             keep(self.network, recipe.parts)
         self.average = {k: v.detach().clone().float() for k, v in self.network.state_dict().items()}
