@@ -66,7 +66,8 @@ DCA_HD SymbolEntry symbol_entry(uint32_t start, uint32_t freq, bool escape) {
 // The trellis: a shift register with feedback. A symbol in `state` is a multiple of one step from the set state & 1:
 // index k stands for the value v = 2k in set 0 and for 2k - sign(k) in set 1. The set comes back in the highest bit
 // of the next state, which no parity reaches: a state is entered from one set only.
-constexpr uint32_t kBySet = 54, kByParity = 19;
+constexpr int kBySet = 54;     // what a set of 1 turns over in the next state
+constexpr int kByParity = 19;  // what an odd index does
 
 DCA_HD uint32_t trellis_next(uint32_t state, int k) {
   return (state >> 1) ^ ((state & 1) * kBySet) ^ ((static_cast<uint32_t>(k) & 1) * kByParity);

@@ -25,7 +25,7 @@ static inline void choose_rows(const uint8_t* rows, const uint16_t* chains, int 
 
 // trellis_next in words.
 static inline uint16_t next_word(uint16_t state, uint16_t index) {
-  const int by_set = -(state & 1) & static_cast<int>(kBySet), by_parity = -(index & 1) & static_cast<int>(kByParity);
+  const int by_set = -(state & 1) & kBySet, by_parity = -(index & 1) & kByParity;
   return static_cast<uint16_t>((state >> 1) ^ by_set ^ by_parity);
 }
 
@@ -112,7 +112,7 @@ static inline void cost_symbols(SearchRound& round, const int32_t* charges, cons
 template <int kState>
 static inline void extend_pair(SearchRound& round, int32_t* ways) {
   constexpr int kEven = trellis_before(kState, 0), kOdd = trellis_before(kState, 1), kSet = kEven & 1;
-  constexpr int kOther = kState ^ static_cast<int>(kByParity);
+  constexpr int kOther = kState ^ kByParity;
   static_assert(trellis_before(kOther, 0) == kOdd && trellis_before(kOther, 1) == kEven);
   for (int c = 0; c < kChains; ++c) {
     const int32_t first = round.path[kEven][c], second = round.path[kOdd][c];
@@ -155,7 +155,7 @@ static inline void trace_round(const int32_t* residuals, const uint8_t* trail, i
   for (int c = 0; c < count; ++c) {
     const int32_t state = states[c], set = state >> 5;
     const int32_t parity = (set ? odd[1][c] : odd[0][c]) >> (state & 31) & 1;
-    const int32_t came = state ^ (-set & static_cast<int32_t>(kBySet)) ^ (-parity & static_cast<int32_t>(kByParity));
+    const int32_t came = state ^ (-set & kBySet) ^ (-parity & kByParity);
     const int32_t below = index_below(clamped(residuals[c]), set), higher = trail[sizeof odd + c];
     const int32_t index = below - ((below ^ parity) & 1) + 2 * (higher >> (2 * set + parity) & 1);
     const int32_t value = trellis_value(set, index);

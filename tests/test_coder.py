@@ -157,6 +157,8 @@ def test_both_languages_use_the_same_constants() -> None:
         "kWordsPerSymbol": 2,
         "kChains": trellis.CHAINS,
         "kTrellisStates": trellis.STATES,
+        "kBySet": trellis.BY_SET,
+        "kByParity": trellis.BY_PARITY,
     }
     assert rans.MAX_GROUPS == coder_module.MAX_GROUPS
     assert rans.LOWER == 1 << 16
