@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from dca_fast.errors import BackendUnavailableError
 from dca_fast.export import load_float
 from dca_fast.image_io import load_image
 from dca_fast.testing import photograph
+from dca_fast.train import finish
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -409,7 +411,10 @@ def test_the_most_detailed_part_is_found() -> None:
 
 
 @pytest.mark.slow
-def test_train_export_encode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_export_encode(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finish, "fit", partial(finish.fit, crops=64, rounds=2))
     data = tmp_path / "data"
     data.mkdir()
     Image.fromarray(photograph(256, 320)).save(data / "a.png")
