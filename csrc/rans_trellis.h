@@ -153,14 +153,15 @@ static inline void trace_round(const int32_t* residuals, const uint8_t* trail, i
   int32_t odd[2][kChains];
   std::memcpy(odd, trail, sizeof odd);
   for (int c = 0; c < count; ++c) {
-    const int32_t state = states[c], set = state >> 5;
-    const int32_t parity = (set ? odd[1][c] : odd[0][c]) >> (state & 31) & 1;
-    const int32_t came = state ^ (-set & kBySet) ^ (-parity & kByParity);
+    const uint32_t state = static_cast<uint32_t>(states[c]);
+    const int32_t parity = (state < 32 ? odd[0][c] : odd[1][c]) >> (state % 32) & 1;
+    const int32_t before = static_cast<int32_t>(trellis_before(state, static_cast<uint32_t>(parity)));
+    const int32_t set = before & 1;
     const int32_t below = index_below(clamped(residuals[c]), set), higher = trail[sizeof odd + c];
     const int32_t index = below - ((below ^ parity) & 1) + 2 * (higher >> (2 * set + parity) & 1);
     const int32_t value = trellis_value(set, index);
     values[c] = static_cast<int16_t>(residuals[c] < 0 ? -value : value);
-    states[c] = (came << 1 | set) & (kTrellisStates - 1);
+    states[c] = before;
   }
 }
 
