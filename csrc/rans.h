@@ -29,7 +29,7 @@ constexpr int kMaxLanes = 32;
 constexpr int kMaxGroups = 64;
 constexpr int kWordsPerSymbol = 2;  // at most: one refill, and then low bits or a raw value
 constexpr int kChains = 32;         // trellis chains of a group: coded symbol j belongs to chain j % 32
-constexpr int kTrellisStates = 64;
+constexpr int kTrellisStates = 256;
 constexpr uint32_t kLower = 1u << 16;
 
 // Decoder entry of one slot: symbol << 24 | freq << 12 | slot - start.
@@ -66,8 +66,9 @@ DCA_HD SymbolEntry symbol_entry(uint32_t start, uint32_t freq, bool escape) {
 // The trellis: a shift register with feedback. A symbol in `state` is a multiple of one step from the set state & 1:
 // index k stands for the value v = 2k in set 0 and for 2k - sign(k) in set 1. The set comes back in the highest bit
 // of the next state, which no parity reaches: a state is entered from one set only.
-constexpr int kBySet = 54;     // what a set of 1 turns over in the next state
-constexpr int kByParity = 19;  // what an odd index does
+constexpr int kBySet = 173;    // what a set of 1 turns over in the next state
+constexpr int kByParity = 69;  // what an odd index does
+constexpr int kApart = 64;     // highest bit of kByParity: tells states apart that are entered from the same two
 
 DCA_HD uint32_t trellis_next(uint32_t state, int k) {
   return (state >> 1) ^ ((state & 1) * kBySet) ^ ((static_cast<uint32_t>(k) & 1) * kByParity);
@@ -77,6 +78,21 @@ DCA_HD uint32_t trellis_next(uint32_t state, int k) {
 DCA_HD constexpr uint32_t trellis_before(uint32_t state, uint32_t parity) {
   const uint32_t set = state / (kTrellisStates / 2);
   return ((state ^ (set * kBySet) ^ (parity * kByParity)) << 1 | set) & (kTrellisStates - 1);
+}
+
+// What its search adds to a path at one symbol: of the squared error + charge of this edge, what exceeds the `least` of
+// the symbol's four. kSteps symbols lead from any state to any other, so that every state is then within as many edges of
+// the best one; one that no chain has reached until then is behind by kUnreached and those edges. Costs that are compared
+// thus differ by less than 2^15, and may wrap around in 16 bits.
+constexpr int kEdgeShift = 6;
+constexpr int kEdgeLimit = 2000;
+constexpr int kSteps = 8;
+constexpr int kUnreached = kSteps * kEdgeLimit + 1;  // cost of a state in which no chain begins
+static_assert(1 << kSteps == kTrellisStates && kUnreached + kSteps * kEdgeLimit < 1 << 15, "");
+
+DCA_HD uint16_t trellis_edge(int32_t cost, int32_t least) {
+  const int32_t more = (cost - least) >> kEdgeShift;
+  return static_cast<uint16_t>(more < kEdgeLimit ? more : kEdgeLimit);
 }
 
 DCA_HD int trellis_value(int set, int k) { return 2 * k - (k > 0 ? set : k < 0 ? -set : 0); }

@@ -301,43 +301,50 @@ uint8_t* encode(const TableView& tables, int lanes, uint32_t* states, uint8_t* w
   }
 }
 
-// Chooses the way into a state of eight chains.
-template <int kState>
-inline void extend_state(int32_t (*next)[kChains], __m256i even, __m256i odd, __m256i& ways) {
-  store(next[kState], _mm256_min_epi32(even, odd));
-  const __m256i bit = _mm256_set1_epi32(static_cast<int>(1u << (kState % 32)));
-  ways = _mm256_or_si256(ways, _mm256_and_si256(_mm256_cmpgt_epi32(even, odd), bit));
+// The cheaper way, an even index if they are equal; `ways` gets the bit.
+inline __m256i choose_sixteen(__m256i even, __m256i odd, int bit, __m256i& ways) {
+  const __m256i more = _mm256_sub_epi16(odd, even), signs = _mm256_srai_epi16(more, 15);
+  ways = _mm256_or_si256(ways, _mm256_and_si256(signs, _mm256_set1_epi16(static_cast<int16_t>(1 << bit))));
+  return _mm256_add_epi16(even, _mm256_and_si256(more, signs));
 }
 
-// extend_pair for eight chains.
+// extend_pair for sixteen chains.
 template <int kState>
-inline void extend_eight(const int32_t (*path)[kChains], const __m256i (*cost)[2], int32_t (*next)[kChains],
-                         __m256i& ways) {
+inline void extend_sixteen(const uint16_t (*path)[kChains], const __m256i (*edge)[2], uint16_t (*next)[kChains],
+                           __m256i* ways) {
   constexpr int kEven = trellis_before(kState, 0), kOdd = trellis_before(kState, 1), kSet = kEven & 1;
-  const __m256i first = load(path[kEven]), second = load(path[kOdd]), even = cost[kSet][0], odd = cost[kSet][1];
-  extend_state<kState>(next, _mm256_add_epi32(first, even), _mm256_add_epi32(second, odd), ways);
-  extend_state<kState ^ kByParity>(next, _mm256_add_epi32(second, even), _mm256_add_epi32(first, odd), ways);
+  constexpr int kOther = kState ^ kByParity;
+  const __m256i first = load(path[kEven]), second = load(path[kOdd]), even = edge[kSet][0], odd = edge[kSet][1];
+  const __m256i way = _mm256_add_epi16(first, even), other_way = _mm256_add_epi16(second, even);
+  store(next[kState], choose_sixteen(way, _mm256_add_epi16(second, odd), kState % kWord, ways[0]));
+  store(next[kOther], choose_sixteen(other_way, _mm256_add_epi16(first, odd), kOther % kWord, ways[1]));
 }
 
-template <int... kPairs>
+// The same for two words of states.
+template <int kFirst, int... kPairs>
 inline void extend_vectors(SearchRound& round, std::integer_sequence<int, kPairs...>) {
-  for (int c = 0; c < kChains; c += 8) {
-    const auto path = reinterpret_cast<const int32_t(*)[kChains]>(round.path[0] + c);
-    const auto next = reinterpret_cast<int32_t(*)[kChains]>(round.next[0] + c);
-    __m256i cost[2][2], ways[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-    for (int i = 0; i < 4; ++i) cost[i >> 1][i & 1] = load(round.symbol[i >> 1][i & 1] + c);
-    (extend_eight<kPairs>(path, cost, next, ways[0]), ...);
-    (extend_eight<32 + kPairs>(path, cost, next, ways[1]), ...);
-    for (int set = 0; set < 2; ++set) store(round.odd[set] + c, ways[set]);
+  for (int c = 0; c < kChains; c += 16) {
+    const auto path = reinterpret_cast<const uint16_t(*)[kChains]>(round.path[0] + c);
+    const auto next = reinterpret_cast<uint16_t(*)[kChains]>(round.next[0] + c);
+    __m256i edge[2][2], ways[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    for (int i = 0; i < 4; ++i) edge[i >> 1][i & 1] = load(round.edge[i >> 1][i & 1] + c);
+    (extend_sixteen<kFirst + kPairs>(path, edge, next, ways), ...);
+    store(round.odd[kFirst / kWord] + c, ways[0]);
+    store(round.odd[(kFirst ^ kByParity) / kWord] + c, ways[1]);
   }
 }
 
-inline void extend_paths_of_eight(SearchRound& round) {
-  extend_vectors(round, std::make_integer_sequence<int, 16>());
+template <int... kWords>
+inline void extend_all_vectors(SearchRound& round, std::integer_sequence<int, kWords...>) {
+  (extend_vectors<first_of_words(kWords)>(round, std::make_integer_sequence<int, kWord>()), ...);
+}
+
+inline void extend_paths_of_sixteen(SearchRound& round) {
+  extend_all_vectors(round, std::make_integer_sequence<int, kTrellisStates / kWord / 2>());
 }
 
 const Path kAvx2Path = {"avx2", pack_rows, pack_values,    pack_residuals, unpack_values,
-                        decode, encode,    decode_trellis, to_indices,     search_chains<extend_paths_of_eight>};
+                        decode, encode,    decode_trellis, to_indices,     search_chains<extend_paths_of_sixteen>};
 
 }  // namespace
 }  // namespace dca::rans

@@ -314,12 +314,13 @@ uint8_t* encode(const TableView& tables, int lanes, uint32_t* states, uint8_t* w
   return words;
 }
 
-// The search takes 16 chains at once. Its trail has masks of them for a round: [state] those whose way to it has an odd
-// index, and [kHigher + 2 * set + other] those for which the higher one of two indices is cheaper: of the one next
-// below the residual and that + 2, or of the others beside it. Volatile: else GCC gathers masks before it stores.
+// The search's trail has masks of the chains for a round: [state] those whose way to it has an odd index, and
+// [kHigher + 2 * set + other] those for which the higher one of two indices is cheaper: of the one next below the
+// residual and that + 2, or of the others beside it. Volatile: else GCC gathers masks before it stores.
 constexpr int kVector = 16;
 constexpr int kHigher = kTrellisStates;
-constexpr __mmask16 kAll = 0xFFFF;
+constexpr size_t kTrailWords = kTrailBytes / sizeof(uint32_t);
+static_assert(kHigher + 4 <= kTrailWords);
 
 // Charges of an index and of the three after it.
 struct Charges {
@@ -365,9 +366,10 @@ inline __m512i clamped(__m512i residual) {
   return _mm512_min_epu32(_mm512_abs_epi32(residual), _mm512_set1_epi32(kMaxResidual));
 }
 
-// Costs of 16 symbols, by the parity of the index; `row` is where charges of their rows begin.
+// Costs of 16 symbols, by the parity of the index; `row` is where charges of their rows begin, `higher` their half of
+// the masks.
 template <int kSet>
-inline void cost_symbols(const int32_t* charges, __m512i size, __m512i row, __m512i* cost, volatile uint16_t* trail) {
+inline void cost_symbols(const int32_t* charges, __m512i size, __m512i row, __m512i* cost, volatile uint16_t* higher) {
   const __m512i one = _mm512_set1_epi32(1), step = _mm512_set1_epi32(2 * kTrellisStep);
   const __m512i raised = _mm512_add_epi32(size, _mm512_set1_epi32(kTrellisStep * kSet));
   const __m512i below = index_below(raised);
@@ -389,62 +391,72 @@ inline void cost_symbols(const int32_t* charges, __m512i size, __m512i row, __m5
     found[i] = _mm512_add_epi32(square(error[i]), _mm512_mask_mov_epi32(charge.of[i - 1], some, charge.of[i]));
   }
   const __m512i same = _mm512_min_epi32(found[1], found[3]), other = _mm512_min_epi32(found[0], found[2]);
-  trail[kHigher + 2 * kSet] = _mm512_cmplt_epi32_mask(found[3], found[1]);
-  trail[kHigher + 2 * kSet + 1] = _mm512_cmplt_epi32_mask(found[2], found[0]);
+  higher[4 * kSet] = _mm512_cmplt_epi32_mask(found[3], found[1]);
+  higher[4 * kSet + 2] = _mm512_cmplt_epi32_mask(found[2], found[0]);
   const __mmask16 odd = _mm512_test_epi32_mask(below, one);
   cost[0] = _mm512_mask_mov_epi32(same, odd, other);
   cost[1] = _mm512_mask_mov_epi32(other, odd, same);
 }
 
-inline void lower_costs(__m512i* path) {
-  __m512i lowest = path[0];
-  for (int state = 1; state < kTrellisStates; ++state) lowest = _mm512_min_epi32(lowest, path[state]);
-  for (int state = 0; state < kTrellisStates; ++state) path[state] = _mm512_sub_epi32(path[state], lowest);
+// What one more symbol adds to paths of 16 chains, by set and parity of its index.
+inline void find_edges(const int32_t* charges, const int32_t* residuals, const uint8_t* rows, __m256i* edges,
+                       uint16_t* higher) {
+  const __m128i row = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows));
+  const __m512i begin = _mm512_slli_epi32(_mm512_cvtepu8_epi32(row), 8);
+  const __m512i size = clamped(_mm512_loadu_si512(residuals));
+  __m512i cost[4];
+  cost_symbols<0>(charges, size, begin, cost, higher);
+  cost_symbols<1>(charges + kRows * kSymbols, size, begin, cost + 2, higher);
+  const __m512i least = _mm512_min_epi32(_mm512_min_epi32(cost[0], cost[1]), _mm512_min_epi32(cost[2], cost[3]));
+  for (int i = 0; i < 4; ++i) {
+    const __m512i more = _mm512_srli_epi32(_mm512_sub_epi32(cost[i], least), kEdgeShift);
+    edges[i] = narrow(_mm512_min_epi32(more, _mm512_set1_epi32(kEdgeLimit)));
+  }
 }
 
-// Chooses the way into two states of the chains in `active`, which are entered from the same two; an even index wins
-// ties.
+// The cheaper way, an even index if they are equal.
+inline __m512i choose_way(__m512i even, __m512i odd, volatile uint32_t* ways) {
+  const __mmask32 is_odd = _mm512_movepi16_mask(_mm512_sub_epi16(odd, even));
+  *ways = is_odd;
+  return _mm512_mask_mov_epi16(even, is_odd, odd);
+}
+
+// Chooses the way into two states, which are entered from the same two.
 template <uint32_t kState>
-inline void extend_pair(const __m512i* path, const __m512i (*cost)[2], __mmask16 active, __m512i* next,
-                        volatile uint16_t* trail) {
+inline void extend_pair(const __m512i* path, const __m512i (*edge)[2], __m512i* next, volatile uint32_t* trail) {
   constexpr uint32_t kEven = trellis_before(kState, 0), kOdd = trellis_before(kState, 1);
   constexpr uint32_t kOther = kState ^ kByParity, kSet = kEven & 1;
   static_assert(trellis_before(kOther, 0) == kOdd && trellis_before(kOther, 1) == kEven);
-  const __m512i first = path[kEven], second = path[kOdd];
-  const __m512i even = _mm512_add_epi32(first, cost[kSet][0]), odd = _mm512_add_epi32(second, cost[kSet][1]);
-  trail[kState] = _mm512_cmplt_epi32_mask(odd, even);
-  next[kState] = _mm512_mask_min_epi32(path[kState], active, even, odd);
-  const __m512i other_even = _mm512_add_epi32(second, cost[kSet][0]), other_odd = _mm512_add_epi32(first, cost[kSet][1]);
-  trail[kOther] = _mm512_cmplt_epi32_mask(other_odd, other_even);
-  next[kOther] = _mm512_mask_min_epi32(path[kOther], active, other_even, other_odd);
+  const __m512i first = path[kEven], second = path[kOdd], even = edge[kSet][0], odd = edge[kSet][1];
+  next[kState] = choose_way(_mm512_add_epi16(first, even), _mm512_add_epi16(second, odd), trail + kState);
+  next[kOther] = choose_way(_mm512_add_epi16(second, even), _mm512_add_epi16(first, odd), trail + kOther);
 }
 
 // The same for all states.
 template <uint32_t... kPairs>
-inline void extend_paths(const __m512i* path, const __m512i (*cost)[2], __mmask16 active, __m512i* next,
-                         volatile uint16_t* trail, std::integer_sequence<uint32_t, kPairs...>) {
-  static_assert(16 <= kByParity && kByParity < 32);  // bit 4 tells the states of a pair apart
-  (extend_pair<(kPairs & 15) | (kPairs & 16) << 1>(path, cost, active, next, trail), ...);
+inline void extend_paths(const __m512i* path, const __m512i (*edge)[2], __m512i* next, volatile uint32_t* trail,
+                         std::integer_sequence<uint32_t, kPairs...>) {
+  static_assert(kApart <= kByParity && kByParity < 2 * kApart);
+  (extend_pair<(kPairs & (kApart - 1)) | (kPairs & -kApart) << 1>(path, edge, next, trail), ...);
 }
 
 // The state of least cost, the lowest of equals.
 inline __m512i best_state(const __m512i* path) {
   __m512i lowest = path[0], best = _mm512_setzero_si512();
   for (int state = 1; state < kTrellisStates; ++state) {
-    const __mmask16 lower = _mm512_cmplt_epi32_mask(path[state], lowest);
-    lowest = _mm512_min_epi32(lowest, path[state]);
-    best = _mm512_mask_mov_epi32(best, lower, _mm512_set1_epi32(state));
+    const __mmask32 lower = _mm512_movepi16_mask(_mm512_sub_epi16(path[state], lowest));
+    lowest = _mm512_mask_mov_epi16(lowest, lower, path[state]);
+    best = _mm512_mask_mov_epi16(best, lower, _mm512_set1_epi16(static_cast<int16_t>(state)));
   }
   return best;
 }
 
-// Goes one round back: returns the states before it, and the values.
-inline __m512i trace_round(__m512i state, __m512i residual, const uint16_t* trail, __m256i& values) {
+// Goes one round back with 16 chains, of which the first one has this bit: returns the states before it, and the values.
+inline __m512i trace_round(__m512i state, __m512i residual, const uint32_t* trail, uint32_t first, __m256i& values) {
   const __m512i one = _mm512_set1_epi32(1), zero = _mm512_setzero_si512();
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m512i bit = _mm512_sllv_epi32(one, lanes);  // of a chain in a mask: the low word of the chain's
-  const __m512i ways = _mm512_permutex2var_epi16(_mm512_loadu_si512(trail), state, _mm512_loadu_si512(trail + 32));
-  const __mmask16 odd = _mm512_test_epi32_mask(ways, bit);
+  const __m512i bit = _mm512_sllv_epi32(_mm512_set1_epi32(static_cast<int>(first)), lanes);
+  const __mmask16 odd = _mm512_test_epi32_mask(lookup(trail, state), bit);
   const __mmask16 set = _mm512_cmpge_epi32_mask(state, _mm512_set1_epi32(kTrellisStates / 2));
   const __m512i came = _mm512_mask_xor_epi32(state, set, state, _mm512_set1_epi32(kBySet));
   const __m512i shifted = _mm512_slli_epi32(_mm512_mask_xor_epi32(came, odd, came, _mm512_set1_epi32(kByParity)), 1);
@@ -455,11 +467,9 @@ inline __m512i trace_round(__m512i state, __m512i residual, const uint16_t* trai
   const __m512i size = clamped(residual);
   const __m512i below = index_below(_mm512_mask_add_epi32(size, set, size, _mm512_set1_epi32(kTrellisStep)));
   const __m512i other = _mm512_and_si512(_mm512_mask_xor_epi32(below, odd, below, one), one);
-  uint64_t four;
-  std::memcpy(&four, trail + kHigher, sizeof four);
+  const __m512i four = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(trail + kHigher)));
   const __m512i which = _mm512_mask_add_epi32(other, set, other, _mm512_set1_epi32(2));
-  const __m512i pairs = _mm512_permutexvar_epi16(which, _mm512_set1_epi64(static_cast<int64_t>(four)));
-  const __mmask16 higher = _mm512_test_epi32_mask(pairs, bit);
+  const __mmask16 higher = _mm512_test_epi32_mask(_mm512_permutexvar_epi32(which, four), bit);
   const __m512i lower = _mm512_sub_epi32(below, other);
   const __m512i index = _mm512_mask_add_epi32(lower, higher, lower, _mm512_set1_epi32(2));
   const __m512i twice = _mm512_add_epi32(index, index);
@@ -468,54 +478,45 @@ inline __m512i trace_round(__m512i state, __m512i residual, const uint16_t* trai
   return before;
 }
 
-// Adds one symbol to each of the chains in `active`.
+// Adds one symbol to each of the 32 chains.
 inline void search_round(const __m512i* path, const int32_t* charges, const int32_t* residuals, const uint8_t* rows,
-                         __mmask16 active, __m512i* next, uint16_t* trail) {
-  const __m128i row = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows));
-  const __m512i begin = _mm512_slli_epi32(_mm512_cvtepu8_epi32(row), 8);
-  const __m512i size = clamped(_mm512_loadu_si512(residuals));
-  __m512i cost[2][2];
-  cost_symbols<0>(charges, size, begin, cost[0], trail);
-  cost_symbols<1>(charges + kRows * kSymbols, size, begin, cost[1], trail);
-  extend_paths(path, cost, active, next, trail, std::make_integer_sequence<uint32_t, kTrellisStates / 2>());
+                         __m512i* next, uint32_t* trail) {
+  __m256i halves[2][4];
+  uint16_t* higher = reinterpret_cast<uint16_t*>(trail + kHigher);
+  find_edges(charges, residuals, rows, halves[0], higher);
+  find_edges(charges, residuals + kVector, rows + kVector, halves[1], higher + 1);
+  __m512i edge[2][2];
+  for (int i = 0; i < 4; ++i) edge[i >> 1][i & 1] = join(halves[0][i], halves[1][i]);
+  extend_paths(path, edge, next, trail, std::make_integer_sequence<uint32_t, kTrellisStates / 2>());
 }
 
-// Sixteen chains that begin at the first symbol; the last round has only those in `tail`.
-void search_half(const int32_t* charges, const int32_t* residuals, const uint8_t* rows, size_t rounds, __mmask16 tail,
-                 uint16_t* trail, int16_t* values) {
-  constexpr size_t kTrailWords = kTrailBytes / sizeof *trail;
-  static_assert(2 * (kHigher + 4) <= kTrailWords);
-  __m512i paths[2][kTrellisStates];
-  __m512i *path = paths[0], *next = paths[1];
-  for (int state = 0; state < kTrellisStates; ++state) path[state] = _mm512_set1_epi32(state == 0 ? 0 : kUnreached);
-  size_t at = 0;
-  for (size_t round = 1; round < rounds; ++round, at += kChains, trail += kTrailWords, std::swap(path, next)) {
-    if (round % kRoundsToLowest == 0) lower_costs(path);
-    search_round(path, charges, residuals + at, rows + at, kAll, next, trail);
-  }
-  search_round(path, charges, residuals + at, rows + at, tail, next, trail);
-
-  __m512i state = best_state(next);
-  __m256i found;
-  const __m512i before = trace_round(state, _mm512_loadu_si512(residuals + at), trail, found);
-  state = _mm512_mask_mov_epi32(state, tail, before);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(values + at), found);
-  while (at > 0) {
-    at -= kChains, trail -= kTrailWords;
-    state = trace_round(state, _mm512_loadu_si512(residuals + at), trail, found);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(values + at), found);
-  }
-}
-
-void search(const int32_t* charges, const int32_t* residuals, const uint8_t* rows, size_t count, uint8_t* trail,
+void search(const int32_t* charges, const int32_t* residuals, const uint8_t* rows, size_t count, uint8_t* bytes,
             int16_t* values) {
   if (count == 0) return;
-  const size_t rounds = (count + kChains - 1) / kChains;
-  const __mmask32 tail = first_lanes(static_cast<unsigned>(count - (rounds - 1) * kChains));
-  uint16_t* words = reinterpret_cast<uint16_t*>(trail);
-  search_half(charges, residuals, rows, rounds, static_cast<__mmask16>(tail), words, values);
-  search_half(charges, residuals + kVector, rows + kVector, rounds, static_cast<__mmask16>(tail >> kVector),
-              words + kTrailBytes / 4, values + kVector);
+  uint32_t* trail = reinterpret_cast<uint32_t*>(bytes);
+  __m512i paths[2][kTrellisStates];
+  __m512i *path = paths[0], *next = paths[1];
+  for (int state = 0; state < kTrellisStates; ++state) path[state] = _mm512_set1_epi16(state == 0 ? 0 : kUnreached);
+  size_t at = 0;
+  for (;; at += kChains, trail += kTrailWords, std::swap(path, next)) {
+    search_round(path, charges, residuals + at, rows + at, next, trail);
+    if (count - at <= kChains) break;
+  }
+  const __mmask32 tail = first_lanes(static_cast<unsigned>(count - at));
+  for (int state = 0; state < kTrellisStates; ++state) next[state] = _mm512_mask_mov_epi16(path[state], tail, next[state]);
+
+  const __m512i best = best_state(next);
+  __m512i states[2] = {widen(half(best, 0)), widen(half(best, 1))};
+  for (__mmask32 active = tail;; at -= kChains, trail -= kTrailWords, active = first_lanes(kChains)) {
+    for (int h = 0; h < 2; ++h) {
+      __m256i found;
+      const __m512i residual = _mm512_loadu_si512(residuals + at + kVector * h);
+      const __m512i before = trace_round(states[h], residual, trail, 1u << (kVector * h), found);
+      states[h] = _mm512_mask_mov_epi32(states[h], static_cast<__mmask16>(active >> (kVector * h)), before);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(values + at + kVector * h), found);
+    }
+    if (at == 0) break;
+  }
 }
 
 const Path kAvx512Path = {"avx512", pack_rows, pack_values,    pack_residuals, unpack_values,

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <new>
 #include <system_error>
 #include <thread>
 
@@ -131,39 +132,61 @@ std::string join_groups(const std::vector<GroupEncoder>& encoders, int lanes) {
   return stream;
 }
 
-// The coded symbols of one part in one group, which a search wants at once.
+// Memory that grows as it is asked for.
+template <class T>
+class Scratch {
+ public:
+  // Whether there is room for so many now; what was in it is lost.
+  bool reserve(size_t count) {
+    if (count <= count_) return true;
+    release();
+    room_.reset(new (std::nothrow) T[count]);
+    count_ = room_ != nullptr ? count : 0;
+    return room_ != nullptr;
+  }
+  void release() { room_.reset(), count_ = 0; }
+  T* get() { return room_.get(); }
+
+ private:
+  std::unique_ptr<T[]> room_;
+  size_t count_ = 0;
+};
+
+// The search of one part in one group, which wants all its coded symbols at once. A thread keeps its memory from group to
+// group, and if it is not much from call to call: pages that the system has to clear first cost more than their search.
 class GroupSearch {
  public:
-  explicit GroupSearch(size_t positions)
-      : rows_(new uint8_t[positions + kSlack]),
-        residuals_(new int32_t[positions + kSlack]),
-        values_(new int16_t[positions + kSlack]),
-        trail_(new uint8_t[(positions / kChains + 1) * kTrailBytes + kSlack]) {}
-
   Outcome run(const Path& path, const int32_t* residuals, const uint8_t* rows, size_t size, const int32_t* charges,
               int16_t* values) {
     ptrdiff_t coded = 0;
+    if (!rows_.reserve(size + kSlack)) return Outcome::kNoMemory;
     path.pack_rows(rows, size, size, rows_.get(), coded);
     if (coded < 0) return Outcome::kBadRow;
+    const size_t count = static_cast<size_t>(coded), trail = (count / kChains + 1) * kTrailBytes + kSlack;
+    if (!residuals_.reserve(count + kSlack) || !values_.reserve(count + kSlack) || !trail_.reserve(trail)) {
+      return Outcome::kNoMemory;
+    }
     path.pack_residuals(rows, residuals, size, residuals_.get());
     std::fill_n(rows_.get() + coded, kChains, uint8_t{0});
     std::fill_n(residuals_.get() + coded, kChains, 0);
-    path.search(charges, residuals_.get(), rows_.get(), static_cast<size_t>(coded), trail_.get(), values_.get());
+    path.search(charges, residuals_.get(), rows_.get(), count, trail_.get(), values_.get());
     path.unpack_values(rows, values_.get(), size, values);
+    if (trail > kKeptTrail) *this = GroupSearch();
     return Outcome::kDone;
   }
 
  private:
-  std::unique_ptr<uint8_t[]> rows_;
-  std::unique_ptr<int32_t[]> residuals_;
-  std::unique_ptr<int16_t[]> values_;
-  std::unique_ptr<uint8_t[]> trail_;
+  static constexpr size_t kKeptTrail = 16 << 20;
+  Scratch<uint8_t> rows_, trail_;
+  Scratch<int32_t> residuals_;
+  Scratch<int16_t> values_;
 };
 
 void require_done(Outcome outcome) {
   switch (outcome) {
     case Outcome::kBadRow: throw Error(Fault::kInput, "a row is neither a table row nor 255");
     case Outcome::kOffGrid: throw Error(Fault::kInput, "a value is not on the grid of its state");
+    case Outcome::kNoMemory: throw std::bad_alloc();
     case Outcome::kTruncated: throw Error(Fault::kTruncated, "a coder group ends before its symbols");
     case Outcome::kDone: return;
   }
@@ -237,15 +260,11 @@ std::string encode(const Tables& tables, const Path& path, const std::vector<Par
 void quantise(const Path& path, const int32_t* residuals, const uint8_t* rows, size_t size, const int32_t* charges,
               int groups, int threads, int16_t* values) {
   const size_t count = static_cast<size_t>(groups);
-  std::vector<GroupSearch> searches;
-  for (size_t g = 0; g < count; ++g) {
-    searches.emplace_back(range_begin(size, g + 1, count) - range_begin(size, g, count));
-  }
   std::atomic<Outcome> outcome{Outcome::kDone};
   for_each(count, size, threads, [&](size_t g) {
     const size_t begin = range_begin(size, g, count), end = range_begin(size, g + 1, count);
-    const Outcome found =
-        searches[g].run(path, residuals + begin, rows + begin, end - begin, charges, values + begin);
+    thread_local GroupSearch search;
+    const Outcome found = search.run(path, residuals + begin, rows + begin, end - begin, charges, values + begin);
     if (found != Outcome::kDone) outcome = found;
   });
   require_done(outcome);

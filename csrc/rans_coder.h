@@ -35,7 +35,7 @@ struct Part {
   bool trellis = false;
 };
 
-enum class Outcome : uint8_t { kDone, kBadRow, kOffGrid, kTruncated };
+enum class Outcome : uint8_t { kDone, kBadRow, kOffGrid, kTruncated, kNoMemory };
 
 // Paths that run on this processor, fastest first; the scalar one is always there.
 std::vector<const Path*> available_paths();

@@ -7,7 +7,7 @@
 // launches of a decoder are the same for every stream: they can be recorded in a CUDA graph.
 //
 // Where a part is of a trellis, chain i is lane i of a warp for all but a decoder of fewer lanes. Its search
-// leaves all that does not depend on the path to `scatter`, so that the warps only add and compare.
+// leaves all that does not depend on the path to `scatter`; two blocks per group then only add and compare.
 //
 // Without nvcc the file compiles against an emulation of the device (tests/cuda/emulation.h).
 #include <cstddef>
@@ -41,9 +41,10 @@ constexpr uint32_t kDigestBlocks = 256;
 constexpr uint32_t kJoinBlocks = 16;  // per group
 constexpr int kTrellisStep = 160;     // between the values of a trellis, in 1/256 quantiser steps
 constexpr uint32_t kLargestResidual = 8191 * 256;
-constexpr int32_t kUnreached = 1 << 28;
-constexpr uint32_t kStateBits = 6;
-static_assert(1 << kStateBits == kTrellisStates);
+constexpr uint32_t kSearchThreads = 512;
+constexpr uint32_t kSearchChains = kWarp / 2;  // of a block, so that twice as many multiprocessors work
+constexpr uint32_t kTrailWords = kTrellisStates * kSearchChains / 32;  // of a round
+constexpr uint32_t kTraced = 32;                                       // rounds that the way back fetches at once
 
 enum Status : uint32_t { kBadRow = 1, kTruncated = 2, kLeftOver = 4, kWrongState = 8, kOffGrid = 16 };
 
@@ -103,15 +104,9 @@ struct alignas(16) Code {
   uint32_t payload;  // the low bits, or the value of an escape
 };
 
-// What the edges of the trellis add to a path at one symbol: squared error + charge. Once they are added, the ways take
-// their place.
-struct alignas(16) Metrics {
-  int32_t of[2][2];  // set, parity of the index
-};
-
-// Bit `state` says that the index on the best way to it is odd.
-struct alignas(8) Ways {
-  uint32_t odd[kTrellisStates / 32];
+// What the edges of the trellis add to a path at one symbol.
+struct alignas(8) Edges {
+  uint16_t of[2][2];  // set, parity of the index
 };
 
 // ---- Warps and blocks ----
@@ -327,21 +322,21 @@ __device__ __forceinline__ uint32_t find(const Search<kSets>* search, uint32_t r
 // The trellis chains of one lane, which takes them in turn: bit i of bits[b] is bit b of the state of the chain i
 // rounds on.
 struct Chains {
-  uint32_t bits[kStateBits] = {};
+  uint32_t bits[kSteps] = {};
   uint32_t last;
 
   __device__ __forceinline__ explicit Chains(uint32_t lanes) : last(kChains / lanes - 1) {}
 
   __device__ __forceinline__ uint32_t state() const {
     uint32_t state = 0;
-    for (uint32_t b = 0; b < kStateBits; ++b) state |= (bits[b] & 1) << b;
+    for (uint32_t b = 0; b < kSteps; ++b) state |= (bits[b] & 1) << b;
     return state;
   }
 
   __device__ __forceinline__ uint32_t set() const { return bits[0] & 1; }
 
   __device__ __forceinline__ void step(uint32_t next) {
-    for (uint32_t b = 0; b < kStateBits; ++b) bits[b] = bits[b] >> 1 | (next >> b & 1) << last;
+    for (uint32_t b = 0; b < kSteps; ++b) bits[b] = bits[b] >> 1 | (next >> b & 1) << last;
   }
 };
 
@@ -582,99 +577,129 @@ __device__ __forceinline__ Candidate candidate_of(int32_t residual, uint32_t row
   return nearest(size_of(residual), set, parity, charges + charged * kSymbols);
 }
 
-__global__ void __launch_bounds__(kThreads) scatter_metrics(const int32_t* residuals, const uint8_t* rows,
-                                                            const int32_t* charges, Work work) {
-  Metrics* metrics = static_cast<Metrics*>(work.dense);
+__global__ void __launch_bounds__(kThreads) scatter_edges(const int32_t* residuals, const uint8_t* rows,
+                                                          const int32_t* charges, Work work) {
+  Edges* edges = static_cast<Edges*>(work.dense);
   scatter(work, [=](uint32_t at, bool coded, uint32_t to) {
     if (!coded) return;
-    Metrics all;
-    for (int set = 0; set < 2; ++set) {
-      for (int parity = 0; parity < 2; ++parity) {
-        all.of[set][parity] = candidate_of(residuals[at], rows[at], charges, set, parity).metric;
-      }
+    int32_t metrics[2][2], least = INT32_MAX;
+    for (int i = 0; i < 4; ++i) {
+      const int32_t metric = candidate_of(residuals[at], rows[at], charges, i >> 1, i & 1).metric;
+      metrics[i >> 1][i & 1] = metric;
+      least = metric < least ? metric : least;
     }
-    metrics[to] = all;
+    Edges all;
+    for (int i = 0; i < 4; ++i) all.of[i >> 1][i & 1] = trellis_edge(metrics[i >> 1][i & 1], least);
+    edges[to] = all;
   });
 }
 
-// Takes the costs of the best paths to all states one symbol on; an even index wins ties. Costs count from that of
-// state 0 before, which keeps them small.
-__device__ __forceinline__ Ways search_step(int32_t (&costs)[kTrellisStates], const Metrics& metrics) {
-  int32_t edges[2][2], next[kTrellisStates];
-  Ways ways = {};
-#pragma unroll
-  for (uint32_t i = 0; i < 4; ++i) edges[i >> 1][i & 1] = metrics.of[i >> 1][i & 1] - costs[0];
-#pragma unroll
-  for (uint32_t z = 0; z < kTrellisStates; ++z) {
-    const uint32_t set = z / (kTrellisStates / 2);
-    const int32_t even = costs[trellis_before(z, 0)] + edges[set][0];
-    const int32_t odd = costs[trellis_before(z, 1)] + edges[set][1];
-    ways.odd[z / 32] |= static_cast<uint32_t>(odd < even) << (z % 32);
-    next[z] = odd < even ? odd : even;
-  }
-#pragma unroll
-  for (uint32_t z = 0; z < kTrellisStates; ++z) costs[z] = next[z];
-  return ways;
+using Costs = uint16_t[kTrellisStates][kSearchChains];  // of the best paths to all states
+
+// Where the costs of a state lie: those of z and z + kTrellisStates / 2, which are written together, in different banks.
+__device__ __forceinline__ uint32_t place_of(uint32_t state) { return state ^ state / (kTrellisStates / 2); }
+
+// The cheaper way to a state, an even index if they are equal; returns for which lanes the odd one is taken.
+__device__ __forceinline__ uint32_t choose_way(uint32_t even, uint32_t odd, bool active, uint16_t before, uint16_t& next) {
+  const bool is_odd = static_cast<int16_t>(odd - even) < 0;
+  next = active ? static_cast<uint16_t>(is_odd ? odd : even) : before;
+  return ballot(is_odd);
 }
 
-// Finds the edges of the path to `state` of one chain, whose first symbol lies at `first`.
-__device__ __forceinline__ void trace_back(const Metrics* metrics, uint32_t first, uint32_t end, uint32_t state,
-                                           uint8_t* edges) {
-  const uint32_t count = first < end ? (end - first + kChains - 1) / kChains : 0;
-  const auto load = [&](uint32_t i) {  // i may wrap
-    return i < count ? *reinterpret_cast<const Ways*>(metrics + first + i * kChains) : Ways{};
-  };
-  Ways coming[kAhead];
+// Takes the costs one symbol on, of each chain of the block. Half a warp takes them to the states z and z ^ kByParity,
+// which are entered from the same two, the other half to z + kTrellisStates / 2 and its other one. The words of the trail
+// tell for both halves which way was taken.
+__device__ __forceinline__ void search_step(const Costs& costs, uint32_t edge, bool active, Costs& next, uint32_t* trail) {
+  static_assert(kApart <= kByParity && kByParity < 2 * kApart && 4 * kApart == kTrellisStates, "");
+  constexpr uint32_t kPairs = kApart / (kSearchThreads / kWarp);
+  const uint32_t lane = lane_of_thread(), chain = lane % kSearchChains, set = lane / kSearchChains;
+  const uint32_t warp = threadIdx.x / kWarp, even = edge & 0xFFFF, odd = edge >> 16;
+  uint32_t mine = 0;
 #pragma unroll
-  for (uint32_t k = 0; k < kAhead; ++k) coming[k] = load(count - 1 - k);
-  for (uint32_t done = 0; done < count; done += kAhead) {
-#pragma unroll
-    for (uint32_t k = 0; k < kAhead; ++k) {
-      const uint32_t i = count - 1 - done - k, set = state / (kTrellisStates / 2);
-      const uint32_t parity = (set != 0 ? coming[k].odd[1] : coming[k].odd[0]) >> (state % 32) & 1;
-      coming[k] = load(i - kAhead);
-      if (i < count) edges[first + i * kChains] = static_cast<uint8_t>(set << 1 | parity);
-      state = trellis_before(state, parity);
-    }
+  for (uint32_t k = 0; k < kPairs; ++k) {
+    const uint32_t z = (kPairs * warp + k) | set * (kTrellisStates / 2), other = z ^ kByParity;
+    const uint32_t first = costs[place_of(trellis_before(z, 0))][chain];
+    const uint32_t second = costs[place_of(trellis_before(z, 1))][chain];
+    const uint16_t before = costs[place_of(z)][chain], other_before = costs[place_of(other)][chain];
+    const uint32_t ways =
+        choose_way(first + even, second + odd, active, before, next[place_of(z)][chain]);
+    const uint32_t other_ways =
+        choose_way(second + even, first + odd, active, other_before, next[place_of(other)][chain]);
+    if (lane == 2 * k) mine = ways;
+    if (lane == 2 * k + 1) mine = other_ways;
   }
+  if (lane < 2 * kPairs) trail[2 * kPairs * warp + lane] = mine;
 }
 
-// Viterbi's algorithm: one warp per group, a lane per chain. Leaves the edge of the best path at each symbol:
-// set << 1 | parity. A step is long enough to hide the request for the next one's metrics.
-__global__ void __launch_bounds__(kWarp) search_kernel(State* state, Work work, uint8_t* edges) {
-  const Range range = range_of(work, blockIdx.x, state->groups);
-  const uint32_t first = range.first + lane_of_thread();
-  Metrics* metrics = static_cast<Metrics*>(work.dense);
-  const auto load = [&](uint32_t i) { return i < range.end ? metrics[i] : Metrics{}; };
-  int32_t costs[kTrellisStates];
-#pragma unroll
-  for (uint32_t z = 0; z < kTrellisStates; ++z) costs[z] = z == 0 ? 0 : kUnreached;
-  Metrics coming = load(first);
-#pragma unroll 1
-  for (uint32_t i = first; i < range.end; i += kChains) {
-    const Metrics now = coming;
-    coming = load(i + kChains);
-    *reinterpret_cast<Ways*>(metrics + i) = search_step(costs, now);
-  }
+// Whether the index on the best way to a state is odd.
+__device__ __forceinline__ uint32_t parity_of(const uint32_t* trail, uint32_t state, uint32_t chain) {
+  const uint32_t set = state / (kTrellisStates / 2), other = state / kApart % 2;
+  const uint32_t z = (other != 0 ? state ^ kByParity : state) % kApart;
+  return trail[2 * z + other] >> (chain + kSearchChains * set) & 1;
+}
+
+// The state of least cost, the lowest of equals.
+__device__ uint32_t best_state(const Costs& costs, uint32_t chain) {
   uint32_t best = 0;
-#pragma unroll
   for (uint32_t z = 1; z < kTrellisStates; ++z) {
-    if (costs[z] < costs[0]) {
-      costs[0] = costs[z];
-      best = z;
-    }
+    const uint16_t more = static_cast<uint16_t>(costs[place_of(z)][chain] - costs[place_of(best)][chain]);
+    if (static_cast<int16_t>(more) < 0) best = z;
   }
-  trace_back(metrics, first, range.end, best, edges);
+  return best;
 }
 
-// The inverse of scatter_metrics, with what became of its symbols.
+// Viterbi's algorithm, two blocks per group. Leaves the edge of the best path at each symbol: set << 1 | parity.
+__global__ void __launch_bounds__(kSearchThreads) search_kernel(State* state, Work work, uint32_t* trail, uint8_t* taken) {
+  __shared__ Costs costs[2];
+  __shared__ uint32_t traced[kTraced][kTrailWords];
+  const uint32_t g = blockIdx.x / 2, part = blockIdx.x % 2, lane = lane_of_thread();
+  const Range range = range_of(work, g, state->groups);
+  const uint32_t rounds = (range.end - range.first + kChains - 1) / kChains;
+  const uint32_t first = range.first + kSearchChains * part + lane % kSearchChains, set = lane / kSearchChains;
+  // No group's rounds begin before those of the groups before have ended.
+  trail += (size_t{range.first} / kChains + g) * 2 * kTrailWords + part * kTrailWords;
+  for (uint32_t i = threadIdx.x; i < kTrellisStates * kSearchChains; i += kSearchThreads) {
+    costs[0][i / kSearchChains][i % kSearchChains] = i < kSearchChains ? 0 : kUnreached;  // state 0 has place 0
+  }
+  const uint32_t* edges = static_cast<const uint32_t*>(work.dense);
+  const auto load = [&](uint32_t i) { return i < range.end ? edges[2 * size_t{i} + set] : 0u; };
+  uint32_t coming = load(first);
+  __syncthreads();
+  for (uint32_t round = 0, i = first; round < rounds; ++round, i += kChains) {
+    const uint32_t edge = coming;
+    coming = load(i + kChains);
+    search_step(costs[round % 2], edge, i < range.end, costs[1 - round % 2], trail + 2 * kTrailWords * size_t{round});
+    __syncthreads();
+  }
+
+  const uint32_t chain = threadIdx.x;
+  uint32_t at = chain < kSearchChains ? best_state(costs[rounds % 2], chain) : 0;
+  for (uint32_t end = rounds; end > 0;) {
+    const uint32_t begin = end > kTraced ? end - kTraced : 0;
+    for (uint32_t i = threadIdx.x; i < (end - begin) * kTrailWords; i += kSearchThreads) {
+      traced[i / kTrailWords][i % kTrailWords] = trail[2 * kTrailWords * size_t{begin + i / kTrailWords} + i % kTrailWords];
+    }
+    __syncthreads();
+    for (; chain < kSearchChains && end > begin; --end) {
+      const uint32_t i = first + (end - 1) * kChains;
+      if (i >= range.end) continue;
+      const uint32_t parity = parity_of(traced[end - 1 - begin], at, chain);
+      at = trellis_before(at, parity);
+      taken[i] = static_cast<uint8_t>((at & 1) << 1 | parity);
+    }
+    end = begin;
+    __syncthreads();
+  }
+}
+
+// The inverse of scatter_edges, with what became of its symbols.
 __global__ void __launch_bounds__(kThreads) gather_values(const int32_t* residuals, const uint8_t* rows,
-                                                          const int32_t* charges, const uint8_t* edges,
+                                                          const int32_t* charges, const uint8_t* taken,
                                                           int16_t* values, Work work) {
   scatter(work, [=](uint32_t at, bool coded, uint32_t to) {
     int value = 0;
     if (coded) {
-      const int set = edges[to] >> 1, parity = edges[to] & 1;
+      const int set = taken[to] >> 1, parity = taken[to] & 1;
       value = trellis_value(set, candidate_of(residuals[at], rows[at], charges, set, parity).index);
     }
     values[at] = static_cast<int16_t>(residuals[at] < 0 ? -value : value);
@@ -890,7 +915,8 @@ uint64_t dca_rans_state_bytes() { return sizeof(State); }
 uint64_t dca_rans_decode_bytes(uint32_t size) { return index_bytes(size) + 5ull * size; }
 uint64_t dca_rans_encode_bytes(uint32_t size) { return index_bytes(size) + (sizeof(Code) + 1) * uint64_t{size}; }
 uint64_t dca_rans_quantise_bytes(uint32_t size) {
-  return round_up(sizeof(State)) + index_bytes(size) + (sizeof(Metrics) + 1) * uint64_t{size};
+  return round_up(sizeof(State)) + index_bytes(size) + round_up((sizeof(Edges) + 1) * uint64_t{size}) +
+         8 * kTrailWords * (uint64_t{size} / kChains + kMaxGroups);
 }
 const char* dca_rans_error(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }
 
@@ -1006,12 +1032,14 @@ int dca_rans_quantise(const int32_t* residuals, const uint8_t* rows, uint32_t si
   if (size == 0) return 0;
   State* state = static_cast<State*>(scratch);
   const Work work = work_in(static_cast<uint8_t*>(scratch) + round_up(sizeof(State)), size);
-  uint8_t* edges = static_cast<uint8_t*>(work.dense) + sizeof(Metrics) * size_t{size};
+  uint8_t* taken = static_cast<uint8_t*>(work.dense) + sizeof(Edges) * size_t{size};
+  uint32_t* trail =
+      reinterpret_cast<uint32_t*>(static_cast<uint8_t*>(work.dense) + round_up((sizeof(Edges) + 1) * size_t{size}));
   DCA_LAUNCH(open_kernel, kMaxGroups, kWarp, 0, queue, state, kMaxLanes, groups, 0);
   launch_mark(rows, work, state, queue);
-  DCA_LAUNCH(scatter_metrics, work.tiles, kThreads, 0, queue, residuals, rows, charges, work);
-  DCA_LAUNCH(search_kernel, groups, kWarp, 0, queue, state, work, edges);
-  DCA_LAUNCH(gather_values, work.tiles, kThreads, 0, queue, residuals, rows, charges, edges, values, work);
+  DCA_LAUNCH(scatter_edges, work.tiles, kThreads, 0, queue, residuals, rows, charges, work);
+  DCA_LAUNCH(search_kernel, 2 * groups, kSearchThreads, 0, queue, state, work, trail, taken);
+  DCA_LAUNCH(gather_values, work.tiles, kThreads, 0, queue, residuals, rows, charges, taken, values, work);
   return static_cast<int>(cudaGetLastError());
 }
 

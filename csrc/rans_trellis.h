@@ -14,9 +14,9 @@ namespace dca::rans {
 
 constexpr int kTrellisStep = 160;             // of the grid of values, in units of a residual
 constexpr uint32_t kMaxResidual = 8191 << 8;  // a residual beyond it counts as this
-constexpr int32_t kUnreached = 1 << 28;       // cost of a state in which no chain begins
 constexpr int32_t kNever = 1 << 30;           // cost of an index below 0
-constexpr size_t kRoundsToLowest = 32;        // the lowest cost becomes 0: until then they grow by 2^30 at most
+constexpr int kWord = 16;                       // states whose ways share a word of the trail
+constexpr size_t kHigherAt = kTrellisStates / 8 * kChains;  // what the trail has behind the ways
 
 // The rows of the tables that the sets of the chains choose.
 static inline void choose_rows(const uint8_t* rows, const uint16_t* chains, int count, uint8_t* chosen) {
@@ -77,11 +77,12 @@ static inline int32_t index_below(int32_t size, int set) {
 
 // One round of the search: loops over all chains, arrays in one object that nothing else can be a part of.
 struct SearchRound {
-  int32_t (*path)[kChains], (*next)[kChains];  // costs by the last state, before and after the round
-  int32_t symbol[2][2][kChains];              // what one more symbol adds, by set and parity of its index
-  int32_t size[kChains];                      // of its residual
-  int32_t odd[kTrellisStates / 32][kChains];  // the trail: bit `state` says that the index of the way to it is odd
-  int32_t higher[kChains];                    // bit 2 * set + parity, that the higher index is the cheaper one
+  uint16_t (*path)[kChains], (*next)[kChains];     // costs by the last state, before and after the round
+  int32_t cost[2][2][kChains];                     // of one more symbol, by set and parity of its index
+  uint16_t edge[2][2][kChains];                    // what it adds
+  int32_t size[kChains];                           // of its residual
+  uint16_t (*odd)[kChains];                        // the trail: bit `state` says that the index of the way to it is odd
+  int32_t higher[kChains];                         // bit 2 * set + parity, that the higher index is the cheaper one
 };
 
 // The cheaper one of the two indices next to the residual, for each parity.
@@ -102,97 +103,133 @@ static inline void cost_symbols(SearchRound& round, const int32_t* charges, cons
     const int32_t other = std::min(cost[0][c], cost[2][c]), same = std::min(cost[1][c], cost[3][c]);
     const int32_t other_higher = cost[2][c] < cost[0][c], same_higher = cost[3][c] < cost[1][c];
     const int32_t odd = -(below[c] & 1);
-    round.symbol[kSet][0][c] = odd ? other : same;
-    round.symbol[kSet][1][c] = odd ? same : other;
+    round.cost[kSet][0][c] = odd ? other : same;
+    round.cost[kSet][1][c] = odd ? same : other;
     round.higher[c] |= (odd ? other_higher | same_higher << 1 : same_higher | other_higher << 1) << (2 * kSet);
   }
 }
 
-// Chooses the way into two states, which are entered from the same two; an even index wins ties.
-template <int kState>
-static inline void extend_pair(SearchRound& round, int32_t* ways) {
-  constexpr int kEven = trellis_before(kState, 0), kOdd = trellis_before(kState, 1), kSet = kEven & 1;
-  constexpr int kOther = kState ^ kByParity;
-  static_assert(trellis_before(kOther, 0) == kOdd && trellis_before(kOther, 1) == kEven);
+static inline void find_edges(SearchRound& round) {
+  int32_t least[kChains];
   for (int c = 0; c < kChains; ++c) {
-    const int32_t first = round.path[kEven][c], second = round.path[kOdd][c];
-    const int32_t even = round.symbol[kSet][0][c], odd = round.symbol[kSet][1][c];
-    round.next[kState][c] = std::min(first + even, second + odd);
-    round.next[kOther][c] = std::min(second + even, first + odd);
-    const uint32_t way = static_cast<uint32_t>(second + odd < first + even) << (kState % 32);
-    const uint32_t other = static_cast<uint32_t>(first + odd < second + even) << (kOther % 32);
-    ways[c] |= static_cast<int32_t>(way | other);
+    const int32_t even = round.cost[0][0][c], odd = round.cost[0][1][c];
+    const int32_t other_even = round.cost[1][0][c], other_odd = round.cost[1][1][c];
+    const int32_t in_set = even < odd ? even : odd, in_other = other_even < other_odd ? other_even : other_odd;
+    least[c] = in_set < in_other ? in_set : in_other;
+  }
+  for (int set = 0; set < 2; ++set) {
+    for (int parity = 0; parity < 2; ++parity) {
+      const int32_t* cost = round.cost[set][parity];
+      for (int c = 0; c < kChains; ++c) round.edge[set][parity][c] = trellis_edge(cost[c], least[c]);
+    }
   }
 }
 
-// The same for all states of one set.
-template <int kSet, int... kPairs>
-static inline void extend_set(SearchRound& round, std::integer_sequence<int, kPairs...>) {
-  static_assert(16 <= kByParity && kByParity < 32);  // bit 4 tells the states of a pair apart
-  int32_t ways[kChains] = {};
-  (extend_pair<kSet * 32 + kPairs>(round, ways), ...);
-  std::copy_n(ways, kChains, round.odd[kSet]);
+// The cheaper way, an even index if they are equal; `ways` gets the bit.
+static inline uint16_t choose_way(uint16_t even, uint16_t odd, uint16_t bit, uint16_t& ways) {
+  const uint16_t more = static_cast<uint16_t>(odd - even);
+  const uint16_t sign = static_cast<uint16_t>(static_cast<int16_t>(more) >> 15);
+  ways = static_cast<uint16_t>(ways | (sign & bit));
+  return static_cast<uint16_t>(even + (more & sign));
+}
+
+// Chooses the way into two states, which are entered from the same two. Nothing here overlaps: a compiler may take all
+// chains at once.
+static inline void choose_ways(const uint16_t* __restrict first, const uint16_t* __restrict second,
+                               const uint16_t (*__restrict edge)[kChains], uint16_t bit, uint16_t other_bit,
+                               uint16_t* __restrict next, uint16_t* __restrict other_next, uint16_t* __restrict ways,
+                               uint16_t* __restrict other_ways) {
+  for (int c = 0; c < kChains; ++c) {
+    const uint16_t even = edge[0][c], odd = edge[1][c];
+    next[c] = choose_way(static_cast<uint16_t>(first[c] + even), static_cast<uint16_t>(second[c] + odd), bit, ways[c]);
+    other_next[c] = choose_way(static_cast<uint16_t>(second[c] + even), static_cast<uint16_t>(first[c] + odd),
+                               other_bit, other_ways[c]);
+  }
+}
+
+template <int kState>
+static inline void extend_pair(SearchRound& round, uint16_t* ways, uint16_t* other_ways) {
+  constexpr int kEven = trellis_before(kState, 0), kOdd = trellis_before(kState, 1), kOther = kState ^ kByParity;
+  static_assert(trellis_before(kOther, 0) == kOdd && trellis_before(kOther, 1) == kEven);
+  choose_ways(round.path[kEven], round.path[kOdd], round.edge[kEven & 1], 1 << kState % kWord,
+              1 << kOther % kWord, round.next[kState], round.next[kOther], ways, other_ways);
+}
+
+// The same for two words of states.
+template <int kFirst, int... kPairs>
+static inline void extend_words(SearchRound& round, std::integer_sequence<int, kPairs...>) {
+  uint16_t ways[2][kChains] = {};
+  (extend_pair<kFirst + kPairs>(round, ways[0], ways[1]), ...);
+  std::copy_n(ways[0], kChains, round.odd[kFirst / kWord]);
+  std::copy_n(ways[1], kChains, round.odd[(kFirst ^ kByParity) / kWord]);
+}
+
+// The first state of the i-th word of those without kApart.
+constexpr int first_of_words(int i) {
+  static_assert(kApart <= kByParity && kByParity < 2 * kApart && kApart % kWord == 0);
+  return (i * kWord & (kApart - 1)) | (i * kWord & -kApart) << 1;
+}
+
+template <int... kWords>
+static inline void extend_all(SearchRound& round, std::integer_sequence<int, kWords...>) {
+  (extend_words<first_of_words(kWords)>(round, std::make_integer_sequence<int, kWord>()), ...);
 }
 
 static inline void extend_paths(SearchRound& round) {
-  extend_set<0>(round, std::make_integer_sequence<int, 16>());
-  extend_set<1>(round, std::make_integer_sequence<int, 16>());
-}
-
-static inline void lower_costs(SearchRound& round) {
-  for (int c = 0; c < kChains; ++c) {
-    int32_t lowest = round.path[0][c];
-    for (int state = 1; state < kTrellisStates; ++state) lowest = std::min(lowest, round.path[state][c]);
-    for (int state = 0; state < kTrellisStates; ++state) round.path[state][c] -= lowest;
-  }
+  extend_all(round, std::make_integer_sequence<int, kTrellisStates / kWord / 2>());
 }
 
 // Goes one round back: values, and the states before it.
 static inline void trace_round(const int32_t* residuals, const uint8_t* trail, int count, int32_t* states,
                                int16_t* values) {
-  int32_t odd[2][kChains];
-  std::memcpy(odd, trail, sizeof odd);
+  const auto odd = reinterpret_cast<const uint16_t(*)[kChains]>(trail);
+  int32_t sets[kChains] = {}, parities[kChains] = {}, higher[kChains];
+  for (int c = 0; c < kChains; ++c) higher[c] = trail[kHigherAt + c];
   for (int c = 0; c < count; ++c) {
     const uint32_t state = static_cast<uint32_t>(states[c]);
-    const int32_t parity = (state < 32 ? odd[0][c] : odd[1][c]) >> (state % 32) & 1;
-    const int32_t before = static_cast<int32_t>(trellis_before(state, static_cast<uint32_t>(parity)));
-    const int32_t set = before & 1;
-    const int32_t below = index_below(clamped(residuals[c]), set), higher = trail[sizeof odd + c];
-    const int32_t index = below - ((below ^ parity) & 1) + 2 * (higher >> (2 * set + parity) & 1);
-    const int32_t value = trellis_value(set, index);
-    values[c] = static_cast<int16_t>(residuals[c] < 0 ? -value : value);
-    states[c] = before;
+    const uint32_t parity = odd[state / kWord][c] >> (state % kWord) & 1u;
+    const uint32_t before = trellis_before(state, parity);
+    sets[c] = static_cast<int32_t>(before & 1), parities[c] = static_cast<int32_t>(parity);
+    states[c] = static_cast<int32_t>(before);
+  }
+  for (int c = 0; c < kChains; ++c) {
+    const int32_t set = sets[c], parity = parities[c], sign = residuals[c] >> 31;
+    const int32_t below = index_below(clamped(residuals[c]), set);
+    const int32_t index = below - ((below ^ parity) & 1) + 2 * (higher[c] >> (2 * set + parity) & 1);
+    const int32_t value = 2 * index - (index > 0 ? set : 0);
+    values[c] = static_cast<int16_t>((value ^ sign) - sign);
   }
 }
 
 template <void (*kExtendPaths)(SearchRound&)>
 static inline void search_chains(const int32_t* charges, const int32_t* residuals, const uint8_t* rows,
                                  size_t count, uint8_t* trail, int16_t* values) {
-  alignas(64) int32_t paths[2][kTrellisStates][kChains];
+  alignas(64) uint16_t paths[2][kTrellisStates][kChains];
   SearchRound round;
   round.path = paths[0], round.next = paths[1];
-  std::fill_n(round.path[0], kTrellisStates * kChains, kUnreached);
-  std::fill_n(round.path[0], kChains, 0);
+  std::fill_n(round.path[0], kTrellisStates * kChains, static_cast<uint16_t>(kUnreached));
+  std::fill_n(round.path[0], kChains, static_cast<uint16_t>(0));
   size_t first = 0;
   for (; first < count; first += kChains, trail += kTrailBytes) {
-    if (first / kChains % kRoundsToLowest == 0) lower_costs(round);
     for (int c = 0; c < kChains; ++c) round.size[c] = clamped(residuals[first + c]);
     std::fill_n(round.higher, kChains, 0);
     cost_symbols<0>(round, charges, rows + first);
     cost_symbols<1>(round, charges, rows + first);
+    find_edges(round);
     const int active = static_cast<int>(std::min<size_t>(count - first, kChains));
+    round.odd = reinterpret_cast<uint16_t(*)[kChains]>(trail);
     kExtendPaths(round);
     for (int state = 0; active < kChains && state < kTrellisStates; ++state) {
       std::copy_n(round.path[state] + active, kChains - active, round.next[state] + active);
     }
     std::swap(round.path, round.next);
-    std::memcpy(trail, round.odd, sizeof round.odd);
-    for (int c = 0; c < kChains; ++c) trail[sizeof round.odd + c] = static_cast<uint8_t>(round.higher[c]);
+    for (int c = 0; c < kChains; ++c) trail[kHigherAt + c] = static_cast<uint8_t>(round.higher[c]);
   }
   int32_t states[kChains] = {};
   for (int c = 0; c < kChains; ++c) {
     for (int state = 1; state < kTrellisStates; ++state) {
-      if (round.path[state][c] < round.path[states[c]][c]) states[c] = state;
+      const uint16_t more = static_cast<uint16_t>(round.path[state][c] - round.path[states[c]][c]);
+      if (static_cast<int16_t>(more) < 0) states[c] = state;
     }
   }
   for (; first > 0; first -= kChains) {

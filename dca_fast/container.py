@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 MAGIC = b"\x89DCA\r\n"
-VERSION = 4
+VERSION = 5
 MAX_SIDE = 65535
 MAX_QUALITY = 10000
 MAX_SECTION_BYTES = 1 << 24
@@ -159,8 +159,14 @@ def pack(header: Header, stream: bytes, sections: Mapping[Section, bytes] | None
 
 
 def pack_restoration(weights: tuple[int, ...]) -> bytes:
-    """The weights of the restoration filter as a file holds them: Rice codes with the parameter that takes least."""
-    mapped = [2 * w if w >= 0 else -2 * w - 1 for w in weights]
+    """The weights of the restoration filter as a file holds them: Rice codes with the parameter that takes least.
+
+    Zeros that all of them end with in binary, seven at most, are counted once.
+    """
+    shift = 0
+    while shift < 7 and not any(w % (2 << shift) for w in weights):
+        shift += 1
+    mapped = [2 * w if w >= 0 else -2 * w - 1 for w in (weight >> shift for weight in weights)]
     sizes = [sum((value >> k) + 1 + k for value in mapped) for k in range(8)]
     k = sizes.index(min(sizes))
     bits, at = 0, 0
@@ -168,13 +174,13 @@ def pack_restoration(weights: tuple[int, ...]) -> bytes:
         ones = value >> k
         bits |= ((1 << ones) - 1 | (value & (1 << k) - 1) << ones + 1) << at
         at += ones + 1 + k
-    return bytes([len(weights) // 18 | k << 2]) + bits.to_bytes(-(-at // 8), "little")
+    return bytes([len(weights) // 18 | k << 2 | shift << 5]) + bits.to_bytes(-(-at // 8), "little")
 
 
 def _read_restoration(reader: "_Reader") -> tuple[int, ...]:
     start, head = reader.position, reader.take(1)[0]
-    rings, k = head & 3, head >> 2 & 7
-    if not rings or head >> 5:
+    rings, k, shift = head & 3, head >> 2 & 7, head >> 5
+    if not rings:
         raise CorruptStreamError(f"malformed restoration at byte {start}")
     bits, known = 0, 0
     weights: list[int] = []
@@ -194,7 +200,7 @@ def _read_restoration(reader: "_Reader") -> tuple[int, ...]:
                 raise CorruptStreamError(f"a weight of the restoration at byte {reader.position} is too large")
         value = ones << k | sum(take() << i for i in range(k))
         weights.append(-(value + 1 >> 1) if value & 1 else value >> 1)
-    found = tuple(weights)
+    found = tuple(w << shift for w in weights)
     if max(map(abs, found)) > MAX_WEIGHT or pack_restoration(found) != reader.data[start : reader.position]:
         raise CorruptStreamError(f"malformed restoration at byte {start}")
     return found

@@ -7,6 +7,8 @@ machine: integers, and floats in a fixed order.
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -18,7 +20,8 @@ from dca_fast.container import MAX_WEIGHT, pack_restoration
 from dca_fast.ops import Ops
 
 SAMPLES = 196608  # pixels, about, that a fit looks at
-RIDGE = 16  # a sample adds 1 / RIDGE to the squares of every feature: what the weights' rounding costs anyway
+RIDGE = 64  # a sample adds 1 / RIDGE to the squares of every feature, so that none is without any
+GRIDS = (1, 2, 4, 8)  # weights are multiples of one of these
 
 
 def fit(ops: Ops, picture: Tensor, image: Tensor, bits: float) -> tuple[int, ...]:
@@ -45,8 +48,7 @@ def choose(sums: npt.NDArray[np.int64], samples: int, bits: float) -> tuple[int,
     products, wanted = sums[:, :size].tolist(), sums[:, size:].tolist()
     best: tuple[int, ...] = ()
     saved = 0.0
-    for solution in _solutions(products, wanted, samples / RIDGE):
-        w = [[max(-MAX_WEIGHT, min(MAX_WEIGHT, round(x * RING_STEPS))) for x in row] for row in solution]
+    for w in _solutions(products, wanted, samples / RIDGE):
         gain = 0  # of the squared error, in 1 / RING_STEPS^2
         for c, row in enumerate(w):
             gain += sum(
@@ -60,8 +62,12 @@ def choose(sums: npt.NDArray[np.int64], samples: int, bits: float) -> tuple[int,
     return best
 
 
-def _solutions(products: list[list[int]], wanted: list[list[int]], ridge: float) -> list[list[list[float]]]:
-    """Of the first 6, 12 and 18 equations, by Cholesky's factors, which they share: weights of each colour."""
+def _solutions(products: list[list[int]], wanted: list[list[int]], ridge: float) -> list[list[list[int]]]:
+    """Weights of each colour by the first 6, 12 and 18 equations on each grid; they share Cholesky's factors.
+
+    What is solved last is rounded first (Babai's nearest plane): features resemble each other, and an error of one
+    weight is made good by the next.
+    """
     size = len(products)
     factor, middle = [[0.0] * size for _ in range(size)], [[0.0] * 3 for _ in range(size)]
     for i in range(size):
@@ -81,14 +87,15 @@ def _solutions(products: list[list[int]], wanted: list[list[int]], ridge: float)
                 total -= row[k] * middle[k][c]
             middle[i][c] = total / row[i]
     found = []
-    for rings in range(1, len(RINGS) + 1):
-        weights = [[0.0] * (6 * rings) for _ in range(3)]
+    for rings, grid in product(range(1, len(RINGS) + 1), GRIDS):
+        most = MAX_WEIGHT // grid
+        weights = [[0] * (6 * rings) for _ in range(3)]
         for c, w in enumerate(weights):
-            for i in reversed(range(6 * rings)):
-                total = middle[i][c]
+            for i in reversed(range(6 * rings)):  # each answers what the rounding of those before did
+                total = middle[i][c] * RING_STEPS
                 for k in range(i + 1, 6 * rings):
                     total -= factor[k][i] * w[k]
-                w[i] = total / factor[i][i]
+                w[i] = grid * max(-most, min(most, round(total / (factor[i][i] * grid))))
         found.append(weights)
     return found
 

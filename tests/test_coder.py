@@ -159,6 +159,10 @@ def test_both_languages_use_the_same_constants() -> None:
         "kTrellisStates": trellis.STATES,
         "kBySet": trellis.BY_SET,
         "kByParity": trellis.BY_PARITY,
+        "kApart": 1 << trellis.BY_PARITY.bit_length() - 1,
+        "kEdgeShift": trellis.EDGE_SHIFT,
+        "kEdgeLimit": trellis.EDGE_LIMIT,
+        "kSteps": trellis.STEPS,
     }
     assert rans.MAX_GROUPS == coder_module.MAX_GROUPS
     assert rans.LOWER == 1 << 16

@@ -42,7 +42,7 @@ def with_flags(flags: int, tail: bytes) -> bytes:
 
 
 def test_bytes_of_a_small_file() -> None:
-    body = b"\x89DCA\r\n" + b"\x04\x02" + b"\x01\x02\x03\x04" + b"\x80\x06" + b"\x05" + b"\x70\x17"
+    body = b"\x89DCA\r\n" + b"\x05\x02" + b"\x01\x02\x03\x04" + b"\x80\x06" + b"\x05" + b"\x70\x17"
     body += b"\xef\xbe\xad\xde" + b"\x01\x07profile" + b"\x04\xc8\x01" + b"a" * 200 + b"\x00" + b"stream"
     assert sealed(body) == FULL
 
@@ -111,7 +111,7 @@ def test_every_bit_flip_is_an_error(data: bytes) -> None:
 
 @given(st.binary(max_size=64))
 def test_hostile_fields_under_a_right_checksum(tail: bytes) -> None:
-    data = sealed(b"\x89DCA\r\n\x03" + tail)
+    data = sealed(b"\x89DCA\r\n\x04" + tail)
     try:
         dca = parse(data)
     except BitstreamError:
@@ -126,7 +126,7 @@ def test_other_files_are_named_as_such(data: bytes) -> None:
 
 
 def test_other_formats_are_named_as_such() -> None:
-    for version in (1, 2, 3, 5):
+    for version in (1, 2, 3, 4, 6):
         with pytest.raises(UnsupportedVersionError, match=f"version {version}"):
             parse(sealed(PLAIN[:6] + bytes([version]) + PLAIN[7:-4]))
     with pytest.raises(UnsupportedVersionError, match="flags 0x80"):
@@ -203,8 +203,9 @@ def test_pack_refuses_large_sections() -> None:
 
 def test_bytes_of_a_restoration_filter() -> None:
     # One ring; of the parameters 0 takes least: a one and a zero more for each value but zero.
-    assert pack_restoration((0,) * 18) == b"\x01" + bytes(3)
     assert pack_restoration((1, -1, 0, 2) + (0,) * 14) == b"\x01\xcb\x03\x00\x00"
+    assert pack_restoration((4, -4, 0, 8) + (0,) * 14) == b"\x41\xcb\x03\x00\x00"
+    assert pack_restoration((0,) * 18) == b"\xe1" + bytes(3)
     sizes = {len(pack_restoration(tuple([weight] * 18))) for weight in (-127, 127)}
     assert sizes == {1 + 18 * 9 // 8 + 1}
 
@@ -213,7 +214,9 @@ def test_bytes_of_a_restoration_filter() -> None:
     ("tail", "match"),
     [
         (b"\x00" + bytes(3), "malformed restoration"),  # no ring
-        (b"\x21" + bytes(3), "malformed restoration"),  # a bit that means nothing
+        (b"\x01" + bytes(3), "malformed restoration"),  # zeros that could be counted once
+        (b"\x21\xef" + bytes(3), "malformed restoration"),  # the same: 4, -4, 0...
+        (b"\xe1\x01\x00\x00", "malformed restoration"),  # -128
         (b"\x05" + bytes(5), "malformed restoration"),  # a parameter that takes more bits
         (b"\x01" + bytes(2) + b"\x80", "malformed restoration"),  # bits behind the last weight
         (b"\x01" + b"\xff" * 60, "too large"),
@@ -234,7 +237,7 @@ def test_restoration_filters_that_no_file_holds() -> None:
 
 def test_inspect_tells_the_facts() -> None:
     info = dca_fast.inspect(FULL)
-    assert (info.version, info.width, info.height, info.quality) == (4, 768, 5, 60.0)
+    assert (info.version, info.width, info.height, info.quality) == (5, 768, 5, 60.0)
     assert (info.grayscale, info.model_id, info.digest) == (False, "01020304", 0xDEADBEEF)
     assert info.section_bytes == {"icc": 7, "alpha": 200}
     assert (info.stream_bytes, info.file_bytes) == (6, len(FULL))

@@ -1,7 +1,7 @@
 """Trellis-coded quantisation of y's residuals, in plain Python: the executable specification.
 
 A value v stands for v * 160 / 256 quantiser steps. Which values a symbol may take depends on those before it: a chain
-of symbols has one of 64 states, and the state one of two sets, {0, +-2, +-4, ...} and {0, +-1, +-3, ...}. What is
+of symbols has one of 256 states, and the state one of two sets, {0, +-2, +-4, ...} and {0, +-1, +-3, ...}. What is
 coded is the index k of the value in its set; its parity leads to the next state. Steps within a set are larger than the
 grid's, so that rates are those of a coarse quantiser, while the search below, free to choose the path, comes close to
 the errors of a finer one (docs/effort.md).
@@ -23,11 +23,14 @@ from dca_fast.errors import InputError
 
 __all__ = ["CHAINS", "STATES", "follow", "index_of", "next_state", "quantise", "set_of", "value_of"]
 
-CHAINS, STATES = 32, 64
-BY_SET, BY_PARITY = 54, 19  # what a set of 1 and an odd index turn over in the next state
+CHAINS, STATES = 32, 256
+BY_SET, BY_PARITY = 173, 69  # what a set of 1 and an odd index turn over in the next state
 LAST_ROW = 127
 LIMIT_RESIDUAL = 8191 * LATENT_STEPS
-_UNREACHED, _NEVER = 1 << 28, 1 << 40  # costs of a state in which no chain begins, of an index below 0
+# An edge's squared error + charge counts from the least of its symbol, in 1/1024 squared steps and not beyond a limit.
+# So costs of paths differ by little more than twice what leads from any state to any other, and fit into 16 bits.
+EDGE_SHIFT, EDGE_LIMIT, STEPS = 6, 2000, STATES.bit_length() - 1
+_UNREACHED, _NEVER = STEPS * EDGE_LIMIT + 1, 1 << 40  # costs of a state in which no chain begins, of an index below 0
 
 
 def set_of(state: int) -> int:
@@ -118,13 +121,13 @@ def _search(
         size, row = sizes[here], rows[here]
         edges = [[_nearest(size, s, parity, charges[s, row]) for parity in (0, 1)] for s in (0, 1)]
         cost, index = np.array(edges).transpose(2, 1, 0, 3)  # [parity, set, chain]
+        cost = np.minimum(cost - cost.min(axis=(0, 1)) >> EDGE_SHIFT, EDGE_LIMIT)
         now = costs[:, : len(size)]
         even, odd = now[_BEFORE[0]] + cost[0, _SETS], now[_BEFORE[1]] + cost[1, _SETS]
         taken = np.where(odd < even, 1, 0)  # an even index wins ties
         before = np.where(taken, _BEFORE[1][:, None], _BEFORE[0][:, None])
         decisions.append(np.stack([before, index[taken, _SETS[:, None], lanes[: len(size)]]]))
-        new = np.minimum(even, odd)
-        now[:] = new - new.min(axis=0)
+        now[:] = np.minimum(even, odd)
     states, values = costs.argmin(axis=0), np.zeros(len(residuals), np.int64)
     for here, taken in zip(rounds[::-1], decisions[::-1], strict=True):
         at = states[: taken.shape[2]]
