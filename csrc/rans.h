@@ -81,9 +81,9 @@ DCA_HD constexpr uint32_t trellis_before(uint32_t state, uint32_t parity) {
 }
 
 // What its search adds to a path at one symbol: of the squared error + charge of this edge, what exceeds the `least` of
-// the symbol's four. kSteps symbols lead from any state to any other, so that every state is then within as many edges of
-// the best one; one that no chain has reached until then is behind by kUnreached and those edges. Costs that are compared
-// thus differ by less than 2^15, and may wrap around in 16 bits.
+// the symbol's four. kSteps symbols lead from any state to any other, so that every state is then within as many edges
+// of the best one; one that no chain has reached until then is behind by kUnreached and those edges. Costs that are
+// compared thus differ by less than 2^15, and may wrap around in 16 bits.
 constexpr int kEdgeShift = 6;
 constexpr int kEdgeLimit = 2000;
 constexpr int kSteps = 8;

@@ -451,7 +451,7 @@ inline __m512i best_state(const __m512i* path) {
   return best;
 }
 
-// Goes one round back with 16 chains, of which the first one has this bit: returns the states before it, and the values.
+// Goes one round back with 16 chains, of which the first has this bit: returns the states before it, and the values.
 inline __m512i trace_round(__m512i state, __m512i residual, const uint32_t* trail, uint32_t first, __m256i& values) {
   const __m512i one = _mm512_set1_epi32(1), zero = _mm512_setzero_si512();
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -503,7 +503,9 @@ void search(const int32_t* charges, const int32_t* residuals, const uint8_t* row
     if (count - at <= kChains) break;
   }
   const __mmask32 tail = first_lanes(static_cast<unsigned>(count - at));
-  for (int state = 0; state < kTrellisStates; ++state) next[state] = _mm512_mask_mov_epi16(path[state], tail, next[state]);
+  for (int state = 0; state < kTrellisStates; ++state) {
+    next[state] = _mm512_mask_mov_epi16(path[state], tail, next[state]);
+  }
 
   const __m512i best = best_state(next);
   __m512i states[2] = {widen(half(best, 0)), widen(half(best, 1))};

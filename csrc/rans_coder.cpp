@@ -152,8 +152,8 @@ class Scratch {
   size_t count_ = 0;
 };
 
-// The search of one part in one group, which wants all its coded symbols at once. A thread keeps its memory from group to
-// group, and if it is not much from call to call: pages that the system has to clear first cost more than their search.
+// The search of one part in one group, which wants all its coded symbols at once. A thread keeps its memory from group
+// to group, and if it is not much from call to call: pages that the system has to clear cost more than the search.
 class GroupSearch {
  public:
   Outcome run(const Path& path, const int32_t* residuals, const uint8_t* rows, size_t size, const int32_t* charges,

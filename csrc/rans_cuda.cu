@@ -596,20 +596,20 @@ __global__ void __launch_bounds__(kThreads) scatter_edges(const int32_t* residua
 
 using Costs = uint16_t[kTrellisStates][kSearchChains];  // of the best paths to all states
 
-// Where the costs of a state lie: those of z and z + kTrellisStates / 2, which are written together, in different banks.
+// Where the costs of a state lie: those of z and z + kTrellisStates / 2, which are written together, in other banks.
 __device__ __forceinline__ uint32_t place_of(uint32_t state) { return state ^ state / (kTrellisStates / 2); }
 
 // The cheaper way to a state, an even index if they are equal; returns for which lanes the odd one is taken.
-__device__ __forceinline__ uint32_t choose_way(uint32_t even, uint32_t odd, bool active, uint16_t before, uint16_t& next) {
+__device__ __forceinline__ uint32_t choose_way(uint32_t even, uint32_t odd, uint16_t& next) {
   const bool is_odd = static_cast<int16_t>(odd - even) < 0;
-  next = active ? static_cast<uint16_t>(is_odd ? odd : even) : before;
+  next = static_cast<uint16_t>(is_odd ? odd : even);
   return ballot(is_odd);
 }
 
 // Takes the costs one symbol on, of each chain of the block. Half a warp takes them to the states z and z ^ kByParity,
-// which are entered from the same two, the other half to z + kTrellisStates / 2 and its other one. The words of the trail
-// tell for both halves which way was taken.
-__device__ __forceinline__ void search_step(const Costs& costs, uint32_t edge, bool active, Costs& next, uint32_t* trail) {
+// which are entered from the same two, the other half to z + kTrellisStates / 2 and its other one. The words of the
+// trail tell for both halves which way was taken.
+__device__ __forceinline__ void search_step(const Costs& costs, uint32_t edge, Costs& next, uint32_t* trail) {
   static_assert(kApart <= kByParity && kByParity < 2 * kApart && 4 * kApart == kTrellisStates, "");
   constexpr uint32_t kPairs = kApart / (kSearchThreads / kWarp);
   const uint32_t lane = lane_of_thread(), chain = lane % kSearchChains, set = lane / kSearchChains;
@@ -620,11 +620,8 @@ __device__ __forceinline__ void search_step(const Costs& costs, uint32_t edge, b
     const uint32_t z = (kPairs * warp + k) | set * (kTrellisStates / 2), other = z ^ kByParity;
     const uint32_t first = costs[place_of(trellis_before(z, 0))][chain];
     const uint32_t second = costs[place_of(trellis_before(z, 1))][chain];
-    const uint16_t before = costs[place_of(z)][chain], other_before = costs[place_of(other)][chain];
-    const uint32_t ways =
-        choose_way(first + even, second + odd, active, before, next[place_of(z)][chain]);
-    const uint32_t other_ways =
-        choose_way(second + even, first + odd, active, other_before, next[place_of(other)][chain]);
+    const uint32_t ways = choose_way(first + even, second + odd, next[place_of(z)][chain]);
+    const uint32_t other_ways = choose_way(second + even, first + odd, next[place_of(other)][chain]);
     if (lane == 2 * k) mine = ways;
     if (lane == 2 * k + 1) mine = other_ways;
   }
@@ -649,7 +646,8 @@ __device__ uint32_t best_state(const Costs& costs, uint32_t chain) {
 }
 
 // Viterbi's algorithm, two blocks per group. Leaves the edge of the best path at each symbol: set << 1 | parity.
-__global__ void __launch_bounds__(kSearchThreads) search_kernel(State* state, Work work, uint32_t* trail, uint8_t* taken) {
+__global__ void __launch_bounds__(kSearchThreads, 1) search_kernel(State* state, Work work, uint32_t* trail,
+                                                                   uint8_t* taken) {
   __shared__ Costs costs[2];
   __shared__ uint32_t traced[kTraced][kTrailWords];
   const uint32_t g = blockIdx.x / 2, part = blockIdx.x % 2, lane = lane_of_thread();
@@ -668,16 +666,18 @@ __global__ void __launch_bounds__(kSearchThreads) search_kernel(State* state, Wo
   for (uint32_t round = 0, i = first; round < rounds; ++round, i += kChains) {
     const uint32_t edge = coming;
     coming = load(i + kChains);
-    search_step(costs[round % 2], edge, i < range.end, costs[1 - round % 2], trail + 2 * kTrailWords * size_t{round});
+    search_step(costs[round % 2], edge, costs[1 - round % 2], trail + 2 * kTrailWords * size_t{round});
     __syncthreads();
   }
 
-  const uint32_t chain = threadIdx.x;
-  uint32_t at = chain < kSearchChains ? best_state(costs[rounds % 2], chain) : 0;
+  // A chain without a symbol in the last round ends with the costs before it.
+  const uint32_t chain = threadIdx.x, own = first < range.end ? (range.end - first + kChains - 1) / kChains : 0;
+  uint32_t at = chain < kSearchChains ? best_state(costs[own % 2], chain) : 0;
   for (uint32_t end = rounds; end > 0;) {
     const uint32_t begin = end > kTraced ? end - kTraced : 0;
     for (uint32_t i = threadIdx.x; i < (end - begin) * kTrailWords; i += kSearchThreads) {
-      traced[i / kTrailWords][i % kTrailWords] = trail[2 * kTrailWords * size_t{begin + i / kTrailWords} + i % kTrailWords];
+      const uint32_t round = i / kTrailWords, word = i % kTrailWords;
+      traced[round][word] = trail[2 * kTrailWords * size_t{begin + round} + word];
     }
     __syncthreads();
     for (; chain < kSearchChains && end > begin; --end) {
