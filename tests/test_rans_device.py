@@ -573,7 +573,7 @@ def test_a_failed_build_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
 def test_nvcc_compiles_without_spills_and_warnings(arch: str, tmp_path: Path) -> None:
     flags = [*cuda_library.FLAGS, f"-arch={arch}", "-Xptxas", "-v", "-Werror", "all-warnings"]
     command = ["nvcc", *flags, "-Xcompiler", "-Wall,-Wextra", "-o", str(tmp_path / "a.so"), "csrc/rans_cuda.cu"]
