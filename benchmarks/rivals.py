@@ -170,7 +170,7 @@ class FloatModel:
     def _analyse(self, image: Tensor, quality: Tensor) -> list[Tensor]:
         n, t = self.network, axis(quality)
         y = n.analysis(image.float() - 128, t)
-        z = [torch.round(n.hyper[name].analyse(y, t) * self._hyper_gain(name, quality)) for name in self._names()]
+        z = [self._round(name, n.hyper[name].analyse(y, t), quality) for name in self._names()]
         targets = [part.chunk(4, -1) for part in parity_split(y)]
 
         def take(step: int, p: int, g: int, mean: Tensor, gain: Tensor) -> Tensor:
@@ -192,9 +192,16 @@ class FloatModel:
         return [name for name in ORDER if name in self.network.config.latents]
 
     def _hyper_gain(self, name: str, quality: Tensor) -> Tensor:
-        gain = torch.exp2(interpolate(self.network.factorised[name].log2_gain, quality))
-        c = self.network.config
-        return gain.view(-1, 1, c.tokens, c.latent // c.tokens) if name == "global" else gain
+        return torch.exp2(self._of_hyper(name, self.network.factorised[name].log2_gain, quality))
+
+    def _round(self, name: str, z: Tensor, quality: Tensor) -> Tensor:
+        """Symbols of a hyper latent; 0 where no file has any: nothing keeps such values within 16 bits."""
+        coded = self._of_hyper(name, self.network.factorised[name].log2_scale, quality) >= self.network.log2_coded
+        return torch.round(z * self._hyper_gain(name, quality)) * coded
+
+    def _of_hyper(self, name: str, table: Tensor, quality: Tensor) -> Tensor:
+        values, c = interpolate(table, quality), self.network.config
+        return values.view(-1, 1, c.tokens, c.latent // c.tokens) if name == "global" else values
 
     def _steps(self, z: list[Tensor], quality: Tensor, t: Tensor, take: Callable[..., Tensor]) -> Tensor:
         """The four steps; `take` gives the symbols of a step's channel group at one parity."""
