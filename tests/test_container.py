@@ -111,7 +111,7 @@ def test_every_bit_flip_is_an_error(data: bytes) -> None:
 
 @given(st.binary(max_size=64))
 def test_hostile_fields_under_a_right_checksum(tail: bytes) -> None:
-    data = sealed(b"\x89DCA\r\n\x04" + tail)
+    data = sealed(b"\x89DCA\r\n" + bytes([container.VERSION]) + tail)
     try:
         dca = parse(data)
     except BitstreamError:

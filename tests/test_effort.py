@@ -221,7 +221,7 @@ def test_the_slope_is_the_gradient_of_the_error_that_a_decoder_makes(codec: Code
     def error(y: torch.Tensor) -> float:
         return float(np.square(program.synthesise(y)[0, :100, :150].numpy() - pixels.astype(float)).sum() / 3)
 
-    for p, least in ((300, 0.7), (1000, 0.85)):  # what it moves is whole, so it is never all there
+    for p, least in ((300, 0.75), (1000, 0.85)):  # what it moves is whole, so it is never all there
         moved = (y_hat + slope / p).round().to(torch.int16)
         predicted = 2 * float((slope / unit.square() * (moved - y_hat)).sum())
         assert least * predicted < (error(y_hat) - error(moved)) * price(quality) < 1.05 * predicted
