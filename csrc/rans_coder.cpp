@@ -139,12 +139,11 @@ class Scratch {
   // Whether there is room for so many now; what was in it is lost.
   bool reserve(size_t count) {
     if (count <= count_) return true;
-    release();
+    room_.reset();  // first, so that there is never twice as much
     room_.reset(new (std::nothrow) T[count]);
     count_ = room_ != nullptr ? count : 0;
     return room_ != nullptr;
   }
-  void release() { room_.reset(), count_ = 0; }
   T* get() { return room_.get(); }
 
  private:
