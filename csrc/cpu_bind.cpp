@@ -367,6 +367,48 @@ py::array_t<int16_t> bind_add(const py::array& x, const py::array& y) {
   return out;
 }
 
+py::array_t<int8_t> bind_act_slope(const py::array& e, const py::array& h, bool leaky) {
+  int64_t rows;
+  const int8_t* slope = rows_of<int8_t>(e, "e", kAny, rows);
+  const int8_t* operand = rows_of<int8_t>(h, "h", kAny, rows);
+  same_shape(e, h, "e and h: shapes differ");
+  auto out = like<int8_t>(e, e.shape(e.ndim() - 1));
+  int8_t* to = out.mutable_data();
+  const int64_t count = e.size();
+  Running running;
+  act_slope(slope, operand, leaky, count, to);
+  return out;
+}
+
+py::array_t<int8_t> bind_gate_slope(const py::array& e, const py::array& uv, float g, const py::array& m) {
+  int64_t rows, pairs;
+  const int8_t* slope = rows_of<int8_t>(e, "e", kAny, rows);
+  const int half = static_cast<int>(e.shape(e.ndim() - 1));
+  const int8_t* halves = rows_of<int8_t>(uv, "uv", 2 * half, pairs);
+  require(rows == pairs, "e and uv: shapes differ");
+  const float* scales = data<float>(m, "m", {2 * half});
+  auto out = like<int8_t>(e, 2 * half);
+  int8_t* to = out.mutable_data();
+  Running running;
+  gate_slope(slope, halves, g, scales, rows, half, to);
+  return out;
+}
+
+py::array_t<int16_t> bind_add_slope(const py::array& slope, const py::array& d, const py::array& h) {
+  int64_t rows;
+  const int16_t* before = rows_of<int16_t>(slope, "slope", kAny, rows);
+  const int16_t* more = rows_of<int16_t>(d, "d", kAny, rows);
+  const int8_t* operand = rows_of<int8_t>(h, "h", kAny, rows);
+  same_shape(slope, d, "slope and d: shapes differ");
+  same_shape(slope, h, "slope and h: shapes differ");
+  auto out = like<int16_t>(slope, slope.shape(slope.ndim() - 1));
+  int16_t* to = out.mutable_data();
+  const int64_t count = slope.size();
+  Running running;
+  add_slope(before, more, operand, count, to);
+  return out;
+}
+
 // Operands In, outputs Out; `residual` only with Epilogue::add.
 template <class In, class Out>
 py::array_t<Out> bind_linear(const py::array& x, const PackedLinear& p, Epilogue epilogue,
@@ -792,6 +834,9 @@ PYBIND11_MODULE(_cpu, m) {
     return bind_linear<int8_t, int8_t>(x, p, leaky ? Epilogue::leaky : Epilogue::act);
   });
   m.def("linear_gate", &bind_gate);
+  m.def("act_slope", &bind_act_slope);
+  m.def("gate_slope", &bind_gate_slope);
+  m.def("add_slope", &bind_add_slope);
   m.def("linear_add", &bind_feature<int8_t>);
   m.def("wide_linear", &bind_feature<int16_t>);
   m.def("decoded_linear", &bind_decoded);

@@ -118,6 +118,10 @@ struct Kernels {
   void (*pack_tokens)(const int8_t* k, const int8_t* v, int heads, int tokens, char* packed);
   void (*tokens)(const TokenTask&);
   void (*add_rows)(const int16_t* x, const int16_t* y, int64_t count, int16_t* out);
+  void (*act_slope)(const int8_t* e, const int8_t* h, bool leaky, int64_t count, int8_t* out);
+  void (*gate_slope)(const int8_t* e, const int8_t* uv, float g, const float* const m[2], int64_t rows, int half,
+                     int8_t* out);  // m of either half, padded
+  void (*add_slope)(const int16_t* slope, const int16_t* d, const int8_t* h, int64_t count, int16_t* out);
   // One image row; group(x) of the sites alternates between even and odd x.
   void (*residuals)(const int16_t* y, const int32_t* mean, const float* const gain[2], const int group[2], int width,
                     int size, int32_t* out);

@@ -475,6 +475,44 @@ void add_rows(const int16_t* x, const int16_t* y, int64_t count, int16_t* out) {
   }
 }
 
+inline I16 unsaturated(I16 h) {  // all ones where |h| < 127
+  return sra<31>(sub(max(h, sub(set(0), h)), set(127)));
+}
+
+void act_slope(const int8_t* e, const int8_t* h, bool leaky, int64_t count, int8_t* out) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int n = count - i < kLanes ? static_cast<int>(count - i) : kLanes;
+    const I16 operand = load_lanes(h + i, n);
+    I16 v = load_lanes(e + i, n);
+    if (leaky) {
+      const I16 change = sub(sra<3>(add(v, set(4))), v);
+      v = add(v, bit_and(change, sra<31>(sub(operand, set(1)))));
+    }
+    store_lanes(out + i, bit_and(v, unsaturated(operand)), n);
+  }
+}
+
+void gate_slope(const int8_t* e, const int8_t* uv, float g, const float* const m[2], int64_t rows, int half,
+                int8_t* out) {
+  for (int64_t r = 0; r < rows; ++r, e += half, uv += 2 * half, out += 2 * half)
+    for (int i = 0; i < half; i += kLanes) {
+      const I16 u = load_lanes(uv + i, half - i), v = load_lanes(uv + half + i, half - i);
+      const I16 product = requantise(mul(u, v), setf(g), 127);
+      const I16 slope = bit_and(load_lanes(e + i, half - i), unsaturated(product));
+      const I16 first = bit_and(mul(slope, v), unsaturated(u)), second = bit_and(mul(slope, u), unsaturated(v));
+      store_lanes(out + i, requantise(first, loadf(m[0] + i), 127), half - i);
+      store_lanes(out + half + i, requantise(second, loadf(m[1] + i), 127), half - i);
+    }
+}
+
+void add_slope(const int16_t* slope, const int16_t* d, const int8_t* h, int64_t count, int16_t* out) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int n = count - i < kLanes ? static_cast<int>(count - i) : kLanes;
+    const I16 more = bit_and(load_lanes(d + i, n), unsaturated(load_lanes(h + i, n)));
+    store_lanes(out + i, clamp(add(load_lanes(slope + i, n), more), -32767, 32767), n);
+  }
+}
+
 void residuals(const int16_t* y, const int32_t* mean, const float* const gain[2], const int group[2], int width,
                int size, int32_t* out) {
   for (int x = 0; x < width; ++x)
@@ -802,4 +840,4 @@ constexpr decltype(Kernels::tokens) tokens = nullptr;
 #define KERNEL_FIELDS                                                                                         \
   kGroup, kBytes ? 0x80 : 0, supported, START, grouped, layer_bytes, pack_layer, strip_stride, linear, operand,      \
       pack8, unpack8, depthwise_bytes, pack_depthwise, depthwise, attention_bytes, attention, tokens_bytes,   \
-      pack_tokens, tokens, add_rows, residuals, reconstruct, colours, restore, restore_sums
+      pack_tokens, tokens, add_rows, act_slope, gate_slope, add_slope, residuals, reconstruct, colours, restore, restore_sums

@@ -643,11 +643,37 @@ void reconstruct(const int16_t* q, const int32_t* mean, const float* inv, const 
   });
 }
 
-void add(const int16_t* x, const int16_t* y, int64_t count, int16_t* out) {
+namespace {
+
+// body(first element of a run, their number)
+template <class F>
+void for_runs(int64_t count, F&& body) {
   constexpr int64_t kRun = 1 << 14;
-  parallel_for((count + kRun - 1) / kRun, count * kElementWork, [&](int64_t i) {
-    kernels().add_rows(x + i * kRun, y + i * kRun, std::min(kRun, count - i * kRun), out + i * kRun);
+  parallel_for(divide_up(count, kRun), count * kElementWork,
+               [&](int64_t i) { body(i * kRun, std::min(kRun, count - i * kRun)); });
+}
+
+}  // namespace
+
+void add(const int16_t* x, const int16_t* y, int64_t count, int16_t* out) {
+  for_runs(count, [&](int64_t at, int64_t n) { kernels().add_rows(x + at, y + at, n, out + at); });
+}
+
+void act_slope(const int8_t* e, const int8_t* h, bool leaky, int64_t count, int8_t* out) {
+  for_runs(count, [&](int64_t at, int64_t n) { kernels().act_slope(e + at, h + at, leaky, n, out + at); });
+}
+
+void gate_slope(const int8_t* e, const int8_t* uv, float g, const float* m, int64_t rows, int half, int8_t* out) {
+  const std::vector<float> scales[2] = {padded(m, half), padded(m + half, half)};
+  const float* const both[2] = {scales[0].data(), scales[1].data()};
+  parallel_for(divide_up(rows, kStrip), 2 * rows * half * kElementWork, [&](int64_t i) {
+    const int64_t at = i * kStrip * half;
+    kernels().gate_slope(e + at, uv + 2 * at, g, both, std::min<int64_t>(kStrip, rows - i * kStrip), half, out + 2 * at);
   });
+}
+
+void add_slope(const int16_t* slope, const int16_t* d, const int8_t* h, int64_t count, int16_t* out) {
+  for_runs(count, [&](int64_t at, int64_t n) { kernels().add_slope(slope + at, d + at, h + at, n, out + at); });
 }
 
 namespace {

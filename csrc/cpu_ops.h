@@ -105,6 +105,9 @@ void head_params(const int8_t* t, const Map& map, const PackedHead& p, int step,
                  int64_t valid_w, int32_t* mean, uint8_t* row);
 void quadtree_gather(const void* x, const Map& map, int element, int step, void* out);
 void add(const int16_t* x, const int16_t* y, int64_t count, int16_t* out);
+void act_slope(const int8_t* e, const int8_t* h, bool leaky, int64_t count, int8_t* out);
+void gate_slope(const int8_t* e, const int8_t* uv, float g, const float* m, int64_t rows, int half, int8_t* out);
+void add_slope(const int16_t* slope, const int16_t* d, const int8_t* h, int64_t count, int16_t* out);
 void residuals(const int16_t* y, const int32_t* mean, const float* gain, const Map& map, int step, int32_t* out);
 void reconstruct(const int16_t* q, const int32_t* mean, const float* inv, const Map& map, int step,
                  int16_t* y_hat);

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dca_fast.config import BACK, LATENT_STEPS, PATCH, STRIDE
+from dca_fast.config import BACK, GRADIENT_BACK, LATENT_STEPS, PATCH, STRIDE
 from dca_fast.ops import Linear, Ops
 from dca_fast.ops.reference import LIMIT16
 from dca_fast.weights import ACCUMULATOR, Weights
@@ -68,7 +68,7 @@ class Adjoint:
 
         self._pixels, self._split = backwards("synthesis.pixels", AT_8), backwards("synthesis.split", AT_16)
         part = partial(torch.full, (weights.config.latent,), dtype=torch.float32, device="cpu")
-        self._back, self._stay = part(BACK).to(device), part(1 - BACK).to(device)
+        self._ways = {back: (part(1 - back).to(device), part(back).to(device)) for back in (BACK, GRADIENT_BACK)}
 
     def missing(self, image: Tensor, picture: Tensor, size: tuple[int, int]) -> Tensor:
         """What is missing to a picture, as patches: pixels as the last layer of f_s makes them.
@@ -101,8 +101,15 @@ class Adjoint:
         Returns:
             int16 [N, H/16, W/16, M].
         """
-        at_8 = self._ops.space_to_depth2(self._ops.wide_linear(error, self._pixels))
-        return self._ops.wide_linear(at_8, self._split)
+        return self.at_16(self.at_8(error))
+
+    def at_8(self, error: Tensor) -> Tensor:
+        """The first half of `slope`: int16 [N, H/8, W/8, C]."""
+        return self._ops.wide_linear(error, self._pixels)
+
+    def at_16(self, slope: Tensor) -> Tensor:
+        """The second half, from the first."""
+        return self._ops.wide_linear(self._ops.space_to_depth2(slope), self._split)
 
     def answer(self, image: Tensor, picture: Tensor, size: tuple[int, int], rows: int | None = None) -> Tensor:
         """`slope` of what is `missing`; `rows` as `Program.analyse` takes them."""
@@ -115,12 +122,13 @@ class Adjoint:
             strips.append(self.slope(self.missing(image[:, strip], picture[:, strip], within)))
         return torch.cat(strips, 1)
 
-    def moved(self, y_hat: Tensor, slope: Tensor, m: Tensor, y: Tensor | None = None) -> Tensor:
+    def moved(self, y_hat: Tensor, slope: Tensor, m: Tensor, y: Tensor | None = None, back: float = BACK) -> Tensor:
         """y_hat, a step along the slope away. All int16 [N, H/16, W/16, M] but `m` of `multipliers`, on the device.
 
         Args:
             y: before its quantisation; the step then begins a part of the way back to it.
+            back: which part, BACK or GRADIENT_BACK.
         """
-        ops = self._ops
-        start = y_hat if y is None else ops.add(ops.operand16(y_hat, self._stay), ops.operand16(y, self._back))
+        ops, (kept, returned) = self._ops, self._ways[back]
+        start = y_hat if y is None else ops.add(ops.operand16(y_hat, kept), ops.operand16(y, returned))
         return ops.add(start, ops.operand16(slope, m))

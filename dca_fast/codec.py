@@ -34,11 +34,11 @@ from dca_fast.errors import (
     LimitExceededError,
     UnknownModelError,
 )
+from dca_fast.gradient import Gradient
 from dca_fast.program import QUALITY_STEPS, Program, ProgramSet
 
 if TYPE_CHECKING:
     from dca_fast.device import DeviceCodec
-    from dca_fast.refine import Refiner
 
 ImageLike = Image.Image | np.ndarray | Tensor | image_io.ImageInput
 OUTPUTS = ("pil", "numpy", "torch")
@@ -255,7 +255,7 @@ class Codec:
         program, size = self._program(quality), (array.shape[0], array.shape[1])
         groups = latents.groups_of(*size)
         if effort > 1:
-            tools = Tools(self._coder, self._quantiser(groups), groups, self._adjoint, lambda: self._refiner)
+            tools = Tools(self._coder, self._quantiser(groups), groups, self._adjoint, self._gradient)
             best = Search(tools, program, _padded(array), size, quality / QUALITY_STEPS).run(effort, progress)
             return best.stream, best.digest, best.weights
         symbols, picture = self._symbols(array, quality, effort)
@@ -303,10 +303,8 @@ class Codec:
         return Adjoint(self._weights, self._programs.model.ops)
 
     @cached_property
-    def _refiner(self) -> Refiner:
-        from dca_fast.refine import Refiner
-
-        return Refiner(self._weights, "cpu" if self._device is None else self._device.device)
+    def _gradient(self) -> Gradient:
+        return Gradient(self._adjoint, self._programs.model.ops)
 
     @staticmethod
     def _sections(

@@ -82,10 +82,7 @@ def _progress() -> Iterator[Progress]:
 @contextmanager
 def _effort_bar(args: argparse.Namespace) -> Iterator[Callable[[float], None] | None]:
     """A bar for one file that takes long; a batch has its own."""
-    from dca_fast.effort import DESCENTS
-
-    gradients = DESCENTS[args.effort][1] if args.effort else 0
-    if not gradients or args.out_dir is not None:
+    if args.effort < 2 or args.out_dir is not None:
         yield None
         return
     with _progress() as bar:
@@ -95,13 +92,9 @@ def _effort_bar(args: argparse.Namespace) -> Iterator[Callable[[float], None] | 
 
 def encode(args: argparse.Namespace) -> int:
     """Images to .dca files."""
-    import torch
-
     from dca_fast.image_io import load_image, write_atomic
 
     codec = _codec(args)
-    if args.threads:  # what refines latents runs on PyTorch's
-        torch.set_num_threads(args.threads)
     others = _others(args, codec) if args.verify else []
 
     def convert(source: str, target: str) -> None:

@@ -34,8 +34,9 @@ SCALE_MIN = 0.1
 LEAKY_SLOPE = 0.125
 
 MAX_EFFORT, DEFAULT_EFFORT = 9, 1  # of the encoder (docs/effort.md)
-# Its level 1: bits for a squared quantiser step of y, and how much of the way from y_hat back to y a step starts.
-LINEAR_PRICE, BACK = 18, 1 / 2
+# Its level 1: bits for a squared quantiser step of y, and how much of the way from y_hat back to y a step starts; the
+# latter along gradients, from level 2 on.
+LINEAR_PRICE, BACK, GRADIENT_BACK = 18, 1 / 2, 4 / 5
 
 STEPS = 4  # of the quadtree
 QUADTREE = (0, 3, 2, 1)  # step s codes channel group p ^ QUADTREE[s] at the sites of parity p (DCVC-DC)

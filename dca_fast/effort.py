@@ -1,8 +1,8 @@
 """Levels of encoder effort: smaller files for more time. Neither the format nor a decoder knows of it.
 
 From level 1 on, symbols are chosen again around what the error asks for, the error behind a restoration filter: once
-as the linear part of f_s tells (`second_pass`, `dca_fast.adjoint`), from level 2 on as long as it helps (`descend`),
-from level 4 on then as the gradient of f_s does (`dca_fast.refine`).
+as the linear part of f_s tells (`second_pass`, `dca_fast.adjoint`), from level 2 on then as the gradient of f_s does
+(`descend`, `dca_fast.gradient`).
 """
 
 from __future__ import annotations
@@ -10,33 +10,27 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from numbers import Integral
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
+import numpy.typing as npt
 from torch import Tensor
 
 from dca_fast import latents
 from dca_fast.adjoint import Adjoint, multipliers
-from dca_fast.config import LINEAR_PRICE, MAX_EFFORT, SKIP_ROW
+from dca_fast.config import BACK, GRADIENT_BACK, LINEAR_PRICE, MAX_EFFORT, SKIP_ROW
 from dca_fast.config import price as price_of
 from dca_fast.container import pack_restoration
 from dca_fast.entropy.coder import Coder
 from dca_fast.errors import ConfigError
-from dca_fast.ops.reference import LIMIT16
+from dca_fast.gradient import Exponents, Gradient
 from dca_fast.program import Program
 from dca_fast.restoration import as_tensor, fit, restored
 
-if TYPE_CHECKING:
-    from dca_fast.refine import Refiner
-
-Report = Callable[[float], None]
-
-# Iterations of `descend`: along the linear part of f_s, then along its gradient.
-DESCENTS = {1: (1, 0), 2: (2, 0), 3: (4, 0), 4: (4, 2), 5: (4, 4), 6: (4, 12), 7: (4, 25), 8: (4, 50), 9: (4, 100)}
-TIMES = 1, 4  # of an iteration of each kind, roughly
-# Of the prices of either kind, the first and the last; `config.BACK` along the gradient (docs/effort.md).
-LINEAR_PRICES, GRADIENT_PRICES, GRADIENT_BACK = (LINEAR_PRICE, 22), (40, 70), 0.8
+# Iterations of `descend` of the levels from 2 on, and the range of their prices (docs/effort.md).
+DESCENTS = {2: 1, 3: 2, 4: 4, 5: 8, 6: 16, 7: 32, 8: 64, 9: 128}
+PRICES = 36, 64
+ROWS = 64  # of a picture that are compared at a time
 
 
 def check(effort: object) -> int:
@@ -58,7 +52,7 @@ def worth(quality: float) -> float:
 
 class Candidate(NamedTuple):
     """One way to code a picture: bits + priced error; the stream, its values' digest and the restoration filter; the y
-    that was quantised and what became of it, and z; the picture with and without the filter."""
+    that was quantised and what became of it, and z; the picture behind the filter."""
 
     cost: float
     stream: bytes
@@ -68,7 +62,6 @@ class Candidate(NamedTuple):
     y_hat: Tensor
     z: dict[str, Tensor]
     picture: Tensor
-    plain: Tensor
 
 
 _cost = attrgetter("cost")
@@ -79,7 +72,7 @@ def descend(
     prices: Sequence[float],
     slope: Callable[[Candidate], Tensor],
     moved: Callable[[Candidate, Tensor, float], Candidate],
-    report: Report,
+    report: Callable[[int], None],
 ) -> Candidate:
     """Descent of the error, with the search of the trellis after every step (docs/effort.md).
 
@@ -93,22 +86,22 @@ def descend(
         prices: of the steps; steps become shorter as they grow.
         slope: of a candidate: where y should go.
         moved: codes a candidate after a step along a slope at such a price.
-        report: told how much is done, 0..1.
+        report: told how many steps are done.
 
     Returns:
         The best of all, `start` included.
     """
     best = last = start
-    for i, price in enumerate(prices):
+    for done, price in enumerate(prices, 1):
         last = moved(last, slope(last), price)
         best = min(best, last, key=_cost)
-        report((i + 1) / len(prices))
+        report(done)
     return best
 
 
-def evenly(ends: tuple[float, float], count: int) -> list[float]:
-    """So many prices from one to the other."""
-    return [ends[0] + (ends[1] - ends[0]) * i / max(1, count - 1) for i in range(count)]
+def between(ends: tuple[float, float], count: int) -> list[float]:
+    """The middles of so many equal parts of a range."""
+    return [ends[0] + (ends[1] - ends[0]) * (i + 0.5) / count for i in range(count)]
 
 
 def step_multipliers(gain: Tensor, quality: float) -> Tensor:
@@ -192,14 +185,22 @@ def second_pass(
 
 
 class Tools(NamedTuple):
-    """What a search needs of a codec: the coder, the quantiser, their groups, where errors lead; the last is made when
-    needed."""
+    """What a search needs of a codec: the coder, the quantiser, their groups, and where errors lead."""
 
     coder: Coder
     quantise: latents.Quantiser
     groups: int
     adjoint: Adjoint
-    refiner: Callable[[], Refiner]
+    gradient: Gradient
+
+
+def squared_error(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8]) -> int:
+    """Sum of the squared differences of two pictures [H, W, 3]."""
+    total = 0
+    for top in range(0, len(a), ROWS):
+        difference: Any = a[top : top + ROWS] - b[top : top + ROWS].astype(np.int16)
+        total += int(np.square(difference, dtype=np.int32).sum(dtype=np.int64))
+    return total
 
 
 class Search:
@@ -214,37 +215,30 @@ class Search:
     """
 
     def __init__(self, tools: Tools, program: Program, image: Tensor, size: tuple[int, int], quality: float) -> None:
-        self._tools, self._program, self._image, self._size, self._quality = tools, program, image, size, quality
+        self._tools, self._program, self._image, self._size = tools, program, image, size
         self._lambda = worth(quality)
         self._sites = latents.sites(*size)
         self._inside = image[0, : size[0], : size[1]].contiguous()
+        self._exponents: Exponents = {}
         self._features: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None  # of the last z
 
-    def run(self, level: int, progress: Report | None = None) -> Candidate:
+    def run(self, level: int, progress: Callable[[float], None] | None = None) -> Candidate:
         """What the level finds; `progress` is told how much is done, 0..1."""
-        few, many = DESCENTS[level]
-        work = [few * TIMES[0], many * TIMES[1]]
-
-        def report(phase: int) -> Report:
-            def told(done: float) -> None:
-                if progress is not None:
-                    progress((sum(work[:phase]) + work[phase] * done) / sum(work))
-
-            return told
-
         y = self._program.analyse(self._image)
         z = self._program.hyper_analyse(y)
         if "global" in z:  # as in a file: the search takes it as it is
             z["global"].masked_fill_(self._program.hyper_rows["global"].view(z["global"].shape) == SKIP_ROW, 0)
-        first = report(0)
-        once, *rest = evenly(LINEAR_PRICES, few)  # from the better of levels 0, with a filter, and 1 the others go on
-        best = self.candidate(y, z)
-        best = descend(best, [once], self._linear, self._moved_linear, lambda done: first(done / few))
-        best = descend(best, rest, self._linear, self._moved_linear, lambda done: first((1 + len(rest) * done) / few))
-        best = descend(best, evenly(GRADIENT_PRICES, many), self._exact, self._moved_exact, report(1))
-        if progress is not None:
-            progress(1.0)
-        return best
+        prices = between(PRICES, DESCENTS[level])
+
+        def report(done: int) -> None:
+            if progress is not None:
+                progress((2 + done) / (2 + len(prices)))
+
+        start = self.candidate(y, z)  # level 0, with a filter, then level 1
+        report(-1)
+        answered = self._moved(start, self._tools.adjoint.slope(self._missing(start)), LINEAR_PRICE, BACK)
+        report(0)
+        return descend(min(start, answered, key=_cost), prices, self._slope, self._step, report)
 
     def candidate(self, y: Tensor, z: dict[str, Tensor]) -> Candidate:
         """The picture coded with these latents."""
@@ -255,30 +249,26 @@ class Search:
             self._features = z, program.hyper_features(symbols)
         y_hat = latents.code_steps(program, source, self._features[1], *self._sites)
         stream = self._tools.coder.encode(source.parts, groups=self._tools.groups, plain=source.plain)
-        plain = program.synthesise(y_hat)
-        weights = fit(program.ops, plain[0], self._inside, self._lambda)
-        picture = restored(program.ops, plain, as_tensor(weights), self._size) if weights else plain
+        picture = program.synthesise(y_hat)
+        weights = fit(program.ops, picture[0], self._inside, self._lambda)
+        if weights:
+            picture = restored(program.ops, picture, as_tensor(weights), self._size)
         height, width = self._size
-        error: Any = self._inside.numpy() - picture[0, :height, :width].numpy().astype(np.int16)
-        squares = sum(int(np.square(row, dtype=np.int32).sum(dtype=np.int64)) for row in error)
+        squares = squared_error(self._inside.numpy(), picture[0, :height, :width].numpy())
         bits = 8 * len(stream) + (8 * len(pack_restoration(weights)) if weights else 0)
         cost = bits + self._lambda * squares / 3
-        return Candidate(cost, stream, source.digest, weights, y, y_hat, z, picture, plain)
+        return Candidate(cost, stream, source.digest, weights, y, y_hat, z, picture)
 
-    def _linear(self, found: Candidate) -> Tensor:
-        return self._tools.adjoint.answer(self._image, found.picture.clone(), self._size)
+    def _missing(self, found: Candidate) -> Tensor:
+        return self._tools.adjoint.missing(self._image, found.picture.clone(), self._size)
 
-    def _moved_linear(self, found: Candidate, slope: Tensor, price: float) -> Candidate:
-        m = multipliers(self._program.gain, self._lambda, price)
-        return self.candidate(self._tools.adjoint.moved(found.y_hat, slope, m, found.y), found.z)
-
-    def _exact(self, found: Candidate) -> Tensor:
+    def _slope(self, found: Candidate) -> Tensor:
         # The filter's share in the picture is taken as given.
-        wanted = self._image.to(torch.int16) - found.picture + found.plain
-        return self._tools.refiner().slope(wanted, self._size, found.y_hat, self._quality)
+        return self._tools.gradient.slope(self._program, found.y_hat, self._missing(found), self._exponents)
 
-    def _moved_exact(self, found: Candidate, slope: Tensor, price: float) -> Candidate:
-        y_hat = found.y_hat.numpy().astype(np.float32)
-        moved = np.rint(y_hat + GRADIENT_BACK * (found.y.numpy() - y_hat) + slope.numpy() / np.float32(price))
-        y = torch.from_numpy(moved.clip(-LIMIT16, LIMIT16).astype(np.int16))
-        return self.candidate(y, found.z)
+    def _moved(self, found: Candidate, slope: Tensor, price: float, back: float) -> Candidate:
+        m = multipliers(self._program.gain, self._lambda, price)
+        return self.candidate(self._tools.adjoint.moved(found.y_hat, slope, m, found.y, back), found.z)
+
+    def _step(self, found: Candidate, slope: Tensor, price: float) -> Candidate:
+        return self._moved(found, slope, price, GRADIENT_BACK)

@@ -1,4 +1,4 @@
-"""Float network -> integer weights and back. Everything here runs once, in float64; its result is data.
+"""Float network -> integer weights. Everything here runs once, in float64; its result is data.
 
 Scales: an operand holds x * 16, a feature of the entropy model x * 256, a channel of the transforms' trunk its
 coefficient in grey levels times `COEFFICIENT8` or `COEFFICIENT16`; weights are int8 per row (int16 in the trunk).
@@ -7,7 +7,6 @@ coefficient in grey levels times `COEFFICIENT8` or `COEFFICIENT16`; weights are 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from pickle import PickleError
 
@@ -29,7 +28,7 @@ from dca_fast.entropy.tables import Tables, build_gaussian_tables
 from dca_fast.errors import ConfigError, WeightsError
 from dca_fast.model.hyper import GlobalHyper, LocalHyper, RegionalHyper
 from dca_fast.model.layers import DepthBlock, Depthwise, GatedFfn, Linear, WideLinear, WindowAttention
-from dca_fast.model.network import Network, log2_coded
+from dca_fast.model.network import Network
 from dca_fast.model.transforms import OUTPUT_SCALE, PIXEL_SCALE, PatchAnalysis, PatchSynthesis
 from dca_fast.program import LOG2_STEPS
 
@@ -41,39 +40,77 @@ WIDE_SUM = 2**31 - 2**24  # of a row's accumulator; the margin covers rounding: 
 UNREADABLE = (OSError, EOFError, LookupError, TypeError, RuntimeError, ValueError, PickleError, SafetensorError)
 
 
-class Layout:
-    """Which integer tensors belong to which layer of a network, and in what scales. A subclass converts each kind."""
+class Exporter:
+    """Collects the integer tensors of a network under its module names."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+
+    def put(self, name: str, value: Tensor, dtype: torch.dtype) -> None:
+        """Store rounded to `dtype`."""
+        value = value.detach().double()
+        if dtype != torch.float32:
+            limits = torch.iinfo(dtype)
+            value = value.round()
+            if value.numel() and not (limits.min <= value.min() and value.max() <= limits.max):
+                raise WeightsError(f"{name} does not fit {dtype}")
+        self.tensors[name] = value.to(dtype).contiguous()
 
     def table(self, name: str, values: Tensor, steps: float, dtype: torch.dtype) -> None:
         """A tensor that is stored as it is, times `steps`."""
-        raise NotImplementedError
+        scaled = values * steps
+        self.put(name, scaled.clamp(-127, 127) if dtype == torch.int8 else scaled, dtype)
 
     def linear(self, name: str, layer: Linear, out: Tensor | float) -> None:
         """int8 rows; `out` turns the layer's real output into integers (per output channel or one for all)."""
-        raise NotImplementedError
+        w = layer.weight.detach().double()
+        scale = (w.abs().amax(1) / 127).clamp_min(1e-8)
+        self.put(f"{name}.w", w / scale[:, None], torch.int8)
+        self.put(f"{name}.b", layer.bias.double() * OPERAND_STEPS / scale, torch.int32)
+        self.put(f"{name}.m", scale / OPERAND_STEPS * out, torch.float32)
+        if layer.slope is not None:
+            self.put(f"{name}.slope", layer.slope.double() * OPERAND_STEPS / scale, torch.int32)
 
     def wide(self, name: str, layer: WideLinear, inputs: Tensor | float, out: Tensor | float) -> None:
         """int16 rows; `inputs` is the real size of one integer input step, `out` as above."""
-        raise NotImplementedError
+        out_column = out[:, None] if isinstance(out, Tensor) else out
+        w = layer.weight.detach().double() * inputs * out_column
+        worst = WIDE_LIMIT * w.abs().sum(1) + (layer.bias.detach().double() * out).abs()
+        r = torch.minimum(WIDE_LIMIT / w.abs().amax(1), WIDE_SUM / worst).clamp_max(2.0**20)
+        self.put(f"{name}.w", w * r[:, None], torch.int16)
+        self.put(f"{name}.b", layer.bias.double() * out * r, torch.int32)
+        self.put(f"{name}.m", 1 / r, torch.float32)
 
     def depthwise(self, name: str, layer: Depthwise) -> None:
-        raise NotImplementedError
+        w = layer.weight.detach().double()
+        scale = (w.abs().flatten(1).amax(1) / 127).clamp_min(1e-8)
+        self.put(f"{name}.w", (w / scale[:, None, None]).permute(1, 2, 0), torch.int8)
+        self.put(f"{name}.b", layer.bias.double() * OPERAND_STEPS / scale, torch.int32)
+        self.put(f"{name}.m", scale, torch.float32)
 
     def unit(self, name: str, block: DepthBlock | GatedFfn, step: Tensor | float) -> None:
         """How a block reads its trunk."""
-        raise NotImplementedError
+        self.put(name, OPERAND_STEPS * step / block.unit.double(), torch.float32)
 
     def position(self, name: str, layer: WindowAttention) -> None:
         """Relative position bias of every pair of sites."""
-        raise NotImplementedError
+        self.put(name, layer.position[:, layer.pairs] * OPERAND_STEPS, torch.int32)
 
     def latent(self, network: Network, own: Tensor) -> None:
         """`own` is the size of one integer step of y in the latent's own unit."""
-        raise NotImplementedError
+        self.put("latent.operand8", own * OPERAND_STEPS, torch.float32)
+        self.put("latent.operand16", own * FEATURE_STEPS, torch.float32)
+        self.put("latent.quantise", own * LATENT_STEPS, torch.float32)
+        self.put("latent.dequantise", 1 / (own * LATENT_STEPS), torch.float32)
+        self.put("latent.log2_gain", network.log2_gain * LOG2_STEPS, torch.int32)
 
     def heads(self, name: str, heads: nn.ModuleList, out: Tensor) -> None:
         """The four group heads stacked; `out` as in `linear`."""
-        raise NotImplementedError
+        parts = Exporter()
+        for i, head in enumerate(heads):
+            parts.linear(str(i), head, out)
+        for key in ("w", "b", "m"):
+            self.tensors[f"{name}.{key}"] = torch.stack([parts.tensors[f"{i}.{key}"] for i in range(len(heads))])
 
     def residual(self, name: str, block: DepthBlock | GatedFfn, step: Tensor | float) -> None:
         """A block on a trunk whose integer step is `step` (real value of one, per channel)."""
@@ -163,129 +200,6 @@ class Layout:
         self.context(network)
 
 
-class Exporter(Layout):
-    """Collects the integer tensors of a network under its module names."""
-
-    def __init__(self) -> None:
-        self.tensors: dict[str, Tensor] = {}
-
-    def put(self, name: str, value: Tensor, dtype: torch.dtype) -> None:
-        """Store rounded to `dtype`."""
-        value = value.detach().double()
-        if dtype != torch.float32:
-            limits = torch.iinfo(dtype)
-            value = value.round()
-            if value.numel() and not (limits.min <= value.min() and value.max() <= limits.max):
-                raise WeightsError(f"{name} does not fit {dtype}")
-        self.tensors[name] = value.to(dtype).contiguous()
-
-    def table(self, name: str, values: Tensor, steps: float, dtype: torch.dtype) -> None:
-        scaled = values * steps
-        self.put(name, scaled.clamp(-127, 127) if dtype == torch.int8 else scaled, dtype)
-
-    def linear(self, name: str, layer: Linear, out: Tensor | float) -> None:
-        w = layer.weight.detach().double()
-        scale = (w.abs().amax(1) / 127).clamp_min(1e-8)
-        self.put(f"{name}.w", w / scale[:, None], torch.int8)
-        self.put(f"{name}.b", layer.bias.double() * OPERAND_STEPS / scale, torch.int32)
-        self.put(f"{name}.m", scale / OPERAND_STEPS * out, torch.float32)
-        if layer.slope is not None:
-            self.put(f"{name}.slope", layer.slope.double() * OPERAND_STEPS / scale, torch.int32)
-
-    def wide(self, name: str, layer: WideLinear, inputs: Tensor | float, out: Tensor | float) -> None:
-        out_column = out[:, None] if isinstance(out, Tensor) else out
-        w = layer.weight.detach().double() * inputs * out_column
-        worst = WIDE_LIMIT * w.abs().sum(1) + (layer.bias.detach().double() * out).abs()
-        r = torch.minimum(WIDE_LIMIT / w.abs().amax(1), WIDE_SUM / worst).clamp_max(2.0**20)
-        self.put(f"{name}.w", w * r[:, None], torch.int16)
-        self.put(f"{name}.b", layer.bias.double() * out * r, torch.int32)
-        self.put(f"{name}.m", 1 / r, torch.float32)
-
-    def depthwise(self, name: str, layer: Depthwise) -> None:
-        w = layer.weight.detach().double()
-        scale = (w.abs().flatten(1).amax(1) / 127).clamp_min(1e-8)
-        self.put(f"{name}.w", (w / scale[:, None, None]).permute(1, 2, 0), torch.int8)
-        self.put(f"{name}.b", layer.bias.double() * OPERAND_STEPS / scale, torch.int32)
-        self.put(f"{name}.m", scale, torch.float32)
-
-    def unit(self, name: str, block: DepthBlock | GatedFfn, step: Tensor | float) -> None:
-        self.put(name, OPERAND_STEPS * step / block.unit.double(), torch.float32)
-
-    def position(self, name: str, layer: WindowAttention) -> None:
-        self.put(name, layer.position[:, layer.pairs] * OPERAND_STEPS, torch.int32)
-
-    def latent(self, network: Network, own: Tensor) -> None:
-        self.put("latent.operand8", own * OPERAND_STEPS, torch.float32)
-        self.put("latent.operand16", own * FEATURE_STEPS, torch.float32)
-        self.put("latent.quantise", own * LATENT_STEPS, torch.float32)
-        self.put("latent.dequantise", 1 / (own * LATENT_STEPS), torch.float32)
-        self.put("latent.log2_gain", network.log2_gain * LOG2_STEPS, torch.int32)
-
-    def heads(self, name: str, heads: nn.ModuleList, out: Tensor) -> None:
-        parts = Exporter()
-        for i, head in enumerate(heads):
-            parts.linear(str(i), head, out)
-        for key in ("w", "b", "m"):
-            self.tensors[f"{name}.{key}"] = torch.stack([parts.tensors[f"{i}.{key}"] for i in range(len(heads))])
-
-
-class Importer(Layout):
-    """Sets a network to what integer tensors stand for, so that its layers round to the same integers.
-
-    Args:
-        tensors: of `export`.
-    """
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self.tensors = tensors
-
-    def _get(self, name: str) -> Tensor:
-        return self.tensors[name].double()
-
-    def table(self, name: str, values: Tensor, steps: float, dtype: torch.dtype) -> None:
-        values.copy_(self._get(name) / steps)
-
-    def linear(self, name: str, layer: Linear, out: Tensor | float) -> None:
-        scale = self._get(f"{name}.m") * OPERAND_STEPS / out
-        layer.weight.copy_(self._get(f"{name}.w") * scale[:, None])
-        layer.bias.copy_(self._get(f"{name}.b") * scale / OPERAND_STEPS)
-        if layer.slope is not None:
-            layer.slope.copy_(self._get(f"{name}.slope") * scale / OPERAND_STEPS)
-
-    def wide(self, name: str, layer: WideLinear, inputs: Tensor | float, out: Tensor | float) -> None:
-        row = self._get(f"{name}.m") / out
-        layer.weight.copy_(self._get(f"{name}.w") * row[:, None] / inputs)
-        layer.bias.copy_(self._get(f"{name}.b") * row)
-
-    def depthwise(self, name: str, layer: Depthwise) -> None:
-        scale = self._get(f"{name}.m")
-        layer.weight.copy_((self._get(f"{name}.w") * scale).permute(2, 0, 1))
-        layer.bias.copy_(self._get(f"{name}.b") * scale / OPERAND_STEPS)
-
-    def unit(self, name: str, block: DepthBlock | GatedFfn, step: Tensor | float) -> None:
-        block.unit.copy_(OPERAND_STEPS * step / self._get(name))
-
-    def position(self, name: str, layer: WindowAttention) -> None:
-        layer.position[:, layer.pairs] = (self._get(name) / OPERAND_STEPS).to(layer.position.dtype)
-
-    def latent(self, network: Network, own: Tensor) -> None:
-        network.log2_gain.copy_(self._get("latent.log2_gain") / LOG2_STEPS)
-
-    def heads(self, name: str, heads: nn.ModuleList, out: Tensor) -> None:
-        for i, head in enumerate(heads):
-            Importer({f".{key}": self.tensors[f"{name}.{key}"][i] for key in ("w", "b", "m")}).linear("", head, out)
-
-    def network(self, network: Network) -> None:
-        # The units of the trunks first: they are the scales of much else.
-        unit16 = (OPERAND_STEPS / COEFFICIENT16 / self._get("latent.operand8")).sqrt()
-        for transform in (network.analysis, network.synthesis):
-            transform.unit16.copy_(unit16)
-            if network.config.synthesis_blocks[0]:  # else any unit says the same
-                at_trunk = self._get("synthesis.blocks8.0.depth.m_in")
-                transform.unit8.copy_((OPERAND_STEPS / COEFFICIENT8 / at_trunk).sqrt())
-        super().network(network)
-
-
 def export(network: Network) -> dict[str, Tensor]:
     """Integer tensors of a float network with patch transforms.
 
@@ -305,15 +219,6 @@ def put_tables(tables: Tables) -> dict[str, Tensor]:
     """Tables of the entropy coder as tensors of the weights."""
     freq = torch.from_numpy(tables.freq.astype("int16"))
     return {"tables.freq": freq, "tables.shift": torch.from_numpy(tables.shift.copy())}
-
-
-@torch.no_grad()
-def float_network(weights: weights_io.Weights) -> Network:
-    """The float network that integer weights stand for: its `export` gives the same 8-bit ones again."""
-    network = Network(weights.config).float()  # whatever the default type is
-    network.log2_coded = log2_coded(weights.skip)
-    Importer(weights.tensors).network(network)
-    return network.eval()
 
 
 def load_float(path: Path) -> Network:

@@ -364,6 +364,25 @@ class Program:
         x = self._blocks(x, "synthesis.blocks8", fine)
         return self.ops.image_from_patches(self.ops.wide_pixels(x, self._linear("synthesis.pixels")))
 
+    def synthesis_halves(self, y_hat: Tensor) -> tuple[Halves, Halves]:
+        """What each half of a block of f_s reads, and its weights, in order: at 1/16 and at 1/8."""
+        fine, coarse = self.config.synthesis_blocks
+        at_16, x = self._halves(y_hat, "synthesis.blocks16", coarse)
+        x = self.ops.depth_to_space2(self.ops.wide_linear(x, self._linear("synthesis.split")))
+        return at_16, self._halves(x, "synthesis.blocks8", fine)[0]
+
+    def _halves(self, x: Tensor, name: str, count: int) -> tuple[Halves, Tensor]:
+        found: Halves = []
+        for i in range(count):
+            depth, ffn = self._depth(f"{name}.{i}.depth"), self._gated(f"{name}.{i}.ffn")
+            middle = self.ops.depth_block(x, depth)
+            found += [(x, depth), (middle, ffn)]
+            x = self.ops.gated_ffn(middle, ffn)
+        return found, x
+
+
+Halves = list[tuple[Tensor, DepthBlockParams | GatedFfnParams]]
+
 
 def compact(x: Tensor) -> Tensor:
     """`x.contiguous()`; on a CPU without PyTorch, whose threads would stay on the codec's cores."""

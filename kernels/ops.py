@@ -22,8 +22,11 @@ from .gemm import (
     wide_pixels,
 )
 from .pointwise import (
+    act_slope,
     add,
+    add_slope,
     depth_to_space2,
+    gate_slope,
     image_from_patches,
     operand8,
     operand16,
@@ -37,12 +40,15 @@ from .pointwise import (
 
 __all__ = [
     "OPS",
+    "act_slope",
     "add",
+    "add_slope",
     "block",
     "decoded_linear",
     "depth_block",
     "depth_to_space2",
     "depthwise3x3",
+    "gate_slope",
     "gated_ffn",
     "head_params",
     "image_from_patches",

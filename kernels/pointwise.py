@@ -21,8 +21,11 @@ from .numerics import EXACT, LIMIT8, LIMIT16, LIMIT_MEAN, requantise, saturating
 __all__ = [
     "Packed",
     "SymbolTable",
+    "act_slope",
     "add",
+    "add_slope",
     "depth_to_space2",
+    "gate_slope",
     "image_from_patches",
     "operand8",
     "operand16",
@@ -97,6 +100,63 @@ def _add_kernel(count, x, y, out, LONG: tl.constexpr, BLOCK: tl.constexpr):
 def add(x: Tensor, y: Tensor) -> Tensor:
     out = torch.empty_like(x)
     _launch(_add_kernel, x.numel(), x, y, out)
+    return out
+
+
+# Gradients.
+
+
+@triton.jit
+def _unsaturated(h):
+    return (h < 127) & (h > -127)
+
+
+@triton.jit
+def _act_slope_kernel(count, e, h, out, LEAKY: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr):
+    at = _places(LONG, BLOCK)
+    inside = at < count
+    slope, operand = tl.load(e + at, inside, 0).to(tl.int32), tl.load(h + at, inside, 0).to(tl.int32)
+    if LEAKY:
+        slope = tl.where(operand <= 0, (slope + 4) >> 3, slope)
+    tl.store(out + at, tl.where(_unsaturated(operand), slope, 0).to(tl.int8), inside)
+
+
+def act_slope(e: Tensor, h: Tensor, leaky: bool) -> Tensor:
+    out = torch.empty_like(e)
+    _launch(_act_slope_kernel, e.numel(), e, h, out, leaky)
+    return out
+
+
+@triton.jit
+def _gate_slope_kernel(count, e, uv, g, m, out, H: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr):
+    at = _places(LONG, BLOCK)
+    inside = at < count
+    c = at % H
+    first = at // H * (2 * H) + c
+    u, v = tl.load(uv + first, inside, 0).to(tl.int32), tl.load(uv + first + H, inside, 0).to(tl.int32)
+    slope = tl.where(_unsaturated(requantise(u * v, g, LIMIT8)), tl.load(e + at, inside, 0).to(tl.int32), 0)
+    eu, ev = tl.where(_unsaturated(u), slope * v, 0), tl.where(_unsaturated(v), slope * u, 0)
+    tl.store(out + first, requantise(eu, tl.load(m + c, inside, 0.0), LIMIT8).to(tl.int8), inside)
+    tl.store(out + first + H, requantise(ev, tl.load(m + H + c, inside, 0.0), LIMIT8).to(tl.int8), inside)
+
+
+def gate_slope(e: Tensor, uv: Tensor, g: float, m: Tensor) -> Tensor:
+    out = torch.empty_like(uv)
+    _launch(_gate_slope_kernel, e.numel(), e, uv, g, m, out, e.shape[-1])
+    return out
+
+
+@triton.jit
+def _add_slope_kernel(count, slope, d, h, out, LONG: tl.constexpr, BLOCK: tl.constexpr):
+    at = _places(LONG, BLOCK)
+    inside = at < count
+    more = tl.where(_unsaturated(tl.load(h + at, inside, 0)), tl.load(d + at, inside, 0), 0).to(tl.int32)
+    tl.store(out + at, saturating_add(more, tl.load(slope + at, inside, 0)), inside)
+
+
+def add_slope(slope: Tensor, d: Tensor, h: Tensor) -> Tensor:
+    out = torch.empty_like(slope)
+    _launch(_add_slope_kernel, slope.numel(), slope, d, h, out)
     return out
 
 

@@ -69,6 +69,19 @@ def test_operands_and_add(shape: tuple[int, ...]) -> None:
     same(pointwise.add, reference.add, x, int16(*shape))
 
 
+@pytest.mark.parametrize("shape", [(0, 4), (3, 2, 20), (2, 5, 7, 34), (1030, 2)])
+def test_slopes(shape: tuple[int, ...]) -> None:
+    e, h = int8(*shape), (int8(*shape).int() * 2).clamp(-127, 127).to(torch.int8)
+    h[..., ::3] = 0
+    for leaky in (False, True):
+        same(pointwise.act_slope, reference.act_slope, e, h, leaky)
+    same(pointwise.add_slope, reference.add_slope, int16(*shape), int16(*shape), h)
+    half = shape[-1] // 2
+    for g in (0.0625, 0.002):
+        m = multipliers(2 * half, reach=3000)
+        same(pointwise.gate_slope, reference.gate_slope, int8(*shape[:-1], half), h, g, m)
+
+
 def test_features_with_ties_and_saturation() -> None:
     ends = torch.cat([torch.arange(-32767, -32700), torch.arange(-300, 301), torch.arange(32700, 32768)])
     x = ends.to(torch.int16).repeat_interleave(2).view(-1, 2).contiguous()
@@ -245,6 +258,11 @@ def dca_s_calls() -> None:
     pointwise.operand8(x, m)
     pointwise.operand16(y, m)
     pointwise.add(x, x)
+    hidden = int8(1, h, w, 160)
+    pointwise.act_slope(hidden, hidden, True)
+    pointwise.act_slope(hidden, hidden, False)
+    pointwise.gate_slope(hidden[..., :80].contiguous(), hidden, 0.0625, m[:160])
+    pointwise.add_slope(x, x, hidden)
     pointwise.quadtree_gather(y, 1)
     pointwise.residuals(y, mean, m, 1)
     pointwise.reconstruct(y[..., :96].contiguous(), mean, m, 1, y)

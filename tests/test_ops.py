@@ -106,6 +106,39 @@ def test_add_saturates(shape: tuple[int, ...]) -> None:
     assert torch.equal(reference.add(x, y).int(), (x.int() + y.int()).clamp(-32767, 32767))
 
 
+@pytest.mark.parametrize("shape", [(1, 2), (5, 14), (2, 40, 41, 66), (3, 320)])
+def test_slopes(shape: tuple[int, ...]) -> None:
+    """With many operands at their limits, where no gradient passes, and at 0."""
+    e, h = int8(*shape), (int8(*shape).int() * 2).clamp(-127, 127).to(torch.int8)
+    h[..., ::5] = 0
+    every_backend("act_slope", e, h, True)
+    every_backend("act_slope", e, h, False)
+    every_backend("add_slope", int16(*shape), int16(*shape), h)
+    half = shape[-1] // 2
+    for g in (0.0625, 0.002):
+        every_backend("gate_slope", int8(*shape[:-1], half), h, g, multipliers(2 * half, reach=3000))
+
+
+def test_slopes_are_gradients() -> None:
+    """Of what `linear_gate` multiplies, against autograd; and nothing where a value is clamped."""
+    uv, e = int8(500, 8), int8(500, 4)
+    x = uv.double().requires_grad_(True)
+    u, v = x.chunk(2, -1)
+    product = (u * v / 16).clamp(-126.49, 126.49)
+    (product * e.double()).sum().backward()
+    assert x.grad is not None
+    have = reference.gate_slope(e, uv, 1 / 16, torch.full((8,), 1 / 64))
+    wanted = (x.grad * 16 / 64).round().clamp(-127, 127) * (uv.abs() < 127)
+    assert torch.equal(have.double(), wanted)
+    assert 0.1 < float((have == 0).double().mean()) < 0.9
+    h = torch.tensor([-127, -126, -1, 0, 1, 126, 127], dtype=torch.int8)
+    slope = torch.full((7,), 100, dtype=torch.int8)
+    assert reference.act_slope(slope, h, True).tolist() == [0, 13, 13, 13, 100, 100, 0]
+    assert reference.act_slope(-slope, h, False).tolist() == [0, -100, -100, -100, -100, -100, 0]
+    d = torch.full((7,), 32000, dtype=torch.int16)
+    assert reference.add_slope(torch.full_like(d, 1000), d, h).tolist() == [1000, *[32767] * 5, 1000]
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 2), (40, 33), (5, 1030), (100, 31)])
 def test_restoration(size: tuple[int, int]) -> None:
     picture, image = (torch.randint(0, 256, (*size, 3)).to(torch.uint8) for _ in range(2))

@@ -92,17 +92,13 @@ class _Scaled(torch.autograd.Function):
 
 
 class _Rounded(nn.Module):
-    """A layer with int8 rows. `freeze` keeps them, for networks whose weights stay as they are."""
+    """A layer with int8 rows."""
 
     weight: Tensor
-    _frozen: Tensor | None = None
 
     def scaled(self) -> Tensor:
         """The weight on the grid of its rows (straight-through)."""
-        return _Scaled.apply(self.weight) if self._frozen is None else self._frozen
-
-    def freeze(self) -> None:
-        self._frozen = _Scaled.apply(self.weight.detach())
+        return _Scaled.apply(self.weight)
 
 
 @cache
@@ -309,10 +305,3 @@ class TokenAttention(nn.Module):
         n, h, w, c = x.shape
         q = operand(self.query(operand(x))).view(n, h * w, c)
         return x + self.out(operand(attend(q, keys, values, self.heads))).view(n, h, w, c)
-
-
-def freeze(network: nn.Module) -> None:
-    """Round every weight once instead of in each call; for a network on its device that is not trained any more."""
-    for layer in network.modules():
-        if isinstance(layer, _Rounded):
-            layer.freeze()

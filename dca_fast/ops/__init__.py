@@ -198,6 +198,12 @@ class Ops:
     # (x int8 or int16 [N, H, W, C]) -> [N, H/2, W/2, 4C], and back
     space_to_depth2: Callable[[Tensor], Tensor]
     depth_to_space2: Callable[[Tensor], Tensor]
+    # What a gradient does where the operands `h`, `uv` were made (encoders only): (e and h int8 [..., C], leaky) ->
+    # int8 [..., C]; (e int8 [..., H], uv int8 [..., 2H], g, m float32 [2H]) -> int8 [..., 2H];
+    # (slope and d int16 [..., C], h int8 [..., C]) -> int16 [..., C]
+    act_slope: Callable[[Tensor, Tensor, bool], Tensor]
+    gate_slope: Callable[[Tensor, Tensor, float, Tensor], Tensor]
+    add_slope: Callable[[Tensor, Tensor, Tensor], Tensor]
     # (x int16 [N, H, W, C], p) -> int16 [N, H, W, C]
     depth_block: Callable[[Tensor, DepthBlockParams], Tensor]
     # (x int16 [..., C], p) -> int16 [..., C]

@@ -121,6 +121,18 @@ def wide_pixels(x: Tensor, p: Linear) -> Tensor:
     return _tensor(_cpu.wide_pixels(x.numpy(), _packed(p)))
 
 
+def act_slope(e: Tensor, h: Tensor, leaky: bool) -> Tensor:
+    return _tensor(_cpu.act_slope(e.numpy(), h.numpy(), leaky))
+
+
+def gate_slope(e: Tensor, uv: Tensor, g: float, m: Tensor) -> Tensor:
+    return _tensor(_cpu.gate_slope(e.numpy(), uv.numpy(), g, m.numpy()))
+
+
+def add_slope(slope: Tensor, d: Tensor, h: Tensor) -> Tensor:
+    return _tensor(_cpu.add_slope(slope.numpy(), d.numpy(), h.numpy()))
+
+
 def depthwise3x3(x: Tensor, p: Depthwise) -> Tensor:
     return _tensor(_cpu.depthwise3x3(x.numpy(), _packed(p)))
 

@@ -112,6 +112,40 @@ def _saturating_add(r: Tensor, residual: Tensor) -> Tensor:
     return (r + residual.to(torch.int32)).clamp(-LIMIT16, LIMIT16).to(torch.int16)
 
 
+def _unsaturated(h: Tensor) -> Tensor:
+    return h.abs() < LIMIT8
+
+
+def act_slope(e: Tensor, h: Tensor, leaky: bool) -> Tensor:
+    """Gradient before the rounding that made the operand h: zero where h saturates, with `leaky` an eighth where it is
+    not positive (0 mostly stands for what is a little below). e, h int8 [..., C]; returns int8 [..., C]."""
+    r = torch.where(h <= 0, (e.to(torch.int32) + 4) >> 3, e) if leaky else e
+    return (r * _unsaturated(h)).to(torch.int8)
+
+
+def gate_slope(e: Tensor, uv: Tensor, g: float, m: Tensor) -> Tensor:
+    """Gradient of both halves of what `linear_gate` multiplies: that of the product times the other half, times m.
+
+    Args:
+        e: int8 [..., H], of the product.
+        uv: int8 [..., 2H], the halves.
+        g: of the product; where that or a half saturates the gradient is zero.
+        m: float32 [2H].
+
+    Returns:
+        int8 [..., 2H].
+    """
+    u, v = uv.to(torch.int32).chunk(2, dim=-1)
+    e = e.to(torch.int32) * _unsaturated(requantise(u * v, g, LIMIT8))
+    return requantise(torch.cat((e * v, e * u), -1) * _unsaturated(uv), m, LIMIT8).to(torch.int8)
+
+
+def add_slope(slope: Tensor, d: Tensor, h: Tensor) -> Tensor:
+    """Saturating sum of a gradient and what comes back through the operand h, where h does not saturate. slope, d int16
+    [..., C], h int8 [..., C]; returns int16 [..., C]."""
+    return add(slope, d * _unsaturated(h))
+
+
 def depthwise3x3(x: Tensor, p: Depthwise) -> Tensor:
     """3x3 convolution per channel, zero padding. x int8 [N, H, W, C]; returns the same shape."""
     _, h, w, _ = x.shape

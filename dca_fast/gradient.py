@@ -1,0 +1,144 @@
+"""Where y should go for a smaller error, as all of f_s tells: its gradient in 8-bit integers.
+
+Backpropagation, written with the operations of the codec: a block's transposed products read int8 gradients, a trunk
+carries an int16 one. What scales the forward rows of a layer scales its operand on the way back, so that the transposed
+weights are those of the file. Rounding and clamping pass a gradient as they do in training (`dca_fast.model.layers`).
+A power of two for every int8 gradient, found once for a picture, keeps it within range (docs/effort.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dca_fast.adjoint import Adjoint
+from dca_fast.ops import DepthBlockParams, Depthwise, GatedFfnParams, Linear, Ops
+from dca_fast.ops.reference import LIMIT8, LIMIT16
+from dca_fast.program import GATE, Program
+
+# Root mean square of an int8 gradient: tails are long, so a sixteenth of the range loses least. Attempts to find its
+# power of two, and a step of one where all is zero.
+RMS, ATTEMPTS, LEAP = 8, 4, 6
+MAX_PRODUCT = 2**31 - 2**24  # of an accumulator and a multiplier
+FIRST = 6, -9, 8  # powers of two that are tried first
+
+Half = DepthBlockParams | GatedFfnParams
+Exponents = dict[tuple[int, int], int]  # the powers of two of one picture, by half of a block and place in it
+
+
+def bounded(m: Tensor, accumulator: Tensor | int) -> Tensor:
+    """float32 multipliers that take no sum of so much out of 32 bits."""
+    return torch.minimum(m, MAX_PRODUCT / torch.as_tensor(accumulator, dtype=torch.float64, device=m.device)).float().contiguous()
+
+
+def plain_linear(w: Tensor, m: Tensor) -> Linear:
+    """Layer without bias. w int8 [O, K], m float64 [O]."""
+    most = LIMIT8 * w.double().abs().sum(1).clamp_min(1)
+    return Linear(w.contiguous(), torch.zeros_like(w[:, 0], dtype=torch.int32), bounded(m, most))
+
+
+class Gradient:
+    """The gradient of one model's f_s, on the CPU.
+
+    Args:
+        adjoint: its projections backwards.
+        ops: a backend.
+    """
+
+    def __init__(self, adjoint: Adjoint, ops: Ops) -> None:
+        self._adjoint, self._ops = adjoint, ops
+        self._layers: dict[tuple[int, int, int], Any] = {}  # by half, place and power: they know no quality
+
+    def slope(self, program: Program, y_hat: Tensor, error: Tensor, exponents: Exponents) -> Tensor:
+        """Half the gradient of the squared error, with the opposite sign, in the unit of `Adjoint.slope`.
+
+        Args:
+            program: at the quality.
+            y_hat: int16 [N, H/16, W/16, M].
+            error: what is `missing` to the picture that y_hat makes, int16 [N, H/8, W/8, 192].
+            exponents: filled by the first call, of a picture like those of the calls that follow.
+
+        Returns:
+            int16 like `y_hat`.
+        """
+        coarse, fine = program.synthesis_halves(y_hat)
+        slope = self._adjoint.at_8(error)
+        for i, (x, half) in reversed(list(enumerate(fine, len(coarse)))):
+            slope = self._back(slope, x, half, i, exponents)
+        slope = self._adjoint.at_16(slope)
+        for i, (x, half) in reversed(list(enumerate(coarse))):
+            slope = self._back(slope, x, half, i, exponents)
+        return slope
+
+    def _back(self, slope: Tensor, x: Tensor, half: Half, index: int, exponents: Exponents) -> Tensor:
+        """The slope of what half a block reads, from that of what it makes."""
+        ops = self._ops
+        h = ops.operand8(x, half.m_in)
+
+        def layer(place: int, power: int) -> Any:
+            key = index, place, power
+            if key not in self._layers:
+                self._layers[key] = backwards(half, place, power)
+            return self._layers[key]
+
+        def fitted(place: int, run: Callable[[Any], Tensor]) -> Tensor:
+            key = index, place
+            if key in exponents:
+                return run(layer(place, exponents[key]))
+            exponents[key], found = fit_exponent(FIRST[place], lambda power: run(layer(place, power)))
+            return found
+
+        e8 = fitted(0, lambda m: ops.operand8(slope, m))
+        made = fitted(1, lambda linear: ops.linear_act(e8, linear, False))
+        if isinstance(half, DepthBlockParams):
+            hidden = ops.linear_act(h, half.expand, True)
+            passed = ops.act_slope(made, ops.depthwise3x3(hidden, half.depthwise), False)
+            e = ops.act_slope(fitted(2, lambda depthwise: ops.depthwise3x3(passed, depthwise)), hidden, True)
+        else:
+            hidden = ops.linear_act(h, half.gate, False)
+            e = fitted(2, lambda m: ops.gate_slope(made, hidden, half.g, m))
+        powers = sum(exponents[index, place] for place in range(3))
+        return ops.add_slope(slope, ops.linear_add(e, layer(3, -powers)), h)
+
+
+def backwards(half: Half, place: int, power: int) -> Any:
+    """The multipliers or the layer at one of four places on the way back through half a block.
+
+    Args:
+        half: the weights of the way there.
+        place: 0 and 2 before and after the first transposed product, or the convolution; 1 and 3 the products.
+        power: results are 2^power times what they are.
+    """
+    scale = 2.0**power
+    first = half.expand if isinstance(half, DepthBlockParams) else half.gate
+    if place == 0:
+        return bounded(half.project.m.double() * scale, LIMIT16 + 1)
+    if place == 1:
+        return plain_linear(half.project.w.T, torch.full_like(half.project.w[0], scale, dtype=torch.float64))
+    if place == 2 and isinstance(half, DepthBlockParams):
+        d = half.depthwise
+        m = bounded(d.m.double() * first.m.double() * scale, 9 * LIMIT8**2)
+        return Depthwise(d.w.flip(0, 1).contiguous(), torch.zeros_like(d.b), m)
+    if place == 2:
+        return bounded(first.m.double() * (GATE * scale), LIMIT8**2)
+    return plain_linear(first.w.T, half.m_in.double() * scale)
+
+
+def fit_exponent(power: int, run: Callable[[int], Tensor]) -> tuple[int, Tensor]:
+    """The power of two with which the int8 result of `run` has a root mean square near RMS, and that result."""
+    found = run(power)
+    for _ in range(ATTEMPTS):
+        values = found.numpy()
+        squares = int(np.einsum("i,i", values.ravel(), values.ravel(), dtype=np.int64))
+        # frexp instead of a logarithm, which machines round differently: no change from RMS / sqrt(2) to RMS sqrt(2).
+        change = math.frexp(RMS**2 * values.size / squares)[1] // 2 if squares else LEAP
+        if not change:
+            break
+        power += change
+        found = run(power)
+    return power, found
