@@ -258,6 +258,8 @@ def chart_facts(load: Load) -> dict[str, Any]:
     for name, curve in kodak["anchors"].items():
         curves[name] = list(zip(curve["bpp"], curve["psnr_rgb"], strict=True))
     curves |= {name: [(p["bpp"], p["psnr"]) for p in peer["points"]] for name, peer in kodak["peers"].items()}
+    for facts in map(load, EFFORTS[1:]):
+        curves[f"{facts['codec']}, effort {facts['effort']}"] = [(p["bpp"], p["psnr"]) for p in facts["points"]]
     milliseconds = {name: c["encode_ms"] + c["decode_ms"] for name, c in times["sizes"][SMALLEST].items()}
     shown = [name for name in milliseconds if name in curves]
     return {
@@ -285,7 +287,7 @@ def draw(facts: dict[str, Any]) -> bytes:
         if saved is None:
             continue
         place = 1e-3 * width * height / facts["milliseconds"][name], -saved
-        ours, published = name == facts["codec"], name in facts["anchors"]
+        ours, published = name.split(", effort")[0] == facts["codec"], name in facts["anchors"]
         axes.plot(*place, "*" if ours else "s" if published else "o", markersize=14 if ours else 7)
         label = f"{name} (published rate)" if published else name
         axes.annotate(label, place, xytext=(6, 6), textcoords="offset points", fontsize=8)

@@ -46,10 +46,17 @@ QUALITY = 60.0
 SANE_PSNR = 22.0  # dB; far below what any of them gives, far above a wrong picture
 SMALL = 128  # side of the crop that checks what takes seconds
 SLOW = 2.0  # seconds: what takes longer is timed once, and not warmed up
-ONLY_SMALLEST = ("AVIF speed 4 4:4:4 PSNR", "dca-s float, torch.compile", "cheng2020-anchor", "ELIC")
+ONLY_SMALLEST = (
+    "dca-s, effort 6",
+    "AVIF speed 4 4:4:4 PSNR",
+    "dca-s float, torch.compile",
+    "cheng2020-anchor",
+    "ELIC",
+)
+EFFORTS = {"dca-s, effort 0": 0, "dca-s, effort 6": 6}
 NAMES = (
     "dca-s",
-    "dca-s, effort 0",
+    *EFFORTS,
     "JPEG 4:2:0",
     "JPEG 4:4:4",
     "WebP method 4",
@@ -98,10 +105,10 @@ class Contestant:
 def contestant(name: str) -> Contestant:
     """Build a codec; peers at our rate on a part of the smallest picture. Skips what is missing, with the reason."""
     torch.set_num_threads(THREADS)
-    if name in ("dca-s", "dca-s, effort 0"):
+    if name == "dca-s" or name in EFFORTS:
         codec = Codec("dca-s", threads=THREADS)
         what = f"{codec.model_id}, {codec.backend}"
-        return Contestant(name, what, codec if name == "dca-s" else AtEffort(codec, 0), QUALITY)
+        return Contestant(name, what, AtEffort(codec, EFFORTS[name]) if name in EFFORTS else codec, QUALITY)
     if name.startswith("dca-s float"):
         what = f"torch {torch.__version__}, fp32, {'compiled' if 'compile' in name else 'eager'}, no entropy coder"
         return Contestant(name, what, FloatModel("compile" in name), QUALITY, coded=False)

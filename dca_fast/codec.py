@@ -204,14 +204,13 @@ class Codec:
             image: Pillow image; uint8 array [H, W, 3] or [H, W]; uint8 tensor [3, H, W]; or `ImageInput`.
             quality: 0..100, continuous; one step is 1/100.
             effort: 0..9, time for fewer bits at equal distortion; no decoder sees a difference. The default, 1, takes
-                two to three times as long as 0. 2 and 3 take a few times as long, always on the CPU; from 4 on latents
-                follow gradients of the decoder, for seconds to minutes a picture, on PyTorch's own threads
-                (docs/effort.md).
+                two to three times as long as 0; from 2 on latents follow gradients of the decoder, always on the CPU,
+                and every level takes up to twice as long as the one before (docs/effort.md).
             metadata: replaces the image's own "icc", "exif", "xmp" blocks.
             progress: told how much is done, 0..1.
 
         Returns:
-            The .dca file. Equal pixels, quality, effort and weights give equal bytes on every machine up to effort 3.
+            The .dca file. Equal pixels, quality, effort and weights give equal bytes on every machine.
 
         Raises:
             InputError: wrong type, shape or dtype, or an empty image.

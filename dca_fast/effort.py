@@ -24,7 +24,7 @@ from dca_fast.container import pack_restoration
 from dca_fast.entropy.coder import Coder
 from dca_fast.errors import ConfigError
 from dca_fast.gradient import Exponents, Gradient
-from dca_fast.program import Program
+from dca_fast.program import Halves, Program
 from dca_fast.restoration import as_tensor, fit, restored
 
 # Iterations of `descend` of the levels from 2 on, and the range of their prices (docs/effort.md).
@@ -220,7 +220,9 @@ class Search:
         self._sites = latents.sites(*size)
         self._inside = image[0, : size[0], : size[1]].contiguous()
         self._exponents: Exponents = {}
-        self._features: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None  # of the last z
+        # Of the last y_hat that was synthesised, and of the last z; those of more take too much memory.
+        self._halves: tuple[Tensor, tuple[Halves, Halves]] | None = None
+        self._features: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
 
     def run(self, level: int, progress: Callable[[float], None] | None = None) -> Candidate:
         """What the level finds; `progress` is told how much is done, 0..1."""
@@ -249,7 +251,9 @@ class Search:
             self._features = z, program.hyper_features(symbols)
         y_hat = latents.code_steps(program, source, self._features[1], *self._sites)
         stream = self._tools.coder.encode(source.parts, groups=self._tools.groups, plain=source.plain)
-        picture = program.synthesise(y_hat)
+        self._halves = None
+        at_16, at_8, picture = program.synthesis_halves(y_hat)
+        self._halves = y_hat, (at_16, at_8)
         weights = fit(program.ops, picture[0], self._inside, self._lambda)
         if weights:
             picture = restored(program.ops, picture, as_tensor(weights), self._size)
@@ -263,8 +267,11 @@ class Search:
         return self._tools.adjoint.missing(self._image, found.picture.clone(), self._size)
 
     def _slope(self, found: Candidate) -> Tensor:
+        if self._halves is None or self._halves[0] is not found.y_hat:
+            self._halves = found.y_hat, self._program.synthesis_halves(found.y_hat)[:2]
+        (at_16, at_8), self._halves = self._halves[1], None
         # The filter's share in the picture is taken as given.
-        return self._tools.gradient.slope(self._program, found.y_hat, self._missing(found), self._exponents)
+        return self._tools.gradient.slope(at_16, at_8, self._missing(found), self._exponents)
 
     def _moved(self, found: Candidate, slope: Tensor, price: float, back: float) -> Candidate:
         m = multipliers(self._program.gain, self._lambda, price)

@@ -19,7 +19,7 @@ from torch import Tensor
 from dca_fast.adjoint import Adjoint
 from dca_fast.ops import DepthBlockParams, Depthwise, GatedFfnParams, Linear, Ops
 from dca_fast.ops.reference import LIMIT8, LIMIT16
-from dca_fast.program import GATE, Program
+from dca_fast.program import GATE, Halves
 
 # Root mean square of an int8 gradient: tails are long, so a sixteenth of the range loses least. Attempts to find its
 # power of two, and a step of one where all is zero.
@@ -33,7 +33,11 @@ Exponents = dict[tuple[int, int], int]  # the powers of two of one picture, by h
 
 def bounded(m: Tensor, accumulator: Tensor | int) -> Tensor:
     """float32 multipliers that take no sum of so much out of 32 bits."""
-    return torch.minimum(m, MAX_PRODUCT / torch.as_tensor(accumulator, dtype=torch.float64, device=m.device)).float().contiguous()
+    return (
+        torch.minimum(m, MAX_PRODUCT / torch.as_tensor(accumulator, dtype=torch.float64, device=m.device))
+        .float()
+        .contiguous()
+    )
 
 
 def plain_linear(w: Tensor, m: Tensor) -> Linear:
@@ -54,24 +58,22 @@ class Gradient:
         self._adjoint, self._ops = adjoint, ops
         self._layers: dict[tuple[int, int, int], Any] = {}  # by half, place and power: they know no quality
 
-    def slope(self, program: Program, y_hat: Tensor, error: Tensor, exponents: Exponents) -> Tensor:
+    def slope(self, at_16: Halves, at_8: Halves, error: Tensor, exponents: Exponents) -> Tensor:
         """Half the gradient of the squared error, with the opposite sign, in the unit of `Adjoint.slope`.
 
         Args:
-            program: at the quality.
-            y_hat: int16 [N, H/16, W/16, M].
-            error: what is `missing` to the picture that y_hat makes, int16 [N, H/8, W/8, 192].
+            at_16, at_8: of `Program.synthesis_halves`, for a y_hat of [N, H/16, W/16, M].
+            error: what is `missing` to the picture that it makes, int16 [N, H/8, W/8, 192].
             exponents: filled by the first call, of a picture like those of the calls that follow.
 
         Returns:
-            int16 like `y_hat`.
+            int16 like y_hat.
         """
-        coarse, fine = program.synthesis_halves(y_hat)
         slope = self._adjoint.at_8(error)
-        for i, (x, half) in reversed(list(enumerate(fine, len(coarse)))):
+        for i, (x, half) in reversed(list(enumerate(at_8, len(at_16)))):
             slope = self._back(slope, x, half, i, exponents)
         slope = self._adjoint.at_16(slope)
-        for i, (x, half) in reversed(list(enumerate(coarse))):
+        for i, (x, half) in reversed(list(enumerate(at_16))):
             slope = self._back(slope, x, half, i, exponents)
         return slope
 

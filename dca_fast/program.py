@@ -360,16 +360,20 @@ class Program:
     def _synthesise(self, y_hat: Tensor) -> Tensor:
         fine, coarse = self.config.synthesis_blocks
         x = self._blocks(y_hat, "synthesis.blocks16", coarse)
-        x = self.ops.depth_to_space2(self.ops.wide_linear(x, self._linear("synthesis.split")))
-        x = self._blocks(x, "synthesis.blocks8", fine)
+        return self._pixels(self._blocks(self._split(x), "synthesis.blocks8", fine))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return self.ops.depth_to_space2(self.ops.wide_linear(x, self._linear("synthesis.split")))
+
+    def _pixels(self, x: Tensor) -> Tensor:
         return self.ops.image_from_patches(self.ops.wide_pixels(x, self._linear("synthesis.pixels")))
 
-    def synthesis_halves(self, y_hat: Tensor) -> tuple[Halves, Halves]:
-        """What each half of a block of f_s reads, and its weights, in order: at 1/16 and at 1/8."""
+    def synthesis_halves(self, y_hat: Tensor) -> tuple[Halves, Halves, Tensor]:
+        """`synthesise`, and what each half of a block read for it, with its weights, in order: at 1/16 and at 1/8."""
         fine, coarse = self.config.synthesis_blocks
         at_16, x = self._halves(y_hat, "synthesis.blocks16", coarse)
-        x = self.ops.depth_to_space2(self.ops.wide_linear(x, self._linear("synthesis.split")))
-        return at_16, self._halves(x, "synthesis.blocks8", fine)[0]
+        at_8, x = self._halves(self._split(x), "synthesis.blocks8", fine)
+        return at_16, at_8, self._pixels(x)
 
     def _halves(self, x: Tensor, name: str, count: int) -> tuple[Halves, Tensor]:
         found: Halves = []

@@ -121,11 +121,13 @@ def test_the_gradient_is_that_of_the_float_network(codec: Codec, network: Networ
     pixels, size = photograph(100, 150, seed=3), (100, 150)
     program, y_hat = codec._program(1250 * knot), decoded(codec, pixels, 12.5 * knot)
     image = _padded(pixels)
-    error = codec._adjoint.missing(image, program.synthesise(y_hat), size)
+    at_16, at_8, made = program.synthesis_halves(y_hat)
+    assert torch.equal(made, program.synthesise(y_hat))
+    error = codec._adjoint.missing(image, made, size)
     exponents: dict[tuple[int, int], int] = {}
-    slope = codec._gradient.slope(program, y_hat, error, exponents)
+    slope = codec._gradient.slope(at_16, at_8, error, exponents)
     assert len(exponents) == 3 * 2 * sum(codec.config.synthesis_blocks)
-    assert torch.equal(codec._gradient.slope(program, y_hat, error, exponents), slope)
+    assert torch.equal(codec._gradient.slope(at_16, at_8, error, exponents), slope)
     y = (y_hat / steps_of(network)).requires_grad_(True)
     picture = network.synthesis(y, torch.full((1, 1, 1, 1), knot / 4 - 1.0)).clamp(-128, 127)
     difference = (picture - (image.float() - 128))[:, : size[0], : size[1]]
@@ -144,10 +146,11 @@ def test_gradients_of_nothing_and_of_much_stay_within_range(codec: Codec) -> Non
     for error in (0, 255, -255):
         patches = torch.full((1, 8, 16, 192), error, dtype=torch.int16)
         for latents in (y_hat, y_hat + 32767, y_hat - 32767):
-            slope = codec._gradient.slope(program, latents, patches, {})
+            halves = program.synthesis_halves(latents)[:2]
+            slope = codec._gradient.slope(*halves, patches, {})
             assert slope.dtype == torch.int16
             assert bool(slope.count_nonzero()) == bool(error)
-            assert torch.equal(Codec(backend="reference")._gradient.slope(program, latents, patches, {}), slope)
+            assert torch.equal(Codec(backend="reference")._gradient.slope(*halves, patches, {}), slope)
 
 
 @pytest.mark.parametrize("size", [(128, 192), (100, 150)])
@@ -240,8 +243,9 @@ def test_the_slope_is_the_gradient_of_the_error_that_a_decoder_makes(codec: Code
     """By differences: along it the integer program's error falls as it says, less what the curvature takes."""
     pixels, quality = photograph(100, 150, seed=3), 62.5  # a knot of the gains
     program, y_hat = codec._program(6250), decoded(codec, pixels, quality)
-    error = codec._adjoint.missing(_padded(pixels), program.synthesise(y_hat), (100, 150))
-    slope = codec._gradient.slope(program, y_hat, error, {}) * multipliers(program.gain, price(quality), 1)
+    at_16, at_8, picture = program.synthesis_halves(y_hat)
+    error = codec._adjoint.missing(_padded(pixels), picture, (100, 150))
+    slope = codec._gradient.slope(at_16, at_8, error, {}) * multipliers(program.gain, price(quality), 1)
     unit = 256 / program.gain  # of y in a quantiser step
 
     def squares(y: torch.Tensor) -> float:
