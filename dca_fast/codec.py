@@ -30,6 +30,7 @@ from dca_fast.entropy.coder import Coder
 from dca_fast.errors import (
     ConfigError,
     CorruptStreamError,
+    DeviceMemoryError,
     InputError,
     LimitExceededError,
     UnknownModelError,
@@ -204,8 +205,8 @@ class Codec:
             image: Pillow image; uint8 array [H, W, 3] or [H, W]; uint8 tensor [3, H, W]; or `ImageInput`.
             quality: 0..100, continuous; one step is 1/100.
             effort: 0..9, time for fewer bits at equal distortion; no decoder sees a difference. The default, 1, takes
-                two to three times as long as 0; from 2 on latents follow gradients of the decoder, always on the CPU,
-                and every level takes up to twice as long as the one before (docs/effort.md).
+                two to three times as long as 0; from 2 on latents follow gradients of the decoder, and every level
+                takes up to twice as long as the one before (docs/effort.md).
             metadata: replaces the image's own "icc", "exif", "xmp" blocks.
             progress: told how much is done, 0..1.
 
@@ -247,14 +248,24 @@ class Codec:
         progress: Callable[[float], None] | None,
     ) -> tuple[bytes, int, tuple[int, ...]]:
         """The stream, the digest of its symbols, and the restoration filter; quality in 1/100."""
-        if self._device is not None and effort <= 1:
+        if self._device is not None:
             image = pixels if isinstance(pixels, Tensor) else _as_tensor(pixels)
-            return self._device.encode(image.to(self._device.device), quality, effort)
+            try:
+                return self._device.encode(image.to(self._device.device), quality, effort, progress)
+            except DeviceMemoryError:
+                if effort <= 1:
+                    raise  # searches need more memory than encoders that go by strips, and the CPU finds the same
         array = pixels.cpu().numpy() if isinstance(pixels, Tensor) else pixels
         program, size = self._program(quality), (array.shape[0], array.shape[1])
         groups = latents.groups_of(*size)
         if effort > 1:
-            tools = Tools(self._coder, self._quantiser(groups), groups, self._adjoint, self._gradient)
+            tools = Tools(
+                self._quantiser(groups),
+                latents.EncoderSource,
+                lambda source: (self._coder.encode(source.parts, groups=groups, plain=source.plain), source.digest),
+                self._adjoint,
+                self._gradient,
+            )
             best = Search(tools, program, _padded(array), size, quality / QUALITY_STEPS).run(effort, progress)
             return best.stream, best.digest, best.weights
         symbols, picture = self._symbols(array, quality, effort)
@@ -381,7 +392,7 @@ class Codec:
 
         Args:
             height, width: pixels.
-            effort: that of `encode`; from 2 on it runs on the CPU.
+            effort: that of `encode`; nothing is recorded for more than 1.
 
         Raises:
             ConfigError: effort out of range.

@@ -18,11 +18,12 @@ from torch import Tensor
 from dca_fast import latents, restoration
 from dca_fast.adjoint import Adjoint
 from dca_fast.config import DEFAULT_EFFORT, RINGS, STRIDE, TRELLIS_PRICE
-from dca_fast.effort import Pass, Step, first_pass, second_pass, step_multipliers, worth
+from dca_fast.effort import Pass, Search, Step, Tools, first_pass, second_pass, step_multipliers, worth
 from dca_fast.entropy.coder import choose_lanes
 from dca_fast.entropy.device import DeviceCoder, DeviceDecoder
 from dca_fast.entropy.tables import Tables
 from dca_fast.errors import DeviceMemoryError
+from dca_fast.gradient import Gradient
 from dca_fast.ops import Ops
 from dca_fast.program import CACHED_QUALITIES, QUALITY_STEPS, Model, Program, ProgramSet, settings
 from dca_fast.weights import Weights
@@ -211,6 +212,7 @@ class DeviceCodec:
         self._lock = threading.Lock()
         self._charges = torch.from_numpy(tables.charges(1 / TRELLIS_PRICE)).to(self.device)
         self._adjoint = Adjoint(weights, ops, self.device)
+        self._gradient = Gradient(self._adjoint, ops)
         self._multipliers = lru_cache(CACHED_QUALITIES)(lambda q: _all_settings(weights, q)["step"].to(self.device))
 
     def warm_up(self, height: int, width: int, effort: int = DEFAULT_EFFORT) -> None:
@@ -218,15 +220,14 @@ class DeviceCodec:
 
         Args:
             height, width: pixels.
-            effort: of the encoder; above 1 nothing of it runs here.
+            effort: of the encoder; above 1 its launches are not recorded.
 
         Raises:
             DeviceMemoryError: the device cannot hold it.
         """
-        image, here = torch.zeros(height, width, 3, dtype=torch.uint8, device=self.device), effort <= 1
-        for turn in range(2):
-            if here or turn == 0:
-                stream = self.encode(image, 0, effort if here else 0)[0]
+        image = torch.zeros(height, width, 3, dtype=torch.uint8, device=self.device)
+        for level in (effort, min(effort, 2)):  # a search compiles nothing in its later steps
+            stream = self.encode(image, 0, level)[0]
             self.decode(stream, height, width, 0)
 
     def recorded(self, height: int, width: int, effort: int = DEFAULT_EFFORT) -> bool:
@@ -235,22 +236,28 @@ class DeviceCodec:
         with self._lock:
             return all(self._seen.get(key) for key in keys)
 
-    def encode(self, image: Tensor, quality: int, effort: int = DEFAULT_EFFORT) -> tuple[bytes, int, tuple[int, ...]]:
+    def encode(
+        self,
+        image: Tensor,
+        quality: int,
+        effort: int = DEFAULT_EFFORT,
+        progress: Callable[[float], None] | None = None,
+    ) -> tuple[bytes, int, tuple[int, ...]]:
         """Compress uint8 [H, W, 3] on the device.
 
         Args:
             quality: in 1/100, 0..10000.
-            effort: 0 or 1.
+            effort: 0..9.
+            progress: of efforts from 2 on: told how much is done, 0..1.
 
         Returns:
             The stream, the digest of its symbols and the restoration filter, as on every other backend.
 
         Raises:
-            DeviceMemoryError: the device has too little memory even by strips.
+            DeviceMemoryError: the device has too little memory, up to effort 1 even by strips.
         """
         height, width = image.shape[:2]
         grid, _ = latents.sites(height, width)
-        assert effort in (0, 1)
         groups = latents.groups_of(height, width)
         step = partial(Step, self._adjoint, partial(self._quantise, groups))
         fit = partial(self._fitted, image, quality)
@@ -258,6 +265,8 @@ class DeviceCodec:
             down = torch.arange(grid[0] * STRIDE, device=self.device).clamp_(max=height - 1)
             across = torch.arange(grid[1] * STRIDE, device=self.device).clamp_(max=width - 1)
             padded = image[down][:, across][None]
+            if effort > 1:
+                return self._search(padded, (height, width), quality, effort, progress)
             make = partial(_EncoderGraph, self._model, padded, (height, width), step, effort)
             graph = self._graph(_encoder_key((height, width), effort), grid, make)
             if isinstance(graph, _EncoderGraph):
@@ -270,6 +279,19 @@ class DeviceCodec:
             work = partial(_analyse, program, padded, (height, width), at, fit if effort else None)
             source, picture = self._in_memory(work)
             return *self._code(source, groups), self._restoration(picture, image, quality)
+
+    def _search(
+        self, padded: Tensor, size: Size, quality: int, effort: int, progress: Callable[[float], None] | None
+    ) -> tuple[bytes, int, tuple[int, ...]]:
+        groups = latents.groups_of(*size)
+        quantise, code = partial(self._quantise, groups), partial(self._code, groups=groups)
+        tools = Tools(quantise, _EncoderSource, code, self._adjoint, self._gradient)
+        search = Search(tools, self._programs.at(quality), padded, size, quality / QUALITY_STEPS)
+        try:
+            best = search.run(effort, progress)
+        except torch.cuda.OutOfMemoryError as error:
+            raise DeviceMemoryError(str(error)) from error
+        return best.stream, best.digest, best.weights
 
     def _restoration(self, picture: Tensor | None, image: Tensor, quality: int) -> tuple[int, ...]:
         if picture is None:

@@ -13,7 +13,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from dca_fast import latents
@@ -21,7 +21,6 @@ from dca_fast.adjoint import Adjoint, multipliers
 from dca_fast.config import BACK, GRADIENT_BACK, LINEAR_PRICE, MAX_EFFORT, SKIP_ROW
 from dca_fast.config import price as price_of
 from dca_fast.container import pack_restoration
-from dca_fast.entropy.coder import Coder
 from dca_fast.errors import ConfigError
 from dca_fast.gradient import Exponents, Gradient
 from dca_fast.program import Halves, Program
@@ -185,20 +184,23 @@ def second_pass(
 
 
 class Tools(NamedTuple):
-    """What a search needs of a codec: the coder, the quantiser, their groups, and where errors lead."""
+    """What a search needs of a codec, on the program's device: the quantiser and class of its sources, what makes their
+    stream and its digest, and where errors lead."""
 
-    coder: Coder
     quantise: latents.Quantiser
-    groups: int
+    source: Sources
+    code: Callable[[latents.EncoderSource], tuple[bytes, int]]
     adjoint: Adjoint
     gradient: Gradient
 
 
-def squared_error(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8]) -> int:
-    """Sum of the squared differences of two pictures [H, W, 3]."""
+def squared_error(a: Tensor, b: Tensor) -> int:
+    """Sum of the squared differences of two pictures, uint8 [H, W, 3]."""
+    if a.device.type != "cpu":
+        return int((a.int() - b.int()).square().sum(dtype=torch.int64))
     total = 0
-    for top in range(0, len(a), ROWS):
-        difference: Any = a[top : top + ROWS] - b[top : top + ROWS].astype(np.int16)
+    for top in range(0, len(a), ROWS):  # without PyTorch, see `program.compact`
+        difference: Any = a[top : top + ROWS].numpy() - b[top : top + ROWS].numpy().astype(np.int16)
         total += int(np.square(difference, dtype=np.int32).sum(dtype=np.int64))
     return total
 
@@ -209,7 +211,7 @@ class Search:
     Args:
         tools: of the codec.
         program: at the quality.
-        image: uint8 [1, H, W, 3], sides multiples of 64.
+        image: uint8 [1, H, W, 3], sides multiples of 64, on its device.
         size: height and width of the picture without its padding.
         quality: 0..100.
     """
@@ -245,23 +247,23 @@ class Search:
     def candidate(self, y: Tensor, z: dict[str, Tensor]) -> Candidate:
         """The picture coded with these latents."""
         program = self._program
-        source = latents.EncoderSource(program, y, z, self._tools.quantise)
+        source = self._tools.source(program, y, z, self._tools.quantise)
         symbols = latents.code_hyper(program, source, *self._sites)
         if self._features is None or self._features[0] is not z:
             self._features = z, program.hyper_features(symbols)
         y_hat = latents.code_steps(program, source, self._features[1], *self._sites)
-        stream = self._tools.coder.encode(source.parts, groups=self._tools.groups, plain=source.plain)
+        stream, digest = self._tools.code(source)
         self._halves = None
         at_16, at_8, picture = program.synthesis_halves(y_hat)
         self._halves = y_hat, (at_16, at_8)
         weights = fit(program.ops, picture[0], self._inside, self._lambda)
         if weights:
-            picture = restored(program.ops, picture, as_tensor(weights), self._size)
+            picture = restored(program.ops, picture, as_tensor(weights).to(program.device), self._size)
         height, width = self._size
-        squares = squared_error(self._inside.numpy(), picture[0, :height, :width].numpy())
+        squares = squared_error(self._inside, picture[0, :height, :width])
         bits = 8 * len(stream) + (8 * len(pack_restoration(weights)) if weights else 0)
         cost = bits + self._lambda * squares / 3
-        return Candidate(cost, stream, source.digest, weights, y, y_hat, z, picture)
+        return Candidate(cost, stream, digest, weights, y, y_hat, z, picture)
 
     def _missing(self, found: Candidate) -> Tensor:
         return self._tools.adjoint.missing(self._image, found.picture.clone(), self._size)
@@ -274,7 +276,7 @@ class Search:
         return self._tools.gradient.slope(at_16, at_8, self._missing(found), self._exponents)
 
     def _moved(self, found: Candidate, slope: Tensor, price: float, back: float) -> Candidate:
-        m = multipliers(self._program.gain, self._lambda, price)
+        m = multipliers(self._program.gain.cpu(), self._lambda, price).to(self._program.device)
         return self.candidate(self._tools.adjoint.moved(found.y_hat, slope, m, found.y, back), found.z)
 
     def _step(self, found: Candidate, slope: Tensor, price: float) -> Candidate:

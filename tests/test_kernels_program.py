@@ -15,10 +15,11 @@ from dca_fast.config import RINGS, SKIP_ROW, TRELLIS_PRICE
 from dca_fast.effort import Step, first_pass, second_pass, step_multipliers
 from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import build_gaussian_tables
+from dca_fast.gradient import Exponents, Gradient
 from dca_fast.ops import Ops, reference
 from dca_fast.program import Program, ProgramSet
 from dca_fast.testing import photograph
-from tests.kernel_tools import DEVICE, INFINITE_PRODUCTS, kernels
+from tests.kernel_tools import DEVICE, INFINITE_PRODUCTS, int16, kernels
 
 ops = kernels("ops")
 pytestmark = INFINITE_PRODUCTS
@@ -98,6 +99,21 @@ def test_a_step_of_effort_on_kernels_is_that_of_the_reference(quantise: latents.
         pictures.append(picture.cpu())
     assert torch.equal(*pictures)
     assert all(a.equal(b) for mine, theirs in zip(*parts, strict=True) for a, b in zip(mine, theirs, strict=True))
+
+
+@pytest.mark.slow
+def test_the_gradient_on_kernels_is_that_of_the_reference() -> None:
+    model, slopes = weights.load(weights.find("dca-s")), []
+    exponents: list[Exponents] = []
+    y_hat, error = int16(1, 4, 4, 384, limit=400), int16(1, 8, 8, 192, limit=30)
+    for operations, device in ((reference.OPS, torch.device("cpu")), (ops.OPS, DEVICE)):
+        at_16, at_8, _ = ProgramSet(model, operations, device).at(6000).synthesis_halves(y_hat.to(device))
+        exponents.append({})
+        gradient = Gradient(Adjoint(model, operations, device), operations)
+        slopes.append(gradient.slope(at_16, at_8, error.to(device), exponents[-1]).cpu())
+    assert torch.equal(*slopes)
+    assert slopes[0].count_nonzero() > 5000
+    assert exponents[0] == exponents[1]
 
 
 def test_operations_have_the_names_and_signatures_of_the_reference() -> None:
