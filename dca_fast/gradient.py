@@ -34,11 +34,8 @@ Exponents = dict[tuple[int, int], int]  # the powers of two of one picture, by h
 
 def bounded(m: Tensor, accumulator: Tensor | int) -> Tensor:
     """float32 multipliers that take no sum of so much out of 32 bits."""
-    return (
-        torch.minimum(m, MAX_PRODUCT / torch.as_tensor(accumulator, dtype=torch.float64, device=m.device))
-        .float()
-        .contiguous()
-    )
+    most = MAX_PRODUCT / torch.as_tensor(accumulator, dtype=torch.float64, device=m.device)
+    return torch.minimum(m, most).float().contiguous()
 
 
 def plain_linear(w: Tensor, m: Tensor) -> Linear:
