@@ -381,11 +381,12 @@ py::array_t<int8_t> bind_act_slope(const py::array& e, const py::array& h, bool 
 }
 
 py::array_t<int8_t> bind_gate_slope(const py::array& e, const py::array& uv, float g, const py::array& m) {
-  int64_t rows, pairs;
+  int64_t rows;
   const int8_t* slope = rows_of<int8_t>(e, "e", kAny, rows);
   const int half = static_cast<int>(e.shape(e.ndim() - 1));
-  const int8_t* halves = rows_of<int8_t>(uv, "uv", 2 * half, pairs);
-  require(rows == pairs, "e and uv: shapes differ");
+  const int8_t* halves = rows_of<int8_t>(uv, "uv", 2 * half, rows);
+  require(e.ndim() == uv.ndim() && std::equal(e.shape(), e.shape() + e.ndim() - 1, uv.shape()),
+          "e and uv: shapes differ");
   const float* scales = data<float>(m, "m", {2 * half});
   auto out = like<int8_t>(e, 2 * half);
   int8_t* to = out.mutable_data();

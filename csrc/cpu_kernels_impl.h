@@ -840,4 +840,5 @@ constexpr decltype(Kernels::tokens) tokens = nullptr;
 #define KERNEL_FIELDS                                                                                         \
   kGroup, kBytes ? 0x80 : 0, supported, START, grouped, layer_bytes, pack_layer, strip_stride, linear, operand,      \
       pack8, unpack8, depthwise_bytes, pack_depthwise, depthwise, attention_bytes, attention, tokens_bytes,   \
-      pack_tokens, tokens, add_rows, act_slope, gate_slope, add_slope, residuals, reconstruct, colours, restore, restore_sums
+      pack_tokens, tokens, add_rows, act_slope, gate_slope, add_slope, residuals, reconstruct, colours,       \
+      restore, restore_sums

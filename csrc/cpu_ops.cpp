@@ -667,8 +667,8 @@ void gate_slope(const int8_t* e, const int8_t* uv, float g, const float* m, int6
   const std::vector<float> scales[2] = {padded(m, half), padded(m + half, half)};
   const float* const both[2] = {scales[0].data(), scales[1].data()};
   parallel_for(divide_up(rows, kStrip), 2 * rows * half * kElementWork, [&](int64_t i) {
-    const int64_t at = i * kStrip * half;
-    kernels().gate_slope(e + at, uv + 2 * at, g, both, std::min<int64_t>(kStrip, rows - i * kStrip), half, out + 2 * at);
+    const int64_t at = i * kStrip * half, count = std::min<int64_t>(kStrip, rows - i * kStrip);
+    kernels().gate_slope(e + at, uv + 2 * at, g, both, count, half, out + 2 * at);
   });
 }
 

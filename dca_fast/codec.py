@@ -164,7 +164,7 @@ class Codec:
             from dca_fast.device import DeviceCodec
 
             self._device = DeviceCodec(self._weights, ops, self.tables, "cuda" if device is None else device)
-            ops = resolve("auto", "cpu")  # for effort
+            ops = resolve("auto", "cpu")  # for searches that the device has no memory for
         self._coder = Coder(self.tables, "python" if ops.name == "reference" else "native", threads=self.threads)
         self._programs = ProgramSet(self._weights, ops)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import TypeVar
 
@@ -195,7 +195,8 @@ class DeviceCodec:
     """Pixels to streams and back on one CUDA device. Safe to share between threads and CUDA streams.
 
     The first image of a size is coded launch by launch, the second one is recorded as a CUDA graph; `warm_up` does both
-    at once. The `CACHED_GRAPHS` graphs used last are kept: one to decode a size, one for each effort it is encoded at.
+    at once. The `CACHED_GRAPHS` graphs used last are kept: one to decode a size, one each to encode it at effort 0 and
+    1. Searches, of higher levels, are not recorded.
 
     Args:
         weights: checked integer weights.
@@ -226,7 +227,7 @@ class DeviceCodec:
             DeviceMemoryError: the device cannot hold it.
         """
         image = torch.zeros(height, width, 3, dtype=torch.uint8, device=self.device)
-        for level in (effort, min(effort, 2)):  # a search compiles nothing in its later steps
+        for level in (min(effort, 1), min(effort, 2)):  # searches of higher levels only go on like this
             stream = self.encode(image, 0, level)[0]
             self.decode(stream, height, width, 0)
 
@@ -262,11 +263,9 @@ class DeviceCodec:
         step = partial(Step, self._adjoint, partial(self._quantise, groups))
         fit = partial(self._fitted, image, quality)
         with torch.cuda.device(self.device):
-            down = torch.arange(grid[0] * STRIDE, device=self.device).clamp_(max=height - 1)
-            across = torch.arange(grid[1] * STRIDE, device=self.device).clamp_(max=width - 1)
-            padded = image[down][:, across][None]
             if effort > 1:
-                return self._search(padded, (height, width), quality, effort, progress)
+                return self._in_memory(lambda rows: self._search(image, quality, effort, progress), STRIP_ROWS[:2])
+            padded = self._padded(image, grid)
             make = partial(_EncoderGraph, self._model, padded, (height, width), step, effort)
             graph = self._graph(_encoder_key((height, width), effort), grid, make)
             if isinstance(graph, _EncoderGraph):
@@ -280,17 +279,20 @@ class DeviceCodec:
             source, picture = self._in_memory(work)
             return *self._code(source, groups), self._restoration(picture, image, quality)
 
+    def _padded(self, image: Tensor, grid: Size) -> Tensor:
+        down = torch.arange(grid[0] * STRIDE, device=self.device).clamp_(max=image.shape[0] - 1)
+        across = torch.arange(grid[1] * STRIDE, device=self.device).clamp_(max=image.shape[1] - 1)
+        return image[down][:, across][None]
+
     def _search(
-        self, padded: Tensor, size: Size, quality: int, effort: int, progress: Callable[[float], None] | None
+        self, image: Tensor, quality: int, effort: int, progress: Callable[[float], None] | None
     ) -> tuple[bytes, int, tuple[int, ...]]:
-        groups = latents.groups_of(*size)
+        height, width = image.shape[:2]
+        groups, padded = latents.groups_of(height, width), self._padded(image, latents.sites(height, width)[0])
         quantise, code = partial(self._quantise, groups), partial(self._code, groups=groups)
         tools = Tools(quantise, _EncoderSource, code, self._adjoint, self._gradient)
-        search = Search(tools, self._programs.at(quality), padded, size, quality / QUALITY_STEPS)
-        try:
-            best = search.run(effort, progress)
-        except torch.cuda.OutOfMemoryError as error:
-            raise DeviceMemoryError(str(error)) from error
+        search = Search(tools, self._programs.at(quality), padded, (height, width), quality / QUALITY_STEPS)
+        best = search.run(effort, progress)
         return best.stream, best.digest, best.weights
 
     def _restoration(self, picture: Tensor | None, image: Tensor, quality: int) -> tuple[int, ...]:
@@ -361,9 +363,9 @@ class DeviceCodec:
                 self._seen.popitem(last=False)
             return self._seen[key]
 
-    def _in_memory(self, work: Callable[[int | None], T]) -> T:
-        """`work` with all rows at a time, or with fewer where the device has too little memory."""
-        for rows in STRIP_ROWS:
+    def _in_memory(self, work: Callable[[int | None], T], tries: Sequence[int | None] = STRIP_ROWS) -> T:
+        """`work` with all rows at a time, or with fewer where the device has too little memory, and without graphs."""
+        for rows in tries:
             try:
                 return work(rows)
             except torch.cuda.OutOfMemoryError as error:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dca_fast import latents
 from dca_fast.adjoint import Adjoint, multipliers
-from dca_fast.config import BACK, GRADIENT_BACK, LINEAR_PRICE, MAX_EFFORT, SKIP_ROW
+from dca_fast.config import BACK, GRADIENT_BACK, LINEAR_PRICE, MAX_EFFORT, RINGS, SKIP_ROW
 from dca_fast.config import price as price_of
 from dca_fast.container import pack_restoration
 from dca_fast.errors import ConfigError
@@ -258,7 +258,9 @@ class Search:
         self._halves = y_hat, (at_16, at_8)
         weights = fit(program.ops, picture[0], self._inside, self._lambda)
         if weights:
-            picture = restored(program.ops, picture, as_tensor(weights).to(program.device), self._size)
+            rings = 0 if program.device.type == "cpu" else len(RINGS)  # a kernel for each number of them
+            w = as_tensor(weights, rings).to(program.device)
+            picture = restored(program.ops, picture, w, self._size)
         height, width = self._size
         squares = squared_error(self._inside, picture[0, :height, :width])
         bits = 8 * len(stream) + (8 * len(pack_restoration(weights)) if weights else 0)

@@ -24,7 +24,7 @@ from dca_fast.program import GATE, Halves
 # Root mean square of an int8 gradient: tails are long, so a sixteenth of the range loses least. Attempts to find its
 # power of two, and a step of one where all is zero.
 RMS, ATTEMPTS, LEAP = 8, 4, 6
-SAMPLES = 1 << 16  # values of it that are looked at, roughly
+SAMPLES = 1 << 14  # values of it that are looked at, at least
 MAX_PRODUCT = 2**31 - 2**24  # of an accumulator and a multiplier
 FIRST = 6, -9, 8  # powers of two that are tried first
 
@@ -35,7 +35,7 @@ Exponents = dict[tuple[int, int], int]  # the powers of two of one picture, by h
 def bounded(m: Tensor, accumulator: Tensor | int) -> Tensor:
     """float32 multipliers that take no sum of so much out of 32 bits."""
     most = MAX_PRODUCT / torch.as_tensor(accumulator, dtype=torch.float64, device=m.device)
-    return torch.minimum(m, most).float().contiguous()
+    return m.clamp(-most, most).float().contiguous()
 
 
 def plain_linear(w: Tensor, m: Tensor) -> Linear:
@@ -83,14 +83,24 @@ class Gradient:
         def layer(place: int, power: int) -> Any:
             key = index, place, power
             if key not in self._layers:
-                self._layers[key] = backwards(half, place, power)
+                made = backwards(half, place, power)
+                if x.is_cuda:  # other threads have other streams
+                    torch.cuda.current_stream(x.device).synchronize()
+                self._layers[key] = made
             return self._layers[key]
 
+        total = 0
+
         def fitted(place: int, run: Callable[[Any], Tensor]) -> Tensor:
-            key = index, place
-            if key in exponents:
-                return run(layer(place, exponents[key]))
-            exponents[key], found = fit_exponent(FIRST[place], lambda power: run(layer(place, power)))
+            nonlocal total
+            power = exponents.get((index, place))
+            if power is None:
+                power, found = fit_exponent(FIRST[place], lambda power: run(layer(place, power)))
+                if found.any():  # else the next iteration looks again
+                    exponents[index, place] = power
+            else:
+                found = run(layer(place, power))
+            total += power
             return found
 
         e8 = fitted(0, lambda m: ops.operand8(slope, m))
@@ -102,8 +112,7 @@ class Gradient:
         else:
             hidden = ops.linear_act(h, half.gate, False)
             e = fitted(2, lambda m: ops.gate_slope(made, hidden, half.g, m))
-        powers = sum(exponents[index, place] for place in range(3))
-        return ops.add_slope(slope, ops.linear_add(e, layer(3, -powers)), h)
+        return ops.add_slope(slope, ops.linear_add(e, layer(3, -total)), h)
 
 
 def backwards(half: Half, place: int, power: int) -> Any:
@@ -133,7 +142,8 @@ def fit_exponent(power: int, run: Callable[[int], Tensor]) -> tuple[int, Tensor]
     """The power of two with which the int8 result of `run` has a root mean square near RMS, and that result."""
     found = run(power)
     for _ in range(ATTEMPTS):
-        values = found.flatten()[:: 2 * (found.numel() // SAMPLES) + 1].cpu().numpy()  # an odd step sees all channels
+        step = 6 * (found.numel() // (6 * SAMPLES)) + 1  # sees all channels: their number has no other factors
+        values = found.flatten()[::step].cpu().numpy()
         squares = int(np.einsum("i,i", values, values, dtype=np.int64))
         # frexp instead of a logarithm, which machines round differently: no change from RMS / sqrt(2) to RMS sqrt(2).
         change = math.frexp(RMS**2 * values.size / squares)[1] // 2 if squares else LEAP

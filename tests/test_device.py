@@ -87,6 +87,21 @@ def test_short_memory_means_strips_then_a_typed_error() -> None:
         bare()._in_memory(failing(len(STRIP_ROWS)))
 
 
+def test_the_cpu_searches_where_a_device_has_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        device = "cpu"
+
+        def encode(self, *arguments: Any) -> None:
+            raise DeviceMemoryError("no room")
+
+    codec, pixels = Codec(), photograph(64, 80, seed=2)
+    expected = codec.encode(pixels, 50, effort=2)
+    monkeypatch.setattr(codec, "_device", Full())
+    assert codec.encode(pixels, 50, effort=2) == expected
+    with pytest.raises(DeviceMemoryError, match="no room"):
+        codec.encode(pixels, 50, effort=1)
+
+
 # On a device.
 
 
@@ -125,11 +140,11 @@ def test_tensors_stay_on_the_device(cpu: Codec, gpu: Codec) -> None:
 @on_gpu
 def test_mixed_sizes_from_many_threads_and_streams(cpu: Codec, gpu: Codec) -> None:
     images = [photograph(64 * (1 + i % 3), 64 * (1 + i % 2), seed=i) for i in range(24)]
-    expected = [cpu.encode(image, 4 * i) for i, image in enumerate(images)]
+    expected = [cpu.encode(image, 4 * i, effort=i % 4) for i, image in enumerate(images)]
 
     def both(i: int) -> bool:
         with torch.cuda.stream(torch.cuda.Stream()):
-            data = gpu.encode(images[i], 4 * i)
+            data = gpu.encode(images[i], 4 * i, effort=i % 4)
             return data == expected[i] and np.array_equal(gpu.decode(data, "numpy"), cpu.decode(data, "numpy"))
 
     with ThreadPoolExecutor(6) as pool:

@@ -141,6 +141,19 @@ def test_the_gradient_is_that_of_the_float_network(codec: Codec, network: Networ
     assert float(have.norm() / wanted.norm()) == pytest.approx(1, abs=0.08)
 
 
+def test_exponents_of_an_error_of_nothing_are_looked_for_again(codec: Codec) -> None:
+    program = codec._program(5000)
+    exponents: dict[tuple[int, int], int] = {}
+    at_16, at_8, _ = program.synthesis_halves(torch.full((1, 4, 8, 384), 50, dtype=torch.int16))
+    none = torch.zeros(1, 8, 16, 192, dtype=torch.int16)
+    assert not codec._gradient.slope(at_16, at_8, none, exponents).any()
+    assert not exponents
+    error = none + torch.arange(192, dtype=torch.int16)
+    slope = codec._gradient.slope(at_16, at_8, error, exponents)
+    assert torch.equal(codec._gradient.slope(at_16, at_8, error, {}), slope)
+    assert set(exponents) == set(itertools.product(range(10), range(3)))
+
+
 def test_gradients_of_nothing_and_of_much_stay_within_range(codec: Codec) -> None:
     program, y_hat = codec._program(5000), torch.zeros(1, 4, 8, 384, dtype=torch.int16)
     for error in (0, 255, -255):
