@@ -282,15 +282,19 @@ def draw(facts: dict[str, Any]) -> bytes:
     figure = need("matplotlib.figure").Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.add_subplot(xscale="log", xlabel=f"encode + decode at {SMALLEST}, megapixels per second")
     axes.set_ylabel(f"bits saved against {ANCHOR} at equal PSNR, Kodak, %")
+    places = {}
     for name, curve in facts["curves"].items():
         saved = bd_rate(curve, facts["anchor"]).rate_percent
-        if saved is None:
-            continue
-        place = 1e-3 * width * height / facts["milliseconds"][name], -saved
+        if saved is not None:
+            places[name] = 1e-3 * width * height / facts["milliseconds"][name], -saved
+    for name, (x, y) in places.items():
         ours, published = name.split(", effort")[0] == facts["codec"], name in facts["anchors"]
-        axes.plot(*place, "*" if ours else "s" if published else "o", markersize=14 if ours else 7)
+        axes.plot(x, y, "*" if ours else "s" if published else "o", markersize=14 if ours else 7)
         label = f"{name} (published rate)" if published else name
-        axes.annotate(label, place, xytext=(6, 6), textcoords="offset points", fontsize=8)
+        # Below and to the left where another one stands close above.
+        crowded = any(x / 2 < other < 2 * x and 0 < above - y < 6 for other, above in places.values())
+        at, side = ((-6, -12), "right") if crowded else ((6, 6), "left")
+        axes.annotate(label, (x, y), xytext=at, textcoords="offset points", fontsize=8, ha=side)
     axes.margins(x=0.18, y=0.12)
     axes.grid(alpha=0.3)
     buffer = io.BytesIO()
