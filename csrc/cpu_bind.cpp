@@ -129,6 +129,15 @@ void same_shape(const py::array& a, const py::array& b, const char* message) {
   require(a.ndim() == b.ndim() && std::equal(a.shape(), a.shape() + a.ndim(), b.shape()), message);
 }
 
+// The data of an array of this type, of the shape of `other`.
+template <class T>
+const T* beside(const py::array& a, const char* name, const py::array& other, const char* message) {
+  int64_t rows;
+  const T* p = rows_of<T>(a, name, kAny, rows);
+  same_shape(other, a, message);
+  return p;
+}
+
 void finite(const float* values, int64_t count) {
   for (int64_t i = 0; i < count; ++i) require(std::isfinite(values[i]), "multipliers must be finite");
 }
@@ -357,8 +366,7 @@ py::array_t<T> bind_operand(const py::array& x, const py::array& m) {
 py::array_t<int16_t> bind_add(const py::array& x, const py::array& y) {
   int64_t rows;
   const int16_t* a = rows_of<int16_t>(x, "x", kAny, rows);
-  const int16_t* b = rows_of<int16_t>(y, "y", kAny, rows);
-  same_shape(x, y, "x and y: shapes differ");
+  const int16_t* b = beside<int16_t>(y, "y", x, "x and y: shapes differ");
   auto out = like<int16_t>(x, x.shape(x.ndim() - 1));
   int16_t* to = out.mutable_data();
   const int64_t count = x.size();
@@ -370,8 +378,7 @@ py::array_t<int16_t> bind_add(const py::array& x, const py::array& y) {
 py::array_t<int8_t> bind_act_slope(const py::array& e, const py::array& h, bool leaky) {
   int64_t rows;
   const int8_t* slope = rows_of<int8_t>(e, "e", kAny, rows);
-  const int8_t* operand = rows_of<int8_t>(h, "h", kAny, rows);
-  same_shape(e, h, "e and h: shapes differ");
+  const int8_t* operand = beside<int8_t>(h, "h", e, "e and h: shapes differ");
   auto out = like<int8_t>(e, e.shape(e.ndim() - 1));
   int8_t* to = out.mutable_data();
   const int64_t count = e.size();
@@ -398,10 +405,8 @@ py::array_t<int8_t> bind_gate_slope(const py::array& e, const py::array& uv, flo
 py::array_t<int16_t> bind_add_slope(const py::array& slope, const py::array& d, const py::array& h) {
   int64_t rows;
   const int16_t* before = rows_of<int16_t>(slope, "slope", kAny, rows);
-  const int16_t* more = rows_of<int16_t>(d, "d", kAny, rows);
-  const int8_t* operand = rows_of<int8_t>(h, "h", kAny, rows);
-  same_shape(slope, d, "slope and d: shapes differ");
-  same_shape(slope, h, "slope and h: shapes differ");
+  const int16_t* more = beside<int16_t>(d, "d", slope, "slope and d: shapes differ");
+  const int8_t* operand = beside<int8_t>(h, "h", slope, "slope and h: shapes differ");
   auto out = like<int16_t>(slope, slope.shape(slope.ndim() - 1));
   int16_t* to = out.mutable_data();
   const int64_t count = slope.size();

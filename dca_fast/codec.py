@@ -206,7 +206,7 @@ class Codec:
             quality: 0..100, continuous; one step is 1/100.
             effort: 0..9, time for fewer bits at equal distortion; no decoder sees a difference. The default, 1, takes
                 two to three times as long as 0; from 2 on latents follow gradients of the decoder, and every level
-                takes up to twice as long as the one before (docs/effort.md).
+                takes up to some two times as long as the one before (docs/effort.md).
             metadata: replaces the image's own "icc", "exif", "xmp" blocks.
             progress: told how much is done, 0..1.
 
