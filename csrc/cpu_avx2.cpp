@@ -22,6 +22,7 @@ namespace {
 constexpr int kTileRows = 6;
 constexpr int kTileBlocks = 1;
 constexpr bool kBytes = false;  // vpmaddubsw saturates, so bytes are widened to pairs of int16
+constexpr int kByteOffset = 0;
 
 struct I16 {
   __m256i a, b;

@@ -46,6 +46,7 @@ namespace {
 constexpr int kTileRows = TILE_ROWS;
 constexpr int kTileBlocks = 2;
 constexpr bool kBytes = true;
+constexpr int kByteOffset = 128;
 
 using I16 = __m512i;
 using F16 = __m512;

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <memory>
@@ -467,6 +468,7 @@ py::array_t<int8_t> bind_depthwise(const py::array& x, const PackedDepthwise& p)
 const uint8_t* exponential_table(const py::array& table) {
   const uint8_t* values = data<uint8_t>(table, "table", {kTableSize});
   require(values[0] > 0, "table: expected a positive first entry");
+  require(*std::max_element(values, values + kTableSize) <= 127, "table: expected entries up to 127");
   return values;
 }
 

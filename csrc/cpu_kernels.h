@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 namespace dca {
 
@@ -92,7 +93,7 @@ struct RingRows {
 
 struct Kernels {
   const char* name;
-  int slot;   // 0 to 3, the same for the same packed weights
+  int slot;   // 0 to 3, of one architecture the same for the same packed weights
   int group;  // columns of a group
   int zero;   // every byte of an operand that is zero
   bool (*supported)();
@@ -136,7 +137,8 @@ struct Kernels {
 };
 
 const Kernels& scalar_kernels();
-const Kernels* avx2_kernels();  // null where the compiler or the architecture lacks it
+const Kernels* neon_kernels();  // null where the compiler or the architecture lacks it, like all below
+const Kernels* avx2_kernels();
 const Kernels* avx512_kernels();
 const Kernels* avx512_tall_kernels();
 const Kernels* amx_kernels();

@@ -1,11 +1,13 @@
 // The kernels, written once over 16 lanes. Each instruction set includes this file inside its own anonymous
 // namespace after it has defined I16 and F16 (16 x int32, 16 x float), their operations, `dot`, `lookup`, and
 //   kTileRows x kTileBlocks: accumulators of 16 lanes held in registers; kTileRows divides kStrip
-//   kBytes: whether dot<4> (unsigned bytes times signed bytes) exists besides dot<2> (pairs of int16)
+//   kBytes: whether dot<4> (bytes times signed bytes) exists besides dot<2> (pairs of int16)
+//   kByteOffset: what a signed byte is raised by to be an operand of dot<4>: 128 if that takes unsigned ones, else 0
 //   KEEP(x): keeps x in its register from here on, where the compiler needs that said
 //   START: Kernels::start, if there is something to ask for
 //   STRIP_ALIGN: bytes to a multiple of which rows of 8-bit operands are padded, if not 32
-//   OWN_PRODUCTS, OWN_STORES, OWN_DEPTHWISE, OWN_TOKENS: what it implements itself instead of the general code below
+//   OWN_TILE, OWN_PRODUCTS, OWN_STORES, OWN_DEPTHWISE, OWN_TOKENS: what it implements itself instead of the general code
+//   below
 
 #if defined(__GNUC__)  // where a call would take a tile of accumulators out of the registers
 #define INLINE inline __attribute__((always_inline))
@@ -95,11 +97,11 @@ Matrix pack_rows(const void* w, int bits, const int64_t* start, int o, int k, co
     pack_row_blocks<2>(static_cast<const int16_t*>(w), start, o, k, pairs);
   }
   for (int i = 0; i < round_up(o, kGroup); ++i) {
-    uint32_t excess = 0;  // a signed byte x goes in as the unsigned x + 128, so 128 * sum(w) has to come off
-    if (step == 4 && start[i] >= 0) {
+    uint32_t excess = 0;  // an operand x goes in as x + kByteOffset, so kByteOffset * sum(w) has to come off
+    if (kByteOffset && step == 4 && start[i] >= 0) {
       int32_t sum = 0;
       for (int j = 0; j < k; ++j) sum += bytes[start[i] + j];
-      excess = 128u * static_cast<uint32_t>(sum);
+      excess = static_cast<uint32_t>(kByteOffset) * static_cast<uint32_t>(sum);
     }
     packed_bias[i] = static_cast<int32_t>((bias ? static_cast<uint32_t>(bias[i]) : 0u) - excess);
   }
@@ -124,7 +126,7 @@ inline void interleave(int8_t* __restrict out, const int8_t* a, const int8_t* b,
   }
 }
 
-// Element (i, j) is w[start[j] + i]; for operands that are unsigned already.
+// Element (i, j) is w[start[j] + i]; for operands of 0..127, the weights of attention, which are taken as they are.
 Matrix pack_columns(const int8_t* w, const int64_t* start, int o, int k, char* blocks, int32_t* zero_bias) {
   static const int8_t zeros[kGroup] = {};
   const int step = step_of(8);
@@ -150,7 +152,7 @@ int64_t strip_stride(int k, int bits) { return round_up(k, STRIP_ALIGN) * (step_
 
 void pack8(const int8_t* x, int k, char* out) {
   if (kBytes) {
-    for (int i = 0; i < k; ++i) out[i] = static_cast<char>(x[i] ^ -128);
+    for (int i = 0; i < k; ++i) out[i] = static_cast<char>(x[i] + kByteOffset);
   } else {
     int16_t* wide = reinterpret_cast<int16_t*>(out);
     for (int i = 0; i < k; ++i) wide[i] = x[i];
@@ -159,7 +161,7 @@ void pack8(const int8_t* x, int k, char* out) {
 
 void unpack8(const char* x, int k, int8_t* out) {
   if (kBytes) {
-    for (int i = 0; i < k; ++i) out[i] = static_cast<int8_t>(x[i] ^ -128);
+    for (int i = 0; i < k; ++i) out[i] = static_cast<int8_t>(x[i] - kByteOffset);
   } else {
     const int16_t* wide = reinterpret_cast<const int16_t*>(x);
     for (int i = 0; i < k; ++i) out[i] = static_cast<int8_t>(wide[i]);
@@ -168,6 +170,9 @@ void unpack8(const char* x, int k, int8_t* out) {
 
 #ifndef OWN_STORES
 
+using Operand = std::conditional_t<kBytes, int8_t, int16_t>;
+static_assert(kByteOffset == 0);
+
 inline int grouped(int position) { return position; }
 
 // A row of one tile: floats already multiplied, to be rounded, clamped and stored. n columns exist.
@@ -175,7 +180,7 @@ inline void store_bytes(void* out, const F16* r, int n, bool operands) {
   for (int j = 0; j < kTileBlocks && j * kLanes < n; ++j) {
     const I16 v = round_clamp(r[j], -127.0f, 127.0f);
     if (operands) {
-      store(static_cast<int16_t*>(out) + j * kLanes, v);
+      store(static_cast<Operand*>(out) + j * kLanes, v);
     } else {
       store_lanes(static_cast<int8_t*>(out) + j * kLanes, v, n - j * kLanes);
     }
@@ -205,7 +210,7 @@ inline void pack_features(const int16_t* x, const int64_t* site, int rows, const
     const int16_t* row = x + (site ? site[r] : r) * k;
     for (int i = 0; i < k; i += kLanes) {
       const I16 v = requantise(load_lanes(row + i, k - i), loadf(m + i), 127);
-      store(reinterpret_cast<int16_t*>(out) + i, v);
+      store(reinterpret_cast<Operand*>(out) + i, v);
     }
   }
 }
@@ -239,6 +244,11 @@ const char* pack_strip(const LinearTask& t, int64_t& stride) {
 
 // Matrix product.
 
+#ifdef OWN_TILE
+template <int STEP, class E>
+void tile(const char* a, int64_t stride, const char* w, int words, const int32_t* bias, int row, int col,
+          const E& epilogue);
+#else
 template <int STEP, class E>
 SEPARATE void tile(const char* a, int64_t stride, const char* w, int words, const int32_t* bias, int row,
                  int col, const E& epilogue) {
@@ -266,6 +276,7 @@ SEPARATE void tile(const char* a, int64_t stride, const char* w, int words, cons
   }
   epilogue(row, col, acc);
 }
+#endif
 
 template <class E>
 void product(const Matrix& w, const char* strip, int64_t stride, int rows, const E& epilogue) {
@@ -383,7 +394,7 @@ struct Gate {  // one block at a time: a first half waits for its second half
         continue;
       }
       const F16 r = mul(to_float(mul(load(u), v)), setf(t.g));
-      char* out = static_cast<char*>(t.out) + (row + i) * stride + (t.operands ? 2 : 1) * c;
+      char* out = static_cast<char*>(t.out) + (row + i) * stride + (t.operands && !kBytes ? 2 : 1) * c;
       store_bytes(out, &r, t.o - c, t.operands);
     }
   }
@@ -838,7 +849,7 @@ constexpr decltype(Kernels::tokens) tokens = nullptr;
 #endif
 
 #define KERNEL_FIELDS                                                                                         \
-  kGroup, kBytes ? 0x80 : 0, supported, START, grouped, layer_bytes, pack_layer, strip_stride, linear, operand,      \
+  kGroup, kByteOffset, supported, START, grouped, layer_bytes, pack_layer, strip_stride, linear, operand,      \
       pack8, unpack8, depthwise_bytes, pack_depthwise, depthwise, attention_bytes, attention, tokens_bytes,   \
       pack_tokens, tokens, add_rows, act_slope, gate_slope, add_slope, residuals, reconstruct, colours,       \
       restore, restore_sums

@@ -11,6 +11,7 @@ namespace {
 constexpr int kTileRows = 2;
 constexpr int kTileBlocks = 1;
 constexpr bool kBytes = false;
+constexpr int kByteOffset = 0;
 
 struct I16 {
   int32_t v[kLanes];

@@ -63,7 +63,7 @@ def test_the_golden_file(backend: str) -> None:
 
 
 @pytest.mark.parametrize("threads", [2, 3])
-@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512", "avx512-tall", "amx"])
+@pytest.mark.parametrize("isa", ["scalar", "neon", "avx2", "avx512", "avx512-tall", "amx"])
 def test_threads_and_instruction_sets_change_nothing(
     native: Codec, monkeypatch: pytest.MonkeyPatch, isa: str, threads: int
 ) -> None:

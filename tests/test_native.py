@@ -155,6 +155,7 @@ def _refusals() -> list[tuple[str, Callable[[], Any]]]:
         ("window of block", lambda: native.window_block(y, replace(windows, window=3))),
         ("query", lambda: native.token_block(y, int8(2, 3, 8), int8(2, 3, 8), replace(few, query=linear(6, 8)))),
         ("tokens", lambda: native.token_block(y, int8(1, 3, 8), int8(2, 3, 8), few)),
+        ("exponential", lambda: native.token_block(y, int8(2, 3, 8), int8(2, 3, 8), replace(few, table=TABLE + 1))),
         ("isa", lambda: native.set_isa("sse9")),
     ]
 

@@ -40,8 +40,9 @@ Rows = npt.NDArray[np.uint8]
 
 LANES = (1, 2, 4, 8, 16, 32)
 MAX_GROUPS = 64
-ISAS = ("auto", "scalar", "avx2", "avx512", "avx512-tall", "amx")
-_OF_OPERATIONS = {"avx512-tall": "avx512", "amx": "avx512"}  # of the networks' kernels; what the coder has for them
+ISAS = ("auto", "scalar", "neon", "avx2", "avx512", "avx512-tall", "amx")
+# Of the networks' kernels, and what the coder has for them.
+_OF_OPERATIONS = {"neon": "scalar", "avx512-tall": "avx512", "amx": "avx512"}
 _STATE_BYTES = 4
 _OVERHEAD = 200  # states may take one byte in 200
 _GROUP_SITES = 1 << 10  # a group is a warp of a GPU or work for a thread
@@ -81,7 +82,8 @@ class Coder:
         tables: probability tables, part of the model.
         backend: "native", "python" (the executable specification, slow), or "auto".
         isa: of the native coder: "scalar", "avx2", "avx512", or "auto": the environment variable DCA_ISA if
-            set, else the fastest that runs here. "avx512-tall" and "amx", of the networks' kernels, mean "avx512".
+            set, else the fastest that runs here. Of the networks' kernels, "neon" means "scalar", which compilers
+            turn to NEON, and "avx512-tall" and "amx" mean "avx512".
         threads: most threads that one call may use.
 
     Raises:

@@ -37,7 +37,7 @@ _tensor = torch.from_numpy
 def isas() -> list[str]:
     """Returns the instruction sets this machine can run, slowest first.
 
-    Of "scalar", "avx2", "avx512", "avx512-tall" and "amx".
+    Of "scalar", "neon", "avx2", "avx512", "avx512-tall" and "amx".
     """
     return list(_cpu.isas())
 
