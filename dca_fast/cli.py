@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 the demo's backends disagree; 2 wrong usage or input; 3 by
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import warnings
 from collections.abc import Sequence
@@ -95,7 +96,11 @@ def _add_conversion(p: argparse.ArgumentParser, command: Any) -> None:
     p.add_argument("-o", "--out-dir", metavar="DIR", help="convert all inputs into this folder")
     p.add_argument("--no-overwrite", action="store_true", help="refuse, in a batch: keep, what exists")
     if encoding:
-        p.add_argument("-q", "--quality", type=quality, default=60.0, help="0 to 100 (default: %(default)g)")
+        goal = p.add_mutually_exclusive_group()
+        goal.add_argument("-q", "--quality", type=quality, default=60.0, help="0 to 100 (default: %(default)g)")
+        goal.add_argument("--max-bytes", type=count, metavar="N", help="the highest quality with so many bytes")
+        goal.add_argument("--bpp", type=positive, metavar="BITS", help="the highest with so many bits per pixel")
+        goal.add_argument("--psnr", type=positive, metavar="DB", help="the lowest with such a fidelity")
         _add_effort(p, "time for fewer bits at equal distortion")
         p.add_argument("--strip", action="store_true", help="drop EXIF and XMP, turn the picture upright")
         p.add_argument("--verify", action="store_true", help="decode with every backend before writing")
@@ -204,6 +209,12 @@ def count(text: str) -> int:
     if int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
     return int(text)
+
+
+def positive(text: str) -> float:
+    if not 0 < float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
+    return float(text)
 
 
 def _crop(text: str) -> int:

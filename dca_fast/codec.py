@@ -19,12 +19,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dca_fast import container, image_io, latents, restoration
+from dca_fast import container, image_io, latents, rate_control, restoration
 from dca_fast import weights as weights_io
 from dca_fast.adjoint import Adjoint
 from dca_fast.backends import resolve
 from dca_fast.config import ALIGN, DEFAULT_EFFORT, QUALITY_MAX, TRELLIS_PRICE, ModelConfig
-from dca_fast.effort import Search, Step, Tools, first_pass, second_pass, step_multipliers, worth
+from dca_fast.effort import Search, Step, Tools, first_pass, second_pass, squared_error, step_multipliers, worth
 from dca_fast.effort import check as check_effort
 from dca_fast.entropy.coder import Coder
 from dca_fast.errors import (
@@ -239,6 +239,57 @@ class Codec:
         return container.pack(
             container.Header(width, height, q, self._weights.model_id, digest, gray, weights), stream, sections
         )
+
+    def encode_to(
+        self,
+        image: ImageLike,
+        *,
+        max_bytes: int | None = None,
+        bpp: float | None = None,
+        psnr: float | None = None,
+        effort: int = DEFAULT_EFFORT,
+        metadata: Mapping[str, bytes] | None = None,
+        progress: Callable[[float], None] | None = None,
+        tolerance: float = 0.01,
+    ) -> bytes:
+        """Compress one image to a size, at the highest quality that it allows, or to a fidelity, at the lowest.
+
+        Takes four to five encodings on the average.
+
+        Args:
+            image, effort, metadata: as of `encode`.
+            max_bytes: of the file, its metadata included.
+            bpp: the same in bits per pixel.
+            psnr: least peak signal-to-noise ratio of the decoded pixels in dB, over their three colours.
+            progress: of every encoding, 0..1.
+            tolerance: part of the bytes, or of the squared error, that may be left unused, 0..1.
+
+        Returns:
+            The .dca file; equal arguments and weights give equal bytes on every machine.
+
+        Raises:
+            InputError: no quality does it; the message tells what the last one gives. Else as `encode`.
+            ConfigError: not one of `max_bytes`, `bpp` and `psnr`, or one that is not a positive number; as `encode`.
+        """
+        goals = {"max_bytes": max_bytes, "bpp": bpp, "psnr": psnr}
+        kind, goal = rate_control.check(goals, tolerance)
+        if isinstance(image, Tensor) and self._device is not None:
+            pixels = _as_pixels(image)
+        else:
+            image = _as_input(image)
+            pixels = _as_tensor(image.pixels)
+
+        def encoded(quality: float) -> bytes:
+            return self.encode(image, quality, effort=effort, metadata=metadata, progress=progress)
+
+        def error(data: bytes) -> float:
+            decoded = self.decode(data, "torch").permute(1, 2, 0)
+            return squared_error(pixels, decoded.to(pixels.device)) / pixels.numel()
+
+        if kind == "psnr":
+            return rate_control.to_psnr(encoded, error, goal, tolerance)
+        bits = 8.0 if kind == "max_bytes" else float(pixels.shape[0] * pixels.shape[1])
+        return rate_control.to_size(encoded, goal * bits / 8, tolerance)
 
     def _encode_pixels(
         self,

@@ -100,7 +100,11 @@ def encode(args: argparse.Namespace) -> int:
     def convert(source: str, target: str) -> None:
         image = load_image(source, strip=args.strip)
         with _effort_bar(args) as progress:
-            data = codec.encode(image, args.quality, effort=args.effort, progress=progress)
+            goals = {name: getattr(args, name) for name in ("max_bytes", "bpp", "psnr")}
+            if any(goal is not None for goal in goals.values()):
+                data = codec.encode_to(image, **goals, effort=args.effort, progress=progress)
+            else:
+                data = codec.encode(image, args.quality, effort=args.effort, progress=progress)
         if args.verify:
             _verify(data, codec, others)
         write_atomic(target, data)

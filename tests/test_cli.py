@@ -73,6 +73,20 @@ def test_there_and_back(codec: Codec, png: Path, tmp_path: Path) -> None:
         assert image.info["icc_profile"] == ICC
 
 
+@pytest.mark.parametrize("goal", [("--max-bytes", 1400), ("--bpp", 2.5), ("--psnr", 30.5)])
+def test_goals(codec: Codec, png: Path, tmp_path: Path, goal: tuple[str, float]) -> None:
+    option, value = goal
+    assert run("encode", png, tmp_path / "a.dca", option, value, "-e", 0) == 0
+    name = option.removeprefix("--").replace("-", "_")
+    assert (tmp_path / "a.dca").read_bytes() == codec.encode_to(load_image(png), effort=0, **{name: value})
+
+
+def test_a_goal_that_cannot_be_reached(png: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("encode", png, tmp_path / "a.dca", "--max-bytes", 50, "-e", 0) == 2
+    assert "more than 50" in said(capsys)
+    assert not (tmp_path / "a.dca").exists()
+
+
 def test_strip_drops_exif(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x010F] = "maker"
@@ -121,6 +135,8 @@ def test_help_and_mistakes_need_no_heavy_modules() -> None:
         (("encode", "-q", "101", "a", "b"), "must be within 0..100, got 101"),
         (("encode", "-q", "best", "a", "b"), "invalid quality value: 'best'"),
         (("encode", "--threads", "0", "a", "b"), "must be at least 1, got 0"),
+        (("encode", "--bpp", "0", "a", "b"), "must be a positive number, got 0"),
+        (("encode", "--bpp", "1", "-q", "50", "a", "b"), "not allowed with argument"),
         (("decode", "--backend", "magic", "a", "b"), "invalid choice: 'magic'"),
         (("eval", "DIR", "--qualities", "10,-1"), "must be within 0..100, got -1"),
         (("train", "--data", "a", "--out", "b", "--crop", "100"), "must be a multiple of 64, got 100"),
