@@ -39,6 +39,7 @@ LAYERS = {
     "adjoint": 2,
     "gradient": 2,
     "restoration": 2,
+    "rate_control": 3,
     "effort": 4,
     "device": 4,
     "codec": 4,
