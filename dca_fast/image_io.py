@@ -25,7 +25,9 @@ from dca_fast.errors import CorruptStreamError, InputError, InputWarning, LimitE
 __all__ = [
     "ImageInput",
     "from_pil",
+    "info_of",
     "load_image",
+    "metadata_of",
     "pack_alpha",
     "save_image",
     "to_pil",
@@ -159,9 +161,19 @@ def to_pil(
         image = image.convert("L")
     if alpha is not None:
         image.putalpha(Image.fromarray(alpha))
-    for name, block in (metadata or {}).items():
-        image.info[_INFO_KEYS[name]] = _EXIF_PREFIX + block if name == "exif" else block
+    image.info.update(info_of(metadata or {}))
     return image
+
+
+def info_of(metadata: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Raw blocks by name, as in `ImageInput`, as Pillow's `info` has them."""
+    return {_INFO_KEYS[name]: _EXIF_PREFIX + block if name == "exif" else block for name, block in metadata.items()}
+
+
+def metadata_of(info: Mapping[Any, Any]) -> dict[str, bytes]:
+    """The reverse of `info_of`, of what there is and is not empty."""
+    blocks = {name: info[key] for name, key in _INFO_KEYS.items() if info.get(key)}
+    return {name: block.removeprefix(_EXIF_PREFIX) if name == "exif" else block for name, block in blocks.items()}
 
 
 def save_image(image: Image.Image, path: str | os.PathLike[str], **options: Any) -> None:
@@ -315,12 +327,10 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _metadata(image: Image.Image) -> dict[str, bytes]:
-    blocks = {name: image.info[key] for name, key in _INFO_KEYS.items() if image.info.get(key)}
-    if "exif" not in blocks and "Raw profile type exif" in image.info:  # PNG by old ImageMagick
-        blocks["exif"] = image.getexif().tobytes()
-    if "exif" in blocks:
-        blocks["exif"] = blocks["exif"].removeprefix(_EXIF_PREFIX)
-    return blocks
+    info = dict(image.info)
+    if not info.get("exif") and "Raw profile type exif" in info:  # PNG by old ImageMagick
+        info["exif"] = image.getexif().tobytes()
+    return metadata_of(info)
 
 
 def _cmyk_to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:

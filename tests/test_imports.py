@@ -51,6 +51,7 @@ LAYERS = {
     "demo": 5,
     "evaluate": 5,
     "peers": 5,
+    "pillow": 5,
     "profile": 5,
     "profile_device": 5,
     "profile_report": 5,

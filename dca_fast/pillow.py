@@ -1,0 +1,100 @@
+"""Pillow reads and writes .dca files once this module is imported.
+
+    import dca_fast.pillow
+
+    image = Image.open("photo.dca")
+    image.save("copy.dca", quality=60)
+
+`Image.open` reads size, mode and metadata; pixels are decoded when they are needed. Options of `save`: `quality`,
+`effort`, or a goal (`max_bytes`, `bpp`, `psnr`), as of `Codec.encode` and `Codec.encode_to`; `icc_profile`, `exif` and
+`xmp`, bytes that replace the image's own (None: none). A file that cannot be decoded is an OSError, as Pillow's
+users expect, with the `BitstreamError` as its cause.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from functools import cache
+from typing import IO, Any
+
+from PIL import Image, ImageFile
+
+from dca_fast import container
+from dca_fast.codec import Codec
+from dca_fast.errors import BitstreamError, ConfigError
+from dca_fast.image_io import from_pil, info_of, metadata_of
+
+FORMAT, MIME = "DCA", "image/x-dca"
+_GOALS, _OPTIONS = ("max_bytes", "bpp", "psnr"), ("quality", "effort")
+_chosen: list[Codec] = []
+
+
+@cache
+def _default() -> Codec:
+    return Codec()
+
+
+def use(codec: Codec | None) -> None:
+    """Let Pillow use this codec, None: one with shipped weights on the CPU, which is made when it is needed."""
+    _chosen[:] = [] if codec is None else [codec]
+
+
+def _codec() -> Codec:
+    return _chosen[0] if _chosen else _default()
+
+
+class DcaImageFile(ImageFile.ImageFile):
+    """A .dca file whose pixels wait for being needed."""
+
+    format = FORMAT
+    format_description = "DCA neural image"
+    _bytes: bytes | None = None
+
+    def _open(self) -> None:
+        assert self.fp is not None
+        data = self.fp.read()
+        try:
+            dca = container.parse(data, max_pixels=container.MAX_SIDE**2)  # Pillow has a limit of its own
+        except BitstreamError as error:
+            raise OSError(str(error)) from error
+        header, alpha = dca.header, container.Section.ALPHA
+        self._bytes, self._size = data, (header.width, header.height)
+        self._mode = ("L" if header.grayscale else "RGB") + ("A" if alpha in dca.sections else "")
+        self.info.update(info_of({tag.name.lower(): block for tag, block in dca.sections.items() if tag != alpha}))
+
+    def load(self) -> Any:
+        """Decode, the first time."""
+        if self._bytes is not None:
+            try:
+                image = _codec().decode(self._bytes)
+            except BitstreamError as error:
+                raise OSError(str(error)) from error
+            self._bytes = None
+            if self.fp is not None and self._exclusive_fp:
+                self.fp.close()
+            self.fp = io.BytesIO(image.tobytes())
+            self.tile = [ImageFile._Tile("raw", (0, 0, *self.size), 0, self.mode)]
+        return super().load()
+
+
+def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
+    options: dict[str, Any] = getattr(image, "encoderinfo", {})
+    source = from_pil(image)
+    metadata: dict[str, bytes] = {}
+    for name, key in (("icc", "icc_profile"), ("exif", "exif"), ("xmp", "xmp")):
+        block = options.get(key)
+        wanted = {key: block.tobytes() if isinstance(block, Image.Exif) else block}
+        metadata |= metadata_of(wanted) if key in options else {n: b for n, b in source.metadata.items() if n == name}
+    given = {name: options[name] for name in (*_OPTIONS, *_GOALS) if options.get(name) is not None}
+    goal = given.keys() & set(_GOALS)
+    if goal and "quality" in given:
+        raise ConfigError(f"give quality or {goal.pop()}, not both")
+    work = _codec().encode_to if goal else _codec().encode
+    file.write(work(replace(source, metadata=metadata), **given))
+
+
+Image.register_open(FORMAT, DcaImageFile, lambda prefix: prefix.startswith(container.MAGIC))
+Image.register_save(FORMAT, _save)
+Image.register_extension(FORMAT, ".dca")
+Image.register_mime(FORMAT, MIME)
