@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dca_fast import commands
+from dca_fast import commands, convert
 from dca_fast.config import ALIGN, DEFAULT_EFFORT, MAX_EFFORT, QUALITY_MAX
 from dca_fast.errors import DcaError
 
@@ -52,7 +52,7 @@ def make_parser() -> Parser:
     parser = Parser("dca-fast", description="An exact neural image codec.")
     add = parser.add_subparsers(metavar="COMMAND", required=True).add_parser
     model = model_options()
-    for name, command in (("encode", commands.encode), ("decode", commands.decode)):
+    for name, command in (("encode", convert.encode), ("decode", convert.decode)):
         _add_conversion(add(name, parents=[model], help=command.__doc__), command)
     _add_info(add("info", help=commands.info.__doc__))
     _add_eval(add("eval", parents=[model], help=commands.evaluate.__doc__))
@@ -91,10 +91,12 @@ def _add_effort(p: argparse.ArgumentParser, text: str) -> None:
 
 
 def _add_conversion(p: argparse.ArgumentParser, command: Any) -> None:
-    encoding = command is commands.encode
+    encoding = command is convert.encode
     p.add_argument("paths", nargs="+", metavar="PATH", help="IN OUT, '-' for a pipe; with -o: inputs, files or folders")
     p.add_argument("-o", "--out-dir", metavar="DIR", help="convert all inputs into this folder")
     p.add_argument("--no-overwrite", action="store_true", help="refuse, in a batch: keep, what exists")
+    manifest_help = "of a batch: append a line of JSON about each file, with hashes of both"
+    p.add_argument("--manifest", type=Path, metavar="FILE", help=manifest_help)
     if encoding:
         goal = p.add_mutually_exclusive_group()
         goal.add_argument("-q", "--quality", type=quality, default=60.0, help="0 to 100 (default: %(default)g)")

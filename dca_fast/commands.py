@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -58,7 +57,7 @@ def fail(error: DcaError | OSError, source: str = "") -> int:
     return BAD_ENVIRONMENT if isinstance(error, BackendUnavailableError | WeightsError) else BAD_INPUT
 
 
-def _codec(args: argparse.Namespace, backend: str | None = None) -> Codec:
+def codec_of(args: argparse.Namespace, backend: str | None = None) -> Codec:
     from dca_fast.codec import Codec
 
     return Codec(
@@ -70,8 +69,19 @@ def _codec(args: argparse.Namespace, backend: str | None = None) -> Codec:
     )
 
 
+def other_codecs(args: argparse.Namespace, codec: Codec) -> list[Codec]:
+    """Codecs of the other backends that can run here."""
+    found = []
+    for name in (name for name in BACKENDS if name != codec.backend):
+        try:
+            found.append(codec_of(args, name))
+        except BackendUnavailableError as error:
+            say("warning", f"nothing to compare {codec.backend} with: {error}")
+    return found
+
+
 @contextmanager
-def _progress() -> Iterator[Progress]:
+def progress_bar() -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress
 
@@ -79,129 +89,8 @@ def _progress() -> Iterator[Progress]:
         yield bar
 
 
-@contextmanager
-def _effort_bar(args: argparse.Namespace) -> Iterator[Callable[[float], None] | None]:
-    """A bar for one file that takes long; a batch has its own."""
-    if args.effort < 2 or args.out_dir is not None:
-        yield None
-        return
-    with _progress() as bar:
-        task = bar.add_task("refining", total=100)
-        yield lambda done: bar.update(task, completed=round(100 * done))
-
-
-def encode(args: argparse.Namespace) -> int:
-    """Images to .dca files."""
-    from dca_fast.image_io import load_image, write_atomic
-
-    codec = _codec(args)
-    others = _others(args, codec) if args.verify else []
-
-    def convert(source: str, target: str) -> None:
-        image = load_image(source, strip=args.strip)
-        with _effort_bar(args) as progress:
-            goals = {name: getattr(args, name) for name in ("max_bytes", "bpp", "psnr")}
-            if any(goal is not None for goal in goals.values()):
-                data = codec.encode_to(image, **goals, effort=args.effort, progress=progress)
-            else:
-                data = codec.encode(image, args.quality, effort=args.effort, progress=progress)
-        if args.verify:
-            _verify(data, codec, others)
-        write_atomic(target, data)
-
-    return _convert_all(args, ".dca", convert)
-
-
-def _others(args: argparse.Namespace, codec: Codec) -> list[Codec]:
-    """Codecs of the other backends that can run here."""
-    found = []
-    for name in (name for name in BACKENDS if name != codec.backend):
-        try:
-            found.append(_codec(args, name))
-        except BackendUnavailableError as error:
-            say("warning", f"nothing to compare {codec.backend} with: {error}")
-    return found
-
-
-def _verify(data: bytes, codec: Codec, others: list[Codec]) -> None:
-    """Decode with every codec; each checks the digest of its symbols, the pixels are compared here."""
-    pixels = codec.decode(data, "numpy")
-    for other in others:
-        if pixels.tobytes() != other.decode(data, "numpy").tobytes():
-            raise BitstreamError(f"{codec.backend} and {other.backend} decode to different pixels")
-
-
-def decode(args: argparse.Namespace) -> int:
-    """.dca files to images."""
-    from dca_fast.image_io import save_image
-
-    codec = _codec(args)
-
-    def convert(source: str, target: str) -> None:
-        save_image(codec.decode(_read(source)), target)
-
-    return _convert_all(args, f".{args.format}", convert)
-
-
-def _read(source: str) -> bytes:
+def read(source: str) -> bytes:
     return sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
-
-
-def _convert_all(args: argparse.Namespace, extension: str, convert: Callable[[str, str], None]) -> int:
-    """One input to one output, or a batch that goes on after a failure; the exit code is the first one's."""
-    if args.out_dir is None:
-        if len(args.paths) != 2:
-            raise InputError("give one input and one output, or several inputs and -o DIR")
-        source, target = args.paths
-        if args.no_overwrite and target != "-" and os.path.lexists(target):
-            raise InputError(f"{target} exists")
-        convert(source, target)
-        return OK
-    jobs = _jobs(args, extension)
-    codes, done = [], 0
-    with _progress() as bar:
-        for source, target in bar.track(jobs, description="converting"):
-            if args.no_overwrite and os.path.lexists(target):
-                continue
-            show_warnings(source)
-            try:
-                Path(target).parent.mkdir(parents=True, exist_ok=True)
-                convert(source, target)
-                done += 1
-            except (DcaError, OSError) as error:
-                codes.append(fail(error, source))
-    kept = len(jobs) - done - len(codes)
-    print(f"{done} converted, {kept} kept, {len(codes)} failed", file=sys.stderr)
-    return codes[0] if codes else OK
-
-
-def _jobs(args: argparse.Namespace, extension: str) -> list[tuple[str, str]]:
-    """Inputs and where each goes; the files of a folder keep their places below it."""
-    out, jobs = Path(args.out_dir), []
-    for name in args.paths:
-        if name == "-":
-            raise InputError("standard input needs an output, not -o DIR")
-        root = Path(name)
-        for path in _images(root, extension) if root.is_dir() else [root]:
-            place = path.relative_to(root) if root.is_dir() else Path(path.name)
-            jobs.append((str(path), str(out / place.with_suffix(extension))))
-    sources: dict[str, str] = {}
-    for source, target in jobs:
-        if target in sources:
-            raise InputError(f"{sources[target]} and {source} would both become {target}")
-        sources[target] = source
-    return jobs
-
-
-def _images(folder: Path, extension: str) -> list[Path]:
-    if extension == ".dca":
-        from dca_fast.train.data import list_images
-
-        return list_images(folder)
-    files = sorted(folder.rglob("*.dca"))
-    if not files:
-        raise InputError(f"no .dca files in {folder}")
-    return files
 
 
 def info(args: argparse.Namespace) -> int:
@@ -220,7 +109,7 @@ def info(args: argparse.Namespace) -> int:
 def _file_facts(source: str) -> dict[str, Any]:
     from dca_fast.container import inspect
 
-    return asdict(inspect(_read(source)))
+    return asdict(inspect(read(source)))
 
 
 def _model_facts(name: str) -> dict[str, Any]:
@@ -268,7 +157,7 @@ def evaluate(args: argparse.Namespace) -> int:
     chosen = args.anchor_set or args.folder.resolve().name
     anchors = load_anchors(args.anchors, chosen, args.anchor_names) if args.anchors else {}
     peers = make_peers(args.peers)
-    codec = _codec(args)
+    codec = codec_of(args)
     ours = _curve(codec.config.name, AtEffort(codec, args.effort), images, args.qualities)
     versions = {name: version for name, version in environment()["versions"].items() if name != "dca-fast"}
     rivals = []
@@ -308,7 +197,7 @@ def _curve(
 ) -> Curve:
     from dca_fast.evaluate import evaluate
 
-    with _progress() as bar:
+    with progress_bar() as bar:
         task = bar.add_task(name, total=len(images) * len(qualities))
         return evaluate(codec, images, qualities, name=name, on_row=lambda _: bar.advance(task), cache=cache)
 
@@ -343,15 +232,15 @@ def demo(args: argparse.Namespace) -> int:
     from dca_fast.image_io import load_image
 
     path = args.image or demo.sample_photograph()
-    image, codec = load_image(path), _codec(args)
-    others = _others(args, codec)
+    image, codec = load_image(path), codec_of(args)
+    others = other_codecs(args, codec)
     shots = demo.run(image, codec)
     height, width = image.pixels.shape[:2]
     model = f"{codec.config.name} {codec.model_id}, backend {codec.backend}, {codec.threads} threads"
     print(f"{Path(path).name}, {width} x {height} pixels; {model}")
     print(demo.table(shots))
     for other in others:
-        with _progress() as bar:
+        with progress_bar() as bar:
             tracked = bar.track(shots, description=f"the same with {other.backend}")
             same = all([demo.agrees(shot, image, other) for shot in tracked])
         if not same:

@@ -1,5 +1,6 @@
 """The command line: what it writes, what it says, and how it ends."""
 
+import hashlib
 import io
 import json
 import re
@@ -223,6 +224,44 @@ def test_a_batch_goes_on_after_failures(
     assert "bad.dca: the file ends after 6 bytes" in capsys.readouterr().err
     expected = codec.decode((out / "in.dca").read_bytes(), "numpy")
     assert np.array_equal(load_image(out / "in.bmp").pixels, expected)
+
+
+def test_a_manifest_tells_what_became_of_each_file(
+    codec: Codec, png: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken, out, manifest = tmp_path / "broken.png", tmp_path / "out", tmp_path / "manifest.jsonl"
+    broken.write_bytes(b"not a picture")
+    assert run("encode", broken, png, "-o", out, "--manifest", manifest, "-q", 30) == 2
+    assert run("encode", png, "-o", out, "--manifest", manifest, "--no-overwrite") == 0
+    failed, done, kept = [json.loads(line) for line in manifest.read_text().splitlines()]
+    data = (out / "in.dca").read_bytes()
+    assert failed["status"] == "failed"
+    assert failed["source"] == str(broken)
+    assert "not an image" in failed["error"]
+    assert done.pop("bpp") == pytest.approx(inspect(data).bpp)
+    assert done == {
+        "source": str(png),
+        "output": str(out / "in.dca"),
+        "status": "done",
+        "source_bytes": png.stat().st_size,
+        "source_sha256": hashlib.sha256(png.read_bytes()).hexdigest(),
+        "output_bytes": len(data),
+        "output_sha256": hashlib.sha256(data).hexdigest(),
+        "width": inspect(data).width,
+        "height": inspect(data).height,
+        "quality": 30,
+        "model_id": codec.model_id,
+    }
+    assert kept == {"source": str(png), "output": str(out / "in.dca"), "status": "kept"}
+    manifest.unlink()
+    assert run("decode", out, "-o", out, "--manifest", manifest) == 0
+    back = json.loads(manifest.read_text())
+    assert (back["model_id"], back["source_sha256"]) == (done["model_id"], done["output_sha256"])
+    capsys.readouterr()
+    assert run("encode", png, tmp_path / "a.dca", "--manifest", manifest) == 2
+    assert "for a batch" in said(capsys)
+    assert run("encode", png, "-o", out, "--manifest", tmp_path / "no" / "a.jsonl") == 2
+    assert "No such file" in capsys.readouterr().err
 
 
 def test_a_folder_keeps_its_shape_and_can_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,6 +48,7 @@ LAYERS = {
     "compressai_models": 5,
     "cli": 5,
     "commands": 5,
+    "convert": 5,
     "demo": 5,
     "evaluate": 5,
     "peers": 5,
