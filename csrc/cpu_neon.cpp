@@ -1,7 +1,9 @@
 // The kernels for NEON with its products of bytes: ARMv8.2 with "dotprod", as Apple's M1, Graviton 2 and later have it.
 #include "cpu_kernels.h"
 
-#if defined(__aarch64__) && defined(__GNUC__) && !defined(__AARCH64EB__)
+// Clang before 16 has these products only where the whole file may use them.
+#if defined(__aarch64__) && defined(__GNUC__) && !defined(__AARCH64EB__) && \
+    (!defined(__clang__) || __clang_major__ >= 16 || defined(__ARM_FEATURE_DOTPROD))
 
 #include <arm_neon.h>
 #ifdef __linux__
@@ -185,7 +187,7 @@ void depthwise(const char* const rows[3], int width, int c, const char* w, const
                char* out) {
   const int64_t tap = round_up(c, kLanes), pitch = strip_stride(c, 8);
   const auto bytes = [](const char* p) { return vld1q_s8(reinterpret_cast<const int8_t*>(p)); };
-  for (int i = 0; i < c; i += kLanes) {
+  for (int i = 0; i < c && width > 0; i += kLanes) {
     int8x16_t weight[9], seen[9];  // columns of three: left of the site, at it, right of it
     UNROLL for (int t = 0; t < 9; ++t) weight[t] = bytes(w + (t % 3 * 3 + t / 3) * tap + i);
     UNROLL for (int t = 0; t < 3; ++t) {

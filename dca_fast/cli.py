@@ -95,7 +95,7 @@ def _add_conversion(p: argparse.ArgumentParser, command: Any) -> None:
     p.add_argument("paths", nargs="+", metavar="PATH", help="IN OUT, '-' for a pipe; with -o: inputs, files or folders")
     p.add_argument("-o", "--out-dir", metavar="DIR", help="convert all inputs into this folder")
     p.add_argument("--no-overwrite", action="store_true", help="refuse, in a batch: keep, what exists")
-    manifest_help = "of a batch: append a line of JSON about each file, with hashes of both"
+    manifest_help = "of a batch: append a line of JSON about each file, with hashes"
     p.add_argument("--manifest", type=Path, metavar="FILE", help=manifest_help)
     if encoding:
         goal = p.add_mutually_exclusive_group()

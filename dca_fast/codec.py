@@ -262,7 +262,8 @@ class Codec:
             bpp: the same in bits per pixel.
             psnr: least peak signal-to-noise ratio of the decoded pixels in dB, over their three colours.
             progress: of every encoding, 0..1.
-            tolerance: part of the bytes, or of the squared error, that may be left unused, 0..1.
+            tolerance: part of the bytes without metadata and alpha, or of the squared error, that may be left unused,
+                between 0 and 1.
 
         Returns:
             The .dca file; equal arguments and weights give equal bytes on every machine.
@@ -273,11 +274,12 @@ class Codec:
         """
         goals = {"max_bytes": max_bytes, "bpp": bpp, "psnr": psnr}
         kind, goal = rate_control.check(goals, tolerance)
+        source: image_io.ImageInput | None = None
         if isinstance(image, Tensor) and self._device is not None:
             pixels = _as_pixels(image)
         else:
-            image = _as_input(image)
-            pixels = _as_tensor(image.pixels)
+            image = source = _as_input(image)
+            pixels = _as_tensor(source.pixels)
 
         def encoded(quality: float) -> bytes:
             return self.encode(image, quality, effort=effort, metadata=metadata, progress=progress)
@@ -289,7 +291,8 @@ class Codec:
         if kind == "psnr":
             return rate_control.to_psnr(encoded, error, goal, tolerance)
         bits = 8.0 if kind == "max_bytes" else float(pixels.shape[0] * pixels.shape[1])
-        return rate_control.to_size(encoded, goal * bits / 8, tolerance)
+        fixed = sum(map(len, self._sections(source, metadata).values()))
+        return rate_control.to_size(encoded, goal * bits / 8, fixed, tolerance)
 
     def _encode_pixels(
         self,

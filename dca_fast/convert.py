@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from dca_fast.commands import OK, codec_of, fail, other_codecs, progress_bar, read, show_warnings
 from dca_fast.errors import BitstreamError, DcaError, InputError
@@ -86,49 +86,42 @@ def _convert_all(args: argparse.Namespace, extension: str, convert: Callable[[st
         return OK
     jobs = _jobs(args, extension)
     codes, done = [], 0
-    with progress_bar() as bar, _manifest(args.manifest) as manifest:
+    with progress_bar() as bar, nullcontext() if not args.manifest else args.manifest.open("a") as manifest:
         for source, target in bar.track(jobs, description="converting"):
-            if args.no_overwrite and os.path.lexists(target):
-                _note(manifest, source, target, "kept")
-                continue
+            facts: dict[str, Any] = {"source": source, "output": target}
             show_warnings(source)
             try:
-                Path(target).parent.mkdir(parents=True, exist_ok=True)
-                convert(source, target)
-                done += 1
-                _note(manifest, source, target, "done")
+                if args.no_overwrite and os.path.lexists(target):
+                    facts["status"] = "kept"
+                else:
+                    Path(target).parent.mkdir(parents=True, exist_ok=True)
+                    convert(source, target)
+                    facts["status"] = "done"
+                    done += 1
             except (DcaError, OSError) as error:
                 codes.append(fail(error, source))
-                _note(manifest, source, target, "failed", str(error))
+                facts |= {"status": "failed", "error": str(error)}
+            if manifest is not None:
+                print(json.dumps(facts | _facts(source, target)), file=manifest, flush=True)
     kept = len(jobs) - done - len(codes)
     print(f"{done} converted, {kept} kept, {len(codes)} failed", file=sys.stderr)
     return codes[0] if codes else OK
 
 
-@contextmanager
-def _manifest(path: Path | None) -> Iterator[IO[str] | None]:
-    """The file that `_note` writes to; a batch that goes on appends to it."""
-    with nullcontext() if path is None else path.open("a", encoding="utf-8") as file:
-        yield file
+def _facts(source: str, target: str) -> dict[str, Any]:
+    """Sizes and hashes of both files, and what the .dca says: of what can be read."""
+    from dca_fast.container import inspect
 
-
-def _note(manifest: IO[str] | None, source: str, target: str, status: str, error: str | None = None) -> None:
-    """A line of JSON about one file: what became of it and, once converted, both files and what the .dca says."""
-    if manifest is None:
-        return
-    facts: dict[str, Any] = {"source": source, "output": target, "status": status}
-    if error is not None:
-        facts["error"] = error
-    if status == "done":
-        from dca_fast.container import inspect
-
-        for name, path in (("source", source), ("output", target)):
+    facts: dict[str, Any] = {}
+    for name, path in (("source", source), ("output", target)):
+        try:
             data = read(path)
             facts |= {f"{name}_bytes": len(data), f"{name}_sha256": hashlib.sha256(data).hexdigest()}
-            if path.endswith(".dca"):
-                info = inspect(data)
-                facts |= {key: getattr(info, key) for key in ("width", "height", "quality", "bpp", "model_id")}
-    print(json.dumps(facts), file=manifest, flush=True)
+            info = inspect(data)
+        except (DcaError, OSError):  # not there, or not a .dca
+            continue
+        facts |= {key: getattr(info, key) for key in ("width", "height", "quality", "bpp", "model_id")}
+    return facts
 
 
 def _jobs(args: argparse.Namespace, extension: str) -> list[tuple[str, str]]:

@@ -8,7 +8,8 @@
 `Image.open` reads size, mode and metadata; pixels are decoded when they are needed. Options of `save`: `quality`,
 `effort`, or a goal (`max_bytes`, `bpp`, `psnr`), as of `Codec.encode` and `Codec.encode_to`; `icc_profile`, `exif` and
 `xmp`, bytes that replace the image's own (None: none). A file that cannot be decoded is an OSError, as Pillow's
-users expect, with the `BitstreamError` as its cause.
+users expect, with the `BitstreamError` as its cause. Pillow opens what `save` shall write before it asks for the bytes:
+where a goal cannot be reached, an existing file is lost.
 """
 
 from __future__ import annotations
@@ -77,13 +78,16 @@ class DcaImageFile(ImageFile.ImageFile):
             self.tile = [ImageFile._Tile("raw", (0, 0, *self.size), 0, self.mode)]
         return super().load()
 
+    def load_seek(self, pos: int) -> None:
+        """Pillow would map the file instead of reading what was decoded, were this not here."""
+
 
 def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
     options: dict[str, Any] = getattr(image, "encoderinfo", {})
     source = from_pil(image)
     metadata: dict[str, bytes] = {}
     for name, key in (("icc", "icc_profile"), ("exif", "exif"), ("xmp", "xmp")):
-        block = options.get(key)
+        block = options.get(key) or None  # EXIF without entries is none
         wanted = {key: block.tobytes() if isinstance(block, Image.Exif) else block}
         metadata |= metadata_of(wanted) if key in options else {n: b for n, b in source.metadata.items() if n == name}
     given = {name: options[name] for name in (*_OPTIONS, *_GOALS) if options.get(name) is not None}

@@ -47,6 +47,18 @@ def test_files_are_those_of_the_codec(codec: Codec, tmp_path: Path) -> None:
         assert np.array_equal(np.array(image.copy()), codec.decode(data, "numpy"))
 
 
+@pytest.mark.parametrize("mode", ["L", "RGBA"])
+def test_a_file_with_more_bytes_than_pixels(codec: Codec, tmp_path: Path, mode: str) -> None:
+    """Pillow maps files whose pixels could lie in them as they are."""
+    picture = PICTURE.resize((8, 8)).convert(mode)
+    if mode == "RGBA":
+        picture.putalpha(100)
+    picture.save(tmp_path / "a.dca", icc_profile=ICC * 10)
+    with Image.open(tmp_path / "a.dca") as image:
+        assert image.mode == mode
+        assert image.tobytes() == codec.decode((tmp_path / "a.dca").read_bytes()).tobytes()
+
+
 def test_options(codec: Codec) -> None:
     assert saved(PICTURE, quality=33.25, effort=0) == codec.encode(PICTURE, 33.25, effort=0)
     assert saved(PICTURE, max_bytes=900, effort=0) == codec.encode_to(PICTURE, max_bytes=900, effort=0)
@@ -78,6 +90,7 @@ def test_metadata_is_there_before_the_pixels() -> None:
         assert image.getexif()[0x010F] == "maker"
         assert set(inspect(saved(image)).section_bytes) == {"icc", "exif", "xmp"}
         assert set(inspect(saved(image, exif=None, xmp=b"")).section_bytes) == {"icc"}
+        assert set(inspect(saved(image, exif=Image.Exif())).section_bytes) == {"icc", "xmp"}
         other = saved(image, icc_profile=b"another")
         assert inspect(other).section_bytes["icc"] == 7
         assert set(inspect(other).section_bytes) == {"icc", "exif", "xmp"}

@@ -40,6 +40,22 @@ def test_the_search_finds_the_border_in_few_steps() -> None:
                 assert found == border or 0.95 < ratios[found] <= 1
 
 
+def test_the_search_ends_on_cliffs_and_plateaus() -> None:
+    for border in (0, 3, 4999, 7000, 9999, 10000):
+        for low, high in ((1e-9, 1e9), (0.98, 1.001), (1e-9, 1.0000001)):
+            tried: list[int] = []
+
+            def ratio(
+                step: int, tried: list[int] = tried, ends: tuple[float, float, int] = (low, high, border)
+            ) -> float:
+                tried.append(step)
+                return ends[0] if step <= ends[2] else ends[1]
+
+            assert largest(ratio, 10000, 1e-12) == border
+            assert len(set(tried)) == len(tried) <= 25
+    assert largest(lambda step: 1.0, 10000, 1e-12) == 5000
+
+
 def test_the_search_says_when_there_is_nothing() -> None:
     tried = []
     assert largest(lambda step: (tried.append(step), 2.0 + step)[1], 1000, 0.01) is None
@@ -99,10 +115,14 @@ def test_metadata_counts(codec: Codec) -> None:
     rng = np.random.default_rng(0)
     metadata = {"xmp": rng.bytes(2000)}
     data = codec.encode_to(IMAGE, max_bytes=4000, metadata=metadata, effort=0)
-    assert len(data) <= 4000
+    assert 3950 < len(data) <= 4000
     assert inspect(data).section_bytes == {"xmp": 2000}
-    with pytest.raises(InputError, match=r"quality 0 takes 2\d\d\d bytes, more than 1500"):
+    with pytest.raises(InputError, match=r"quality 0 takes 2\d\d\d bytes, more than 2100"):
+        codec.encode_to(IMAGE, max_bytes=2100, metadata=metadata, effort=0)
+    with pytest.raises(InputError, match="metadata and alpha take 2000 bytes, more than 1500"):
         codec.encode_to(IMAGE, max_bytes=1500, metadata=metadata, effort=0)
+    large = codec.encode_to(IMAGE, max_bytes=302_000, metadata={"icc": rng.bytes(300_000)}, effort=0)
+    assert 301_900 < len(large) <= 302_000
 
 
 @pytest.mark.parametrize(
@@ -115,7 +135,9 @@ def test_metadata_counts(codec: Codec) -> None:
         ({"psnr": float("nan")}, "psnr must be a positive number"),
         ({"psnr": float("inf")}, "psnr must be a positive number"),
         ({"psnr": "30"}, "psnr must be a positive number"),
-        ({"bpp": 1.0, "tolerance": -0.1}, "tolerance must be a positive number"),
+        ({"max_bytes": 10**400}, "max_bytes must be a positive number"),
+        ({"bpp": 1.0, "tolerance": -0.1}, "tolerance must be a number between 0 and 1"),
+        ({"bpp": 1.0, "tolerance": 1}, "tolerance must be a number between 0 and 1"),
         ({"bpp": 1.0, "effort": 10}, "effort must be a whole number"),
     ],
 )
@@ -126,7 +148,7 @@ def test_mistakes_are_named(codec: Codec, goals: dict[str, float], what: str) ->
 
 @pytest.mark.parametrize("psnr", [60.0, 1e6])
 def test_what_no_quality_reaches_is_refused(codec: Codec, psnr: float) -> None:
-    with pytest.raises(InputError, match=r"quality 100 has \d\d\.\d\d dB, less than"):
+    with pytest.raises(InputError, match=r"quality 100 has \d\d\.\d\d\d\d dB, less than"):
         codec.encode_to(IMAGE, psnr=psnr, effort=0)
 
 
