@@ -254,7 +254,7 @@ class Codec:
     ) -> bytes:
         """Compress one image to a size, at the highest quality that it allows, or to a fidelity, at the lowest.
 
-        Takes four to five encodings on the average.
+        Takes a few encodings.
 
         Args:
             image, effort, metadata: as of `encode`.
@@ -420,8 +420,7 @@ class Codec:
         array = np.ascontiguousarray(pixels.cpu().numpy())
         if output == "numpy":
             return array
-        blocks = {tag.name.lower(): b for tag, b in dca.sections.items() if tag != container.Section.ALPHA}
-        return image_io.to_pil(array, alpha=plane, gray=header.grayscale, metadata=blocks)
+        return image_io.to_pil(array, alpha=plane, gray=header.grayscale, metadata=dca.metadata)
 
     def _decode_pixels(self, header: container.Header, stream: bytes) -> Tensor:
         """uint8 [H, W, 3]."""

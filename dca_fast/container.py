@@ -105,6 +105,11 @@ class Dca:
     stream: bytes
     sections: Mapping[Section, bytes] = field(default_factory=dict)
 
+    @property
+    def metadata(self) -> dict[str, bytes]:
+        """Raw blocks by name, as in `ImageInput`."""
+        return {tag.name.lower(): block for tag, block in self.sections.items() if tag != Section.ALPHA}
+
 
 @dataclass(frozen=True)
 class Info:

@@ -33,6 +33,7 @@ def _effort_bar(args: argparse.Namespace) -> Iterator[Callable[[float], None] | 
 def encode(args: argparse.Namespace) -> int:
     """Images to .dca files."""
     from dca_fast.image_io import load_image, write_atomic
+    from dca_fast.rate_control import GOALS
 
     codec = codec_of(args)
     others = other_codecs(args, codec) if args.verify else []
@@ -40,7 +41,7 @@ def encode(args: argparse.Namespace) -> int:
     def convert(source: str, target: str) -> None:
         image = load_image(source, strip=args.strip)
         with _effort_bar(args) as progress:
-            goals = {name: getattr(args, name) for name in ("max_bytes", "bpp", "psnr")}
+            goals = {name: getattr(args, name) for name in GOALS}
             if any(goal is not None for goal in goals.values()):
                 data = codec.encode_to(image, **goals, effort=args.effort, progress=progress)
             else:

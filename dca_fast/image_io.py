@@ -23,6 +23,7 @@ from dca_fast.container import DEFAULT_MAX_PIXELS
 from dca_fast.errors import CorruptStreamError, InputError, InputWarning, LimitExceededError
 
 __all__ = [
+    "INFO_KEYS",
     "ImageInput",
     "from_pil",
     "info_of",
@@ -54,6 +55,7 @@ _WRITABLE: dict[str, tuple[str, dict[str, Any]]] = {
     ".pgm": ("PPM", {}),
 }
 _INFO_KEYS = {"icc": "icc_profile", "exif": "exif", "xmp": "xmp"}
+INFO_KEYS = tuple(_INFO_KEYS.values())  # of Pillow's `info`
 _EXIF_PREFIX = b"Exif\x00\x00"
 
 
@@ -192,7 +194,7 @@ def save_image(image: Image.Image, path: str | os.PathLike[str], **options: Any)
     if extension not in _WRITABLE:
         raise InputError(f"cannot write {os.fspath(path)!r}; known extensions: {' '.join(_WRITABLE)}")
     format_name, defaults = _WRITABLE[extension]
-    blocks = {key: image.info[key] for key in _INFO_KEYS.values() if image.info.get(key)}
+    blocks = {key: image.info[key] for key in INFO_KEYS if image.info.get(key)}
     if format_name == "PNG" and "xmp" in blocks:
         blocks["pnginfo"] = PngImagePlugin.PngInfo()
         blocks["pnginfo"].add_itxt("XML:com.adobe.xmp", blocks.pop("xmp").decode("utf-8", "replace"))

@@ -24,10 +24,10 @@ from PIL import Image, ImageFile
 from dca_fast import container
 from dca_fast.codec import Codec
 from dca_fast.errors import BitstreamError, ConfigError
-from dca_fast.image_io import from_pil, info_of, metadata_of
+from dca_fast.image_io import INFO_KEYS, from_pil, info_of, metadata_of
+from dca_fast.rate_control import GOALS
 
 FORMAT, MIME = "DCA", "image/x-dca"
-_GOALS, _OPTIONS = ("max_bytes", "bpp", "psnr"), ("quality", "effort")
 _chosen: list[Codec] = []
 
 
@@ -59,10 +59,10 @@ class DcaImageFile(ImageFile.ImageFile):
             dca = container.parse(data, max_pixels=container.MAX_SIDE**2)  # Pillow has a limit of its own
         except BitstreamError as error:
             raise OSError(str(error)) from error
-        header, alpha = dca.header, container.Section.ALPHA
+        header = dca.header
         self._bytes, self._size = data, (header.width, header.height)
-        self._mode = ("L" if header.grayscale else "RGB") + ("A" if alpha in dca.sections else "")
-        self.info.update(info_of({tag.name.lower(): block for tag, block in dca.sections.items() if tag != alpha}))
+        self._mode = ("L" if header.grayscale else "RGB") + ("A" if container.Section.ALPHA in dca.sections else "")
+        self.info.update(info_of(dca.metadata))
 
     def load(self) -> Any:
         """Decode, the first time."""
@@ -85,17 +85,16 @@ class DcaImageFile(ImageFile.ImageFile):
 def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
     options: dict[str, Any] = getattr(image, "encoderinfo", {})
     source = from_pil(image)
-    metadata: dict[str, bytes] = {}
-    for name, key in (("icc", "icc_profile"), ("exif", "exif"), ("xmp", "xmp")):
-        block = options.get(key) or None  # EXIF without entries is none
-        wanted = {key: block.tobytes() if isinstance(block, Image.Exif) else block}
-        metadata |= metadata_of(wanted) if key in options else {n: b for n, b in source.metadata.items() if n == name}
-    given = {name: options[name] for name in (*_OPTIONS, *_GOALS) if options.get(name) is not None}
-    goal = given.keys() & set(_GOALS)
+    info: dict[str, Any] = {**info_of(source.metadata), **{key: options[key] for key in INFO_KEYS if key in options}}
+    exif = info.get("exif")
+    if exif and isinstance(exif, Image.Exif):  # one without entries is none
+        info["exif"] = exif.tobytes()
+    given = {name: options[name] for name in ("quality", "effort", *GOALS) if options.get(name) is not None}
+    goal = given.keys() & set(GOALS)
     if goal and "quality" in given:
         raise ConfigError(f"give quality or {goal.pop()}, not both")
     work = _codec().encode_to if goal else _codec().encode
-    file.write(work(replace(source, metadata=metadata), **given))
+    file.write(work(replace(source, metadata=metadata_of(info)), **given))
 
 
 Image.register_open(FORMAT, DcaImageFile, lambda prefix: prefix.startswith(container.MAGIC))

@@ -16,6 +16,7 @@ from dca_fast.config import QUALITY_MAX
 from dca_fast.errors import ConfigError, InputError
 from dca_fast.program import QUALITY_RANGE, QUALITY_STEPS
 
+GOALS = ("max_bytes", "bpp", "psnr")  # of `Codec.encode_to`
 _OCTAVES = 5.4  # by which bytes grow and squared errors fall over the whole axis, about
 _PEAK, _HIGHEST = 255**2, 300.0  # square, and dB beyond which there is nothing
 _LARGEST = 1e300  # of a goal
