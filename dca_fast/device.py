@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import TypeVar
 
@@ -34,6 +34,9 @@ STRIP_ROWS = (None, 64, 16)  # latent rows that the transforms compute at a time
 _STREAM_ROOM = 1 << 16  # bytes that a recorded decoder takes beyond one for each pixel
 _ALIGNMENT = 256
 _PACKED_QUALITIES = 64  # kept on the host, about 100 KiB each
+
+# A capture fails if anything else reaches its stream, or if the device is waited for as a whole: one at a time.
+_CAPTURE = threading.Lock()
 
 T = TypeVar("T")
 Size = tuple[int, int]
@@ -127,13 +130,20 @@ def _synthesise(program: Program, decoder: DeviceDecoder, grid: Size, valid: Siz
     return program.synthesise(y_hat, rows)
 
 
+@lru_cache
+def _capture_stream(device: int) -> torch.cuda.Stream:
+    """PyTorch hands out its few streams in turn, to everyone: this one is of the other, high-priority pool."""
+    return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+
+
 def _record(function: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
-    """A graph of the launches of `function`, and its outputs."""
+    """A graph of the launches of `function`, and its outputs; on the current device."""
     function()  # compiles, loads, and packs the weights of layers that no other program has
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        out = function()
+    with _CAPTURE:
+        torch.cuda.synchronize()
+        graph, stream = torch.cuda.CUDAGraph(), _capture_stream(torch.cuda.current_device())
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            out = function()
     return graph, out
 
 
@@ -264,7 +274,7 @@ class DeviceCodec:
         fit = partial(self._fitted, image, quality)
         with torch.cuda.device(self.device):
             if effort > 1:
-                return self._in_memory(lambda rows: self._search(image, quality, effort, progress), STRIP_ROWS[:2])
+                return self._in_memory(lambda rows: self._search(image, quality, effort, progress), 2)
             padded = self._padded(image, grid)
             make = partial(_EncoderGraph, self._model, padded, (height, width), step, effort)
             graph = self._graph(_encoder_key((height, width), effort), grid, make)
@@ -363,14 +373,15 @@ class DeviceCodec:
                 self._seen.popitem(last=False)
             return self._seen[key]
 
-    def _in_memory(self, work: Callable[[int | None], T], tries: Sequence[int | None] = STRIP_ROWS) -> T:
+    def _in_memory(self, work: Callable[[int | None], T], tries: int | None = None) -> T:
         """`work` with all rows at a time, or with fewer where the device has too little memory, and without graphs."""
-        for rows in tries:
+        for rows in STRIP_ROWS[:tries]:
             try:
                 return work(rows)
             except torch.cuda.OutOfMemoryError as error:
                 reason = str(error)
             with self._lock:
                 self._seen.clear()
-            torch.cuda.empty_cache()
+            with _CAPTURE:
+                torch.cuda.empty_cache()
         raise DeviceMemoryError(reason)

@@ -428,4 +428,7 @@ class ProgramSet:
     def _at(self, quality: int) -> Program:
         values = settings(self.model.weights, quality)
         silent = frozenset(n for n in self.model.weights.config.latents if (values[f"rows.{n}"] == SKIP_ROW).all())
-        return Program(self.model, {name: value.to(self.model.device) for name, value in values.items()}, silent)
+        program = Program(self.model, {name: value.to(self.model.device) for name, value in values.items()}, silent)
+        if self.model.device.type == "cuda":  # other threads have other streams
+            torch.cuda.current_stream(self.model.device).synchronize()
+        return program

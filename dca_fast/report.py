@@ -37,7 +37,8 @@ def report(
     """
     mine = _rate_psnr(ours)
     peers = list(peers)
-    others = {f"{peer.name} ({version})": _rate_psnr(peer) for peer, version, _ in peers}
+    named = {f"{peer.name} ({version})": peer for peer, version, _ in peers}
+    others = {name: _rate_psnr(peer) for name, peer in named.items()}
     for name, curve in anchors.items():
         others[f"{name} (published)"] = list(zip(curve["bpp"], curve["psnr_rgb"], strict=True))
     facts = {
@@ -51,6 +52,9 @@ def report(
         "peers": {c.name: {"version": v, "settings": s, "points": [asdict(p) for p in c.points]} for c, v, s in peers},
         "anchors": anchors,
         "bd_rate": {name: asdict(bd_rate(mine, points)) for name, points in others.items()},
+        "bd_rate_ms_ssim": {
+            name: bd_rate(_rate_ms_ssim(ours), _rate_ms_ssim(peer)).rate_percent for name, peer in named.items()
+        },
     }
     return dict(_finite(facts))
 
@@ -85,11 +89,12 @@ def summary(facts: dict[str, Any]) -> str:
         lines.append(f"{small} images are below {MS_SSIM_SIDE} pixels a side: no MS-SSIM for them")
     lines += [f"rate fell with rising quality: {text}" for text in facts["rate_inversions"]]
     if facts["bd_rate"]:
-        lines += ["", f"{'BD-rate %':>10}{'BD-PSNR':>9}{'overlap':>9}  against"]
+        lines += ["", f"{'BD-rate %':>10}{'BD-PSNR':>9}{'overlap':>9}{'MS-SSIM %':>11}  against"]
     for name, d in facts["bd_rate"].items():
         numbers = f"{_number(d['rate_percent'], 10, 1)}{_number(d['psnr_db'], 9, 2)}"
         note = f": {d['note']}" if d["note"] else ""
-        lines.append(f"{numbers}{100 * d['overlap']:8.0f}%  {name}{note}")
+        similar = _number(facts["bd_rate_ms_ssim"].get(name), 11, 1)
+        lines.append(f"{numbers}{100 * d['overlap']:8.0f}%{similar}  {name}{note}")
     return "\n".join(lines)
 
 
@@ -130,6 +135,10 @@ def plot(facts: dict[str, Any], path: Path) -> None:
 
 def _rate_psnr(curve: Curve) -> list[tuple[float, float]]:
     return [(p.bpp, p.psnr) for p in curve.points]
+
+
+def _rate_ms_ssim(curve: Curve) -> list[tuple[float, float]]:
+    return [(p.bpp, _decibel(p.ms_ssim)) for p in curve.points if p.ms_ssim is not None]
 
 
 def _decibel(similarity: float) -> float:

@@ -209,7 +209,10 @@ def _pack_wide(p: Linear, groups: int) -> _WidePacked:
         low = w - 256 * high - (128 if biased else 0)
         start = 128 * (256 * high + low).view(len(w), groups, -1).sum(2).T
         start = start.to(torch.int32).contiguous()
-        p.cache[key] = _WidePacked(high.to(torch.int8), low.to(torch.int8), start, biased)
+        made = _WidePacked(high.to(torch.int8), low.to(torch.int8), start, biased)
+        if w.is_cuda:  # other threads have other streams
+            torch.cuda.current_stream(w.device).synchronize()
+        p.cache[key] = made
     packed: _WidePacked = p.cache[key]
     return packed
 

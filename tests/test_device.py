@@ -69,7 +69,7 @@ def test_a_size_is_recorded_when_it_comes_again_and_few_are_kept() -> None:
     assert graph("decode", huge) is graph("decode", huge) is None
 
 
-def test_short_memory_means_strips_then_a_typed_error() -> None:
+def test_short_memory_means_strips_then_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(times: int) -> Callable[[int | None], int | None]:
         tried: list[int | None] = []
 
@@ -85,6 +85,10 @@ def test_short_memory_means_strips_then_a_typed_error() -> None:
     assert bare()._in_memory(failing(1)) == STRIP_ROWS[1]
     with pytest.raises(DeviceMemoryError, match="no room"):
         bare()._in_memory(failing(len(STRIP_ROWS)))
+    with pytest.raises(DeviceMemoryError, match="no room"):
+        bare()._in_memory(failing(1), 1)
+    monkeypatch.setattr("dca_fast.device.STRIP_ROWS", (16,))  # as a test below does
+    assert bare()._in_memory(failing(0)) == 16
 
 
 def test_the_cpu_searches_where_a_device_has_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -265,7 +265,8 @@ def facts_of(rows: tuple[Row, ...], anchors: Path) -> dict[str, Any]:
 
 
 def test_report_holds_everything_as_plain_json(anchors: Path) -> None:
-    rows = tuple(replace(ROW, quality=q, bpp=b, psnr=p) for q, b, p in ((10.0, 0.2, 29.0), (20.0, 0.4, 32.0)))
+    points = ((10.0, 0.2, 29.0, 0.9), (20.0, 0.4, 32.0, 0.95))
+    rows = tuple(replace(ROW, quality=q, bpp=b, psnr=p, ms_ssim=m) for q, b, p, m in points)
     facts = json.loads(json.dumps(facts_of(rows, anchors), allow_nan=False))
     assert facts["model_id"] == "00c0ffee"
     assert facts["qualities"] == [10, 20]
@@ -275,11 +276,17 @@ def test_report_holds_everything_as_plain_json(anchors: Path) -> None:
     assert facts["peers"]["rival"]["settings"] == "speed 3"
     assert list(facts["bd_rate"]) == ["rival (lib 1.2)", "Old (published)", "New (published)"]
     assert facts["bd_rate"]["rival (lib 1.2)"]["rate_percent"] == pytest.approx(0, abs=1e-9)
+    assert facts["bd_rate_ms_ssim"] == {"rival (lib 1.2)": pytest.approx(0, abs=1e-9)}
+    dearer = tuple(replace(row, bpp=1.25 * row.bpp) for row in rows)
+    against = report(Curve("ours", rows), [(Curve("rival", dearer), "1", "")], {}, "")["bd_rate_ms_ssim"]
+    assert against == {"rival (1)": pytest.approx(-20)}
     assert facts["versions"]["torch"]
     assert facts["machine"] == environment()["machine"]
     text = summary(facts)
     assert "0.2000    29.00   0.9000  10.00" in text
-    assert "Old (published)" in text
+    lines = text.splitlines()
+    assert next(line for line in lines if "rival" in line).split()[:4] == ["0.0", "0.00", "100%", "0.0"]
+    assert next(line for line in lines if "Old (published)" in line).split()[3] == "-"  # PSNR is all that is published
 
 
 def test_lossless_and_small_images_stay_readable(anchors: Path, tmp_path: Path) -> None:
