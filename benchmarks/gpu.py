@@ -54,16 +54,21 @@ HEAD_START = 4_000_000  # clock cycles, some 2 ms
 MAX_REFERENCE_MACS = 1 << 36  # float64 products of the reference above this would take the whole run
 
 
+def timed(function: Callable[[], Any]) -> tuple[torch.cuda.Event, torch.cuda.Event]:
+    """Events before and after what `function` launches."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(HEAD_START)  # while it waits, all is launched: else launches would be what is timed
+    start.record()
+    function()
+    end.record()
+    return start, end
+
+
 def median_ms(function: Callable[[], Any], repeat: int = 20) -> float:
     """Milliseconds on the device, median of `repeat` after three warm-up calls."""
     for _ in range(3):
         function()
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeat)]
-    for start, end in events:
-        torch.cuda._sleep(HEAD_START)  # while it waits, all is launched: else launches would be what is timed
-        start.record()
-        function()
-        end.record()
+    events = [timed(function) for _ in range(repeat)]
     torch.cuda.synchronize()
     return statistics.median(start.elapsed_time(end) for start, end in events)
 
@@ -229,11 +234,7 @@ def coder_times(gpu: Codec, image: np.ndarray) -> dict[str, float]:
     times = []
     for _ in range(SPEED_TURNS):
         decoder.reset(stream)
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda._sleep(HEAD_START)
-        start.record()
-        decode()
-        end.record()
+        start, end = timed(decode)
         torch.cuda.synchronize()
         times.append(start.elapsed_time(end))
     assert all(out.equal(values) for out, (values, _) in zip(outputs, parts, strict=True))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dca_fast.adjoint import Adjoint
-from dca_fast.ops import DepthBlockParams, Depthwise, GatedFfnParams, Linear, Ops
+from dca_fast.ops import DepthBlockParams, Depthwise, GatedFfnParams, Linear, Ops, settle
 from dca_fast.ops.reference import LIMIT8, LIMIT16
 from dca_fast.program import GATE, Halves
 
@@ -84,8 +84,7 @@ class Gradient:
             key = index, place, power
             if key not in self._layers:
                 made = backwards(half, place, power)
-                if x.is_cuda:  # other threads have other streams
-                    torch.cuda.current_stream(x.device).synchronize()
+                settle(x.device)
                 self._layers[key] = made
             return self._layers[key]
 

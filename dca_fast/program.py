@@ -40,6 +40,7 @@ from dca_fast.ops import (
     Ops,
     TokenParams,
     WindowParams,
+    settle,
 )
 from dca_fast.ops.reference import MAX_ROW
 from dca_fast.weights import Weights
@@ -429,6 +430,5 @@ class ProgramSet:
         values = settings(self.model.weights, quality)
         silent = frozenset(n for n in self.model.weights.config.latents if (values[f"rows.{n}"] == SKIP_ROW).all())
         program = Program(self.model, {name: value.to(self.model.device) for name, value in values.items()}, silent)
-        if self.model.device.type == "cuda":  # other threads have other streams
-            torch.cuda.current_stream(self.model.device).synchronize()
+        settle(self.model.device)
         return program

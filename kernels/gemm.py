@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dca_fast.config import QUADTREE, SKIP_ROW
 from dca_fast.errors import InputError
-from dca_fast.ops import DepthBlockParams, Depthwise, GatedFfnParams, Head, Linear
+from dca_fast.ops import DepthBlockParams, Depthwise, GatedFfnParams, Head, Linear, settle
 
 from .choices import choose
 from .numerics import EXACT, requantise, requantise_leaky, saturating_add
@@ -210,8 +210,7 @@ def _pack_wide(p: Linear, groups: int) -> _WidePacked:
         start = 128 * (256 * high + low).view(len(w), groups, -1).sum(2).T
         start = start.to(torch.int32).contiguous()
         made = _WidePacked(high.to(torch.int8), low.to(torch.int8), start, biased)
-        if w.is_cuda:  # other threads have other streams
-            torch.cuda.current_stream(w.device).synchronize()
+        settle(w.device)
         p.cache[key] = made
     packed: _WidePacked = p.cache[key]
     return packed

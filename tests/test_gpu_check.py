@@ -10,7 +10,7 @@ import pytest
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "gpu_check.sh"
 # Takes the place of Python: names a device, writes down every other call and whether kernels can be found, and fails as
 # it is told.
-STUB = """#!/usr/bin/env bash
+STAND_IN = """#!/usr/bin/env bash
 case "$*" in
     *get_device_name*) echo "nvidia-test"; exit ;;
     *xdist*) exit 1 ;;
@@ -29,7 +29,7 @@ def run(folder: Path, *arguments: str, fails: str = "") -> tuple[int, str, list[
         (folder / name).mkdir()
     shutil.copy(SCRIPT, folder / "benchmarks")
     python, calls = folder / "python", folder / "calls"
-    python.write_text(STUB)
+    python.write_text(STAND_IN)
     python.chmod(0o755)
     environment = os.environ | {"PYTHON": str(python), "CALLS": str(calls), "FAILS": fails, "PYTHONPATH": ""}
     command = ["bash", "benchmarks/gpu_check.sh", *arguments]

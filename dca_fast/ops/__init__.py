@@ -28,6 +28,7 @@ __all__ = [
     "TokenParams",
     "WindowParams",
     "collect",
+    "settle",
 ]
 
 
@@ -214,6 +215,15 @@ class Ops:
     window_block: Callable[[Tensor, WindowParams], Tensor]
     # (x int16 [N, H, W, C], k and v int8 [N, T, C], p) -> int16 [N, H, W, C]
     token_block: Callable[[Tensor, Tensor, Tensor, TokenParams], Tensor]
+
+
+def settle(device: torch.device) -> None:
+    """Wait for what was launched on a CUDA device's current stream; nothing elsewhere.
+
+    Before its results go into a cache: other threads, which find them there, have other streams.
+    """
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
 
 
 def collect(name: str, module: ModuleType) -> Ops:
