@@ -73,7 +73,7 @@ def main() -> int:
         except BitstreamError as error:
             outcomes[f"{kind}: {type(error).__name__}"] += 1
         else:
-            # A header that says another size, quality or colour and still fits its symbols is another valid file.
+            # Another header (size, quality, strength, colour) that still fits its symbols makes another valid file.
             same = container.parse(case).header == container.parse(data).header
             if same and not np.array_equal(back, picture):
                 wrong += 1

@@ -65,7 +65,7 @@ def main() -> int:
     images = ImageFolder(args.folder)
     for _, pixels in track(images, "comparing", total=len(images)):
         for quality in QUALITIES:
-            data = codec.encode(pixels, quality, effort=0)
+            data = codec.encode(pixels, quality, effort=0, aq_strength=0)
             bpp, fidelity = float_point(network, pixels, quality)
             source, _ = codec._symbols(pixels, round(QUALITY_STEPS * quality), 0)
             groups = groups_of(pixels.shape[0], pixels.shape[1])

@@ -4,7 +4,7 @@
 #   benchmarks/measure.sh PHOTOGRAPHS VALIDATION ANCHORS [PART ...]
 #
 # PHOTOGRAPHS and VALIDATION are folders of images, ANCHORS a file of published curves (docs/evaluation.md); parts:
-# speed scaling bench profile coder kodak refined valid integer conformance hostile effort tables (default: all, in
+# speed scaling bench profile coder kodak refined plain valid integer conformance hostile effort adaptive tables (default: all, in
 # this order).
 # PEER_CACHE names a folder that keeps what the peers did, PYTHON the interpreter, WEIGHTS a float model for
 # `integer` (default: checkpoints/dca-s.safetensors).
@@ -55,6 +55,7 @@ kodak() { on_kodak kodak --plot docs/kodak.png; }
 refined() { # a quarter of an hour
     for level in 0 6; do OMP_NUM_THREADS=1 on_kodak "kodak_effort$level" --effort "$level"; done
 }
+plain() { OMP_NUM_THREADS=1 on_kodak kodak_aq0 --aq-strength 0; }
 valid() { evaluate valid "$validation" 0,10,20,30,40,50,60,70,80,90,100; }
 integer() {
     "$python" benchmarks/integer_loss.py "${WEIGHTS:-checkpoints/dca-s.safetensors}" "$photographs" \
@@ -69,7 +70,7 @@ tables() { "$python" benchmarks/tables.py; }
 
 parts=("$@")
 if ((${#parts[@]} == 0)); then
-    parts=(speed scaling bench profile coder kodak refined valid integer conformance hostile effort tables)
+    parts=(speed scaling bench profile coder kodak refined plain valid integer conformance hostile effort adaptive tables)
 fi
 for part in "${parts[@]}"; do
     SECONDS=0

@@ -29,11 +29,24 @@ DOCUMENTS = (
     Path("README.md"),
     Path("docs") / "performance.md",
     Path("docs") / "effort.md",
+    Path("docs") / "adaptive.md",
     Path("docs") / "numerics.md",
 )
 CHART = Path("docs") / "speed.png"
 EFFORTS = ("kodak", "kodak_effort0", "kodak_effort6")  # the same pictures, with less and more time at the encoder
-MODEL_IDS = (*EFFORTS, "valid", "integer_loss", "conformance", "hostile", "speed", "scaling", "effort")
+PLAIN = "kodak_aq0"  # the same without adaptive quantisation
+MODEL_IDS = (
+    *EFFORTS,
+    PLAIN,
+    "adaptive",
+    "valid",
+    "integer_loss",
+    "conformance",
+    "hostile",
+    "speed",
+    "scaling",
+    "effort",
+)
 BLOCK = re.compile(r"(<!-- tables:([a-z]+) -->\n).*?(<!-- /tables -->)", re.DOTALL)
 ANCHOR = "JPEG 4:2:0"  # what the chart counts from
 SMALLEST = "768x512"
@@ -73,23 +86,24 @@ def left_out(facts: dict[str, Any]) -> str:
 
 def rate(load: Load) -> str:
     """BD-rates against every peer that was run."""
-    (kodak, *others), loss = (load(name) for name in EFFORTS), load("integer_loss")
+    (kodak, *others), plain, loss = (load(name) for name in EFFORTS), load(PLAIN), load("integer_loss")
     rows = []
     for name, peer in kodak["peers"].items():
         key = f"{name} ({peer['version']})"
         deltas = [facts["bd_rate"][key]["rate_percent"] for facts in (kodak, *others)]
         deltas.append(kodak["bd_rate_ms_ssim"][key])
+        deltas += [plain["bd_rate"][key]["rate_percent"], plain["bd_rate_ms_ssim"][key]]
         rows.append([name, peer["settings"], peer["version"], *("-" if d is None else f"{d:+.1f} %" for d in deltas)])
     images, points = kodak["points"][0]["images"], kodak["points"]
     text = prose(
         f"{kodak['codec']} (model id `{kodak['model_id']}`), {images} Kodak images, {points[0]['bpp']:.3f} to"
         f" {points[-1]['bpp']:.2f} bits per pixel, real file sizes, effort {kodak['effort']} but where stated"
-        f" otherwise, PSNR on 8-bit RGB; negative: fewer bits at equal PSNR, in the last column at equal MS-SSIM, for"
-        " which nothing was trained or tuned. What the integers cost against the float network at effort 0:"
-        f" {loss['bd_rate_percent']['files']:.1f} %."
+        f" otherwise, adaptive quantisation (AQ) of strength {kodak['aq_strength']:g}; negative: fewer bits at equal"
+        " PSNR on 8-bit RGB, or MS-SSIM, for which nothing was trained. What the integers cost against the float"
+        f" network at effort 0: {loss['bd_rate_percent']['files']:.1f} %."
     )
     heads = ["against", "settings", "library", "BD-rate", *(f"at effort {facts['effort']}" for facts in others)]
-    heads.append("MS-SSIM")
+    heads += ["MS-SSIM", "AQ off", "AQ off, MS-SSIM"]
     return text + "\n" + table(heads, rows)
 
 
@@ -143,6 +157,25 @@ def effort(load: Load) -> str:
         f" {facts['threads']} thread of {machine(facts)}, beside other work: times are rough."
     )
     return text + "\n" + table(["effort", "BD-rate against level 0", "seconds to encode", "times level 0"], rows)
+
+
+def adaptive(load: Load) -> str:
+    """What adaptive quantisation takes and gives."""
+    facts = load("adaptive")
+    rows = [
+        [
+            f"{row['aq_strength']:g}" + (", the default" if row["aq_strength"] == facts["default"] else ""),
+            *(f"{row[metric][of]:+.1f} %" for metric in ("psnr", "ms_ssim") for of in ("mean_curves", "each_picture")),
+        ]
+        for row in facts["strengths"]
+    ]
+    text = prose(
+        f"{len(facts['photographs'])} validation photographs, their middle {facts['side']} x {facts['side']} pixels, at"
+        f" qualities {', '.join(map(str, facts['qualities']))}, effort {facts['effort']}; real files; model id"
+        f" `{facts['model_id']}`; against strength 0."
+    )
+    heads = ["strength", "BD-rate, PSNR", "mean of each picture's", "BD-rate, MS-SSIM", "mean of each picture's"]
+    return text + "\n" + table(heads, rows)
 
 
 def scaling(load: Load) -> str:
@@ -248,6 +281,7 @@ TABLES: dict[str, Callable[[Load], str]] = {
     "coder": coder,
     "scaling": scaling,
     "effort": effort,
+    "adaptive": adaptive,
     "exactness": exactness,
     "integers": integers,
     "stages": stages,

@@ -34,7 +34,8 @@ from pictures import SIZES, pictures, source
 from rivals import COMPRESSAI, CompressAi, FloatModel
 
 from dca_fast import Codec
-from dca_fast.commands import AtEffort
+from dca_fast.commands import At
+from dca_fast.config import DEFAULT_AQ
 from dca_fast.errors import BackendUnavailableError
 from dca_fast.evaluate import Pixels, psnr
 from dca_fast.image_io import write_atomic
@@ -108,7 +109,7 @@ def contestant(name: str) -> Contestant:
     if name == "dca-s" or name in EFFORTS:
         codec = Codec("dca-s", threads=THREADS)
         what = f"{codec.model_id}, {codec.backend}"
-        return Contestant(name, what, AtEffort(codec, EFFORTS[name]) if name in EFFORTS else codec, QUALITY)
+        return Contestant(name, what, At(codec, EFFORTS[name], DEFAULT_AQ) if name in EFFORTS else codec, QUALITY)
     if name.startswith("dca-s float"):
         what = f"torch {torch.__version__}, fp32, {'compiled' if 'compile' in name else 'eager'}, no entropy coder"
         return Contestant(name, what, FloatModel("compile" in name), QUALITY, coded=False)

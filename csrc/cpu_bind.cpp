@@ -560,12 +560,14 @@ py::array_t<int8_t> bind_token_attention(const py::array& q, const py::array& k,
   return out;
 }
 
+void skip_of(int skip) { require(skip >= 0 && skip <= kMaxRow + 1, "skip: expected 0 to 128"); }
+
 py::tuple bind_head(const py::array& t, const PackedHead& p, int step, int skip, int64_t valid_h, int64_t valid_w) {
   Map map;
   const int8_t* in = map_of<int8_t>(t, "t", p.c, map);
   even(map);
   step_of(step);
-  require(skip >= 0 && skip <= kMaxRow + 1, "skip: expected 0 to 128");
+  skip_of(skip);
   require(valid_h >= 0 && valid_h <= map.h && valid_w >= 0 && valid_w <= map.w,
           "valid: expected at most height and width");
   auto mean = like<int32_t>(t, p.size);
@@ -617,21 +619,59 @@ py::array_t<int16_t> bind_decoded(const py::array& y_hat, const py::array& m, co
   return out;
 }
 
-py::array_t<int32_t> bind_residuals(const py::array& y, const py::array& mean, const py::array& gain, int step) {
+py::array_t<int8_t> bind_coarseness(const py::array& row, const py::array& offset, int skip, int strength) {
+  Map map;
+  const uint8_t* rows = map_of<uint8_t>(row, "row", kAny, map);
+  even(map);
+  const int32_t* offsets = data<int32_t>(offset, "offset", {4, map.c});
+  for (int i = 0; i < 4 * map.c; ++i) {
+    require(offsets[i] >= -kMeanLimit && offsets[i] <= kMeanLimit, "offset: expected at most 2^20");
+  }
+  skip_of(skip);
+  require(strength >= 0 && strength <= 15, "strength: expected 0 to 15");
+  auto out = fresh<int8_t>({map.n, map.h, map.w});
+  int8_t* to = out.mutable_data();
+  Running running;
+  coarseness(rows, offsets, map, skip, strength, to);
+  return out;
+}
+
+py::array_t<uint8_t> bind_coarser_rows(const py::array& row, const py::array& coarse, int skip) {
+  Map map;
+  const uint8_t* rows = map_of<uint8_t>(row, "row", kAny, map);
+  const int8_t* by = data<int8_t>(coarse, "coarse", {map.n, map.h, map.w});
+  skip_of(skip);
+  auto out = like<uint8_t>(row, map.c);
+  uint8_t* to = out.mutable_data();
+  Running running;
+  coarser_rows(rows, by, map.n * map.h * map.w, map.c, skip, to);
+  return out;
+}
+
+const float* factors_of(const std::optional<py::array>& a, const char* name, const Map& map) {
+  if (!a) return nullptr;
+  const float* p = data<float>(*a, name, {map.n, map.h, map.w});
+  for (int64_t i = 0; i < map.n * map.h * map.w; ++i) require(p[i] > 0.125f && p[i] < 8, "factors: expected 1/8 to 8");
+  return p;
+}
+
+py::array_t<int32_t> bind_residuals(const py::array& y, const py::array& mean, const py::array& gain, int step,
+                                    const std::optional<py::array>& finer) {
   Map map;
   const int16_t* in = group_map<int16_t>(y, "y", map);
   const int32_t* means = data<int32_t>(mean, "mean", {map.n, map.h, map.w, map.c / 4});
   const float* gains = data<float>(gain, "gain", {map.c});
   step_of(step);
+  const float* factors = factors_of(finer, "finer", map);
   auto out = like<int32_t>(y, map.c / 4);
   int32_t* to = out.mutable_data();
   Running running;
-  residuals(in, means, gains, map, step, to);
+  residuals(in, means, gains, factors, map, step, to);
   return out;
 }
 
-void bind_reconstruct(const py::array& q, const py::array& mean, const py::array& inv, int step,
-                      py::array& y_hat) {
+void bind_reconstruct(const py::array& q, const py::array& mean, const py::array& inv, int step, py::array& y_hat,
+                      const std::optional<py::array>& coarser) {
   Map map;
   group_map<int16_t>(y_hat, "y_hat", map);
   require(y_hat.writeable(), "y_hat: not writable");
@@ -639,9 +679,10 @@ void bind_reconstruct(const py::array& q, const py::array& mean, const py::array
   const int32_t* means = data<int32_t>(mean, "mean", {map.n, map.h, map.w, map.c / 4});
   const float* steps = data<float>(inv, "inv", {map.c});
   step_of(step);
+  const float* factors = factors_of(coarser, "coarser", map);
   auto* to = static_cast<int16_t*>(y_hat.mutable_data());
   Running running;
-  reconstruct(symbols, means, steps, map, step, to);
+  reconstruct(symbols, means, steps, factors, map, step, to);
 }
 
 void divisible(const Map& map, int size) {
@@ -856,6 +897,8 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("token_attention", &bind_token_attention);
   m.def("head_params", &bind_head);
   m.def("quadtree_gather", &bind_gather);
+  m.def("coarseness", &bind_coarseness);
+  m.def("coarser_rows", &bind_coarser_rows);
   m.def("residuals", &bind_residuals);
   m.def("reconstruct", &bind_reconstruct);
   m.def("patches_from_image", &bind_patches);

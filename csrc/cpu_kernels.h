@@ -12,9 +12,10 @@ namespace dca {
 constexpr int kLanes = 16;       // outputs a kernel handles at once; parameters are padded to this
 constexpr int kStrip = 96;       // rows whose operands stay in cache while the weights pass by
 constexpr int kTableSize = 256;  // entries of an exponential table
-constexpr int kMeanLimit = 1 << 20;
+constexpr int kMeanLimit = 1 << 20, kResidualLimit = 1 << 21, kValueLimit = 1 << 22;
 constexpr int kMaxRow = 127;
 constexpr int kSkipRow = 255;  // of a symbol that is not coded
+constexpr int kAqReach = 15, kAqChannels = 16;  // of adaptive quantisation: AQ_REACH, AQ_CHANNELS of dca_fast/config.py
 constexpr int kTrellisStep = 160;  // of the grid of y's values, in 1/256 quantiser steps like means and latents
 
 // The restoration filter: RINGS and RING_LIMIT of dca_fast/config.py. 2040^2 * kRingRun fits 32 bits.
@@ -123,11 +124,11 @@ struct Kernels {
   void (*gate_slope)(const int8_t* e, const int8_t* uv, float g, const float* const m[2], int64_t rows, int half,
                      int8_t* out);  // m of either half, padded
   void (*add_slope)(const int16_t* slope, const int16_t* d, const int8_t* h, int64_t count, int16_t* out);
-  // One image row; group(x) of the sites alternates between even and odd x.
-  void (*residuals)(const int16_t* y, const int32_t* mean, const float* const gain[2], const int group[2], int width,
-                    int size, int32_t* out);
+  // One image row; group(x) of the sites alternates between even and odd x. `finer`, `coarser`: [width] or null.
+  void (*residuals)(const int16_t* y, const int32_t* mean, const float* const gain[2], const int group[2],
+                    const float* finer, int width, int size, int32_t* out);
   void (*reconstruct)(const int16_t* q, const int32_t* mean, const float* const inv[2], const int group[2],
-                      int width, int size, int16_t* y_hat);
+                      const float* coarser, int width, int size, int16_t* y_hat);
   // A row of a picture, each colour by itself.
   void (*colours)(const uint8_t* pixels, int64_t width, int16_t* const out[3]);
   // One row of a picture; w [3, 6 rings].

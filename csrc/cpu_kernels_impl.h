@@ -524,23 +524,26 @@ void add_slope(const int16_t* slope, const int16_t* d, const int8_t* h, int64_t 
   }
 }
 
-void residuals(const int16_t* y, const int32_t* mean, const float* const gain[2], const int group[2], int width,
-               int size, int32_t* out) {
+void residuals(const int16_t* y, const int32_t* mean, const float* const gain[2], const int group[2],
+               const float* finer, int width, int size, int32_t* out) {
   for (int x = 0; x < width; ++x)
     for (int i = 0; i < size; i += kLanes) {
       const int64_t at = static_cast<int64_t>(x) * size + i;
       const I16 value = load_lanes(y + 4 * (at - i) + group[x & 1] * size + i, size - i);
-      const I16 t = requantise(value, loadf(gain[x & 1] + i), kMeanLimit);
-      store_lanes(out + at, sub(t, load_lanes(mean + at, size - i)), size - i);
+      I16 t = sub(requantise(value, loadf(gain[x & 1] + i), kMeanLimit), load_lanes(mean + at, size - i));
+      if (finer) t = requantise(t, setf(finer[x]), kResidualLimit);
+      store_lanes(out + at, t, size - i);
     }
 }
 
 void reconstruct(const int16_t* q, const int32_t* mean, const float* const inv[2], const int group[2],
-                 int width, int size, int16_t* y_hat) {
+                 const float* coarser, int width, int size, int16_t* y_hat) {
   for (int x = 0; x < width; ++x)
     for (int i = 0; i < size; i += kLanes) {
       const int64_t at = static_cast<int64_t>(x) * size + i;
-      const I16 t = add(mul(load_lanes(q + at, size - i), set(kTrellisStep)), load_lanes(mean + at, size - i));
+      I16 t = mul(load_lanes(q + at, size - i), set(kTrellisStep));
+      if (coarser) t = requantise(t, setf(coarser[x]), kValueLimit);
+      t = add(t, load_lanes(mean + at, size - i));
       int16_t* out = y_hat + 4 * (at - i) + group[x & 1] * size + i;
       store_lanes(out, requantise(t, loadf(inv[x & 1] + i), 32767), size - i);
     }

@@ -613,7 +613,7 @@ void quadtree_gather(const void* x, const Map& map, int element, int step, void*
 
 namespace {
 
-// body(image row, its two channel groups, their two parameter rows) for all rows of a map of groups.
+// body(first site of an image row, its two channel groups, their two parameter rows) for all rows of a map of groups.
 template <class F>
 void for_group_rows(const Map& map, const float* parameters, int step, F&& body) {
   const int size = map.c / 4;
@@ -624,22 +624,63 @@ void for_group_rows(const Map& map, const float* parameters, int step, F&& body)
     const int group[2] = {quadtree_group(odd, step), quadtree_group(odd + 1, step)};
     const float* const rows[2] = {group_parameters[static_cast<size_t>(group[0])].data(),
                                   group_parameters[static_cast<size_t>(group[1])].data()};
-    body(i * map.w * size, group, rows);
+    body(i * map.w, group, rows);
   });
 }
 
 }  // namespace
 
-void residuals(const int16_t* y, const int32_t* mean, const float* gain, const Map& map, int step, int32_t* out) {
-  for_group_rows(map, gain, step, [&](int64_t at, const int group[2], const float* const gains[2]) {
-    kernels().residuals(y + 4 * at, mean + at, gains, group, static_cast<int>(map.w), map.c / 4, out + at);
+void residuals(const int16_t* y, const int32_t* mean, const float* gain, const float* finer, const Map& map, int step,
+               int32_t* out) {
+  const int size = map.c / 4;
+  for_group_rows(map, gain, step, [&](int64_t site, const int group[2], const float* const gains[2]) {
+    const int64_t at = site * size;
+    kernels().residuals(y + 4 * at, mean + at, gains, group, finer ? finer + site : nullptr, static_cast<int>(map.w), size,
+                        out + at);
   });
 }
 
-void reconstruct(const int16_t* q, const int32_t* mean, const float* inv, const Map& map, int step,
+void reconstruct(const int16_t* q, const int32_t* mean, const float* inv, const float* coarser, const Map& map, int step,
                  int16_t* y_hat) {
-  for_group_rows(map, inv, step, [&](int64_t at, const int group[2], const float* const rows[2]) {
-    kernels().reconstruct(q + at, mean + at, rows, group, static_cast<int>(map.w), map.c / 4, y_hat + 4 * at);
+  const int size = map.c / 4;
+  for_group_rows(map, inv, step, [&](int64_t site, const int group[2], const float* const rows[2]) {
+    const int64_t at = site * size;
+    kernels().reconstruct(q + at, mean + at, rows, group, coarser ? coarser + site : nullptr, static_cast<int>(map.w), size,
+                          y_hat + 4 * at);
+  });
+}
+
+void coarseness(const uint8_t* row, const int32_t* offset, const Map& map, int skip, int strength, int8_t* out) {
+  const int first = std::min(map.c, kAqChannels);
+  std::array<int32_t, 4> typical{};  // of the groups of the four parities in step 0
+  for (int p = 0; p < 4; ++p)
+    for (int i = 0; i < first; ++i) typical[static_cast<size_t>(p)] += offset[quadtree_group(p, 0) * map.c + i];
+  parallel_for(map.n * map.h, map.n * map.h * map.w * first * kElementWork, [&](int64_t y) {
+    for (int64_t x = 0; x < map.w; ++x) {
+      const int64_t site = y * map.w + x;
+      int32_t total = 0;
+      for (int i = 0; i < first; ++i) {
+        const int32_t r = row[site * map.c + i];
+        total += r == kSkipRow ? skip - 1 : r;
+      }
+      total = 16 * total - typical[static_cast<size_t>((y % map.h & 1) * 2 + (x & 1))];
+      out[site] = static_cast<int8_t>(std::clamp((total * strength + 2048) >> 12, -kAqReach, kAqReach));
+    }
+  });
+}
+
+void coarser_rows(const uint8_t* row, const int8_t* coarse, int64_t sites, int size, int skip, uint8_t* out) {
+  constexpr int64_t kRun = 64;
+  parallel_for(divide_up(sites, kRun), sites * size * kElementWork, [&](int64_t run) {
+    for (int64_t site = run * kRun; site < std::min(sites, (run + 1) * kRun); ++site) {
+      const int16_t by = coarse[site];
+      const uint8_t* from = row + site * size;
+      uint8_t* to = out + site * size;
+      for (int i = 0; i < size; ++i) {
+        const auto r = static_cast<int16_t>(std::clamp<int16_t>(static_cast<int16_t>(from[i] - by), 0, kMaxRow));
+        to[i] = from[i] == kSkipRow || r < skip ? static_cast<uint8_t>(kSkipRow) : static_cast<uint8_t>(r);
+      }
+    }
   });
 }
 

@@ -108,8 +108,13 @@ void add(const int16_t* x, const int16_t* y, int64_t count, int16_t* out);
 void act_slope(const int8_t* e, const int8_t* h, bool leaky, int64_t count, int8_t* out);
 void gate_slope(const int8_t* e, const int8_t* uv, float g, const float* m, int64_t rows, int half, int8_t* out);
 void add_slope(const int16_t* slope, const int16_t* d, const int8_t* h, int64_t count, int16_t* out);
-void residuals(const int16_t* y, const int32_t* mean, const float* gain, const Map& map, int step, int32_t* out);
-void reconstruct(const int16_t* q, const int32_t* mean, const float* inv, const Map& map, int step,
+// row and offset of groups [map.c]
+void coarseness(const uint8_t* row, const int32_t* offset, const Map& map, int skip, int strength, int8_t* out);
+void coarser_rows(const uint8_t* row, const int8_t* coarse, int64_t sites, int size, int skip, uint8_t* out);
+// finer, coarser: of every site, or null
+void residuals(const int16_t* y, const int32_t* mean, const float* gain, const float* finer, const Map& map, int step,
+               int32_t* out);
+void reconstruct(const int16_t* q, const int32_t* mean, const float* inv, const float* coarser, const Map& map, int step,
                  int16_t* y_hat);
 void patches_from_image(const uint8_t* image, const Map& map, int size, int16_t* out);
 // Pictures are [height, width, 3]; w [3, 6 rings]; sums [kRingFeatures, kRingFeatures + 3].

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dca_fast import commands, convert
-from dca_fast.config import ALIGN, DEFAULT_EFFORT, MAX_EFFORT, QUALITY_MAX
+from dca_fast.config import ALIGN, AQ_STEPS, DEFAULT_AQ, DEFAULT_EFFORT, MAX_AQ, MAX_EFFORT, QUALITY_MAX
 from dca_fast.errors import DcaError
 
 INTERRUPTED = 130
@@ -88,6 +88,9 @@ def model_options() -> Parser:
 def _add_effort(p: argparse.ArgumentParser, text: str) -> None:
     default = f"{text} (default: %(default)s)"
     p.add_argument("-e", "--effort", type=effort, default=DEFAULT_EFFORT, metavar="0..9", help=default)
+    most = MAX_AQ / AQ_STEPS
+    aq_help = f"of adaptive quantisation, 0 to {most:g}; 0: for PSNR of each picture (default: %(default)g)"
+    p.add_argument("--aq-strength", type=aq_strength, default=DEFAULT_AQ, metavar="X", help=aq_help)
 
 
 def _add_conversion(p: argparse.ArgumentParser, command: Any) -> None:
@@ -193,6 +196,13 @@ def effort(text: str) -> int:
     if not 0 <= int(text) <= MAX_EFFORT:
         raise argparse.ArgumentTypeError(f"must be within 0..{MAX_EFFORT}, got {text}")
     return int(text)
+
+
+def aq_strength(text: str) -> float:
+    value, most = float(text), MAX_AQ / AQ_STEPS
+    if not 0 <= value <= most:
+        raise argparse.ArgumentTypeError(f"must be within 0..{most:g}, got {text}")
+    return value
 
 
 def _qualities(text: str) -> tuple[float, ...]:

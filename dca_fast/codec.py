@@ -23,7 +23,16 @@ from dca_fast import container, image_io, latents, rate_control, restoration
 from dca_fast import weights as weights_io
 from dca_fast.adjoint import Adjoint
 from dca_fast.backends import resolve
-from dca_fast.config import ALIGN, DEFAULT_EFFORT, QUALITY_MAX, TRELLIS_PRICE, ModelConfig
+from dca_fast.config import (
+    ALIGN,
+    AQ_STEPS,
+    DEFAULT_AQ,
+    DEFAULT_EFFORT,
+    MAX_AQ,
+    QUALITY_MAX,
+    TRELLIS_PRICE,
+    ModelConfig,
+)
 from dca_fast.effort import Search, Step, Tools, first_pass, second_pass, squared_error, step_multipliers, worth
 from dca_fast.effort import check as check_effort
 from dca_fast.entropy.coder import Coder
@@ -81,6 +90,14 @@ def _quality(quality: float) -> int:
     if isinstance(quality, bool) or not isinstance(quality, Real) or not 0 <= quality <= QUALITY_MAX:
         raise ConfigError(f"quality must be a number within 0..{QUALITY_MAX:g}, got {quality!r}")
     return round(float(quality) * QUALITY_STEPS)
+
+
+def _aq(strength: float) -> int:
+    """In sixteenths."""
+    most = MAX_AQ / AQ_STEPS
+    if isinstance(strength, bool) or not isinstance(strength, Real) or not 0 <= strength <= most:
+        raise ConfigError(f"aq_strength must be a number within 0..{most:g}, got {strength!r}")
+    return round(float(strength) * AQ_STEPS)
 
 
 def _as_pixels(image: Tensor) -> Tensor:
@@ -183,12 +200,12 @@ class Codec:
         """Number of integer weights."""
         return sum(t.numel() for n, t in self._weights.tensors.items() if n.endswith(".w"))
 
-    def _program(self, quality: int) -> Program:
+    def _program(self, quality: int, aq: int = 0) -> Program:
         if self._programs.model.ops.name == "native":
             from dca_fast.ops.native import set_threads
 
             set_threads(self.threads)
-        return self._programs.at(quality)
+        return self._programs.at(quality, aq)
 
     def encode(
         self,
@@ -196,6 +213,7 @@ class Codec:
         quality: float = 60.0,
         *,
         effort: int = DEFAULT_EFFORT,
+        aq_strength: float = DEFAULT_AQ,
         metadata: Mapping[str, bytes] | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> bytes:
@@ -207,18 +225,21 @@ class Codec:
             effort: 0..9, time for fewer bits at equal distortion; no decoder sees a difference. The default, 1, takes
                 two to three times as long as 0; from 2 on latents follow gradients of the decoder, and every level
                 takes up to some two times as long as the one before (docs/effort.md).
+            aq_strength: of adaptive quantisation, 0..15/16 in steps of 1/16: how much coarser y is quantised where much
+                is going on, and finer where little is, which PSNR does not see but MS-SSIM and eyes do. 0 for the least
+                squared error of each picture (docs/adaptive.md).
             metadata: replaces the image's own "icc", "exif", "xmp" blocks.
             progress: told how much is done, 0..1.
 
         Returns:
-            The .dca file. Equal pixels, quality, effort and weights give equal bytes on every machine.
+            The .dca file. Equal arguments and weights give equal bytes on every machine.
 
         Raises:
             InputError: wrong type, shape or dtype, or an empty image.
             LimitExceededError: more than `max_pixels`.
-            ConfigError: quality or effort out of range.
+            ConfigError: quality, effort or aq_strength out of range.
         """
-        q, level = _quality(quality), check_effort(effort)
+        q, level, aq = _quality(quality), check_effort(effort), _aq(aq_strength)
         source: image_io.ImageInput | None = None
         pixels: npt.NDArray[np.uint8] | Tensor
         if self._device is not None and isinstance(image, Tensor):
@@ -232,12 +253,12 @@ class Codec:
         if height * width > self.max_pixels:
             raise LimitExceededError(f"{width} x {height} pixels exceed the limit of {self.max_pixels}")
         sections = self._sections(source, metadata)
-        stream, digest, weights = self._encode_pixels(pixels, q, level, progress)
+        stream, digest, weights = self._encode_pixels(pixels, q, level, aq, progress)
         if progress is not None and level <= 1:
             progress(1.0)
         gray = source is not None and source.gray
         return container.pack(
-            container.Header(width, height, q, self._weights.model_id, digest, gray, weights), stream, sections
+            container.Header(width, height, q, self._weights.model_id, digest, gray, aq, weights), stream, sections
         )
 
     def encode_to(
@@ -248,6 +269,7 @@ class Codec:
         bpp: float | None = None,
         psnr: float | None = None,
         effort: int = DEFAULT_EFFORT,
+        aq_strength: float = DEFAULT_AQ,
         metadata: Mapping[str, bytes] | None = None,
         progress: Callable[[float], None] | None = None,
         tolerance: float = 0.01,
@@ -257,7 +279,7 @@ class Codec:
         Takes a few encodings.
 
         Args:
-            image, effort, metadata: as of `encode`.
+            image, effort, aq_strength, metadata: as of `encode`.
             max_bytes: of the file, its metadata included.
             bpp: the same in bits per pixel.
             psnr: least peak signal-to-noise ratio of the decoded pixels in dB, over their three colours.
@@ -282,7 +304,9 @@ class Codec:
             pixels = _as_tensor(source.pixels)
 
         def encoded(quality: float) -> bytes:
-            return self.encode(image, quality, effort=effort, metadata=metadata, progress=progress)
+            return self.encode(
+                image, quality, effort=effort, aq_strength=aq_strength, metadata=metadata, progress=progress
+            )
 
         def error(data: bytes) -> float:
             decoded = self.decode(data, "torch").permute(1, 2, 0)
@@ -299,18 +323,19 @@ class Codec:
         pixels: npt.NDArray[np.uint8] | Tensor,
         quality: int,
         effort: int,
+        aq: int,
         progress: Callable[[float], None] | None,
     ) -> tuple[bytes, int, tuple[int, ...]]:
-        """The stream, the digest of its symbols, and the restoration filter; quality in 1/100."""
+        """The stream, the digest of its symbols, and the restoration filter; quality in 1/100, aq in 1/16."""
         if self._device is not None:
             image = pixels if isinstance(pixels, Tensor) else _as_tensor(pixels)
             try:
-                return self._device.encode(image.to(self._device.device), quality, effort, progress)
+                return self._device.encode(image.to(self._device.device), quality, effort, aq, progress)
             except DeviceMemoryError:
                 if effort <= 1:
                     raise  # searches need more memory than encoders that go by strips, and the CPU finds the same
         array = pixels.cpu().numpy() if isinstance(pixels, Tensor) else pixels
-        program, size = self._program(quality), (array.shape[0], array.shape[1])
+        program, size = self._program(quality, aq), (array.shape[0], array.shape[1])
         groups = latents.groups_of(*size)
         if effort > 1:
             tools = Tools(
@@ -322,7 +347,7 @@ class Codec:
             )
             best = Search(tools, program, _padded(array), size, quality / QUALITY_STEPS).run(effort, progress)
             return best.stream, best.digest, best.weights
-        symbols, picture = self._symbols(array, quality, effort)
+        symbols, picture = self._symbols(array, quality, effort, aq)
         stream = self._coder.encode(symbols.parts, groups=groups, plain=symbols.plain)
         return stream, symbols.digest, () if picture is None else self._fit(picture, array, quality)
 
@@ -332,15 +357,16 @@ class Codec:
         return restoration.fit(self._programs.model.ops, picture[0], _as_tensor(pixels), bits)
 
     def _symbols(
-        self, pixels: npt.NDArray[np.uint8], quality: int, effort: int
+        self, pixels: npt.NDArray[np.uint8], quality: int, effort: int, aq: int = 0
     ) -> tuple[latents.EncoderSource, Tensor | None]:
         """Everything of the encoder before the entropy coder, and from effort 1 on the picture that it makes.
 
         Args:
             quality: in 1/100.
             effort: 0 or 1.
+            aq: in 1/16.
         """
-        program, image = self._program(quality), _padded(pixels)
+        program, image = self._program(quality, aq), _padded(pixels)
         size = pixels.shape[0], pixels.shape[1]
         quantise = self._quantiser(latents.groups_of(*size))
         if effort:
@@ -425,10 +451,10 @@ class Codec:
     def _decode_pixels(self, header: container.Header, stream: bytes) -> Tensor:
         """uint8 [H, W, 3]."""
         if self._device is not None:
-            pixels, digest = self._device.decode(stream, header.height, header.width, header.quality)
+            pixels, digest = self._device.decode(stream, header.height, header.width, header.quality, header.aq)
             _compare(digest, header.digest)
             return pixels
-        program = self._program(header.quality)
+        program = self._program(header.quality, header.aq)
         decoder = self._coder.decoder(stream)
         source = latents.DecoderSource(decoder)
         y_hat = latents.code(program, source, *latents.sites(header.height, header.width))
@@ -440,26 +466,33 @@ class Codec:
         ops = self._programs.model.ops if self._device is None else self._device.ops
         return ops.restore(pixels.contiguous(), restoration.as_tensor(weights).to(pixels.device))
 
-    def warm_up(self, height: int, width: int, *, effort: int = DEFAULT_EFFORT) -> None:
+    def warm_up(
+        self, height: int, width: int, *, effort: int = DEFAULT_EFFORT, aq_strength: float = DEFAULT_AQ
+    ) -> None:
         """Prepare for images of one size: on a CUDA device, compile and record what they need. Else there is no need.
 
         Args:
             height, width: pixels.
-            effort: that of `encode`; nothing is recorded for more than 1.
+            effort, aq_strength: those of `encode`; nothing is recorded for an effort of more than 1.
 
         Raises:
-            ConfigError: effort out of range.
+            ConfigError: effort or aq_strength out of range.
             DeviceMemoryError: the device cannot hold it.
         """
-        level = check_effort(effort)
+        level, aq = check_effort(effort), _aq(aq_strength)
         if self._device is not None:
-            self._device.warm_up(height, width, level)
+            self._device.warm_up(height, width, level, aq)
 
     def encode_batch(
-        self, images: Sequence[ImageLike], quality: float = 60.0, *, effort: int = DEFAULT_EFFORT
+        self,
+        images: Sequence[ImageLike],
+        quality: float = 60.0,
+        *,
+        effort: int = DEFAULT_EFFORT,
+        aq_strength: float = DEFAULT_AQ,
     ) -> list[bytes]:
         """`encode` of each; the bytes do not depend on the batch."""
-        return [self.encode(image, quality, effort=effort) for image in images]
+        return [self.encode(image, quality, effort=effort, aq_strength=aq_strength) for image in images]
 
     def decode_batch(self, files: Sequence[bytes], output: str = "pil") -> list[Any]:
         """`decode` of each."""

@@ -158,7 +158,7 @@ def evaluate(args: argparse.Namespace) -> int:
     anchors = load_anchors(args.anchors, chosen, args.anchor_names) if args.anchors else {}
     peers = make_peers(args.peers)
     codec = codec_of(args)
-    ours = _curve(codec.config.name, AtEffort(codec, args.effort), images, args.qualities)
+    ours = _curve(codec.config.name, At(codec, args.effort, args.aq_strength), images, args.qualities)
     versions = {name: version for name, version in environment()["versions"].items() if name != "dca-fast"}
     rivals = []
     for peer in peers:
@@ -169,6 +169,7 @@ def evaluate(args: argparse.Namespace) -> int:
         "backend": codec.backend,
         "threads": codec.threads,
         "effort": args.effort,
+        "aq_strength": args.aq_strength,
         **report(ours, rivals, anchors, codec.model_id),
     }
     print(summary(facts))
@@ -179,14 +180,14 @@ def evaluate(args: argparse.Namespace) -> int:
     return OK
 
 
-class AtEffort:
-    """A codec with one effort for all, for what knows of none."""
+class At:
+    """A codec with the same settings for all, for what knows of none."""
 
-    def __init__(self, codec: Codec, effort: int) -> None:
-        self._codec, self._effort = codec, effort
+    def __init__(self, codec: Codec, effort: int, aq_strength: float) -> None:
+        self._codec, self._effort, self._aq_strength = codec, effort, aq_strength
 
     def encode(self, image: Any, quality: float) -> bytes:
-        return self._codec.encode(image, quality, effort=self._effort)
+        return self._codec.encode(image, quality, effort=self._effort, aq_strength=self._aq_strength)
 
     def decode(self, data: bytes, output: Literal["numpy"]) -> Any:
         return self._codec.decode(data, output)

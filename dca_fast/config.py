@@ -54,6 +54,12 @@ RINGS = (
 )
 RING_LIMIT, RING_STEPS = 8, 256
 
+# Adaptive quantisation (docs/adaptive.md): unit of its strength and the strongest one; by how many rows of the scale
+# table it changes a step at most; and how many channels of a group, the strongest ones, it looks at.
+AQ_STEPS, MAX_AQ = 16, 15
+AQ_REACH, AQ_CHANNELS = 15, 16
+DEFAULT_AQ = 3 / AQ_STEPS
+
 PATCH = 8  # pixels per side of the first patch of the "patch" transforms
 STRIDE = 16  # pixels per latent site
 ALIGN = 64  # images are padded to multiples of this: two more halvings for the regional hyper latent

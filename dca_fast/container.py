@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
+from dca_fast.config import AQ_STEPS, MAX_AQ
 from dca_fast.errors import (
     CorruptStreamError,
     InputError,
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 MAGIC = b"\x89DCA\r\n"
-VERSION = 5
+VERSION = 6
 MAX_SIDE = 65535
 MAX_QUALITY = 10000
 MAX_SECTION_BYTES = 1 << 24
@@ -44,6 +45,7 @@ DEFAULT_MAX_PIXELS = 1 << 28
 _GRAYSCALE = 0x01
 _SECTIONS = 0x02
 _RESTORATION = 0x04
+_AQ_SHIFT = 4  # of the four highest flags
 _END_OF_SECTIONS = 0
 _CRC_BYTES = 4
 _WEIGHTS = (18, 36, 54)  # of the restoration filter
@@ -71,6 +73,7 @@ class Header:
         model_id: 4 bytes, the start of the SHA-256 of the integer weights.
         digest: 32-bit digest of the decoded symbols.
         grayscale: the source had one colour channel.
+        aq: strength of adaptive quantisation, 0..15 sixteenths.
         restoration: weights of the filter behind the decoder, -127..127: none, or 18 for each of one to three rings.
     """
 
@@ -80,6 +83,7 @@ class Header:
     model_id: bytes
     digest: int
     grayscale: bool = False
+    aq: int = 0
     restoration: tuple[int, ...] = ()
 
     def problem(self) -> str | None:
@@ -92,6 +96,8 @@ class Header:
             return f"the model id has {len(self.model_id)} bytes, not 4"
         if not 0 <= self.digest < 1 << 32:
             return f"digest {self.digest} does not fit 32 bits"
+        if not 0 <= self.aq <= MAX_AQ:
+            return f"strength {self.aq} of adaptive quantisation is outside 0..{MAX_AQ} sixteenths"
         if len(self.restoration) not in (0, *_WEIGHTS) or any(abs(w) > MAX_WEIGHT for w in self.restoration):
             return "restoration has not 18 weights within +-127 for each of at most three rings"
         return None
@@ -113,12 +119,13 @@ class Dca:
 
 @dataclass(frozen=True)
 class Info:
-    """What `inspect` tells about a file; `quality` is 0..100, sizes are bytes, `bpp` is bits per pixel."""
+    """What `inspect` tells about a file: `quality` 0..100, `aq_strength` 0..15/16, sizes in bytes, bits per pixel."""
 
     version: int
     width: int
     height: int
     quality: float
+    aq_strength: float
     grayscale: bool
     model_id: str
     digest: int
@@ -146,7 +153,7 @@ def pack(header: Header, stream: bytes, sections: Mapping[Section, bytes] | None
         raise InputError(problem)
     present = sorted((Section(tag), payload) for tag, payload in (sections or {}).items() if payload)
     flags = (_GRAYSCALE if header.grayscale else 0) | (_SECTIONS if present else 0)
-    flags |= _RESTORATION if header.restoration else 0
+    flags |= (_RESTORATION if header.restoration else 0) | header.aq << _AQ_SHIFT
     out = bytearray(MAGIC)
     out += struct.pack("<BB4s", VERSION, flags, header.model_id)
     out += _leb128(header.width) + _leb128(header.height)
@@ -270,6 +277,7 @@ def inspect(data: _BytesLike) -> Info:
         width=header.width,
         height=header.height,
         quality=header.quality / 100,
+        aq_strength=header.aq / AQ_STEPS,
         grayscale=header.grayscale,
         model_id=header.model_id.hex(),
         digest=header.digest,
@@ -294,12 +302,12 @@ def _check_start(data: bytes) -> None:
 
 def _read_fields(reader: "_Reader", max_pixels: int) -> Dca:
     flags = reader.take(1)[0]
-    if unknown := flags & ~(_GRAYSCALE | _SECTIONS | _RESTORATION):
+    if unknown := flags & (1 << _AQ_SHIFT) - 1 & ~(_GRAYSCALE | _SECTIONS | _RESTORATION):
         raise UnsupportedVersionError(f"unknown flags {unknown:#04x}")
     model_id = reader.take(4)
     width, height = reader.leb128(), reader.leb128()
     quality, digest = struct.unpack("<HI", reader.take(6))
-    header = Header(width, height, quality, model_id, digest, bool(flags & _GRAYSCALE))
+    header = Header(width, height, quality, model_id, digest, bool(flags & _GRAYSCALE), flags >> _AQ_SHIFT)
     if problem := header.problem():
         raise CorruptStreamError(problem)
     if width * height > max_pixels:

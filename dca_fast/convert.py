@@ -42,10 +42,11 @@ def encode(args: argparse.Namespace) -> int:
         image = load_image(source, strip=args.strip)
         with _effort_bar(args) as progress:
             goals = {name: getattr(args, name) for name in GOALS}
+            options = {"effort": args.effort, "aq_strength": args.aq_strength, "progress": progress}
             if any(goal is not None for goal in goals.values()):
-                data = codec.encode_to(image, **goals, effort=args.effort, progress=progress)
+                data = codec.encode_to(image, **goals, **options)
             else:
-                data = codec.encode(image, args.quality, effort=args.effort, progress=progress)
+                data = codec.encode(image, args.quality, **options)
         if args.verify:
             _verify(data, codec, others)
         write_atomic(target, data)

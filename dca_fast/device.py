@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dca_fast import latents, restoration
 from dca_fast.adjoint import Adjoint
-from dca_fast.config import DEFAULT_EFFORT, RINGS, STRIDE, TRELLIS_PRICE
+from dca_fast.config import RINGS, STRIDE, TRELLIS_PRICE
 from dca_fast.effort import Pass, Search, Step, Tools, first_pass, second_pass, step_multipliers, worth
 from dca_fast.entropy.coder import choose_lanes
 from dca_fast.entropy.device import DeviceCoder, DeviceDecoder
@@ -25,7 +25,7 @@ from dca_fast.entropy.tables import Tables
 from dca_fast.errors import DeviceMemoryError
 from dca_fast.gradient import Gradient
 from dca_fast.ops import Ops
-from dca_fast.program import CACHED_QUALITIES, QUALITY_STEPS, Model, Program, ProgramSet, settings
+from dca_fast.program import CACHED_QUALITIES, QUALITY_STEPS, Adaptation, Model, Program, ProgramSet, settings
 from dca_fast.weights import Weights
 
 CACHED_GRAPHS = 16
@@ -41,7 +41,8 @@ _CAPTURE = threading.Lock()
 T = TypeVar("T")
 Size = tuple[int, int]
 Fit = Callable[[Tensor], Tensor]  # of a restoration filter to a picture, see `DeviceCodec._fitted`
-Key = tuple[str, Size, Size | int]  # of a graph: way, size in pixels and effort, or latent grid and valid sites
+# Of a graph: way, size in pixels and effort, or latent grid and valid sites, and strength of adaptive quantisation.
+Key = tuple[str, Size, Size | int, int]
 
 
 def _all_settings(weights: Weights, quality: int) -> dict[str, Tensor]:
@@ -95,7 +96,7 @@ class _DecoderSource:
     def hyper(self, name: str, rows: Tensor) -> Tensor:
         return self._decoder.decode(rows.flatten()).view(rows.shape)
 
-    def step(self, step: int, mean: Tensor, rows: Tensor) -> Tensor:
+    def step(self, step: int, mean: Tensor, rows: Tensor, adaptation: Adaptation | None) -> Tensor:
         return self._decoder.decode(rows.flatten(), trellis=True).view(rows.shape)
 
 
@@ -154,9 +155,11 @@ class _EncoderGraph:
     """
 
     @torch.inference_mode(False)  # what is made here is written to later, in any mode
-    def __init__(self, model: Model, image: Tensor, size: Size, step: Callable[[Tensor], Step], effort: int) -> None:
+    def __init__(
+        self, model: Model, image: Tensor, size: Size, step: Callable[[Tensor], Step], effort: int, aq: int
+    ) -> None:
         self.lock, self.settings, self.image = threading.Lock(), _Settings(model), image.clone()
-        program, views = Program(model, self.settings.views), self.settings.views
+        program, views = Program(model, self.settings.views).adapted(aq), self.settings.views
         work = program, step(views["step"])
         self._first: tuple[torch.cuda.CUDAGraph, Pass] | None = None
         self.picture: Tensor | None = None
@@ -182,13 +185,13 @@ class _DecoderGraph:
     """Recorded walk, entropy decoder and synthesis for one image size."""
 
     @torch.inference_mode(False)
-    def __init__(self, model: Model, coder: DeviceCoder, grid: Size, valid: Size, stream: bytes) -> None:
+    def __init__(self, model: Model, coder: DeviceCoder, grid: Size, valid: Size, aq: int, stream: bytes) -> None:
         self.lock, self.settings = threading.Lock(), _Settings(model)
         sites = grid[0] * grid[1]
         self.decoder = coder.decoder(
             stream, capacity=_capacity(grid), positions=sites * model.weights.config.latent // 4
         )
-        program = Program(model, self.settings.views)
+        program = Program(model, self.settings.views).adapted(aq)
         self.graph, self.pixels = _record(partial(_synthesise, program, self.decoder, grid, valid, None))
 
 
@@ -196,17 +199,17 @@ def _capacity(grid: Size) -> int:
     return grid[0] * grid[1] * STRIDE**2 + _STREAM_ROOM
 
 
-def _encoder_key(size: Size, effort: int) -> Key:
+def _encoder_key(size: Size, effort: int, aq: int) -> Key:
     """Effort looks at pixels, so that it needs the size; without it all sizes with the same sites share a graph."""
-    return ("encode", size if effort else latents.sites(*size)[1], effort)
+    return ("encode", size if effort else latents.sites(*size)[1], effort, aq)
 
 
 class DeviceCodec:
     """Pixels to streams and back on one CUDA device. Safe to share between threads and CUDA streams.
 
     The first image of a size is coded launch by launch, the second one is recorded as a CUDA graph; `warm_up` does both
-    at once. The `CACHED_GRAPHS` graphs used last are kept: one to decode a size, one each to encode it at effort 0 and
-    1. Searches, of higher levels, are not recorded.
+    at once. The `CACHED_GRAPHS` graphs used last are kept: for each strength of adaptive quantisation one to decode a
+    size, one each to encode it at effort 0 and 1. Searches, of higher levels, are not recorded.
 
     Args:
         weights: checked integer weights.
@@ -226,24 +229,25 @@ class DeviceCodec:
         self._gradient = Gradient(self._adjoint, ops)
         self._multipliers = lru_cache(CACHED_QUALITIES)(lambda q: _all_settings(weights, q)["step"].to(self.device))
 
-    def warm_up(self, height: int, width: int, effort: int = DEFAULT_EFFORT) -> None:
+    def warm_up(self, height: int, width: int, effort: int, aq: int) -> None:
         """Compile, load and record everything for images of one size, so that the next ones take no longer than others.
 
         Args:
             height, width: pixels.
             effort: of the encoder; above 1 its launches are not recorded.
+            aq: strength of adaptive quantisation, 0..15.
 
         Raises:
             DeviceMemoryError: the device cannot hold it.
         """
         image = torch.zeros(height, width, 3, dtype=torch.uint8, device=self.device)
         for level in (min(effort, 1), min(effort, 2)):  # searches of higher levels only go on like this
-            stream = self.encode(image, 0, level)[0]
-            self.decode(stream, height, width, 0)
+            stream = self.encode(image, 0, level, aq)[0]
+            self.decode(stream, height, width, 0, aq)
 
-    def recorded(self, height: int, width: int, effort: int = DEFAULT_EFFORT) -> bool:
+    def recorded(self, height: int, width: int, effort: int, aq: int) -> bool:
         """Whether graphs encode and decode images of this size, in pixels."""
-        keys = _encoder_key((height, width), effort), ("decode", *latents.sites(height, width))
+        keys = _encoder_key((height, width), effort, aq), ("decode", *latents.sites(height, width), aq)
         with self._lock:
             return all(self._seen.get(key) for key in keys)
 
@@ -251,7 +255,8 @@ class DeviceCodec:
         self,
         image: Tensor,
         quality: int,
-        effort: int = DEFAULT_EFFORT,
+        effort: int,
+        aq: int,
         progress: Callable[[float], None] | None = None,
     ) -> tuple[bytes, int, tuple[int, ...]]:
         """Compress uint8 [H, W, 3] on the device.
@@ -259,6 +264,7 @@ class DeviceCodec:
         Args:
             quality: in 1/100, 0..10000.
             effort: 0..9.
+            aq: strength of adaptive quantisation, 0..15.
             progress: of efforts from 2 on: told how much is done, 0..1.
 
         Returns:
@@ -274,17 +280,17 @@ class DeviceCodec:
         fit = partial(self._fitted, image, quality)
         with torch.cuda.device(self.device):
             if effort > 1:
-                return self._in_memory(lambda rows: self._search(image, quality, effort, progress), 2)
+                return self._in_memory(lambda rows: self._search(image, quality, effort, aq, progress), 2)
             padded = self._padded(image, grid)
-            make = partial(_EncoderGraph, self._model, padded, (height, width), step, effort)
-            graph = self._graph(_encoder_key((height, width), effort), grid, make)
+            make = partial(_EncoderGraph, self._model, padded, (height, width), step, effort, aq)
+            graph = self._graph(_encoder_key((height, width), effort, aq), grid, make)
             if isinstance(graph, _EncoderGraph):
                 with graph.lock:  # until the outputs are read: the next replay overwrites them
                     graph.settings.load(quality)
                     graph.image.copy_(padded)
                     graph.replay(fit)
                     return *self._code(graph.source, groups), self._restoration(graph.picture, image, quality)
-            program, at = self._programs.at(quality), step(self._multipliers(quality))
+            program, at = self._programs.at(quality, aq), step(self._multipliers(quality))
             work = partial(_analyse, program, padded, (height, width), at, fit if effort else None)
             source, picture = self._in_memory(work)
             return *self._code(source, groups), self._restoration(picture, image, quality)
@@ -295,13 +301,13 @@ class DeviceCodec:
         return image[down][:, across][None]
 
     def _search(
-        self, image: Tensor, quality: int, effort: int, progress: Callable[[float], None] | None
+        self, image: Tensor, quality: int, effort: int, aq: int, progress: Callable[[float], None] | None
     ) -> tuple[bytes, int, tuple[int, ...]]:
         height, width = image.shape[:2]
         groups, padded = latents.groups_of(height, width), self._padded(image, latents.sites(height, width)[0])
         quantise, code = partial(self._quantise, groups), partial(self._code, groups=groups)
         tools = Tools(quantise, _EncoderSource, code, self._adjoint, self._gradient)
-        search = Search(tools, self._programs.at(quality), padded, (height, width), quality / QUALITY_STEPS)
+        search = Search(tools, self._programs.at(quality, aq), padded, (height, width), quality / QUALITY_STEPS)
         best = search.run(effort, progress)
         return best.stream, best.digest, best.weights
 
@@ -322,8 +328,8 @@ class DeviceCodec:
         lanes = choose_lanes(self.coder.estimate_bytes(rows, source.plain) // groups)
         return self.coder.start_encode(source.parts, lanes, groups, source.plain).read()
 
-    def decode(self, stream: bytes, height: int, width: int, quality: int) -> tuple[Tensor, int]:
-        """Decompress a stream.
+    def decode(self, stream: bytes, height: int, width: int, quality: int, aq: int) -> tuple[Tensor, int]:
+        """Decompress a stream; quality in 1/100, aq in 1/16.
 
         Returns:
             uint8 [H, W, 3] on the device, and the digest of the symbols.
@@ -336,8 +342,8 @@ class DeviceCodec:
         with torch.cuda.device(self.device):
             graph = None
             if len(stream) <= _capacity(grid):
-                make = partial(_DecoderGraph, self._model, self.coder, grid, valid, stream)
-                graph = self._graph(("decode", grid, valid), grid, make)
+                make = partial(_DecoderGraph, self._model, self.coder, grid, valid, aq, stream)
+                graph = self._graph(("decode", grid, valid, aq), grid, make)
             if isinstance(graph, _DecoderGraph):
                 with graph.lock:
                     graph.settings.load(quality)
@@ -345,7 +351,7 @@ class DeviceCodec:
                     graph.graph.replay()
                     pixels = graph.pixels[0, :height, :width].clone()
                     return pixels, graph.decoder.check()
-            program = self._programs.at(quality)
+            program = self._programs.at(quality, aq)
 
             def once(rows: int | None) -> tuple[Tensor, int]:
                 decoder = self.coder.decoder(stream)

@@ -14,22 +14,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dca_fast import latents
 from dca_fast.adjoint import Adjoint, multipliers
-from dca_fast.config import BACK, GRADIENT_BACK, LINEAR_PRICE, MAX_EFFORT, RINGS, SKIP_ROW
+from dca_fast.config import BACK, GRADIENT_BACK, LINEAR_PRICE, MAX_EFFORT, RINGS, SKIP_ROW, STRIDE
 from dca_fast.config import price as price_of
 from dca_fast.container import pack_restoration
 from dca_fast.errors import ConfigError
 from dca_fast.gradient import Exponents, Gradient
-from dca_fast.program import Halves, Program
+from dca_fast.program import Adaptation, Halves, Program
 from dca_fast.restoration import as_tensor, fit, restored
 
 # Iterations of `descend` of the levels from 2 on, and the range of their prices (docs/effort.md).
 DESCENTS = {2: 1, 3: 2, 4: 4, 5: 8, 6: 16, 7: 32, 8: 64, 9: 128}
 PRICES = 36, 64
-ROWS = 64  # of a picture that are compared at a time
+ROWS = 64  # of a picture that are compared at a time, whole sites
+AQ_UNIT = 4096  # of weights of sites
 
 
 def check(effort: object) -> int:
@@ -50,8 +52,9 @@ def worth(quality: float) -> float:
 
 
 class Candidate(NamedTuple):
-    """One way to code a picture: bits + priced error; the stream, its values' digest and the restoration filter; the y
-    that was quantised and what became of it, and z; the picture behind the filter."""
+    """One way to code a picture: bits + priced error (where quantisers adapt, at each site's price); the stream, its
+    values' digest and the restoration filter; the y that was quantised and what became of it, and z; the picture behind
+    the filter."""
 
     cost: float
     stream: bytes
@@ -194,15 +197,37 @@ class Tools(NamedTuple):
     gradient: Gradient
 
 
-def squared_error(a: Tensor, b: Tensor) -> int:
-    """Sum of the squared differences of two pictures, uint8 [H, W, 3]."""
+def squared_error(a: Tensor, b: Tensor, weights: Tensor | None = None) -> int:
+    """Sum of the squared differences of two pictures, uint8 [H, W, 3]; `weights` int64 [h, w]: those of their sites."""
     if a.device.type != "cpu":
-        return int((a.int() - b.int()).square().sum(dtype=torch.int64))
+        squares = (a.int() - b.int()).square()
+        if weights is None:
+            return int(squares.sum(dtype=torch.int64))
+        squares = F.pad(squares.sum(-1), (0, -a.shape[1] % STRIDE, 0, -a.shape[0] % STRIDE))
+        of_sites = squares.view(squares.shape[0] // STRIDE, STRIDE, -1, STRIDE).sum((1, 3))
+        return int((of_sites * weights[: of_sites.shape[0], : of_sites.shape[1]]).sum())
     total = 0
     for top in range(0, len(a), ROWS):  # without PyTorch, see `program.compact`
         difference: Any = a[top : top + ROWS].numpy() - b[top : top + ROWS].numpy().astype(np.int16)
-        total += int(np.square(difference, dtype=np.int32).sum(dtype=np.int64))
+        squares_here: Any = np.square(difference, dtype=np.int32)
+        if weights is None:
+            total += int(squares_here.sum(dtype=np.int64))
+            continue
+        down, across = (np.arange(0, side, STRIDE) for side in squares_here.shape[:2])
+        sums = np.add.reduceat(np.add.reduceat(squares_here.sum(-1), down, 0, np.int64), across, 1)
+        first = top // STRIDE
+        total += int((sums * weights[first : first + len(down), : len(across)].numpy()).sum())
     return total
+
+
+def site_weights(adaptation: Adaptation | None) -> Tensor | None:
+    """What a squared error at each site counts where quantisers adapt, int64 [h, w] in 1/AQ_UNIT: less in the same
+    measure as the squared steps grow."""
+    if adaptation is None:
+        return None
+    finer: Any = adaptation.finer[0].cpu().numpy()
+    weights = np.rint(np.square(finer, dtype=np.float64) * AQ_UNIT).astype(np.int64)
+    return torch.from_numpy(weights).to(adaptation.finer.device)
 
 
 class Search:
@@ -225,6 +250,7 @@ class Search:
         # Of the last y_hat that was synthesised, and of the last z; those of more take too much memory.
         self._halves: tuple[Tensor, tuple[Halves, Halves]] | None = None
         self._features: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
+        self._weights: Tensor | None = None  # of sites, likewise
 
     def run(self, level: int, progress: Callable[[float], None] | None = None) -> Candidate:
         """What the level finds; `progress` is told how much is done, 0..1."""
@@ -251,6 +277,7 @@ class Search:
         symbols = latents.code_hyper(program, source, *self._sites)
         if self._features is None or self._features[0] is not z:
             self._features = z, program.hyper_features(symbols)
+            self._weights = site_weights(latents.adaptation(program, self._features[1], self._sites[0]))
         y_hat = latents.code_steps(program, source, self._features[1], *self._sites)
         stream, digest = self._tools.code(source)
         self._halves = None
@@ -262,9 +289,10 @@ class Search:
             w = as_tensor(weights, rings).to(program.device)
             picture = restored(program.ops, picture, w, self._size)
         height, width = self._size
-        squares = squared_error(self._inside, picture[0, :height, :width])
+        squares = squared_error(self._inside, picture[0, :height, :width], self._weights)
+        error = squares if self._weights is None else squares / AQ_UNIT
         bits = 8 * len(stream) + (8 * len(pack_restoration(weights)) if weights else 0)
-        cost = bits + self._lambda * squares / 3
+        cost = bits + self._lambda * error / 3
         return Candidate(cost, stream, digest, weights, y, y_hat, z, picture)
 
     def _missing(self, found: Candidate) -> Tensor:

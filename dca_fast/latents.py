@@ -16,7 +16,7 @@ from torch import Tensor
 from dca_fast.config import ALIGN, SKIP_ROW, STEPS, STRIDE
 from dca_fast.entropy.coder import Coder, Decoder, choose_groups, crc32
 from dca_fast.ops.reference import LIMIT_SYMBOL
-from dca_fast.program import Program, compact
+from dca_fast.program import Adaptation, Program, compact
 
 ORDER = ("global", "local", "regional")  # of the hyper latents in the stream
 
@@ -52,8 +52,8 @@ class Source(Protocol):
     def hyper(self, name: str, rows: Tensor) -> Tensor:
         """Symbols of a hyper latent."""
 
-    def step(self, step: int, mean: Tensor, rows: Tensor) -> Tensor:
-        """Values of a quadtree step, of a trellis; mean int32 in 1/256 quantiser steps."""
+    def step(self, step: int, mean: Tensor, rows: Tensor, adaptation: Adaptation | None) -> Tensor:
+        """Values of a quadtree step, of a trellis; mean int32 in 1/256 quantiser steps, rows of steps as adapted."""
 
 
 def symbol_digest(symbols: np.ndarray, digest: int = 0) -> int:
@@ -92,8 +92,9 @@ class EncoderSource:
             symbols = torch.from_numpy(values)
         return self._keep(symbols, rows)
 
-    def step(self, step: int, mean: Tensor, rows: Tensor) -> Tensor:
-        residuals = self._program.ops.residuals(self._y, mean, self._program.gain, step)
+    def step(self, step: int, mean: Tensor, rows: Tensor, adaptation: Adaptation | None) -> Tensor:
+        finer = None if adaptation is None else adaptation.finer
+        residuals = self._program.ops.residuals(self._y, mean, self._program.gain, step, finer)
         return self._keep(self._quantise(residuals, rows), rows)
 
 
@@ -112,7 +113,7 @@ class DecoderSource:
     def hyper(self, name: str, rows: Tensor) -> Tensor:
         return self._take(rows)
 
-    def step(self, step: int, mean: Tensor, rows: Tensor) -> Tensor:
+    def step(self, step: int, mean: Tensor, rows: Tensor, adaptation: Adaptation | None) -> Tensor:
         return self._take(rows, trellis=True)
 
 
@@ -154,8 +155,22 @@ def code_steps(
     """The four steps; `features` of the hyper latents."""
     # Every step writes a quarter.
     y_hat = torch.empty(1, *grid, program.config.latent, dtype=torch.int16, device=program.device)
+    ops, at, coarser = program.ops, None, None
     for step in range(STEPS):
         mean, rows = program.step_parameters(step, y_hat, features, valid)
-        symbols = source.step(step, mean, rows)
-        program.ops.reconstruct(symbols, mean, program.inverse, step, y_hat)
+        if program.aq:
+            if at is None:
+                at = program.adaptation(rows)
+                coarser = at.coarser
+            rows = ops.coarser_rows(rows, at.coarse, program.skip)
+        symbols = source.step(step, mean, rows, at)
+        ops.reconstruct(symbols, mean, program.inverse, step, y_hat, coarser)
     return y_hat
+
+
+def adaptation(program: Program, features: dict[str, Tensor], grid: tuple[int, int]) -> Adaptation | None:
+    """What `code_steps` adapts quantisers to, whatever the symbols; None without adaptive quantisation."""
+    if not program.aq:
+        return None
+    y_hat = torch.empty(1, *grid, program.config.latent, dtype=torch.int16, device=program.device)
+    return program.adaptation(program.step_parameters(0, y_hat, features, grid)[1])

@@ -5,11 +5,11 @@
     image = Image.open("photo.dca")
     image.save("copy.dca", quality=60)
 
-`Image.open` reads size, mode and metadata; pixels are decoded when they are needed. Options of `save`: `quality`,
-`effort`, or a goal (`max_bytes`, `bpp`, `psnr`), as of `Codec.encode` and `Codec.encode_to`; `icc_profile`, `exif` and
-`xmp`, bytes that replace the image's own (None: none). A file that cannot be decoded is an OSError, as Pillow's
-users expect, with the `BitstreamError` as its cause. Pillow opens what `save` shall write before it asks for the bytes:
-where a goal cannot be reached, an existing file is lost.
+`Image.open` reads size, mode and metadata; pixels are decoded when they are needed. Options of `save`: `quality`, or a
+goal (`max_bytes`, `bpp`, `psnr`), `effort` and `aq_strength`, as of `Codec.encode` and `Codec.encode_to`;
+`icc_profile`, `exif` and `xmp`, bytes that replace the image's own (None: none). A file that cannot be decoded is an
+OSError, as Pillow's users expect, with the `BitstreamError` as its cause. Pillow opens what `save` shall write before
+it asks for the bytes: where a goal cannot be reached, an existing file is lost.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
     exif = info.get("exif")
     if exif and isinstance(exif, Image.Exif):  # one without entries is none
         info["exif"] = exif.tobytes()
-    given = {name: options[name] for name in ("quality", "effort", *GOALS) if options.get(name) is not None}
+    names = ("quality", "effort", "aq_strength", *GOALS)
+    given = {name: options[name] for name in names if options.get(name) is not None}
     goal = given.keys() & set(GOALS)
     if goal and "quality" in given:
         raise ConfigError(f"give quality or {goal.pop()}, not both")

@@ -30,7 +30,7 @@ from dca_fast import cli, commands, latents, profile_device
 from dca_fast.adjoint import Adjoint
 from dca_fast.codec import Codec
 from dca_fast.config import ALIGN, DEFAULT_EFFORT, PATCH, STEPS
-from dca_fast.container import DEFAULT_MAX_PIXELS, MAX_SIDE
+from dca_fast.container import DEFAULT_MAX_PIXELS, MAX_SIDE, parse
 from dca_fast.entropy.coder import Coder
 from dca_fast.errors import DcaError, InputError
 from dca_fast.evaluate import need
@@ -149,7 +149,7 @@ def instrument(codec: Codec, recorder: Recorder, parts: list[Any]) -> Codec:
         vars(twin).update(_device=profile_device.follow(codec._device, staged, stepped, recorder, parts))
         return twin
     coder, adjoint = _Coder(codec._coder, recorder, parts), stepped(codec._adjoint)
-    vars(twin).update(_program=lambda quality: staged(codec._program(quality)), _coder=coder, _adjoint=adjoint)
+    vars(twin).update(_program=lambda *at: staged(codec._program(*at)), _coder=coder, _adjoint=adjoint)
     return twin
 
 
@@ -199,7 +199,7 @@ def profile(
     megapixels = height * width / 1e6
     facts: dict[str, Any] = {"ceilings": asdict(ceilings), "memory": used, "file_bytes": len(data)}
     if codec._device is not None:
-        facts["graphs"] = codec._device.recorded(height, width, effort)
+        facts["graphs"] = codec._device.recorded(height, width, effort, parse(data).header.aq)
     names = [f"z {name}" for name in latents.ORDER if name in codec.config.latents]
     names += [f"step {step + 1}" for step in range(STEPS)]
     hosted = [(_on_host(values), _on_host(rows)) for values, rows in parts]

@@ -113,7 +113,7 @@ def follow(
         parts: filled with what the last encode gave to the coder.
     """
     twin = copy.copy(codec)
-    programs = SimpleNamespace(at=lambda quality: staged(codec._programs.at(quality)))
+    programs = SimpleNamespace(at=lambda *at: staged(codec._programs.at(*at)))
     coder, adjoint = _Coder(codec.coder, recorder, parts), stepped(codec._adjoint)
     vars(twin).update(_programs=programs, _graph=lambda *_: None, coder=coder, _adjoint=adjoint)
     return twin

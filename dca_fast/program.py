@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from copy import copy
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dca_fast.config import (
+    AQ_REACH,
     FEATURE_STEPS,
     OPERAND_STEPS,
     QUALITY_MAX,
@@ -115,6 +117,15 @@ def settings(weights: Weights, quality: int) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in out.items()}
 
 
+class Adaptation(NamedTuple):
+    """How y is quantised at each site, [1, h, w]: so many rows `coarse` (int8), which makes steps `coarser` times as
+    large and values in steps `finer` times (float32)."""
+
+    coarse: Tensor
+    coarser: Tensor
+    finer: Tensor
+
+
 class Model:
     """What serves every quality: the weights on a backend's device and the layers made of them on first use."""
 
@@ -125,11 +136,15 @@ class Model:
         self.depthwise: dict[str, Depthwise] = {}
         widest = max(tensor.shape[-1] for name, tensor in self.tensors.items() if name.endswith(".w"))
         # Type and device are spelled out because the host program may have changed torch's defaults.
+        rows = np.arange(-AQ_REACH, AQ_REACH + 1) * LOG2_STEPS
+        log2 = (2 * rows + ROWS_PER_OCTAVE) // (2 * ROWS_PER_OCTAVE)
+        factors = np.stack([exp2(weights.tensors["tables.exp2"].numpy(), sign * log2) for sign in (1, -1)])
+        self.factors = torch.from_numpy(factors).to(self.device)  # 2^(r / 12) and 2^(-r / 12), r from -AQ_REACH on
         self.to_operand = torch.full((widest,), OPERAND_STEPS / FEATURE_STEPS, dtype=torch.float32, device=self.device)
 
 
 class Program:
-    """The integer network at one quality.
+    """The integer network at one quality, with one strength of adaptive quantisation, `aq`, 0..15 (docs/adaptive.md).
 
     Args:
         model: weights and backend.
@@ -154,6 +169,15 @@ class Program:
         self.gain, self.inverse = settings["gain"], settings["inverse"]
         self.hyper_rows = {name: settings[f"rows.{name}"] for name in self.contexts}
         self._heads = [self._head(f"context.cores.{i}.heads") for i in range(1 if self.config.shared else 4)]
+        self.aq = 0
+
+    def adapted(self, aq: int) -> Program:
+        """The same with another strength of adaptive quantisation, 0..15."""
+        if aq == self.aq:
+            return self
+        twin = copy(self)
+        twin.aq = aq
+        return twin
 
     # Layers by name, built once.
 
@@ -336,6 +360,16 @@ class Program:
             x = self._stage(stage, core, x, features)
         return self.ops.head_params(self._operand(x), self._heads[core], step, self.skip, valid)
 
+    def adaptation(self, row: Tensor) -> Adaptation:
+        """From the rows of step 0, uint8 [1, h, w, M/4]."""
+        coarse = self.ops.coarseness(row, self._heads[0].offset, self.skip, self.aq)
+        if coarse.device.type != "cpu":
+            found = self._shared.factors.index_select(1, coarse.flatten().int() + AQ_REACH).view(2, *coarse.shape)
+        else:  # without PyTorch, see `compact`
+            rows = coarse.numpy().astype(np.int64) + AQ_REACH
+            found = torch.from_numpy(np.take(self._shared.factors.numpy(), rows, axis=1))
+        return Adaptation(coarse, *found)
+
     def _stage(self, stage: str, core: int, x: Tensor, features: dict[str, Tensor]) -> Tensor:
         name = f"context.cores.{core}"
         if stage == "regional":
@@ -424,7 +458,13 @@ class ProgramSet:
 
     def __init__(self, weights: Weights, ops: Ops, device: torch.device | str = "cpu") -> None:
         self.model = Model(weights, ops, device)
-        self.at = lru_cache(CACHED_QUALITIES)(self._at)
+        self._plain = lru_cache(CACHED_QUALITIES)(self._at)
+        self._adapted = lru_cache(CACHED_QUALITIES)(lambda quality, aq: self._plain(quality).adapted(aq))
+
+    def at(self, quality: int, aq: int = 0) -> Program:
+        """At a quality in 1/100, with a strength of adaptive quantisation, 0..15."""
+        found: Program = self._adapted(quality, aq)
+        return found
 
     def _at(self, quality: int) -> Program:
         values = settings(self.model.weights, quality)

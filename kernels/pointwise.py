@@ -14,7 +14,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dca_fast.config import CENTER, ESCAPE, QUADTREE, RING_LIMIT, SKIP_ROW, TRELLIS_STEP
+from dca_fast.config import (
+    AQ_CHANNELS,
+    AQ_REACH,
+    CENTER,
+    ESCAPE,
+    QUADTREE,
+    RING_LIMIT,
+    SKIP_ROW,
+    TRELLIS_STEP,
+)
+from dca_fast.ops.reference import LIMIT_RESIDUAL, LIMIT_VALUE, MAX_ROW
 
 from .numerics import EXACT, LIMIT8, LIMIT16, LIMIT_MEAN, requantise, saturating_add
 
@@ -24,13 +34,14 @@ __all__ = [
     "act_slope",
     "add",
     "add_slope",
+    "coarseness",
+    "coarser_rows",
     "depth_to_space2",
     "gate_slope",
     "image_from_patches",
     "operand8",
     "operand16",
     "pack_rows",
-    "pack_step",
     "pack_symbols",
     "patches_from_image",
     "quadtree_gather",
@@ -49,6 +60,10 @@ _ESCAPE = tl.constexpr(ESCAPE)
 _ESCAPE_FLAG = tl.constexpr(64)
 _RAW_BITS = tl.constexpr(16)
 _TRELLIS_STEP = tl.constexpr(TRELLIS_STEP)
+_LIMIT_RESIDUAL = tl.constexpr(LIMIT_RESIDUAL)
+_LIMIT_VALUE = tl.constexpr(LIMIT_VALUE)
+_AQ_REACH = tl.constexpr(AQ_REACH)
+_MAX_ROW = tl.constexpr(MAX_ROW)
 _RING_LIMIT = tl.constexpr(RING_LIMIT)
 
 
@@ -187,45 +202,87 @@ def quadtree_gather(x: Tensor, step: int) -> Tensor:
     return out
 
 
-@triton.jit
-def _residuals(y, mean, gain, at, inside, width, XOR: tl.constexpr, G: tl.constexpr):
-    """Residuals (int32) of the values `at` of a step."""
-    channel, place = _group_place(at, width, XOR, G)
-    steps = requantise(tl.load(y + place, inside, 0).to(tl.int32), tl.load(gain + channel, inside, 0.0), LIMIT_MEAN)
-    return steps - tl.load(mean + at, inside, 0)
+@triton.jit(do_not_specialize=[*_SIZES, "skip", "strength"])
+def _coarseness_kernel(
+    count, row, offset, out, width, skip, strength, FIRST: tl.constexpr, G: tl.constexpr, LONG: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One value of `count` is a site; step 0 codes group p at the sites of parity p."""
+    site = _places(LONG, BLOCK)
+    inside = site < count
+    parity = ((site // width) % 2 * 2 + (site % width) % 2).to(tl.int32)
+    total = tl.zeros([BLOCK], tl.int32)
+    for c in range(FIRST):
+        r = tl.load(row + site * G + c, inside, 0).to(tl.int32)
+        total += tl.where(r == _SKIP, skip - 1, r) * 16 - tl.load(offset + parity * G + c, inside, 0)
+    coarse = (total * strength + 2048) >> 12
+    tl.store(out + site, tl.minimum(tl.maximum(coarse, -_AQ_REACH), _AQ_REACH).to(tl.int8), inside)
+
+
+def coarseness(row: Tensor, offset: Tensor, skip: int, strength: int) -> Tensor:
+    out = torch.empty(row.shape[:3], dtype=torch.int8, device=row.device)
+    w, g = row.shape[2:]
+    args = (row, offset, out, w, skip, strength, min(g, AQ_CHANNELS), g)
+    _launch(_coarseness_kernel, out.numel(), *args)
+    return out
+
+
+@triton.jit(do_not_specialize=["skip"])
+def _coarser_rows_kernel(count, row, coarse, out, skip, G: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr):
+    at = _places(LONG, BLOCK)
+    inside = at < count
+    before = tl.load(row + at, inside, _SKIP).to(tl.int32)
+    r = tl.minimum(tl.maximum(before - tl.load(coarse + at // G, inside, 0).to(tl.int32), 0), _MAX_ROW)
+    tl.store(out + at, tl.where((before == _SKIP) | (r < skip), _SKIP, r).to(tl.uint8), inside)
+
+
+def coarser_rows(row: Tensor, coarse: Tensor, skip: int) -> Tensor:
+    out = torch.empty_like(row)
+    _launch(_coarser_rows_kernel, out.numel(), row, coarse, out, skip, row.shape[3])
+    return out
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _residuals_kernel(
-    count, y, mean, gain, out, width, XOR: tl.constexpr, G: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr
-):
+    count, y, mean, gain, finer, out, width, ADAPTED: tl.constexpr, XOR: tl.constexpr, G: tl.constexpr,
+    LONG: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     at = _places(LONG, BLOCK)
     inside = at < count
-    tl.store(out + at, _residuals(y, mean, gain, at, inside, width, XOR, G), inside)
+    channel, place = _group_place(at, width, XOR, G)
+    steps = requantise(tl.load(y + place, inside, 0).to(tl.int32), tl.load(gain + channel, inside, 0.0), LIMIT_MEAN)
+    r = steps - tl.load(mean + at, inside, 0)
+    if ADAPTED:
+        r = requantise(r, tl.load(finer + at // G, inside, 0.0), _LIMIT_RESIDUAL)
+    tl.store(out + at, r, inside)
 
 
-def residuals(y: Tensor, mean: Tensor, gain: Tensor, step: int) -> Tensor:
+def residuals(y: Tensor, mean: Tensor, gain: Tensor, step: int, finer: Tensor | None = None) -> Tensor:
     out = torch.empty_like(mean)
     w, g = mean.shape[2:]
-    _launch(_residuals_kernel, out.numel(), y, mean, gain, out, w, QUADTREE[step], g)
+    _launch(_residuals_kernel, out.numel(), y, mean, gain, finer, out, w, finer is not None, QUADTREE[step], g)
     return out
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _reconstruct_kernel(
-    count, q, mean, inv, y_hat, width, XOR: tl.constexpr, G: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr
-):
+    count, q, mean, inv, coarser, y_hat, width, ADAPTED: tl.constexpr, XOR: tl.constexpr, G: tl.constexpr,
+    LONG: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     at = _places(LONG, BLOCK)
     inside = at < count
     channel, place = _group_place(at, width, XOR, G)
-    value = tl.load(q + at, inside, 0).to(tl.int32) * _TRELLIS_STEP + tl.load(mean + at, inside, 0)
-    r = requantise(value, tl.load(inv + channel, inside, 0.0), LIMIT16)
+    value = tl.load(q + at, inside, 0).to(tl.int32) * _TRELLIS_STEP
+    if ADAPTED:
+        value = requantise(value, tl.load(coarser + at // G, inside, 0.0), _LIMIT_VALUE)
+    r = requantise(value + tl.load(mean + at, inside, 0), tl.load(inv + channel, inside, 0.0), LIMIT16)
     tl.store(y_hat + place, r.to(tl.int16), inside)
 
 
-def reconstruct(q: Tensor, mean: Tensor, inv: Tensor, step: int, y_hat: Tensor) -> None:
+def reconstruct(q: Tensor, mean: Tensor, inv: Tensor, step: int, y_hat: Tensor, coarser: Tensor | None = None) -> None:
     w, g = mean.shape[2:]
-    _launch(_reconstruct_kernel, q.numel(), q, mean, inv, y_hat, w, QUADTREE[step], g)
+    args = (q, mean, inv, coarser, y_hat, w, coarser is not None, QUADTREE[step], g)
+    _launch(_reconstruct_kernel, q.numel(), *args)
 
 
 # Pixels and sites to channels and back: both sides move in runs of SIZE * C values.
@@ -458,19 +515,6 @@ def _pack_symbols_kernel(
     _store_entries(q, row, table, shifts, counts, entries, raw, BLOCK)
 
 
-@triton.jit(do_not_specialize=_SIZES)
-def _pack_step_kernel(
-    count, y, mean, rows, gain, counts, residuals, packed, width,
-    XOR: tl.constexpr, G: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    at = _places(LONG, BLOCK)
-    inside = at < count
-    row = tl.load(rows + at, inside, _SKIP)
-    coded, rank = _ranks(row, counts, BLOCK)
-    tl.store(residuals + rank, _residuals(y, mean, gain, at, inside & coded, width, XOR, G), coded)
-    tl.store(packed + rank, row, coded)
-
-
 def _count(rows: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """Coded values of each block, and bounds as in `Packed`."""
     n, device = rows.numel(), rows.device
@@ -511,20 +555,3 @@ def pack_symbols(symbols: Tensor, rows: Tensor, table: SymbolTable, groups: int 
     args = (symbols, rows, *table, counts, out.entries, out.raw)
     _launch(_pack_symbols_kernel, rows.numel(), *args, block=PACK_BLOCK)
     return out
-
-
-def pack_step(
-    y: Tensor, mean: Tensor, rows: Tensor, gain: Tensor, step: int, groups: int = 1
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`residuals` of a step without those that are not coded, as the search of a trellis reads them, in one pass.
-
-    Returns:
-        residuals int32 [n] and rows uint8 [n], of which the first `bounds[-1]` are written; bounds int32 [groups + 1],
-        as in `Packed`.
-    """
-    counts, bounds = _count(rows, groups)
-    out = torch.empty(rows.numel(), dtype=torch.int32, device=rows.device)
-    packed, (w, g) = torch.empty_like(rows).flatten(), mean.shape[2:]
-    args = (y, mean, rows, gain, counts, out, packed, w, QUADTREE[step], g)
-    _launch(_pack_step_kernel, rows.numel(), *args, block=PACK_BLOCK)
-    return out, packed, bounds

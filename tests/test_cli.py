@@ -65,8 +65,8 @@ def piped(monkeypatch: pytest.MonkeyPatch, data: bytes) -> io.BytesIO:
 
 def test_there_and_back(codec: Codec, png: Path, tmp_path: Path) -> None:
     dca, back = tmp_path / "a.dca", tmp_path / "back.png"
-    assert run("encode", png, dca, "-q", "42.5") == 0
-    assert dca.read_bytes() == codec.encode(load_image(png), 42.5)
+    assert run("encode", png, dca, "-q", "42.5", "--aq-strength", "0.5") == 0
+    assert dca.read_bytes() == codec.encode(load_image(png), 42.5, aq_strength=0.5)
     assert inspect(dca.read_bytes()).quality == 42.5
     assert run("decode", dca, back) == 0
     with Image.open(back) as image:
@@ -136,6 +136,7 @@ def test_help_and_mistakes_need_no_heavy_modules() -> None:
         (("encode", "-q", "101", "a", "b"), "must be within 0..100, got 101"),
         (("encode", "-q", "best", "a", "b"), "invalid quality value: 'best'"),
         (("encode", "--threads", "0", "a", "b"), "must be at least 1, got 0"),
+        (("encode", "--aq-strength", "1", "a", "b"), "must be within 0..0.9375, got 1"),
         (("encode", "--bpp", "0", "a", "b"), "must be a positive number, got 0"),
         (("encode", "--bpp", "1", "-q", "50", "a", "b"), "not allowed with argument"),
         (("decode", "--backend", "magic", "a", "b"), "invalid choice: 'magic'"),
@@ -347,7 +348,7 @@ def test_info_of_a_file(codec: Codec, tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "a.dca").write_bytes(data)
     assert run("info", tmp_path / "a.dca", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
-    assert (facts["width"], facts["height"], facts["quality"]) == (30, 20, 25)
+    assert (facts["width"], facts["height"], facts["quality"], facts["aq_strength"]) == (30, 20, 25, 0.1875)
     assert facts["model_id"] == codec.model_id
     assert facts["file_bytes"] == len(data)
     assert run("info", tmp_path / "a.dca") == 0

@@ -251,7 +251,7 @@ def _decodes_or_raises(codec: Codec, data: bytes, pixels: np.ndarray) -> bool:
 def test_mutations_are_refused_even_with_a_mended_checksum(native: Codec) -> None:
     """Bytes behind a correct CRC reach the entropy decoder: it and the symbol digest must hold the line.
 
-    Another size, quality, flag or filter is another file, of whatever picture.
+    Another size, quality, strength, flag or filter is another file, of whatever picture.
     """
     data = native.encode(photograph(64, 48), 50)
     before = container.parse(data).header
@@ -287,8 +287,7 @@ def test_files_of_other_weights_are_refused_by_name(native: Codec) -> None:
 
 def test_a_wrong_digest_is_refused(native: Codec) -> None:
     dca = container.parse(native.encode(photograph(16, 16)))
-    h = dca.header
-    header = container.Header(h.width, h.height, h.quality, h.model_id, h.digest ^ 1)
+    header = replace(dca.header, digest=dca.header.digest ^ 1)
     with pytest.raises(CorruptStreamError, match="digest"):
         native.decode(container.pack(header, dca.stream))
 

@@ -42,7 +42,7 @@ def with_flags(flags: int, tail: bytes) -> bytes:
 
 
 def test_bytes_of_a_small_file() -> None:
-    body = b"\x89DCA\r\n" + b"\x05\x02" + b"\x01\x02\x03\x04" + b"\x80\x06" + b"\x05" + b"\x70\x17"
+    body = b"\x89DCA\r\n" + b"\x06\x02" + b"\x01\x02\x03\x04" + b"\x80\x06" + b"\x05" + b"\x70\x17"
     body += b"\xef\xbe\xad\xde" + b"\x01\x07profile" + b"\x04\xc8\x01" + b"a" * 200 + b"\x00" + b"stream"
     assert sealed(body) == FULL
 
@@ -60,6 +60,7 @@ def test_round_trip_keeps_everything() -> None:
     model_id=st.binary(min_size=4, max_size=4),
     digest=st.integers(0, 2**32 - 1),
     grayscale=st.booleans(),
+    aq=st.integers(0, 15),
     stream=st.binary(max_size=300),
     sections=st.dictionaries(st.sampled_from(Section), st.binary(min_size=1, max_size=300)),
     restoration=st.integers(0, 3).flatmap(
@@ -73,11 +74,12 @@ def test_any_file_round_trips(
     model_id: bytes,
     digest: int,
     grayscale: bool,
+    aq: int,
     stream: bytes,
     sections: dict[Section, bytes],
     restoration: tuple[int, ...],
 ) -> None:
-    header = Header(width, height, quality, model_id, digest, grayscale, restoration)
+    header = Header(width, height, quality, model_id, digest, grayscale, aq, restoration)
     data = pack(header, stream, sections)
     dca = parse(memoryview(bytearray(data)), max_pixels=65535 * 65535)
     assert (dca.header, dca.stream, dca.sections) == (header, stream, sections)
@@ -126,11 +128,11 @@ def test_other_files_are_named_as_such(data: bytes) -> None:
 
 
 def test_other_formats_are_named_as_such() -> None:
-    for version in (1, 2, 3, 4, 6):
+    for version in (1, 2, 3, 4, 5, 7):
         with pytest.raises(UnsupportedVersionError, match=f"version {version}"):
             parse(sealed(PLAIN[:6] + bytes([version]) + PLAIN[7:-4]))
-    with pytest.raises(UnsupportedVersionError, match="flags 0x80"):
-        parse(with_flags(0x84, b""))
+    with pytest.raises(UnsupportedVersionError, match="flags 0x08"):
+        parse(with_flags(0x3C, b""))
     with pytest.raises(UnsupportedVersionError, match="tag 5"):
         parse(with_flags(2, b"\x05\x01x\x00"))
 
@@ -237,7 +239,7 @@ def test_restoration_filters_that_no_file_holds() -> None:
 
 def test_inspect_tells_the_facts() -> None:
     info = dca_fast.inspect(FULL)
-    assert (info.version, info.width, info.height, info.quality) == (5, 768, 5, 60.0)
+    assert (info.version, info.width, info.height, info.quality, info.aq_strength) == (6, 768, 5, 60.0, 0)
     assert (info.grayscale, info.model_id, info.digest) == (False, "01020304", 0xDEADBEEF)
     assert info.section_bytes == {"icc": 7, "alpha": 200}
     assert (info.stream_bytes, info.file_bytes) == (6, len(FULL))

@@ -104,6 +104,16 @@ def test_quadtree_step(n: int, h: int, w: int, size: int, step: int) -> None:
     same(pointwise.residuals, reference.residuals, y, mean // 9, gain / 20, step)
     same(pointwise.reconstruct, reference.reconstruct, int16(n, h, w, size), mean, 1 / gain, step, y)
     same(pointwise.reconstruct, reference.reconstruct, int16(n, h, w, size, limit=9), mean // 9, 1 / gain, step, y)
+    row = torch.randint(0, 128, (n, h, w, size), dtype=torch.uint8)
+    row[torch.rand(row.shape) < 0.3] = SKIP_ROW
+    for strength, skip in ((0, 0), (3, 6), (15, 128)):
+        same(pointwise.coarseness, reference.coarseness, row, int32(4, size, limit=2000), skip, strength)
+    coarse = torch.randint(-15, 16, (n, h, w), dtype=torch.int8)
+    for skip in (0, 6, 128):
+        same(pointwise.coarser_rows, reference.coarser_rows, row, coarse, skip)
+    factor = torch.exp2(coarse / 12)
+    same(pointwise.residuals, reference.residuals, y, mean // 9, gain / 20, step, 1 / factor)
+    same(pointwise.reconstruct, reference.reconstruct, int16(n, h, w, size), mean // 9, 1 / gain, step, y, factor)
 
 
 def test_large_means_and_values_saturate() -> None:
@@ -112,9 +122,15 @@ def test_large_means_and_values_saturate() -> None:
         means = torch.full((1, 2, 2, 1), mean, dtype=torch.int32)
         gains = torch.full((4,), gain)
         same(pointwise.residuals, reference.residuals, y, means, gains, 2)
+        factor = torch.full((1, 2, 2), 2.375)
+        same(pointwise.residuals, reference.residuals, y, means, gains, 2, factor)
         for value in (-32768, 8191, 32767):
             q = torch.full((1, 2, 2, 1), value, dtype=torch.int16)
             same(pointwise.reconstruct, reference.reconstruct, q, means, gains, 1, y)
+            same(pointwise.reconstruct, reference.reconstruct, q, means, gains, 1, y, factor)
+    row = torch.tensor([0, 127, SKIP_ROW, 6], dtype=torch.uint8).view(1, 2, 2, 1).expand(1, 2, 2, 40).contiguous()
+    for offset in (-(1 << 20), 0, 1 << 20):
+        same(pointwise.coarseness, reference.coarseness, row, torch.full((4, 40), offset, dtype=torch.int32), 6, 15)
 
 
 @pytest.mark.parametrize(("n", "h", "w"), [(1, 8, 8), (2, 8, 24)])
@@ -222,31 +238,6 @@ def test_pack_symbols(tables: tuple[Tensor, Tensor], n: int, coded: float) -> No
     assert packed.bounds.tolist() == expected_bounds(rows, 3)
 
 
-@pytest.mark.parametrize(("shape", "coded"), [((1, 2, 2, 1), 0.0), ((1, 2, 2, 1), 1.0), ((1, 6, 10, 80), 0.6)])
-def test_pack_step_is_residuals_without_gaps(shape: tuple[int, ...], coded: float) -> None:
-    *sites, g = shape
-    y, mean = int16(*sites, 4 * g, limit=3000), int32(*shape, limit=9000)
-    rows, gain = rows_of(mean.numel(), coded).view(shape), multipliers(4 * g, reach=2.0)
-
-    def expected(
-        y: Tensor, mean: Tensor, rows: Tensor, gain: Tensor, step: int, groups: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        kept = rows != SKIP_ROW
-        bounds = torch.tensor(expected_bounds(rows.flatten(), groups)).int()
-        return reference.residuals(y, mean, gain, step)[kept], rows[kept], bounds
-
-    def packed(*args: object) -> tuple[Tensor, Tensor, Tensor]:
-        residuals, kept, bounds = pointwise.pack_step(*args)
-        count = int(bounds[-1])
-        for dense in (residuals, kept):
-            assert dense.shape == (mean.numel(),)
-            assert len(set(dense[count:].tolist())) <= 1  # what is not used is not written
-        return residuals[:count], kept[:count], bounds
-
-    for step in range(4):
-        same(packed, expected, y, mean, rows, gain, step, 4)
-
-
 # Compilation, with the shapes of dca-s.
 
 
@@ -264,15 +255,18 @@ def dca_s_calls() -> None:
     pointwise.gate_slope(hidden[..., :80].contiguous(), hidden, 0.0625, m[:160])
     pointwise.add_slope(x, x, hidden)
     pointwise.quadtree_gather(y, 1)
-    pointwise.residuals(y, mean, m, 1)
-    pointwise.reconstruct(y[..., :96].contiguous(), mean, m, 1, y)
+    factor = torch.ones(1, h, w)
+    coarse = pointwise.coarseness(row, torch.zeros(4, 96, dtype=torch.int32), 6, 3)
+    pointwise.coarser_rows(row, coarse, 6)
+    for adapted in ((), (factor,)):
+        pointwise.residuals(y, mean, m, 1, *adapted)
+        pointwise.reconstruct(y[..., :96].contiguous(), mean, m, 1, y, *adapted)
     pointwise.image_from_patches(pointwise.patches_from_image(image).to(torch.uint8))
     pointwise.depth_to_space2(pointwise.space_to_depth2(int8(1, h, w, 160)))
     pointwise.restore(image[0], torch.ones(3, 18, dtype=torch.int8, device=image.device))
     table = pointwise.SymbolTable(torch.zeros(384, 256, 2, dtype=torch.int32), torch.zeros(384, dtype=torch.uint8))
     pointwise.pack_rows(row, 4)
     pointwise.pack_symbols(y[..., :96].contiguous(), row, table, 4)
-    pointwise.pack_step(y, mean, row, m, 1, 4)
 
 
 @pytest.mark.slow

@@ -67,8 +67,8 @@ class Checked(Kept):
 def test_the_program_on_kernels_is_the_reference_program(quantise: latents.Quantiser) -> None:
     grid, valid = (4, 4), (4, 3)
     model = weights.load(weights.find("dca-s"))
-    program = ProgramSet(model, ops.OPS, DEVICE).at(6000)
-    oracle = ProgramSet(model, reference.OPS).at(6000)
+    program = ProgramSet(model, ops.OPS, DEVICE).at(6000, 3)
+    oracle = ProgramSet(model, reference.OPS).at(6000, 3)
     image = torch.from_numpy(photograph(64, 64, seed=7))[None]
     y, mine = oracle.analyse(image), program.analyse(image.to(DEVICE))
     assert torch.equal(mine.cpu(), y)

@@ -85,7 +85,7 @@ def _refusals() -> list[tuple[str, Callable[[], Any]]]:
     y, f = int16(2, 4, 4, 8), int8(2, 4, 4, 8)
     m8, bias = torch.ones(8), int32(2, 4, 4)
     head = Head(int8(4, 4, 8), int32(4, 4), torch.ones(4, 2), torch.ones(4, 2), int32(4, 2))
-    mean = int32(2, 4, 4, 2)
+    mean, row = int32(2, 4, 4, 2), torch.zeros(2, 4, 4, 2, dtype=torch.uint8)
     window = partial(native.window_attention, f, f, f)
     tokens = partial(native.token_attention, int8(1, 2, 8))
     block = DepthBlockParams(m8, linear(6, 8), depthwise(6), linear(8, 6))
@@ -137,6 +137,16 @@ def _refusals() -> list[tuple[str, Callable[[], Any]]]:
         ("mean type", lambda: native.residuals(y, mean.to(torch.int16), m8, 0)),
         ("gain", lambda: native.residuals(y, mean, m8[:4], 0)),
         ("fifth step", lambda: native.residuals(y, mean, m8, 4)),
+        ("finer", lambda: native.residuals(y, mean, m8, 0, torch.ones(2, 4, 3))),
+        ("finer size", lambda: native.residuals(y, mean, m8, 0, torch.full((2, 4, 4), 8.0))),
+        ("coarser", lambda: native.reconstruct(y[..., :2].contiguous(), mean, m8, 0, y.clone(), torch.zeros(2, 4, 4))),
+        ("rows", lambda: native.coarseness(f, int32(4, 8), 6, 3)),
+        ("offset", lambda: native.coarseness(row, int32(4, 3), 6, 3)),
+        ("large offset", lambda: native.coarseness(row, torch.full((4, 2), 1 << 21, dtype=torch.int32), 6, 3)),
+        ("strength", lambda: native.coarseness(row, int32(4, 2), 6, 16)),
+        ("odd rows", lambda: native.coarseness(row[:, :3].contiguous(), int32(4, 2), 6, 3)),
+        ("coarse", lambda: native.coarser_rows(row, torch.zeros(2, 4, 3, dtype=torch.int8), 6)),
+        ("skip of rows", lambda: native.coarser_rows(row, torch.zeros(2, 4, 4, dtype=torch.int8), -1)),
         ("symbols", lambda: native.reconstruct(int16(2, 4, 4, 3), mean, m8, 0, y)),
         ("image", lambda: native.patches_from_image(torch.zeros(1, 8, 8, 4, dtype=torch.uint8))),
         ("image size", lambda: native.patches_from_image(torch.zeros(1, 12, 8, 3, dtype=torch.uint8))),

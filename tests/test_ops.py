@@ -40,11 +40,11 @@ def _restore_native() -> Iterator[None]:
 
 
 def outputs(module: ModuleType, function: str, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
-    """What an operation returns, or the tensor it writes into, which is a copy of its last argument."""
+    """What an operation returns, or the tensor that `reconstruct` writes into, a copy of its argument."""
     if function == "reconstruct":
-        args = (*args[:-1], args[-1].clone())
+        args = (*args[:4], args[4].clone(), *args[5:])
     out = getattr(module, function)(*args)
-    return out if isinstance(out, tuple) else (args[-1] if out is None else out,)
+    return out if isinstance(out, tuple) else (args[4] if out is None else out,)
 
 
 def every_backend(function: str, *args: Any) -> None:
@@ -240,6 +240,14 @@ def test_latent_step(n: int, h: int, w: int, c: int, size: int, step: int) -> No
     every_backend("residuals", y, mean // 40, gain / 20, step)
     every_backend("reconstruct", int16(n, h, w, size), mean, 1 / gain, step, y)
     every_backend("reconstruct", int16(n, h, w, size, limit=9), mean // 40, 1 / gain, step, y)
+    for strength, skip in ((0, 0), (3, 6), (15, 128)):
+        every_backend("coarseness", row, int32(4, size, limit=2000), skip, strength)
+    coarse = torch.randint(-15, 16, (n, h, w), dtype=torch.int8)
+    for skip in (0, 6, 128):
+        every_backend("coarser_rows", row, coarse, skip)
+    factor = torch.exp2(coarse / 12)
+    every_backend("residuals", y, mean // 40, gain / 20, step, 1 / factor)
+    every_backend("reconstruct", int16(n, h, w, size), mean // 40, 1 / gain, step, y, factor)
 
 
 @pytest.mark.parametrize(("n", "h", "w"), [(1, 8, 8), (2, 24, 40), (1, 256, 384)])
@@ -309,9 +317,18 @@ def test_large_means_and_values_saturate() -> None:
         means = torch.full((1, 2, 2, 1), mean, dtype=torch.int32)
         every_backend("residuals", y, means, torch.full((4,), gain), 2)
         assert int(reference.residuals(y, means, torch.full((4,), gain), 2).abs().max()) <= 1 << 21
+        factor = torch.full((1, 2, 2), 2.375)
+        every_backend("residuals", y, means, torch.full((4,), gain), 2, factor)
         for value in (-32768, 8191, 32767):
             q = torch.full((1, 2, 2, 1), value, dtype=torch.int16)
             every_backend("reconstruct", q, means, torch.full((4,), gain), 1, y)
+            every_backend("reconstruct", q, means, torch.full((4,), gain), 1, y, factor)
+
+
+def test_extreme_offsets_of_coarseness() -> None:
+    row = torch.tensor([0, 127, SKIP_ROW, 6], dtype=torch.uint8).view(1, 2, 2, 1).expand(1, 2, 2, 40).contiguous()
+    for offset in (-(1 << 20), 0, 1 << 20):
+        every_backend("coarseness", row, torch.full((4, 40), offset, dtype=torch.int32), 6, 15)
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -61,6 +61,7 @@ def test_a_file_with_more_bytes_than_pixels(codec: Codec, tmp_path: Path, mode: 
 
 def test_options(codec: Codec) -> None:
     assert saved(PICTURE, quality=33.25, effort=0) == codec.encode(PICTURE, 33.25, effort=0)
+    assert saved(PICTURE, aq_strength=0.5, effort=0) == codec.encode(PICTURE, aq_strength=0.5, effort=0)
     assert saved(PICTURE, max_bytes=900, effort=0) == codec.encode_to(PICTURE, max_bytes=900, effort=0)
     assert saved(PICTURE, psnr=30.0, effort=0) == codec.encode_to(PICTURE, psnr=30.0, effort=0)
     for mistake in ({"quality": 101}, {"bpp": 1.0, "psnr": 30.0}, {"bpp": 1.0, "quality": 3}):

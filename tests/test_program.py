@@ -109,7 +109,7 @@ def test_decoder_walk_reproduces_the_encoder_walk(packed: weights.Weights, quali
         def hyper(self, name: str, rows: torch.Tensor) -> torch.Tensor:
             return self._next(rows)
 
-        def step(self, step: int, mean: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        def step(self, step: int, mean: torch.Tensor, rows: torch.Tensor, adaptation: object) -> torch.Tensor:
             return self._next(rows)
 
     program = ProgramSet(packed, OPS).at(quality)

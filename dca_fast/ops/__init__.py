@@ -183,12 +183,17 @@ class Ops:
     head_params: Callable[[Tensor, Head, int, int, tuple[int, int]], tuple[Tensor, Tensor]]
     # (x int16 or int32 [N, H, W, 4G], step) -> [N, H, W, G]
     quadtree_gather: Callable[[Tensor, int], Tensor]
-    # (y int16 [N, H, W, 4G], mean int32 [N, H, W, G], gain float32 [4G], step)
-    # -> int32 [N, H, W, G], 1/256 quantiser steps
-    residuals: Callable[[Tensor, Tensor, Tensor, int], Tensor]
-    # (q int16 [N, H, W, G], mean int32 [N, H, W, G], inv float32 [4G], step, y_hat int16 [N, H, W, 4G]):
-    # writes the group of this step into y_hat
-    reconstruct: Callable[[Tensor, Tensor, Tensor, int, Tensor], None]
+    # (row uint8 [N, H, W, G] of step 0, offset int32 [4, G], skip, strength 0..15) -> int8 [N, H, W] in +-15, and
+    # (row uint8 [N, H, W, G], coarse int8 [N, H, W], skip) -> uint8: rows of steps so many rows larger
+    coarseness: Callable[[Tensor, Tensor, int, int], Tensor]
+    coarser_rows: Callable[[Tensor, Tensor, int], Tensor]
+    # (y int16 [N, H, W, 4G], mean int32 [N, H, W, G], gain float32 [4G], step, finer float32 [N, H, W] or None)
+    # -> int32 [N, H, W, G], 1/256 quantiser steps; `finer`: of steps 1 / finer times as large
+    residuals: Callable[..., Tensor]
+    # (q int16 [N, H, W, G], mean int32 [N, H, W, G], inv float32 [4G], step, y_hat int16 [N, H, W, 4G],
+    # coarser float32 [N, H, W] or None): writes the group of this step into y_hat; `coarser`: q in steps so many times
+    # as large
+    reconstruct: Callable[..., None]
     # (image uint8 [N, H, W, 3], size) -> int16 [N, H/size, W/size, 3 size^2], and back from uint8
     patches_from_image: Callable[..., Tensor]
     image_from_patches: Callable[..., Tensor]

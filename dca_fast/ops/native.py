@@ -165,12 +165,22 @@ def quadtree_gather(x: Tensor, step: int) -> Tensor:
     return _tensor(_cpu.quadtree_gather(x.numpy(), step))
 
 
-def residuals(y: Tensor, mean: Tensor, gain: Tensor, step: int) -> Tensor:
-    return _tensor(_cpu.residuals(y.numpy(), mean.numpy(), gain.numpy(), step))
+def coarseness(row: Tensor, offset: Tensor, skip: int, strength: int) -> Tensor:
+    return _tensor(_cpu.coarseness(row.numpy(), offset.numpy(), skip, strength))
 
 
-def reconstruct(q: Tensor, mean: Tensor, inv: Tensor, step: int, y_hat: Tensor) -> None:
-    _cpu.reconstruct(q.numpy(), mean.numpy(), inv.numpy(), step, y_hat.numpy())
+def coarser_rows(row: Tensor, coarse: Tensor, skip: int) -> Tensor:
+    return _tensor(_cpu.coarser_rows(row.numpy(), coarse.numpy(), skip))
+
+
+def residuals(y: Tensor, mean: Tensor, gain: Tensor, step: int, finer: Tensor | None = None) -> Tensor:
+    factors = None if finer is None else finer.numpy()
+    return _tensor(_cpu.residuals(y.numpy(), mean.numpy(), gain.numpy(), step, factors))
+
+
+def reconstruct(q: Tensor, mean: Tensor, inv: Tensor, step: int, y_hat: Tensor, coarser: Tensor | None = None) -> None:
+    factors = None if coarser is None else coarser.numpy()
+    _cpu.reconstruct(q.numpy(), mean.numpy(), inv.numpy(), step, y_hat.numpy(), factors)
 
 
 def patches_from_image(image: Tensor, size: int = 8) -> Tensor:

@@ -12,7 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from dca_fast.config import QUADTREE, RING_LIMIT, RING_STEPS, RINGS, SKIP_ROW, TRELLIS_STEP
+from dca_fast.config import AQ_CHANNELS, AQ_REACH, QUADTREE, RING_LIMIT, RING_STEPS, RINGS, SKIP_ROW, TRELLIS_STEP
 from dca_fast.ops import (
     DepthBlockParams,
     Depthwise,
@@ -29,6 +29,7 @@ LIMIT8 = 127
 LIMIT16 = 32767
 LIMIT_MEAN = 1 << 20  # of means in 1/256, scores and scales in 1/16
 LIMIT_SYMBOL = 8191  # of hyper latents
+LIMIT_RESIDUAL, LIMIT_VALUE = 1 << 21, 1 << 22  # of residuals in, and values of, steps of a site's own
 MAX_ROW = 127  # last row of the scale table
 
 
@@ -271,14 +272,50 @@ def quadtree_gather(x: Tensor, step: int) -> Tensor:
     return out
 
 
-def residuals(y: Tensor, mean: Tensor, gain: Tensor, step: int) -> Tensor:
-    """y in 1/256 quantiser steps minus mean, of one step; int32. Shapes: see `Ops`."""
-    return quadtree_gather(requantise(y, gain, LIMIT_MEAN), step) - mean
+def coarseness(row: Tensor, offset: Tensor, skip: int, strength: int) -> Tensor:
+    """How much coarser than elsewhere y is quantised at each site (docs/adaptive.md).
+
+    Args:
+        row: uint8 [N, H, W, G] of step 0; SKIP_ROW counts as skip - 1.
+        offset: int32 [4, G] of the head: rows of channels at their typical deviation, in 1/16.
+        skip: as of `head_params`.
+        strength: 0..15: sixteenths of how many rows the first channels lie above their typical ones.
+
+    Returns:
+        int8 [N, H, W] in +-AQ_REACH: how many rows larger steps are.
+    """
+    first = min(row.shape[3], AQ_CHANNELS)
+    total = torch.where(row == SKIP_ROW, skip - 1, row.to(torch.int32))[..., :first].sum(-1) * 16
+    for py, px, g in _groups(0):
+        total[:, py::2, px::2] -= offset[g, :first].sum()
+    return ((total * strength + 2048) >> 12).clamp(-AQ_REACH, AQ_REACH).to(torch.int8)
 
 
-def reconstruct(q: Tensor, mean: Tensor, inv: Tensor, step: int, y_hat: Tensor) -> None:
-    """Writes (160 q + mean) * inv into this step's group of y_hat int16 [N, H, W, 4G]. Shapes: see `Ops`."""
-    value = q.to(torch.int32) * TRELLIS_STEP + mean
+def coarser_rows(row: Tensor, coarse: Tensor, skip: int) -> Tensor:
+    """Rows of symbols whose steps are larger by `coarse` rows.
+
+    Args:
+        row: uint8 [N, H, W, G], 0..127 or SKIP_ROW, which stays.
+        coarse: int8 [N, H, W] of `coarseness`.
+        skip: rows below it become SKIP_ROW.
+
+    Returns:
+        uint8 [N, H, W, G].
+    """
+    r = (row.to(torch.int32) - coarse[..., None]).clamp(0, MAX_ROW)
+    return torch.where((row == SKIP_ROW) | (r < skip), SKIP_ROW, r).to(torch.uint8)
+
+
+def residuals(y: Tensor, mean: Tensor, gain: Tensor, step: int, finer: Tensor | None = None) -> Tensor:
+    """y in 1/256 quantiser steps minus mean, of one step, times `finer` of the site; int32. Shapes: see `Ops`."""
+    r = quadtree_gather(requantise(y, gain, LIMIT_MEAN), step) - mean
+    return r if finer is None else requantise(r, finer[..., None], LIMIT_RESIDUAL)
+
+
+def reconstruct(q: Tensor, mean: Tensor, inv: Tensor, step: int, y_hat: Tensor, coarser: Tensor | None = None) -> None:
+    """Writes (160 q * coarser + mean) * inv into this step's group of y_hat int16 [N, H, W, 4G]. Shapes: see `Ops`."""
+    value = q.to(torch.int32) * TRELLIS_STEP
+    value = mean + (value if coarser is None else requantise(value, coarser[..., None], LIMIT_VALUE))
     size = q.shape[-1]
     for py, px, g in _groups(step):
         group = slice(g * size, (g + 1) * size)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dca_fast.codec import Codec
-from dca_fast.config import DEFAULT_EFFORT
+from dca_fast.config import DEFAULT_AQ, DEFAULT_EFFORT
 from dca_fast.errors import BackendUnavailableError, InputError, WeightsError
 from dca_fast.evaluate import ImageFolder, evaluate, need, psnr
 from dca_fast.export import export_checkpoint, load_float
@@ -51,7 +51,7 @@ def export_and_check(checkpoint: Path, out: Path, photographs: Crops | None = No
             codec = Codec(weights=out, backend=name)
         except BackendUnavailableError:
             continue
-        data = codec.encode(pixels, CHECKED_QUALITY, effort=0)  # as the float network
+        data = codec.encode(pixels, CHECKED_QUALITY, effort=0, aq_strength=0)  # as the float network
         found[name] = data, codec.decode(data, "numpy")
     data, decoded = found["reference"]
     for name, (other, image) in found.items():
@@ -72,7 +72,7 @@ def validate(weights: Path, folder: Path, out: Path) -> str:
     """Rate and distortion of real files over a folder: written as JSON, returned as a table."""
     codec = Codec(weights=weights)
     curve = evaluate(codec, ImageFolder(folder), QUALITIES, name=codec.config.name)
-    facts = report(curve, [], {}, codec.model_id) | {"effort": DEFAULT_EFFORT}
+    facts = report(curve, [], {}, codec.model_id) | {"effort": DEFAULT_EFFORT, "aq_strength": DEFAULT_AQ}
     write_atomic(out, (json.dumps(facts, indent=1, allow_nan=False) + "\n").encode())
     return summary(facts)
 

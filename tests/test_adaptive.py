@@ -1,0 +1,109 @@
+"""Adaptive quantisation: what steps become, what it does to a picture, and that everyone agrees on it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from dca_fast import Codec, container, inspect
+from dca_fast.config import MAX_AQ, ROWS_PER_OCTAVE, SKIP_ROW
+from dca_fast.effort import AQ_UNIT, site_weights, squared_error
+from dca_fast.errors import BitstreamError, ConfigError
+from dca_fast.ops import reference
+from dca_fast.testing import photograph
+
+
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    return Codec(backend="native", threads=1)
+
+
+def half_busy() -> np.ndarray:
+    """A soft ramp on the left, noise on the right."""
+    picture = np.repeat(np.linspace(90, 120, 128)[:, None], 256, 1)[:, :, None].repeat(3, 2)
+    picture[:, :128] += 2 * np.sin(np.arange(128)[:, None, None] / 5) * np.cos(np.arange(128)[None, :, None] / 7)
+    picture[:, 128:] += np.random.default_rng(0).normal(0, 25, (128, 128, 3))
+    return np.rint(picture.clip(0, 255)).astype(np.uint8)
+
+
+def test_sites_above_their_typical_rows_are_coarser() -> None:
+    row = torch.tensor([40, 40, 60, SKIP_ROW], dtype=torch.uint8).view(1, 2, 2, 1).expand(1, 2, 2, 16).contiguous()
+    offset = torch.tensor([40, 20, 40, 5]).mul(16).int()[:, None].expand(4, 16).contiguous()
+    assert reference.coarseness(row, offset, 6, 8).flatten().tolist() == [0, 10, 10, 0]  # half of 0, 20, 20 and 5 - 5
+    assert reference.coarseness(row, offset, 6, MAX_AQ).flatten().tolist() == [0, 15, 15, 0]
+    assert not reference.coarseness(row, offset, 6, 0).any()
+
+
+def test_rows_follow_the_steps() -> None:
+    row = torch.tensor([0, 6, 20, 127, SKIP_ROW], dtype=torch.uint8).view(1, 1, 5, 1)
+
+    def changed(by: int) -> list[int]:
+        coarse = torch.full((1, 1, 5), by, dtype=torch.int8)
+        return reference.coarser_rows(row, coarse, 6).flatten().tolist()
+
+    assert changed(3) == [SKIP_ROW, SKIP_ROW, 17, 124, SKIP_ROW]
+    assert changed(-6) == [6, 12, 26, 127, SKIP_ROW]
+
+
+def test_factors_are_powers_of_two_to_the_row(codec: Codec) -> None:
+    program = codec._program(5000, 15)
+    row = torch.arange(16 * 128, dtype=torch.int32).remainder(128).to(torch.uint8).view(1, 16, 128, 1)
+    found = program.adaptation(row.expand(1, 16, 128, 96).contiguous())
+    assert found.coarse.unique().tolist() == list(range(-15, 16))
+    exact = torch.exp2(found.coarse.double() / ROWS_PER_OCTAVE)
+    assert torch.allclose(found.coarser.double(), exact, rtol=1e-4)
+    assert torch.allclose(found.finer.double() * exact, torch.ones_like(exact), rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(48, 80), (70, 33)])
+def test_backends_agree_at_every_strength(codec: Codec, size: tuple[int, int]) -> None:
+    image, other = photograph(*size, seed=3), Codec(backend="reference")
+    for strength, level in ((0, 1), (1 / 16, 0), (0.5, 1), (15 / 16, 2)):
+        data = codec.encode(image, 50, effort=level, aq_strength=strength)
+        assert inspect(data).aq_strength == strength
+        assert other.encode(image, 50, effort=level, aq_strength=strength) == data
+        assert np.array_equal(other.decode(data, "numpy"), codec.decode(data, "numpy"))
+
+
+@pytest.mark.parametrize("level", [0, 1, 3])
+def test_errors_move_to_where_much_is_going_on(codec: Codec, level: int) -> None:
+    picture = half_busy()
+
+    def errors(strength: float) -> tuple[float, float]:
+        back = codec.decode(codec.encode(picture, 50, effort=level, aq_strength=strength), "numpy")
+        squares = np.square(back.astype(float) - picture)
+        return squares[:, :112].mean(), squares[:, 144:].mean()
+
+    plain, adapted = errors(0), errors(0.5)
+    assert adapted[0] < 0.9 * plain[0]
+    assert adapted[1] / plain[1] > 1.2 * adapted[0] / plain[0]
+
+
+def test_another_strength_is_another_file(codec: Codec) -> None:
+    """The strength in the header is what rows and steps are made with: a wrong one does not go unnoticed."""
+    dca = container.parse(codec.encode(photograph(96, 96, seed=5), 60, aq_strength=0.5))
+    for aq in (0, 7, 9, 15):
+        with pytest.raises(BitstreamError):
+            codec.decode(container.pack(replace(dca.header, aq=aq), dca.stream))
+
+
+@pytest.mark.parametrize("strength", [-0.1, 0.94, True, "0.5", None, float("nan")])
+def test_wrong_strengths_are_refused_by_name(codec: Codec, strength: object) -> None:
+    for call in (codec.encode, lambda image, **options: codec.encode_to(image, bpp=1.0, **options)):
+        with pytest.raises(ConfigError, match="aq_strength"):
+            call(photograph(8, 8), aq_strength=strength)
+    with pytest.raises(ConfigError, match="aq_strength"):
+        codec.warm_up(8, 8, aq_strength=strength)
+
+
+def test_squared_errors_of_sites_are_weighted() -> None:
+    a, b = (torch.from_numpy(photograph(150, 101, seed=seed)) for seed in (1, 2))
+    weights = torch.randint(1, 9 * AQ_UNIT, (12, 8))
+    squares = (a.double() - b.double()).square().sum(-1)
+    each = weights.repeat_interleave(16, 0).repeat_interleave(16, 1)[:150, :101]
+    assert squared_error(a, b, weights) == int((squares * each).sum())
+    assert squared_error(a, b, torch.full((12, 8), AQ_UNIT)) == AQ_UNIT * squared_error(a, b)
+    assert site_weights(None) is None
