@@ -33,7 +33,9 @@ Point = tuple[float, float, float]  # bits per pixel, PSNR and MS-SSIM in dB
 def measure(codec: Codec, pixels: np.ndarray, quality: float, strength: float) -> Point:
     data = codec.encode(pixels, quality, aq_strength=strength)
     back = codec.decode(data, "numpy")
-    similar = -10 * math.log10(1 - ms_ssim(back, pixels))
+    similarity = ms_ssim(back, pixels)
+    assert similarity is not None  # sides are large enough
+    similar = -10 * math.log10(1 - similarity)
     return 8 * len(data) / (pixels.shape[0] * pixels.shape[1]), psnr(back, pixels), similar
 
 
@@ -47,8 +49,13 @@ def compare(found: list[list[Point]], base: list[list[Point]], metric: int) -> d
         points = np.mean([curve(points) for points in pictures], axis=0)
         return [(float(rate), float(fidelity)) for rate, fidelity in points]
 
-    each = [bd_rate(curve(a), curve(b)).rate_percent for a, b in zip(found, base, strict=True)]
-    return {"mean_curves": bd_rate(mean(found), mean(base)).rate_percent, "each_picture": statistics.fmean(each)}
+    def percent(a: list[tuple[float, float]], b: list[tuple[float, float]]) -> float:
+        delta = bd_rate(a, b)
+        assert delta.rate_percent is not None, delta.note
+        return delta.rate_percent
+
+    each = [percent(curve(a), curve(b)) for a, b in zip(found, base, strict=True)]
+    return {"mean_curves": percent(mean(found), mean(base)), "each_picture": statistics.fmean(each)}
 
 
 def main() -> int:

@@ -4,8 +4,8 @@
 #   benchmarks/measure.sh PHOTOGRAPHS VALIDATION ANCHORS [PART ...]
 #
 # PHOTOGRAPHS and VALIDATION are folders of images, ANCHORS a file of published curves (docs/evaluation.md); parts:
-# speed scaling bench profile coder kodak refined plain valid integer conformance hostile effort adaptive tables (default: all, in
-# this order).
+# speed scaling bench profile coder kodak refined plain valid integer conformance hostile effort adaptive tables
+# (default: all, in this order).
 # PEER_CACHE names a folder that keeps what the peers did, PYTHON the interpreter, WEIGHTS a float model for
 # `integer` (default: checkpoints/dca-s.safetensors).
 set -euo pipefail
@@ -66,11 +66,13 @@ hostile() { "$python" benchmarks/hostile.py "$first" --out "$out/hostile.json"; 
 effort() { # takes half an hour: rows of the same weights are kept
     OMP_NUM_THREADS=1 "$python" benchmarks/effort.py "$validation" --out "$out/effort.json"
 }
+adaptive() { OMP_NUM_THREADS=1 "$python" benchmarks/adaptive.py "$validation" --out "$out/adaptive.json"; }
 tables() { "$python" benchmarks/tables.py; }
 
 parts=("$@")
 if ((${#parts[@]} == 0)); then
-    parts=(speed scaling bench profile coder kodak refined plain valid integer conformance hostile effort adaptive tables)
+    parts=(speed scaling bench profile coder kodak refined plain valid integer conformance hostile effort adaptive)
+    parts+=(tables)
 fi
 for part in "${parts[@]}"; do
     SECONDS=0

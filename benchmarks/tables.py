@@ -153,8 +153,8 @@ def effort(load: Load) -> str:
     ]
     text = prose(
         f"{len(facts['photographs'])} validation photographs, their middle {facts['side']} x {facts['side']} pixels, at"
-        f" qualities {', '.join(map(str, facts['qualities']))}; real files; model id `{facts['model_id']}`;"
-        f" {facts['threads']} thread of {machine(facts)}, beside other work: times are rough."
+        f" qualities {', '.join(map(str, facts['qualities']))}, without adaptive quantisation; real files; model id"
+        f" `{facts['model_id']}`; {facts['threads']} thread of {machine(facts)}, beside other work: times are rough."
     )
     return text + "\n" + table(["effort", "BD-rate against level 0", "seconds to encode", "times level 0"], rows)
 

@@ -93,7 +93,7 @@ def calls() -> dict[str, Call]:
     codec, keeping = Codec(backend="native", threads=THREADS), Keeping()
     codec._program(round(QUALITY_STEPS * QUALITY))._silent = frozenset()  # also what these weights leave unused
     image = pictures(WIDTH, HEIGHT)[0]
-    data = instrument(codec, keeping, []).encode(image, QUALITY, effort=0)
+    data = instrument(codec, keeping, []).encode(image, QUALITY, effort=0, aq_strength=0)
     assert set(keeping.calls) == set(OPERATIONS)
     original, picture = torch.from_numpy(image), torch.from_numpy(codec.decode(data, "numpy"))
     ops, weights = codec._programs.model.ops, restoration.fit(codec._programs.model.ops, picture, original, 1.0)
@@ -174,7 +174,7 @@ def synchronised(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
 def test_gaussian(name: str, calls: dict[str, Call], benchmark: Any) -> None:
     """From the context's last feature to the rows that choose the tables, and to residuals; CompressAI rounds them."""
     t, head, step, skip, valid = calls["head_params"].arguments
-    y, _, gain, same_step = calls["residuals"].arguments
+    y, _, gain, same_step, _ = calls["residuals"].arguments
     assert step == same_step
 
     def run(ops: Ops) -> list[Tensor]:

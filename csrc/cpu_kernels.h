@@ -15,7 +15,7 @@ constexpr int kTableSize = 256;  // entries of an exponential table
 constexpr int kMeanLimit = 1 << 20, kResidualLimit = 1 << 21, kValueLimit = 1 << 22;
 constexpr int kMaxRow = 127;
 constexpr int kSkipRow = 255;  // of a symbol that is not coded
-constexpr int kAqReach = 15, kAqChannels = 16;  // of adaptive quantisation: AQ_REACH, AQ_CHANNELS of dca_fast/config.py
+constexpr int kAqReach = 15, kAqChannels = 16;  // AQ_REACH, AQ_CHANNELS of dca_fast/config.py
 constexpr int kTrellisStep = 160;  // of the grid of y's values, in 1/256 quantiser steps like means and latents
 
 // The restoration filter: RINGS and RING_LIMIT of dca_fast/config.py. 2040^2 * kRingRun fits 32 bits.

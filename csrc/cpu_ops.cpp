@@ -635,18 +635,18 @@ void residuals(const int16_t* y, const int32_t* mean, const float* gain, const f
   const int size = map.c / 4;
   for_group_rows(map, gain, step, [&](int64_t site, const int group[2], const float* const gains[2]) {
     const int64_t at = site * size;
-    kernels().residuals(y + 4 * at, mean + at, gains, group, finer ? finer + site : nullptr, static_cast<int>(map.w), size,
-                        out + at);
+    kernels().residuals(y + 4 * at, mean + at, gains, group, finer ? finer + site : nullptr,
+                        static_cast<int>(map.w), size, out + at);
   });
 }
 
-void reconstruct(const int16_t* q, const int32_t* mean, const float* inv, const float* coarser, const Map& map, int step,
-                 int16_t* y_hat) {
+void reconstruct(const int16_t* q, const int32_t* mean, const float* inv, const float* coarser, const Map& map,
+                 int step, int16_t* y_hat) {
   const int size = map.c / 4;
   for_group_rows(map, inv, step, [&](int64_t site, const int group[2], const float* const rows[2]) {
     const int64_t at = site * size;
-    kernels().reconstruct(q + at, mean + at, rows, group, coarser ? coarser + site : nullptr, static_cast<int>(map.w), size,
-                          y_hat + 4 * at);
+    kernels().reconstruct(q + at, mean + at, rows, group, coarser ? coarser + site : nullptr,
+                          static_cast<int>(map.w), size, y_hat + 4 * at);
   });
 }
 

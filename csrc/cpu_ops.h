@@ -114,8 +114,8 @@ void coarser_rows(const uint8_t* row, const int8_t* coarse, int64_t sites, int s
 // finer, coarser: of every site, or null
 void residuals(const int16_t* y, const int32_t* mean, const float* gain, const float* finer, const Map& map, int step,
                int32_t* out);
-void reconstruct(const int16_t* q, const int32_t* mean, const float* inv, const float* coarser, const Map& map, int step,
-                 int16_t* y_hat);
+void reconstruct(const int16_t* q, const int32_t* mean, const float* inv, const float* coarser, const Map& map,
+                 int step, int16_t* y_hat);
 void patches_from_image(const uint8_t* image, const Map& map, int size, int16_t* out);
 // Pictures are [height, width, 3]; w [3, 6 rings]; sums [kRingFeatures, kRingFeatures + 3].
 void restore(const uint8_t* picture, int64_t height, int64_t width, const int8_t* w, int rings, uint8_t* out);

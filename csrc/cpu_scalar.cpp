@@ -59,7 +59,7 @@ inline F16 to_float(I16 a) { LANES(F16, static_cast<float>(a.v[i])); }
 inline F16 mul(F16 a, F16 b) { LANES(F16, a.v[i] * b.v[i]); }
 inline F16 max(F16 a, F16 b) { LANES(F16, a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
 
-// Adding 1.5 * 2^23 leaves no fraction bits, so the addition itself rounds half to even; |limit| <= 2^20.
+// Adding 1.5 * 2^23 leaves no fraction bits, so the addition itself rounds half to even; |limit| <= 2^22.
 inline I16 round_clamp(F16 a, float lo, float hi) {
   constexpr float kMagic = 12582912.0f;
   I16 out;

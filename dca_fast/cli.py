@@ -202,7 +202,7 @@ def aq_strength(text: str) -> float:
     value, most = float(text), MAX_AQ / AQ_STEPS
     if not 0 <= value <= most:
         raise argparse.ArgumentTypeError(f"must be within 0..{most:g}, got {text}")
-    return value
+    return round(value * AQ_STEPS) / AQ_STEPS
 
 
 def _qualities(text: str) -> tuple[float, ...]:

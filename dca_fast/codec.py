@@ -357,7 +357,7 @@ class Codec:
         return restoration.fit(self._programs.model.ops, picture[0], _as_tensor(pixels), bits)
 
     def _symbols(
-        self, pixels: npt.NDArray[np.uint8], quality: int, effort: int, aq: int = 0
+        self, pixels: npt.NDArray[np.uint8], quality: int, effort: int, aq: int
     ) -> tuple[latents.EncoderSource, Tensor | None]:
         """Everything of the encoder before the entropy coder, and from effort 1 on the picture that it makes.
 

@@ -1,7 +1,8 @@
 """The codec on a CUDA device: from image tensor to byte buffer and back with everything between them there.
 
 Walk, program and file are those of the CPU. What is here is where tensors live and how launches are recorded: for each
-size one or two CUDA graphs that encode at a level of effort and one that decodes, at every quality.
+size and strength of adaptive quantisation one or two CUDA graphs that encode at a level of effort and one that decodes,
+at every quality.
 """
 
 from __future__ import annotations

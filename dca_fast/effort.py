@@ -277,7 +277,7 @@ class Search:
         symbols = latents.code_hyper(program, source, *self._sites)
         if self._features is None or self._features[0] is not z:
             self._features = z, program.hyper_features(symbols)
-            self._weights = site_weights(latents.adaptation(program, self._features[1], self._sites[0]))
+            self._weights = site_weights(latents.adaptation(program, self._features[1], *self._sites))
         y_hat = latents.code_steps(program, source, self._features[1], *self._sites)
         stream, digest = self._tools.code(source)
         self._halves = None

@@ -168,9 +168,11 @@ def code_steps(
     return y_hat
 
 
-def adaptation(program: Program, features: dict[str, Tensor], grid: tuple[int, int]) -> Adaptation | None:
+def adaptation(
+    program: Program, features: dict[str, Tensor], grid: tuple[int, int], valid: tuple[int, int]
+) -> Adaptation | None:
     """What `code_steps` adapts quantisers to, whatever the symbols; None without adaptive quantisation."""
     if not program.aq:
         return None
     y_hat = torch.empty(1, *grid, program.config.latent, dtype=torch.int16, device=program.device)
-    return program.adaptation(program.step_parameters(0, y_hat, features, grid)[1])
+    return program.adaptation(program.step_parameters(0, y_hat, features, valid)[1])

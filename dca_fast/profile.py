@@ -29,7 +29,7 @@ from torch import Tensor
 from dca_fast import cli, commands, latents, profile_device
 from dca_fast.adjoint import Adjoint
 from dca_fast.codec import Codec
-from dca_fast.config import ALIGN, DEFAULT_EFFORT, PATCH, STEPS
+from dca_fast.config import ALIGN, DEFAULT_AQ, DEFAULT_EFFORT, PATCH, STEPS
 from dca_fast.container import DEFAULT_MAX_PIXELS, MAX_SIDE, parse
 from dca_fast.entropy.coder import Coder
 from dca_fast.errors import DcaError, InputError
@@ -290,6 +290,7 @@ def _setup(codec: Codec, image: Pixels, args: argparse.Namespace) -> dict[str, A
         "pixels": height * width,
         "quality": args.quality,
         "effort": args.effort,
+        "aq_strength": DEFAULT_AQ,
         "repeat": args.repeat,
     }
     return facts if codec._device is None else profile_device.described(facts, codec._device)

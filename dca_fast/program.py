@@ -451,7 +451,7 @@ def _by_rows(
 
 
 class ProgramSet:
-    """Programs of one model and backend, one for each quality in use.
+    """Programs of one model and backend, one for each quality and strength of adaptive quantisation in use.
 
     Layers that do not depend on the quality are shared; the most recent `CACHED_QUALITIES` are kept.
     """

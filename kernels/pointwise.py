@@ -208,7 +208,7 @@ def _coarseness_kernel(
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One value of `count` is a site; step 0 codes group p at the sites of parity p."""
-    site = _places(LONG, BLOCK)
+    site = _places(LONG, BLOCK).to(tl.int64)  # LONG is about the number of sites, not of rows
     inside = site < count
     parity = ((site // width) % 2 * 2 + (site % width) % 2).to(tl.int32)
     total = tl.zeros([BLOCK], tl.int32)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from dca_fast import Codec, container, inspect
+from dca_fast import Codec, container, inspect, latents
+from dca_fast.codec import _padded
 from dca_fast.config import MAX_AQ, ROWS_PER_OCTAVE, SKIP_ROW
-from dca_fast.effort import AQ_UNIT, site_weights, squared_error
+from dca_fast.effort import AQ_UNIT, Candidate, Search, site_weights, squared_error, worth
 from dca_fast.errors import BitstreamError, ConfigError
 from dca_fast.ops import reference
 from dca_fast.testing import photograph
@@ -97,6 +98,30 @@ def test_wrong_strengths_are_refused_by_name(codec: Codec, strength: object) -> 
             call(photograph(8, 8), aq_strength=strength)
     with pytest.raises(ConfigError, match="aq_strength"):
         codec.warm_up(8, 8, aq_strength=strength)
+
+
+def test_searches_count_errors_at_the_price_of_their_site(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels, costs = photograph(90, 120, seed=6), []
+
+    class Watched(Search):
+        def candidate(self, *latents: object) -> Candidate:
+            found = super().candidate(*latents)
+            costs.append(found.cost)
+            return found
+
+    monkeypatch.setattr("dca_fast.codec.Search", Watched)
+    data = codec.encode(pixels, 40, effort=2, aq_strength=0.75)
+    dca, program = container.parse(data), codec._program(4000, 12)
+    back = torch.from_numpy(codec.decode(data, "numpy"))
+    y = program.analyse(_padded(pixels))
+    source = latents.EncoderSource(program, y, program.hyper_analyse(y), codec._quantiser(1))
+    features = program.hyper_features(latents.code_hyper(program, source, *latents.sites(90, 120)))
+    at = latents.adaptation(program, features, *latents.sites(90, 120))
+    weights = site_weights(at)
+    assert len(weights.unique()) > 5
+    error = squared_error(torch.from_numpy(pixels), back, weights) / AQ_UNIT
+    bits = 8 * (len(dca.stream) + len(container.pack_restoration(dca.header.restoration)))
+    assert min(costs) == bits + worth(40) * error / 3
 
 
 def test_squared_errors_of_sites_are_weighted() -> None:

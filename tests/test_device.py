@@ -142,13 +142,25 @@ def test_tensors_stay_on_the_device(cpu: Codec, gpu: Codec) -> None:
 
 
 @on_gpu
+def test_graphs_are_of_one_strength(cpu: Codec, gpu: Codec) -> None:
+    """All recorded for one size; and a step of effort that counts errors of sites at their prices."""
+    image = photograph(96, 128, seed=4)
+    for effort in (0, 1, 2):
+        files = {strength: cpu.encode(image, 50, effort=effort, aq_strength=strength) for strength in (0, 0.25, 0.75)}
+        for strength, data in [*files.items()] * 3:
+            assert gpu.encode(image, 50, effort=effort, aq_strength=strength) == data
+            assert np.array_equal(gpu.decode(data, "numpy"), cpu.decode(data, "numpy"))
+
+
+@on_gpu
 def test_mixed_sizes_from_many_threads_and_streams(cpu: Codec, gpu: Codec) -> None:
     images = [photograph(64 * (1 + i % 3), 64 * (1 + i % 2), seed=i) for i in range(24)]
-    expected = [cpu.encode(image, 4 * i, effort=i % 4) for i, image in enumerate(images)]
+    options = [{"effort": i % 4, "aq_strength": i // 6 / 16} for i in range(24)]
+    expected = [cpu.encode(image, 4 * i, **options[i]) for i, image in enumerate(images)]
 
     def both(i: int) -> bool:
         with torch.cuda.stream(torch.cuda.Stream()):
-            data = gpu.encode(images[i], 4 * i, effort=i % 4)
+            data = gpu.encode(images[i], 4 * i, **options[i])
             return data == expected[i] and np.array_equal(gpu.decode(data, "numpy"), cpu.decode(data, "numpy"))
 
     with ThreadPoolExecutor(6) as pool:

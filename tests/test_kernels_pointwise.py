@@ -49,12 +49,14 @@ with interpreter():
         tl.store(out + at, r)
 
 
-@pytest.mark.parametrize("limit", [127, 32767, 1 << 20])
+@pytest.mark.parametrize("limit", [127, 32767, 1 << 20, 1 << 21, 1 << 22])
 @pytest.mark.parametrize("leaky", [False, True])
 def test_requantise_is_the_rounding_rule(limit: int, leaky: bool) -> None:
-    edges = torch.tensor([0, 1, 2, 3, 5, (1 << 24) + 1, (1 << 30) + 65, (1 << 31) - 1, (1 << 31) - 65])
+    edges = torch.tensor(
+        [0, 1, 2, 3, 5, (1 << 23) - 1, (1 << 24) - 1, (1 << 24) + 1, (1 << 30) + 65, (1 << 31) - 1, (1 << 31) - 65]
+    )
     acc = torch.cat([edges, -edges, int32(64 - 2 * len(edges), limit=1 << 30)]).to(torch.int32)
-    for m in (*EXTREME_M, 1 / 3, 2.5, limit / 3e8):
+    for m in (*EXTREME_M, 1 / 3, 0.5, 0.25, 2.5, limit / 3e8):
         scale = torch.full((64,), m)
         out = torch.empty(64, dtype=torch.int32, device=DEVICE)
         requantise_kernel[(1,)](acc.to(DEVICE), scale.to(DEVICE), out, limit, leaky, 64, **numerics.EXACT)

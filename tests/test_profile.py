@@ -38,7 +38,7 @@ def codec() -> Codec:
 
 @pytest.fixture(scope="module")
 def measured(codec: Codec) -> tuple[dict[str, Any], dict[str, Run]]:
-    codec._program(6000)._silent = frozenset()  # what weights leave unused would be spared, and not counted
+    codec._program(6000, 3)._silent = frozenset()  # what weights leave unused would be spared, and not counted
     return profile(codec, synthetic(SIDE, SIDE), 60, 3, effort=0)
 
 
@@ -50,11 +50,11 @@ def again(codec: Codec, parts: list[Any], height: int, width: int) -> bytes:
 def test_recording_changes_neither_bytes_nor_the_codec(codec: Codec) -> None:
     image = synthetic(100, 140)
     data, parts, recorder = codec.encode(image, 30), [], Recorder()
-    before = {**vars(codec)}, {**vars(codec._program(3000))}
+    before = {**vars(codec)}, {**vars(codec._program(3000, 3))}
     twin = instrument(codec, recorder, parts)
     assert twin.encode(image, 30) == data
     assert np.array_equal(twin.decode(data, "numpy"), codec.decode(data, "numpy"))
-    assert ({**vars(codec)}, {**vars(codec._program(3000))}) == before
+    assert ({**vars(codec)}, {**vars(codec._program(3000, 3))}) == before
     assert again(codec, parts, 100, 140) == container.parse(data).stream
     run = recorder.finish()
     assert run.stages
