@@ -203,8 +203,8 @@ def integers(load: Load) -> str:
     loss = load("integer_loss")
     parts = loss["bd_rate_percent"]
     return prose(
-        f"Model id `{loss['model_id']}`, {loss['images']} Kodak images at {len(loss['qualities'])} qualities, effort 0,"
-        " against the float network with ideal code lengths, at equal PSNR: real files need"
+        f"Model id `{loss['model_id']}`, {loss['images']} Kodak images at {len(loss['qualities'])} qualities, effort 0"
+        " and strength 0, against the float network with ideal code lengths, at equal PSNR: real files need"
         f" {parts['files']:.2f} % more bits: the integers alone (means, rows and picture, ideal code lengths) cost"
         f" {parts['integers']:.2f} %, coder and container {parts['coder and container']:.2f} %."
     )

@@ -87,7 +87,7 @@ def test_a_fidelity_is_reached(codec: Codec, goal: float) -> None:
 
     for tolerance, more in ((0.01, 0.045), (1e-9, 1e-8)):
         data = codec.encode_to(IMAGE, psnr=goal, effort=0, tolerance=tolerance)
-        assert goal <= fidelity(data) < goal + 0.15
+        assert goal <= fidelity(data) < goal + 0.4  # of so small a picture one step of quality may change 0.2 dB
         worse = codec.encode(IMAGE, inspect(data).quality - 0.01, effort=0)
         assert fidelity(data) < goal + more or fidelity(worse) < goal
 
