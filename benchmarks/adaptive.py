@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from dca_fast import Codec
 from dca_fast.config import AQ_STEPS, DEFAULT_AQ, DEFAULT_EFFORT
 from dca_fast.evaluate import ImageFolder, bd_rate, ms_ssim, psnr
 from dca_fast.image_io import write_atomic
+from dca_fast.report import decibels
 
 QUALITIES = (5, 20, 35, 50, 65, 80, 95)
 STRENGTHS = tuple(k / AQ_STEPS for k in (0, 1, 2, 3, 4, 6, 8))
@@ -35,8 +35,7 @@ def measure(codec: Codec, pixels: np.ndarray, quality: float, strength: float) -
     back = codec.decode(data, "numpy")
     similarity = ms_ssim(back, pixels)
     assert similarity is not None  # sides are large enough
-    similar = -10 * math.log10(1 - similarity)
-    return 8 * len(data) / (pixels.shape[0] * pixels.shape[1]), psnr(back, pixels), similar
+    return 8 * len(data) / (pixels.shape[0] * pixels.shape[1]), psnr(back, pixels), decibels(similarity)
 
 
 def compare(found: list[list[Point]], base: list[list[Point]], metric: int) -> dict[str, float]:

@@ -32,7 +32,8 @@ from torch import Tensor
 
 from dca_fast import Codec, latents, restoration
 from dca_fast.adjoint import Adjoint
-from dca_fast.config import AQ_STEPS, DEFAULT_AQ, RINGS, TRELLIS_STEP, preset
+from dca_fast.codec import _aq
+from dca_fast.config import DEFAULT_AQ, RINGS, TRELLIS_STEP, preset
 from dca_fast.device import _analyse, _synthesise
 from dca_fast.effort import Step, step_multipliers, worth
 from dca_fast.entropy.coder import choose_lanes
@@ -148,7 +149,7 @@ def collect(gpu: Codec, image: np.ndarray) -> dict[str, Call]:
     ops = gpu._device._model.ops
     names = [f.name for f in fields(Ops) if f.name != "name"]
     kept = replace(ops, **{name: keeping(name, getattr(ops, name)) for name in names})
-    program = ProgramSet(gpu._weights, kept, gpu._device.device).at(round(100 * QUALITY), round(AQ_STEPS * DEFAULT_AQ))
+    program = ProgramSet(gpu._weights, kept, gpu._device.device).at(round(100 * QUALITY), _aq(DEFAULT_AQ))
     codec = gpu._device
     size = image.shape[0], image.shape[1]
     padded = np.pad(image, ((0, -image.shape[0] % 64), (0, -image.shape[1] % 64), (0, 0)), mode="edge")
@@ -218,7 +219,7 @@ def coder_times(gpu: Codec, image: np.ndarray) -> dict[str, float]:
     """The entropy coder and the search of the trellis alone, on the values of this image."""
     codec, cpu = gpu._device, Codec(device="cpu")
     assert codec is not None
-    symbols, _ = cpu._symbols(np.ascontiguousarray(image), round(100 * QUALITY), 0, round(AQ_STEPS * DEFAULT_AQ))
+    symbols, _ = cpu._symbols(np.ascontiguousarray(image), round(100 * QUALITY), 0, _aq(DEFAULT_AQ))
     parts = [tuple(torch.from_numpy(np.array(a)).cuda() for a in part) for part in symbols.parts]
     plain, groups = symbols.plain, latents.groups_of(image.shape[0], image.shape[1])
     lanes = choose_lanes(codec.coder.estimate_bytes([rows for _, rows in parts], plain) // groups)

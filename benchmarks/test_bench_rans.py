@@ -26,7 +26,8 @@ import pytest
 import torch
 from pictures import source
 
-from dca_fast.config import AQ_STEPS, DEFAULT_AQ, DEFAULT_EFFORT, LATENT_STEPS, STEPS, TRELLIS_PRICE, preset
+from dca_fast.codec import _aq
+from dca_fast.config import DEFAULT_AQ, DEFAULT_EFFORT, LATENT_STEPS, STEPS, TRELLIS_PRICE, preset
 from dca_fast.entropy.coder import ISAS, Coder, available, choose_groups
 from dca_fast.entropy.tables import ROWS, SKIP_ROW, Tables, build_gaussian_tables, row_sigma
 from dca_fast.errors import BackendUnavailableError
@@ -299,7 +300,7 @@ def residuals_of(paths: Sequence[Path], quality: int) -> tuple[Residuals, Rows]:
 
     vars(codec)["_quantiser"] = keeping
     for path in paths:
-        kept, _ = codec._symbols(load_image(path).pixels, quality, DEFAULT_EFFORT, round(AQ_STEPS * DEFAULT_AQ))
+        kept, _ = codec._symbols(load_image(path).pixels, quality, DEFAULT_EFFORT, _aq(DEFAULT_AQ))
         parts += [(symbols.astype(np.int32) * LATENT_STEPS, rows) for symbols, rows in kept.parts[: kept.plain]]
         parts += seen[-STEPS:]  # those of the last walk
     residuals, rows = zip(*parts, strict=True)

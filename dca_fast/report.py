@@ -82,7 +82,7 @@ def summary(facts: dict[str, Any]) -> str:
     lines = [f"{'quality':>8}{'bpp':>9}{'PSNR dB':>9}{'MS-SSIM':>9}{'dB':>7}"]
     for p in facts["points"]:
         similar = p["ms_ssim"]
-        tail = "     none      -" if similar is None else f"{similar:9.4f}{_decibel(similar):7.2f}"
+        tail = "     none      -" if similar is None else f"{similar:9.4f}{decibels(similar):7.2f}"
         lines.append(f"{p['quality']:8g}{p['bpp']:9.4f}{_number(p['psnr'], 9, 2)}{tail}")
     small = sum(row["ms_ssim"] is None for row in facts["per_image"]) // max(1, len(facts["points"]))
     if small:
@@ -138,10 +138,11 @@ def _rate_psnr(curve: Curve) -> list[tuple[float, float]]:
 
 
 def _rate_ms_ssim(curve: Curve) -> list[tuple[float, float]]:
-    return [(p.bpp, _decibel(p.ms_ssim)) for p in curve.points if p.ms_ssim is not None]
+    return [(p.bpp, decibels(p.ms_ssim)) for p in curve.points if p.ms_ssim is not None]
 
 
-def _decibel(similarity: float) -> float:
+def decibels(similarity: float) -> float:
+    """An MS-SSIM, 0..1, in dB: -10 log10(1 - similarity)."""
     return -10 * math.log10(1 - similarity) if similarity < 1 else math.inf
 
 
