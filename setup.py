@@ -1,9 +1,12 @@
-"""Maps kernels/ to dca_fast.kernels and builds the two native extensions; pyproject.toml has the rest."""
+"""Maps kernels/ to dca_fast.kernels and builds the two native extensions; pyproject.toml has the rest.
+
+Without a C++ compiler the package is installed without them: all of it works, in PyTorch and Python, many times slower.
+"""
 
 import sys
 from glob import glob
 
-from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext, has_flag
 from setuptools import find_packages, setup
 
 # Products and sums stay two roundings, so that every compiler computes the same floats.
@@ -25,9 +28,27 @@ def extension(name: str) -> Pybind11Extension:
     )
 
 
+class Build(build_ext):
+    """Builds the extensions if anything can be compiled here; what then fails is an error."""
+
+    def build_extensions(self):
+        if not self.compiles():
+            self.warn("no C++ compiler works here: dca-fast is installed without its C++ backend, which makes it slow")
+            self.extensions = []
+        super().build_extensions()
+
+    def compiles(self):
+        try:
+            return has_flag(self.compiler, "/O2" if sys.platform == "win32" else "-O2")
+        except Exception as error:  # of setuptools' choice, where there is no Visual C++
+            self.warn(str(error))
+            return False
+
+
 ParallelCompile("DCA_BUILD_JOBS").install()
 setup(
     packages=[*find_packages(include=["dca_fast", "dca_fast.*"]), "dca_fast.kernels", "dca_fast.csrc"],
     package_dir={"dca_fast.kernels": "kernels", "dca_fast.csrc": "csrc"},
     ext_modules=[extension("rans"), extension("cpu")],
+    cmdclass={"build_ext": Build},
 )

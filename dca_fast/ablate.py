@@ -158,7 +158,7 @@ def entropy(network: Network, y: Tensor, quality: Tensor, noisy: bool) -> dict[s
         z_hat[name], bits = network.code_hyper(name, pair.analyse(y, t), quality, noisy)
         bits_z.append(bits)
     features = network.context.prepare(network.synthesise_hyper(z_hat, t))
-    y_hat, bits_y, error = network.code_latent(y, features, quality, t, noisy)
+    y_hat, bits_y, error, _ = network.code_latent(y, features, quality, t, noisy)
     return {"bits_y": bits_y, "bits_z": torch.stack(bits_z, 1), "error": error, "y_hat": y_hat}
 
 

@@ -75,6 +75,8 @@ def resolve(name: str = "auto", device: str | None = None) -> Ops:
         raise BackendUnavailableError(f"backend {name!r} cannot run here: {reason}")
     if asked == "auto":
         log.info("backend %s: %s", name, reason)
+        if name == "reference" and not os.environ.get("DCA_BACKEND"):
+            log.warning("coding takes many times as long as it could: %s", _STATES["native"]()[1])
     return _load(name)
 
 

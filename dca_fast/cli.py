@@ -150,6 +150,8 @@ def _add_train(p: argparse.ArgumentParser) -> None:
     p.add_argument("--parts", type=_names, metavar="PART,PART", help="train only these, as synthesis,context")
     effort_help = "of the encoder that is trained for (default: 0); 1: with --parts, without analysis"
     p.add_argument("--effort", type=int, choices=(0, 1), help=effort_help)
+    aq_help = "of adaptive quantisation that is trained for (default: 0)"
+    p.add_argument("--aq-strength", type=aq_strength, metavar="X", help=aq_help)
     p.add_argument("--rate-only", action="store_true", help="bits alone, without f_s: for --parts without transforms")
     tables_help = "integer weights with whose tables the trellis is searched (default: Gaussian ones)"
     p.add_argument("--tables", type=Path, metavar="FILE", help=tables_help)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +12,16 @@ import torch
 
 from dca_fast import Codec, container, inspect, latents
 from dca_fast.codec import _padded
-from dca_fast.config import MAX_AQ, ROWS_PER_OCTAVE, SKIP_ROW
+from dca_fast.config import MAX_AQ, ROWS_PER_OCTAVE, SCALE_MIN, SKIP_ROW
 from dca_fast.effort import AQ_UNIT, Candidate, Search, site_weights, squared_error, worth
+from dca_fast.entropy.coder import Coder
 from dca_fast.errors import BitstreamError, ConfigError
+from dca_fast.export import load_float
+from dca_fast.model.context import parity_split
 from dca_fast.ops import reference
 from dca_fast.testing import photograph
+
+CHECKPOINT = Path(__file__).resolve().parents[1] / "checkpoints" / "dca-s.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +139,35 @@ def test_squared_errors_of_sites_are_weighted() -> None:
     assert squared_error(a, b, weights) == int((squares * each).sum())
     assert squared_error(a, b, torch.full((12, 8), AQ_UNIT)) == AQ_UNIT * squared_error(a, b)
     assert site_weights(None) is None
+
+
+def test_the_float_network_finds_the_same_sites_coarse(codec: Codec) -> None:
+    network = load_float(CHECKPOINT)
+    rows = torch.randint(2, 128, (1, 6, 8, 96))
+    rows[rows < 6] = SKIP_ROW
+    offset = torch.randint(16 * 50, 16 * 80, (4, 96), dtype=torch.int32)
+    lowest = math.log2(SCALE_MIN)
+    scales = torch.where(rows == SKIP_ROW, 3, rows).double() / ROWS_PER_OCTAVE + lowest
+    gains = [g.view(1, 1, 1, -1).double() / 16 / ROWS_PER_OCTAVE + lowest for g in offset]
+    for strength in (1, 3, 15):
+        coarse = reference.coarseness(rows.to(torch.uint8), offset, 6, strength)
+        found = ROWS_PER_OCTAVE * network.coarseness(parity_split(scales), gains, strength / 16)[..., 0]
+        assert (found - coarse).abs().round().sum() <= 2  # a half goes up, or to even
+        assert coarse.unique().numel() > strength / 2
+
+
+@torch.no_grad()
+def test_the_float_network_adapts_as_files_do(codec: Codec) -> None:
+    network = load_float(CHECKPOINT).eval()
+    network.coder = Coder(codec.tables)
+    pixels = photograph(192, 320, seed=3)  # no padding, which costs the float network bits
+    image = torch.from_numpy(pixels)[None].float() - 128
+    for quality, aq in ((30, 3), (70, 10)):
+        out = network(image, torch.tensor([float(quality)]), aq_strength=aq / 16)
+        data = codec.encode(pixels, quality, effort=0, aq_strength=aq / 16)
+        error = np.square(codec.decode(data, "numpy") - (image[0].numpy() + 128)).mean()
+        assert float((out["image"] - image).square().mean()) == pytest.approx(float(error), rel=0.03)
+        assert float(out["bits"]) == pytest.approx(8 * len(data), rel=0.02, abs=500)  # header, states of the coder
+        assert out["worth"].unique().numel() > aq // 2
+    plain = network(image, torch.tensor([30.0]))
+    assert plain["worth"].unique().tolist() == [1]

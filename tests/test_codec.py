@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dca_fast import Codec, container, inspect
+from dca_fast import Codec, backends, container, inspect
 from dca_fast.entropy import coder
 from dca_fast.errors import (
     BackendUnavailableError,
@@ -38,6 +38,21 @@ def native() -> Codec:
 @pytest.fixture(scope="module")
 def reference() -> Codec:
     return Codec("dca-s", backend="reference")
+
+
+def test_auto_takes_the_fastest_and_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("DCA_BACKEND", raising=False)
+    assert backends.resolve().name == "native"
+    assert not caplog.records
+    monkeypatch.setitem(backends._STATES, "native", lambda: (False, "there was no compiler"))
+    assert backends.resolve().name == "reference"
+    assert "there was no compiler" in caplog.text
+    caplog.clear()
+    monkeypatch.setenv("DCA_BACKEND", "reference")
+    assert backends.resolve().name == "reference"
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("size", SIZES)

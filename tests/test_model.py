@@ -338,7 +338,7 @@ def test_gradients_go_straight_through_the_trellis(wide: Network) -> None:
     features = wide.context.prepare(wide.synthesise_hyper(z, t))
     for noisy in (False, True):
         leaf = y.clone().requires_grad_(True)
-        y_hat, bits, _ = wide.code_latent(leaf, features, quality, t, noisy)
+        y_hat, bits, _, _ = wide.code_latent(leaf, features, quality, t, noisy)
         assert not torch.allclose(y_hat, y, atol=1e-3)
         weight = torch.randn_like(y)
         (slope,) = torch.autograd.grad((y_hat * weight).sum(), leaf, retain_graph=True)

@@ -40,8 +40,8 @@ def sources(folder: str) -> set[str]:
     return {p.relative_to(ROOT).as_posix() for p in files if not any(p.match(pattern) for pattern in BUILT)}
 
 
-def run(*command: str | Path, cwd: Path, path: Path | None = None) -> str:
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+def run(*command: str | Path, cwd: Path, path: Path | None = None, **changed: str) -> str:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | changed
     if path is not None:
         environment["PYTHONPATH"] = str(path)
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
@@ -72,6 +72,24 @@ def test_wheel_has_modules_kernels_extensions_and_data(wheel: Path) -> None:
         assert any(name.startswith(f"dca_fast/{extension}.") for name in names), extension
     sources_of_coder = {f"dca_fast/csrc/{name}" for name in ("rans_cuda.cu", "rans_layout.h", "rans.h")}
     assert {name for name in names if name.endswith((".h", ".cpp", ".cu"))} == sources_of_coder
+
+
+def test_without_a_compiler_everything_else_is_installed(tree: Path, tmp_path: Path) -> None:
+    none = {name: str(tmp_path / "absent") for name in ("CC", "CXX")}
+    site = tmp_path / "site"
+    install = "-m", "pip", "install", "--no-deps", "--no-index", "--no-build-isolation", "-v", "--target", site, tree
+    said = run(sys.executable, *install, cwd=tmp_path, **none)
+    assert "no C++ compiler works here" in said
+    assert not list(site.rglob("*.so"))
+    code = """
+import numpy as np
+from dca_fast import Codec
+from dca_fast.backends import available
+codec = Codec()
+print(codec.decode(codec.encode(np.zeros((5, 7, 3), np.uint8), 50), "numpy").shape, available()["native"])
+"""
+    told = run(sys.executable, "-c", code, cwd=tmp_path, path=site)
+    assert told.startswith("(5, 7, 3) (False, 'the C++ extension is not built")
 
 
 def test_wheel_works_in_the_source_tree_and_outside(wheel: Path, tree: Path, tmp_path: Path) -> None:

@@ -93,6 +93,14 @@ def test_the_rate_alone_is_trained_without_the_synthesis(
     plot_losses(tmp_path / "run" / "log.jsonl", tmp_path / "losses.svg")
 
 
+def test_training_with_adaptive_quantisation_prices_errors_by_site(photographs: Photographs, tmp_path: Path) -> None:
+    losses = []
+    for strength in (0.0, 0.9375):
+        recipe = replace(RECIPE, aq_strength=strength)
+        losses.append(Trainer(TINY, photographs, tmp_path / str(strength), recipe).train_step(1.0)[0])
+    assert losses[0] != losses[1]
+
+
 def test_photographs_are_packed_once_and_bad_ones_counted(photographs: Photographs) -> None:
     assert len(photographs.images) == 3
     assert photographs.skipped == 2
@@ -200,10 +208,12 @@ def test_the_start_is_an_orthonormal_transform(photographs: Photographs) -> None
     assert (a.unit16.view(4, -1).T.flatten().diff() <= 0).all()
 
 
-def test_loss_is_rate_plus_lambda_times_error() -> None:
-    image = torch.zeros(2, 8, 8, 3)
+def test_loss_is_rate_plus_lambda_times_error_at_its_price() -> None:
+    image, worth = torch.zeros(2, 8, 8, 3), torch.ones(2, 8, 8, 1)
+    worth[1, :2] = 3
     out = {
         "image": image + 3,
+        "worth": worth,
         "bits": torch.tensor([74.0, 64.0]),
         "bits_y": torch.tensor([[64.0], [64.0]]),
         "bits_z": torch.tensor([[10.0], [0.0]]),
@@ -211,7 +221,7 @@ def test_loss_is_rate_plus_lambda_times_error() -> None:
     loss, bpp, mse = loss_of(out, image, torch.tensor([0.0, 100.0]), 0.0, torch.tensor(0.5))
     assert bpp.tolist() == pytest.approx([74 / 64, 1])
     assert mse.tolist() == [9, 9]
-    assert float(loss) == pytest.approx((69 / 64 + 9 * LAMBDA_MIN + 1 + 9 * LAMBDA_MAX) / 2)
+    assert float(loss) == pytest.approx((69 / 64 + 9 * LAMBDA_MIN + 1 + 9 * 1.5 * LAMBDA_MAX) / 2)
 
 
 def test_training_lowers_the_loss_and_resumes(photographs: Photographs, tmp_path: Path) -> None:

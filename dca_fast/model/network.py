@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from dca_fast.config import (
     ALIGN,
+    AQ_CHANNELS,
+    AQ_REACH,
     BACK,
     FIRST_CODED_ROW,
     LINEAR_PRICE,
@@ -23,10 +25,12 @@ from dca_fast.config import (
     ROWS_PER_OCTAVE,
     SCALE_MIN,
     STEPS,
+    STRIDE,
     ModelConfig,
     price,
 )
 from dca_fast.entropy.coder import Coder
+from dca_fast.entropy.tables import ROWS
 from dca_fast.model import trellis
 from dca_fast.model.context import Contextualiser, parity_join, parity_split
 from dca_fast.model.hyper import GlobalHyper, LocalHyper, RegionalHyper
@@ -148,7 +152,13 @@ class Network(nn.Module):
         }
 
     def forward(
-        self, image: Tensor, quality: Tensor, noisy: bool | None = None, effort: int = 0, picture: bool = True
+        self,
+        image: Tensor,
+        quality: Tensor,
+        noisy: bool | None = None,
+        effort: int = 0,
+        picture: bool = True,
+        aq_strength: float = 0.0,
     ) -> dict[str, Tensor]:
         """Code `image` `[N, H, W, 3]` (grey levels - 128, any size; padded to multiples of 64) at `quality` `[N]`.
 
@@ -157,10 +167,12 @@ class Network(nn.Module):
             effort: 0 or 1, the level of the encoder (docs/effort.md); 1 needs "patch" transforms, and f_a sees no
                 gradient of what comes after it.
             picture: whether f_s runs; if not, `image` comes back as it was.
+            aq_strength: of adaptive quantisation (docs/adaptive.md), 0..15/16.
 
         Returns:
             `image` `[N, H, W, 3]`; `bits` `[N]`; `bits_y` `[N, 4]`, one for each step; `bits_z` `[N, contexts]`;
-            `error` `[N, 4]`, mean square of (y - mean) / scale of each step.
+            `error` `[N, 4]`, mean square of (y - mean) / scale of each step; `worth` `[N, H, W, 1]`, what a squared
+            error counts where quantisers adapt, 1 where they do not.
         """
         noisy = self.training if noisy is None else noisy
         height, width = image.shape[1:3]
@@ -173,26 +185,47 @@ class Network(nn.Module):
             bits_z.append(bits)
         features = self.context.prepare(self.synthesise_hyper(z_hat, t))
         if effort:
-            y = self.answered(original, y, features, quality, t)
-        y_hat, bits_y, error = self.code_latent(y, features, quality, t, noisy)
+            y = self.answered(original, y, features, quality, t, aq_strength)
+        y_hat, bits_y, error, coarser = self.code_latent(y, features, quality, t, noisy, aq_strength)
         x_hat = (self.synthesis(y_hat, t) if picture else original)[:, :height, :width]
-        out = {"image": x_hat, "bits_y": bits_y, "bits_z": torch.stack(bits_z, 1), "error": error}
+        worth = torch.exp2(-2 * coarser).repeat_interleave(STRIDE, 1).repeat_interleave(STRIDE, 2)[:, :height, :width]
+        out = {"image": x_hat, "bits_y": bits_y, "bits_z": torch.stack(bits_z, 1), "error": error, "worth": worth}
         out["bits"] = out["bits_y"].sum(1) + out["bits_z"].sum(1)
         return out
 
     @torch.no_grad()
-    def answered(self, image: Tensor, y: Tensor, features: dict[str, Tensor], quality: Tensor, t: Tensor) -> Tensor:
+    def answered(
+        self, image: Tensor, y: Tensor, features: dict[str, Tensor], quality: Tensor, t: Tensor, aq_strength: float
+    ) -> Tensor:
         """Where the encoder's level 1 quantises y around, as `dca_fast.effort`, without a restoration filter: y coded
         once, and from there a step along what the linear part of f_s makes of the error backwards."""
         synthesis = self.synthesis
         assert isinstance(synthesis, PatchSynthesis)
-        y_hat = self.code_latent(y, features, quality, t, noisy=False)[0]
+        y_hat = self.code_latent(y, features, quality, t, False, aq_strength)[0]
         picture, (height, width) = synthesis(y_hat, t), image.shape[1:3]
         error = torch.zeros_like(picture)
         error[:, :height, :width] = image - picture[:, :height, :width]
         gain = torch.exp2(interpolate(self.log2_gain, quality))
         size = price(quality).view(-1, 1, 1, 1) / (3 * LINEAR_PRICE * gain.square())
         return y_hat + BACK * (y - y_hat) + size * synthesis.linear_adjoint(error)
+
+    @torch.no_grad()
+    def coarseness(self, scales: list[Tensor], gains: list[Tensor], strength: float) -> Tensor:
+        """log2 of how much larger steps are at each site, `[N, H, W, 1]` (`ops.reference.coarseness`).
+
+        Args:
+            scales: log2 of the scales of step 0 in quantiser steps, of the four parities.
+            gains: log2 gains of the four groups.
+            strength: 0..15/16.
+        """
+        parts, lowest = [], math.log2(SCALE_MIN)
+        for p, scale in enumerate(scales):
+            row = ((scale - lowest) * ROWS_PER_OCTAVE).round().clamp(0, ROWS - 1)
+            row = row.where(scale >= self.log2_coded, FIRST_CODED_ROW - 1)
+            above = row - (gains[p ^ QUADTREE[0]] - lowest) * ROWS_PER_OCTAVE
+            rows = (above[..., :AQ_CHANNELS].mean(-1, keepdim=True) * strength).round().clamp(-AQ_REACH, AQ_REACH)
+            parts.append(rows / ROWS_PER_OCTAVE)
+        return parity_join(parts)
 
     def code_latent(
         self,
@@ -201,31 +234,36 @@ class Network(nn.Module):
         quality: Tensor,
         t: Tensor,
         noisy: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The four steps: y_hat, bits `[N, 4]`, normalised squared error `[N, 4]`; `noisy` as in `forward`."""
-        log2_gain = interpolate(self.log2_gain, quality)
+        aq_strength: float = 0.0,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The four steps: y_hat, bits `[N, 4]`, normalised squared error `[N, 4]`, what `coarseness` says; `noisy` and
+        `aq_strength` as in `forward`."""
+        log2_gain, lowest = interpolate(self.log2_gain, quality), math.log2(SCALE_MIN)
         gains = log2_gain.chunk(4, -1)
         targets = [part.chunk(4, -1) for part in parity_split(y)]
         decoded: list[list[Tensor]] = [[torch.zeros_like(g) for g in groups] for groups in targets]
+        coarser = torch.zeros_like(y[..., :1])
         bits_y, error, y_hat = [], [], None
         for step in range(STEPS):
-            places, residuals, scales, means = [], [], [], []
-            for p, (mean, log2_scale) in enumerate(self.context(step, y_hat, features, t)):
-                g = p ^ QUADTREE[step]
-                places.append((p, g))
-                means.append(mean)
-                scales.append((log2_scale + gains[g]).clamp_min(math.log2(SCALE_MIN)))
-                residuals.append((targets[p][g] - mean) * torch.exp2(gains[g]))
-            coded = [scale >= self.log2_coded for scale in scales]
+            groups = [p ^ QUADTREE[step] for p in range(STEPS)]
+            means, log2_scales = zip(*self.context(step, y_hat, features, t), strict=True)
+            plain = [scale + gains[g] for scale, g in zip(log2_scales, groups, strict=True)]
+            if aq_strength and not step:
+                coarser = self.coarseness(plain, gains, aq_strength)
+            shifts = parity_split(coarser)
+            units = [torch.exp2(gains[g] - shift) for g, shift in zip(groups, shifts, strict=True)]
+            residuals = [(targets[p][g] - means[p]) * units[p] for p, g in enumerate(groups)]
+            scales = [(scale - shift).clamp_min(lowest) for scale, shift in zip(plain, shifts, strict=True)]
+            coded = [torch.minimum(s, whole) >= self.log2_coded for s, whole in zip(scales, plain, strict=True)]
             seen, spent = trellis.step(residuals, scales, coded, not noisy, self.coder)
             if noisy:
                 spent = [noisy_bits(residual, scale) for residual, scale in zip(residuals, scales, strict=True)]
             bits, square = sum(map(sum_of, spent), y.new_zeros(y.shape[0])), y.new_zeros(y.shape[0])
-            for (p, g), residual, scale, mean, value in zip(places, residuals, scales, means, seen, strict=True):
-                square = square + (residual * torch.exp2(-scale)).square().flatten(1).mean(1) / 4
-                decoded[p][g] = straight_through(residual, value) / torch.exp2(gains[g]) + mean
+            for p, g in enumerate(groups):
+                square = square + (residuals[p] * torch.exp2(-scales[p])).square().flatten(1).mean(1) / 4
+                decoded[p][g] = straight_through(residuals[p], seen[p]) / units[p] + means[p]
             bits_y.append(bits)
             error.append(square.detach())
-            y_hat = parity_join([torch.cat(groups, -1) for groups in decoded])
+            y_hat = parity_join([torch.cat(parts, -1) for parts in decoded])
         assert y_hat is not None
-        return y_hat, torch.stack(bits_y, 1), torch.stack(error, 1)
+        return y_hat, torch.stack(bits_y, 1), torch.stack(error, 1), coarser

@@ -63,6 +63,7 @@ class Recipe:
             stay as they are. None: all, and the gains.
         effort: level of the encoder that is trained for: 0, or 1 where "analysis" is not among `parts`. The answer of
             level 1 undoes most of what f_a changes, so that f_a would drift (docs/training.md).
+        aq_strength: of adaptive quantisation (docs/adaptive.md), 0..15/16; squared errors count at their site's price.
         rate_only: the loss is bits alone and f_s is left out, for parts without transforms: half as many steps again in
             the same time.
         bf16: on a GPU, convolutions of the transforms in bfloat16. The GEMMs of int8 layers are so there anyway.
@@ -88,6 +89,7 @@ class Recipe:
     save_minutes: float = 5
     compile: bool = False
     effort: int = 0
+    aq_strength: float = 0.0
     rate_only: bool = False
     bf16: bool = True
     parts: tuple[str, ...] | None = None
@@ -96,14 +98,16 @@ class Recipe:
 def loss_of(
     out: dict[str, Tensor], image: Tensor, quality: Tensor, balance: float, hyper: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighted loss (scalar), bits per pixel `[N]` and mean squared error in grey levels `[N]`."""
+    """Weighted loss (scalar; where quantisers adapt, of errors at their site's price), bits per pixel `[N]` and mean
+    squared error in grey levels `[N]`."""
     pixels = image.shape[1] * image.shape[2]
     bpp = out["bits"] / pixels
     counted = (out["bits_y"].sum(1) + hyper * out["bits_z"].sum(1)) / pixels
-    mse = (out["image"] - image).square().flatten(1).mean(1)
+    squares = (out["image"] - image).square()
+    priced = (squares * out["worth"]).flatten(1).mean(1)
     lam = price(quality)
     weight = (lam / math.sqrt(LAMBDA_MIN * LAMBDA_MAX)) ** -balance
-    return (weight * (counted + lam * mse)).mean(), bpp.detach(), mse.detach()
+    return (weight * (counted + lam * priced)).mean(), bpp.detach(), squares.detach().flatten(1).mean(1)
 
 
 def draw_qualities(generator: np.random.Generator, count: int) -> np.ndarray:
@@ -154,7 +158,11 @@ class Objective(nn.Module):
     def __init__(self, network: Network, recipe: Recipe) -> None:
         super().__init__()
         self.network, self.balance = network, recipe.balance
-        self.options: dict[str, Any] = {"effort": recipe.effort, "picture": not recipe.rate_only}
+        self.options: dict[str, Any] = {
+            "effort": recipe.effort,
+            "picture": not recipe.rate_only,
+            "aq_strength": recipe.aq_strength,
+        }
 
     def forward(self, image: Tensor, quality: Tensor, hyper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return loss_of(self.network(image, quality, **self.options), image, quality, self.balance, hyper)
