@@ -619,6 +619,21 @@ py::array_t<int16_t> bind_decoded(const py::array& y_hat, const py::array& m, co
   return out;
 }
 
+py::array_t<int16_t> bind_neighbour_mean(const py::array& z, const py::array& m, int top, int left, int step) {
+  Map map;
+  const int16_t* in = map_of<int16_t>(z, "z", kAny, map);
+  const float* weights = data<float>(m, "m", {4, map.c});
+  const int reach = step / 2;
+  require(step > 0 && step == 2 * reach && (top == 0 || top == reach) && (left == 0 || left == reach) && top + left > 0,
+          "part: sites have no neighbours there");
+  require(top < map.h && left < map.w, "part: there are no such sites");
+  auto out = fresh<int16_t>({map.n, (map.h - top + step - 1) / step, (map.w - left + step - 1) / step, map.c});
+  int16_t* to = out.mutable_data();
+  Running running;
+  neighbour_mean(in, map, weights, top, left, step, to);
+  return out;
+}
+
 py::array_t<int8_t> bind_coarseness(const py::array& row, const py::array& offset, int skip, int strength) {
   Map map;
   const uint8_t* rows = map_of<uint8_t>(row, "row", kAny, map);
@@ -897,6 +912,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("token_attention", &bind_token_attention);
   m.def("head_params", &bind_head);
   m.def("quadtree_gather", &bind_gather);
+  m.def("neighbour_mean", &bind_neighbour_mean);
   m.def("coarseness", &bind_coarseness);
   m.def("coarser_rows", &bind_coarser_rows);
   m.def("residuals", &bind_residuals);

@@ -650,6 +650,34 @@ void reconstruct(const int16_t* q, const int32_t* mean, const float* inv, const 
   });
 }
 
+void neighbour_mean(const int16_t* z, const Map& map, const float* m, int top, int left, int step, int16_t* out) {
+  const int reach = step / 2;
+  const int corners[4][2] = {{-1, -1}, {-1, 1}, {1, -1}, {1, 1}}, sides[4][2] = {{-1, 0}, {1, 0}, {0, -1}, {0, 1}};
+  const auto& ways = top == left ? corners : sides;
+  const int64_t rows = divide_up(map.h - top, step), columns = divide_up(map.w - left, step);
+  parallel_for(map.n * rows, map.n * rows * columns * map.c * kElementWork, [&](int64_t row) {
+    const int16_t* const picture = z + row / rows * map.h * map.w * map.c;
+    const int64_t y = top + row % rows * step;
+    for (int64_t column = 0; column < columns; ++column) {
+      const int16_t* from[4];
+      int count = 0;
+      for (const auto& way : ways) {
+        const int64_t v = y + way[0] * reach, u = left + column * step + way[1] * reach;
+        if (v >= 0 && v < map.h && u >= 0 && u < map.w) from[count++] = picture + (v * map.w + u) * map.c;
+      }
+      const float* const weight = m + (count - 1) * map.c;
+      int16_t* const to = out + (row * columns + column) * map.c;
+      for (int i = 0; i < map.c; ++i) {
+        int32_t total = 0;
+        for (int k = 0; k < count; ++k) total += from[k][i];
+        constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: floats have steps of 1 there
+        const float r = std::min(std::max(static_cast<float>(total) * weight[i], -32767.0f), 32767.0f);
+        to[i] = static_cast<int16_t>((r + kMagic) - kMagic);
+      }
+    }
+  });
+}
+
 void coarseness(const uint8_t* row, const int32_t* offset, const Map& map, int skip, int strength, int8_t* out) {
   const int first = std::min(map.c, kAqChannels);
   std::array<int32_t, 4> typical{};  // of the groups of the four parities in step 0

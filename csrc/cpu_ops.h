@@ -108,6 +108,8 @@ void add(const int16_t* x, const int16_t* y, int64_t count, int16_t* out);
 void act_slope(const int8_t* e, const int8_t* h, bool leaky, int64_t count, int8_t* out);
 void gate_slope(const int8_t* e, const int8_t* uv, float g, const float* m, int64_t rows, int half, int8_t* out);
 void add_slope(const int16_t* slope, const int16_t* d, const int8_t* h, int64_t count, int16_t* out);
+// The sites (top + i step, left + j step) from those step / 2 away: their corners if top = left, else their sides.
+void neighbour_mean(const int16_t* z, const Map& map, const float* m, int top, int left, int step, int16_t* out);
 // row and offset of groups [map.c]
 void coarseness(const uint8_t* row, const int32_t* offset, const Map& map, int skip, int strength, int8_t* out);
 void coarser_rows(const uint8_t* row, const int8_t* coarse, int64_t sites, int size, int skip, uint8_t* out);

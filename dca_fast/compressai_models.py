@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +28,7 @@ from dca_fast.config import (
     STEPS,
     STRIDE,
     ModelConfig,
+    Part,
     preset,
 )
 from dca_fast.entropy.coder import Coder, Decoder
@@ -60,8 +62,8 @@ class Source(Protocol):
     """What codes the parts of a batch. Values are in quantiser steps, None at the decoder; the result is what a decoder
     sees."""
 
-    def hyper(self, name: str, value: Tensor | None, log2_scale: Tensor) -> Tensor:
-        """A hyper latent, `[N, h, w, C]`."""
+    def hyper(self, name: str, part: Part, value: Tensor | None, log2_scale: Tensor) -> Tensor:
+        """A part of a hyper latent, `[N, h, w, C]`."""
 
     def step(self, values: list[Tensor] | None, log2_scales: list[Tensor]) -> list[Tensor]:
         """The four parities of a quadtree step, `[N, h/2, w/2, C]` each."""
@@ -77,13 +79,14 @@ class Likelihoods:
 
     def __init__(self, noisy: bool) -> None:
         self.noisy = noisy
-        self.parts: dict[str, list[Tensor]] = {}
+        self.z: dict[str, list[tuple[Part, Tensor]]] = {}
+        self.y: list[Tensor] = []
 
-    def hyper(self, name: str, value: Tensor | None, log2_scale: Tensor) -> Tensor:
+    def hyper(self, name: str, part: Part, value: Tensor | None, log2_scale: Tensor) -> Tensor:
         assert value is not None
         rounded = straight_through(value, torch.round(value) * coded(log2_scale))
         bits = noisy_bits(value, log2_scale) if self.noisy else gaussian_bits(rounded, log2_scale) * coded(log2_scale)
-        self.parts[f"z_{name}"] = [torch.exp2(-bits)]
+        self.z.setdefault(f"z_{name}", []).append((part, torch.exp2(-bits)))
         return rounded
 
     def step(self, values: list[Tensor] | None, log2_scales: list[Tensor]) -> list[Tensor]:
@@ -91,16 +94,22 @@ class Likelihoods:
         seen, spent = trellis.step(values, log2_scales, [coded(s) for s in log2_scales], price=not self.noisy)
         if self.noisy:
             spent = [noisy_bits(v, s) for v, s in zip(values, log2_scales, strict=True)]
-        self.parts.setdefault("y", []).extend(torch.exp2(-bits) for bits in spent)
+        self.y.extend(torch.exp2(-bits) for bits in spent)
         return [straight_through(v, s) for v, s in zip(values, seen, strict=True)]
 
     def maps(self) -> dict[str, Tensor]:
         """`[N, C, h, w]` of each latent."""
-        found = {name: parts[0] for name, parts in self.parts.items() if name != "y"}
+        found = {}
+        for name, parts in self.z.items():
+            n, _, _, c = parts[0][1].shape
+            height, width = (max(p[1 + i] + p[3] * (x.shape[1 + i] - 1) + 1 for p, x in parts) for i in (0, 1))
+            found[name] = parts[0][1].new_empty(n, height, width, c)
+            for part, likelihood in parts:
+                found[name][part.sites] = likelihood
         places: list[list[Tensor]] = [[Tensor()] * 4 for _ in range(4)]
-        for i, part in enumerate(self.parts["y"]):
+        for i, likelihood in enumerate(self.y):
             step, parity = divmod(i, 4)
-            places[parity][parity ^ QUADTREE[step]] = part
+            places[parity][parity ^ QUADTREE[step]] = likelihood
         found["y"] = parity_join([torch.cat(groups, -1) for groups in places])
         return {name: value.permute(0, 3, 1, 2) for name, value in found.items()}
 
@@ -116,7 +125,7 @@ class Writer:
         self.parts: list[tuple[Any, Any]] = []
         self.plain = 0  # parts before those of the trellis
 
-    def hyper(self, name: str, value: Tensor | None, log2_scale: Tensor) -> Tensor:
+    def hyper(self, name: str, part: Part, value: Tensor | None, log2_scale: Tensor) -> Tensor:
         assert value is not None
         symbols = value.round().clamp(-LIMIT, LIMIT) * coded(log2_scale)
         rows = trellis.table_rows(log2_scale, coded(log2_scale))
@@ -138,13 +147,19 @@ class Reader:
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
 
-    def hyper(self, name: str, value: Tensor | None, log2_scale: Tensor) -> Tensor:
+    def hyper(self, name: str, part: Part, value: Tensor | None, log2_scale: Tensor) -> Tensor:
         symbols = torch.from_numpy(self.decoder.decode(trellis.table_rows(log2_scale, coded(log2_scale))))
         return symbols.to(log2_scale).view(log2_scale.shape)
 
     def step(self, values: list[Tensor] | None, log2_scales: list[Tensor]) -> list[Tensor]:
         found = self.decoder.decode(_step_rows(log2_scales), trellis=True)
         return [trellis.to_steps(f, s) for f, s in zip(np.split(found, len(log2_scales)), log2_scales, strict=True)]
+
+
+def _part(source: Source, name: str, z: Tensor | None, part: Part, mean: Tensor, log2_scale: Tensor) -> Tensor:
+    """What `Factorised.walk` codes a part of a hyper latent with."""
+    residual = None if z is None else z[part.sites] - mean
+    return mean + source.hyper(name, part, residual, log2_scale.expand(mean.shape))
 
 
 @register_model("dca")
@@ -195,9 +210,9 @@ class Dca(CompressionModel):
             model, shape = net.factorised[name], shapes[name]
             tables = [interpolate(table, quality) for table in (model.log2_scale, model.log2_gain)]
             scale, gain = (table.view(n, *shape[1:]) if name == "global" else table for table in tables)
-            scale, gain = scale.clamp_min(math.log2(SCALE_MIN)).expand(shape), torch.exp2(gain)
+            scale, gain = scale.clamp_min(math.log2(SCALE_MIN)), torch.exp2(gain)
             z = None if y is None else net.hyper[name].analyse(y, t) * gain
-            z_hat[name] = source.hyper(name, z, scale) / gain
+            z_hat[name] = model.walk(shape, scale, partial(_part, source, name, z)) / gain
         features = net.context.prepare(net.synthesise_hyper(z_hat, t))
         gains = interpolate(net.log2_gain, quality).chunk(4, -1)
         targets = None if y is None else [part.chunk(4, -1) for part in parity_split(y)]

@@ -6,7 +6,7 @@ Reference: DCA, arXiv 2411.05832; widths that the paper does not state are marke
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from dca_fast.errors import ConfigError
 
@@ -65,6 +65,42 @@ STRIDE = 16  # pixels per latent site
 ALIGN = 64  # images are padded to multiples of this: two more halvings for the regional hyper latent
 
 
+class Part(NamedTuple):
+    """Sites of a hyper latent that are coded together: those at rows `top`, `top + step`, ... and columns `left`,
+    `left + step`, ...; `kind` numbers the ways to predict them from sites `step / 2` away, None: not at all."""
+
+    kind: int | None
+    top: int
+    left: int
+    step: int
+
+    @property
+    def sites(self) -> tuple[slice, slice, slice]:
+        """Of a tensor `[N, H, W, C]`."""
+        return slice(None), slice(self.top, None, self.step), slice(self.left, None, self.step)
+
+    @property
+    def around(self) -> list[tuple[int, int]]:
+        """Rows and columns from a site to those that predict it: its four corners, or its four sides."""
+        ways = -self.step // 2, self.step // 2
+        if self.top == self.left:
+            return [(down, right) for down in ways for right in ways]
+        return [(way, 0) for way in ways] + [(0, way) for way in ways]
+
+
+def coarse_to_fine(levels: int) -> list[Part]:
+    """The parts of a hyper latent in their order (docs/numerics.md): every `2^levels`-th site of every so-manieth row,
+    then level by level the sites in the middle of four, predicted from these, and those between two and two."""
+    parts = [Part(None, 0, 0, 1 << levels)]
+    for level in reversed(range(levels)):
+        reach = 1 << level
+        kind = 2 * level
+        parts += [
+            Part(kind + (top != left), top, left, 2 * reach) for top, left in ((reach, reach), (0, reach), (reach, 0))
+        ]
+    return parts
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Widths and structure of one DCA model.
@@ -83,6 +119,8 @@ class ModelConfig:
         local_blocks: windowed attention blocks on each side of the local bottleneck; every second one is shifted.
         local: channels of z_l at 1/16.
         regional: channels of z_r at 1/64.
+        regional_levels: levels by which z_r is coded from coarse to fine, each part from the sites around it; 0: all
+            sites at once and alike (the paper).
         tokens: number of global tokens; z_g has `latent / tokens` values for each.
         contexts: which hyper latents exist and the order in which c uses them, in every step.
         merge_once: add all hyper features before c instead of one after another (ablation).
@@ -106,6 +144,7 @@ class ModelConfig:
     local_blocks: int = 1
     local: int = 24
     regional: int = 128
+    regional_levels: int = 0
     tokens: int = 8
     contexts: tuple[str, ...] = CONTEXTS
     merge_once: bool = False
@@ -113,7 +152,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            if f.type == "int" and getattr(self, f.name) < 1:
+            if f.type == "int" and getattr(self, f.name) < (f.name != "regional_levels"):
                 raise ConfigError(f"{f.name} must be positive, got {getattr(self, f.name)}")
         if self.transforms not in TRANSFORMS:
             raise ConfigError(f"transforms must be one of {TRANSFORMS}, got {self.transforms!r}")
@@ -130,6 +169,10 @@ class ModelConfig:
     def latents(self) -> tuple[str, ...]:
         """Hyper latents that exist: phi_r feeds the input layer of every step, so the regional one always does."""
         return tuple(dict.fromkeys(("regional", *self.contexts)))
+
+    def levels(self, latent: str) -> int:
+        """Levels by which a hyper latent is coded from coarse to fine."""
+        return self.regional_levels if latent == "regional" else 0
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -152,7 +195,7 @@ class ModelConfig:
 
 PRESETS = {
     # Own widths: about 18 kMAC per pixel at decode. A c for each step is four times as large and no slower.
-    "dca-s": ModelConfig("dca-s", shared=False),
+    "dca-s": ModelConfig("dca-s", regional_levels=2, shared=False),
     # From the paper: three hyper latents, used in the order regional, global, local; quadtree of four steps; one c for
     # all steps but for its first 1x1; Swin blocks for the local pair, a Transformer for the global one. It states no
     # widths that are known here. From its antecedents: transforms with N=192, M=320 and 192 regional channels (ELIC);

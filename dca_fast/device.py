@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dca_fast import latents, restoration
 from dca_fast.adjoint import Adjoint
-from dca_fast.config import RINGS, STRIDE, TRELLIS_PRICE
+from dca_fast.config import RINGS, STRIDE, TRELLIS_PRICE, Part
 from dca_fast.effort import Pass, Search, Step, Tools, first_pass, second_pass, step_multipliers, worth
 from dca_fast.entropy.coder import choose_lanes
 from dca_fast.entropy.device import DeviceCoder, DeviceDecoder
@@ -94,7 +94,7 @@ class _DecoderSource:
     def __init__(self, decoder: DeviceDecoder) -> None:
         self._decoder = decoder
 
-    def hyper(self, name: str, rows: Tensor) -> Tensor:
+    def hyper(self, name: str, part: Part, rows: Tensor, mean: Tensor | None) -> Tensor:
         return self._decoder.decode(rows.flatten()).view(rows.shape)
 
     def step(self, step: int, mean: Tensor, rows: Tensor, adaptation: Adaptation | None) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dca_fast import latents
 from dca_fast.adjoint import Adjoint, multipliers
-from dca_fast.config import BACK, GRADIENT_BACK, LINEAR_PRICE, MAX_EFFORT, RINGS, SKIP_ROW, STRIDE
+from dca_fast.config import BACK, GRADIENT_BACK, LINEAR_PRICE, MAX_EFFORT, RINGS, STRIDE
 from dca_fast.config import price as price_of
 from dca_fast.container import pack_restoration
 from dca_fast.errors import ConfigError
@@ -256,8 +256,6 @@ class Search:
         """What the level finds; `progress` is told how much is done, 0..1."""
         y = self._program.analyse(self._image)
         z = self._program.hyper_analyse(y)
-        if "global" in z:  # as in a file: the search takes it as it is
-            z["global"].masked_fill_(self._program.hyper_rows["global"].view(z["global"].shape) == SKIP_ROW, 0)
         prices = between(PRICES, DESCENTS[level])
 
         def report(done: int) -> None:

@@ -194,9 +194,11 @@ class Exporter:
         makers = {"local": self.local, "regional": self.regional, "global": self.token}
         for name, pair in network.hyper.items():
             makers[name](f"hyper.{name}", pair)
-            for key in ("log2_scale", "log2_gain"):
-                values = getattr(network.factorised[name], key)
-                self.table(f"factorised.{name}.{key}", values, LOG2_STEPS, torch.int32)
+            model = network.factorised[name]
+            for key in ("log2_scale", "log2_gain") + ("log2_wider",) * (model.levels > 0):
+                self.table(f"factorised.{name}.{key}", getattr(model, key), LOG2_STEPS, torch.int32)
+            if model.levels:
+                self.put(f"factorised.{name}.weight", model.weight, torch.float32)
         self.context(network)
 
 

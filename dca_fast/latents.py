@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dca_fast.config import ALIGN, SKIP_ROW, STEPS, STRIDE
+from dca_fast.config import ALIGN, LATENT_STEPS, SKIP_ROW, STEPS, STRIDE, Part
 from dca_fast.entropy.coder import Coder, Decoder, choose_groups, crc32
-from dca_fast.ops.reference import LIMIT_SYMBOL
+from dca_fast.ops.reference import LIMIT16
 from dca_fast.program import Adaptation, Program, compact
 
 ORDER = ("global", "local", "regional")  # of the hyper latents in the stream
+_STEP_BITS = LATENT_STEPS.bit_length() - 1
 
 
 # residuals int32, in 1/256 quantiser steps, and rows uint8 of one shape -> values int16 of a trellis
@@ -49,8 +50,8 @@ def groups_of(height: int, width: int) -> int:
 class Source(Protocol):
     """Where symbols come from. `rows` uint8 and the result int16 have one shape."""
 
-    def hyper(self, name: str, rows: Tensor) -> Tensor:
-        """Symbols of a hyper latent."""
+    def hyper(self, name: str, part: Part, rows: Tensor, mean: Tensor | None) -> Tensor:
+        """Symbols of a part of a hyper latent; mean int16 in 1/256 quantiser steps, None: zero."""
 
     def step(self, step: int, mean: Tensor, rows: Tensor, adaptation: Adaptation | None) -> Tensor:
         """Values of a quadtree step, of a trellis; mean int32 in 1/256 quantiser steps, rows of steps as adapted."""
@@ -73,7 +74,7 @@ class EncoderSource:
     def __init__(self, program: Program, y: Tensor, z: dict[str, Tensor], quantise: Quantiser) -> None:
         self._program, self._y, self._z, self._quantise = program, y, z, quantise
         self.parts: list[tuple[Any, Any]] = []
-        self.plain = len(z)  # parts before those of the trellis
+        self.plain = 0  # parts before those of the trellis
         self.digest = 0
 
     def _keep(self, symbols: Tensor, rows: Tensor) -> Tensor:
@@ -82,14 +83,19 @@ class EncoderSource:
         self.digest = symbol_digest(flat, self.digest)
         return symbols
 
-    def hyper(self, name: str, rows: Tensor) -> Tensor:
-        z = self._z[name]
+    def hyper(self, name: str, part: Part, rows: Tensor, mean: Tensor | None) -> Tensor:
+        z = self._z[name][part.sites]
         if z.device.type != "cpu":
-            symbols = z.clamp(-LIMIT_SYMBOL, LIMIT_SYMBOL).masked_fill_(rows == SKIP_ROW, 0)
+            residuals = z.int() if mean is None else z.int() - mean
+            symbols = ((residuals + LATENT_STEPS // 2) >> _STEP_BITS).masked_fill_(rows == SKIP_ROW, 0).short()
         else:  # without PyTorch, see `compact`
-            values = np.clip(z.numpy(), -LIMIT_SYMBOL, LIMIT_SYMBOL)
+            values = z.numpy().astype(np.int32) + LATENT_STEPS // 2
+            if mean is not None:
+                values -= mean.numpy()
+            values >>= _STEP_BITS
             values *= rows.numpy() != SKIP_ROW
-            symbols = torch.from_numpy(values)
+            symbols = torch.from_numpy(values.astype(np.int16))
+        self.plain += 1
         return self._keep(symbols, rows)
 
     def step(self, step: int, mean: Tensor, rows: Tensor, adaptation: Adaptation | None) -> Tensor:
@@ -110,7 +116,7 @@ class DecoderSource:
         self.digest = symbol_digest(symbols, self.digest)
         return torch.from_numpy(symbols).view(rows.shape)
 
-    def hyper(self, name: str, rows: Tensor) -> Tensor:
+    def hyper(self, name: str, part: Part, rows: Tensor, mean: Tensor | None) -> Tensor:
         return self._take(rows)
 
     def step(self, step: int, mean: Tensor, rows: Tensor, adaptation: Adaptation | None) -> Tensor:
@@ -134,19 +140,33 @@ def code(program: Program, source: Source, grid: tuple[int, int], valid: tuple[i
 
 
 def code_hyper(program: Program, source: Source, grid: tuple[int, int], valid: tuple[int, int]) -> dict[str, Tensor]:
-    """The hyper latents: their symbols, int16, as `Program.hyper_features` takes them."""
+    """The hyper latents as a decoder sees them, as `Program.hyper_features` takes them."""
     z = {}
     shapes = program.hyper_shapes(*grid)
     for name in ORDER:
         if name in shapes:
-            # One row for each channel; of the global latent for each channel of each token.
-            rows = program.hyper_rows[name].view(1, 1, -1, shapes[name][-1])
-            rows = compact(rows.expand(1, *shapes[name]))
-            if name == "local":
-                rows[:, valid[0] :] = SKIP_ROW
-                rows[:, :, valid[1] :] = SKIP_ROW
-            z[name] = source.hyper(name, rows)
+            z[name] = torch.zeros(1, *shapes[name], dtype=torch.int16, device=program.device)
+            for part, row, mean in program.hyper_parts(name, z[name]):
+                place = z[name][part.sites]
+                # One row for each channel; of the global latent for each channel of each token.
+                rows = compact(row.expand(place.shape))
+                if name == "local":
+                    rows[:, valid[0] :] = SKIP_ROW
+                    rows[:, :, valid[1] :] = SKIP_ROW
+                _put(place, source.hyper(name, part, rows, mean), mean)
     return z
+
+
+def _put(place: Tensor, symbols: Tensor, mean: Tensor | None) -> None:
+    """Symbols around a mean into their place in z_hat."""
+    if place.device.type != "cpu":
+        z = symbols.int() * LATENT_STEPS
+        place.copy_((z if mean is None else z + mean).clamp_(-LIMIT16, LIMIT16))
+    else:  # without PyTorch, see `compact`
+        values = symbols.numpy().astype(np.int32) * LATENT_STEPS
+        if mean is not None:
+            values += mean.numpy()
+        place.numpy()[:] = values.clip(-LIMIT16, LIMIT16)
 
 
 def code_steps(

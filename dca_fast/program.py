@@ -1,7 +1,7 @@
 """The integer program: what the codec computes, encoder and decoder, bit-identical on every machine.
 
     patches -> embed, merge, blocks -> y        (int16, coefficients in fixed point)
-    y -> l_a, r_a, g_a -> z                     (int16 symbols)
+    y -> l_a, r_a, g_a -> z                     (int16, 1/256 of a quantiser step; coded: symbols)
     z -> l_s, r_s, g_s -> phi                   (int16 features; keys and values of the tokens int8)
     per step: y_hat, phi -> c -> mean, row      (int32, 1/256 of a quantiser step; uint8)
     y_hat -> blocks, split, pixels -> patches   (uint8)
@@ -13,7 +13,7 @@ It is written once, over an `Ops` record, so reference and fast backends differ 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -32,6 +32,8 @@ from dca_fast.config import (
     SKIP_ROW,
     STRIDE,
     ModelConfig,
+    Part,
+    coarse_to_fine,
 )
 from dca_fast.ops import (
     DepthBlockParams,
@@ -49,7 +51,6 @@ from dca_fast.weights import Weights
 
 QUALITY_STEPS = 100  # a file holds quality * 100
 QUALITY_RANGE = int(QUALITY_MAX) * QUALITY_STEPS
-_FEATURE_BITS = 8  # log2(FEATURE_STEPS)
 LOG2_STEPS = 4096  # log2 of gains and scales in fixed point
 GATE = 1 / OPERAND_STEPS  # product of two operands -> operand
 _ROW_OFFSET = round(-math.log2(SCALE_MIN) * LOG2_STEPS)
@@ -78,8 +79,9 @@ def settings(weights: Weights, quality: int) -> dict[str, Tensor]:
 
     Returns:
         "gain" and "inverse" float32 [M] of y; of each head "*.m_mean" float32 and "*.offset" int32 [4, G]; of each
-        hyper latent "gain.*" and "inverse.*" float32 and "rows.*" uint8 [C], SKIP_ROW where not worth coding; the
-        bias "*.b" int32 [O] of each layer that is conditioned on the quality.
+        hyper latent "gain.*" and "inverse.*" float32 [C], to 1/256 of its quantiser step and back, and "rows.*" uint8
+        [1 + 2 levels, C], of sites without a mean and of each kind with one, SKIP_ROW where not worth coding; the bias
+        "*.b" int32 [O] of each layer that is conditioned on the quality.
     """
     t, out = weights.tensors, {}
     table = t["tables.exp2"].numpy()
@@ -100,14 +102,13 @@ def settings(weights: Weights, quality: int) -> dict[str, Tensor]:
         out[f"{name}.m_mean"] = t[f"{name}.m"].numpy()[:, : groups.shape[1]] * groups
         out[f"{name}.offset"] = offset.reshape(4, -1).astype(np.int32)
     for name in weights.config.latents:
-        scale = log2_of(f"factorised.{name}.log2_scale")
+        scale = log2_of(f"factorised.{name}.log2_scale")[None]
+        if weights.config.levels(name):
+            scale = np.concatenate([scale, scale + t[f"factorised.{name}.log2_wider"].numpy()])
         rows = ((scale + _ROW_OFFSET) * ROWS_PER_OCTAVE + LOG2_STEPS // 2) // LOG2_STEPS
         out[f"rows.{name}"] = np.where(rows < weights.skip, SKIP_ROW, rows.clip(0, MAX_ROW)).astype(np.uint8)
-        hyper = log2_of(f"factorised.{name}.log2_gain")
-        for key, direction in (("gain", 1), ("inverse", -1)):
-            # A feature of 1/256 to the step of z, and back: shifts of the exponent, so still exact.
-            shift = np.int64(-direction * _FEATURE_BITS * LOG2_STEPS)
-            out[f"{key}.{name}"] = exp2(table, direction * hyper + shift)
+        gain = log2_of(f"factorised.{name}.log2_gain")
+        out[f"gain.{name}"], out[f"inverse.{name}"] = exp2(table, gain), exp2(table, -gain)
     half = QUALITY_RANGE // 2
     for name, slope in t.items():
         if name.endswith(".slope"):
@@ -140,6 +141,14 @@ class Model:
         log2 = (2 * rows + ROWS_PER_OCTAVE) // (2 * ROWS_PER_OCTAVE)
         factors = np.stack([exp2(weights.tensors["tables.exp2"].numpy(), sign * log2) for sign in (1, -1)])
         self.factors = torch.from_numpy(factors).to(self.device)  # 2^(r / 12) and 2^(-r / 12), r from -AQ_REACH on
+        self.neighbours: dict[
+            str, Tensor
+        ] = {}  # of sites of hyper latents: float32 [kinds, 4, C] for one to four of them
+        for name in weights.config.latents:
+            if weights.config.levels(name):
+                weight = weights.tensors[f"factorised.{name}.weight"].numpy()
+                each = weight[:, None] / np.arange(1, 5, dtype=np.float32)[:, None]
+                self.neighbours[name] = torch.from_numpy(each).to(self.device)
         self.to_operand = torch.full((widest,), OPERAND_STEPS / FEATURE_STEPS, dtype=torch.float32, device=self.device)
 
 
@@ -168,6 +177,7 @@ class Program:
         self._score = float(np.float32(OPERAND_STEPS / (OPERAND_STEPS**2 * math.sqrt(d))))
         self.gain, self.inverse = settings["gain"], settings["inverse"]
         self.hyper_rows = {name: settings[f"rows.{name}"] for name in self.contexts}
+        self._parts = {name: coarse_to_fine(self.config.levels(name)) for name in self.contexts}
         self._heads = [self._head(f"context.cores.{i}.heads") for i in range(1 if self.config.shared else 4)]
         self.aq = 0
 
@@ -269,7 +279,7 @@ class Program:
         return self._blocks(x, "analysis.blocks16", coarse)
 
     def hyper_analyse(self, y: Tensor) -> dict[str, Tensor]:
-        """y -> symbols of z, int16: local [N, h, w, C], regional [N, h/4, w/4, C], global [N, 1, T, M/T]."""
+        """y -> z, int16, in 1/256 steps: local [N, h, w, C], regional [N, h/4, w/4, C], global [N, 1, T, M/T]."""
         operand = self.ops.operand8(y, self._t["latent.operand8"])
         makers = {"local": self._analyse_local, "regional": self._analyse_regional, "global": self._analyse_global}
         z = {n: self._scale(makers[n](operand), n, "gain") for n in self.contexts if n not in self._silent}
@@ -289,7 +299,7 @@ class Program:
         return {name: shapes[name] for name in self.contexts}
 
     def _scale(self, z: Tensor, name: str, key: str) -> Tensor:
-        """Feature of a hyper latent to its symbols ("gain"), or back ("inverse")."""
+        """Feature of a hyper latent to 1/256 quantiser steps ("gain"), or back ("inverse")."""
         m = self._settings[f"{key}.{name}"]
         return self.ops.operand16(z.reshape(z.shape[0], -1, m.shape[0]), m).view(z.shape)
 
@@ -314,8 +324,22 @@ class Program:
         x = self._ffn(self._feature(pooled, f"{p}.analysis_merge"), f"{p}.analysis_ffn")
         return self._feature(self._operand(x), f"{p}.analysis_out")[:, None]
 
+    def hyper_parts(self, name: str, z_hat: Tensor) -> Iterator[tuple[Part, Tensor, Tensor | None]]:
+        """The parts of a hyper latent that have sites, with table rows, uint8 [1, 1, ..., C], and mean.
+
+        Args:
+            z_hat: int16 [1, H, W, C] in 1/256 quantiser steps; a part must be in it before the next one is asked for.
+        """
+        for part in self._parts[name]:
+            if part.top < z_hat.shape[1] and part.left < z_hat.shape[2]:
+                rows = self.hyper_rows[name][0 if part.kind is None else 1 + part.kind].view(1, 1, -1, z_hat.shape[3])
+                mean = None
+                if part.kind is not None:
+                    mean = self.ops.neighbour_mean(z_hat, self._shared.neighbours[name][part.kind], part)
+                yield part, rows, mean
+
     def hyper_features(self, z: dict[str, Tensor]) -> dict[str, Tensor]:
-        """z symbols -> what c needs and what does not depend on the step.
+        """z, as `hyper_analyse` gives it, decoded -> what c needs and what does not depend on the step.
 
         Returns:
             "step0".."step3": input of c from phi_r, int16 [N, h, w, D]; "local": phi_l projected, the same shape;

@@ -23,6 +23,7 @@ from dca_fast.config import (
     RING_LIMIT,
     SKIP_ROW,
     TRELLIS_STEP,
+    Part,
 )
 from dca_fast.ops.reference import LIMIT_RESIDUAL, LIMIT_VALUE, MAX_ROW
 
@@ -39,6 +40,7 @@ __all__ = [
     "depth_to_space2",
     "gate_slope",
     "image_from_patches",
+    "neighbour_mean",
     "operand8",
     "operand16",
     "pack_rows",
@@ -199,6 +201,40 @@ def quadtree_gather(x: Tensor, step: int) -> Tensor:
     n, h, w, c = x.shape
     out = torch.empty(n, h, w, c // 4, dtype=x.dtype, device=x.device)
     _launch(_gather_kernel, out.numel(), x, out, w, QUADTREE[step], c // 4)
+    return out
+
+
+@triton.jit(do_not_specialize=["height", "width", "rows", "columns"])
+def _neighbour_mean_kernel(
+    count, z, m, out, height, width, rows, columns, TOP: tl.constexpr, LEFT: tl.constexpr, STEP: tl.constexpr,
+    C: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    at = _places(LONG, BLOCK)
+    inside, c, site = at < count, at % C, at // C
+    x, row = LEFT + site % columns * STEP, site // columns
+    y, first = TOP + row % rows * STEP, row // rows * height
+    total, found = tl.zeros([BLOCK], tl.int32), tl.zeros([BLOCK], tl.int32)
+    for way in tl.static_range(4):
+        if TOP == LEFT:  # corners, else sides
+            v, u = y + (way // 2 * 2 - 1) * (STEP // 2), x + (way % 2 * 2 - 1) * (STEP // 2)
+        else:
+            v, u = (
+                y + (way // 2) * (way % 2 * 2 - 1) * (STEP // 2),
+                x + (1 - way // 2) * (way % 2 * 2 - 1) * (STEP // 2),
+            )
+        here = inside & (v >= 0) & (v < height) & (u >= 0) & (u < width)
+        total += tl.load(z + ((first + v) * width + u) * C + c, here, 0).to(tl.int32)
+        found += here.to(tl.int32)
+    weight = tl.load(m + (found - 1) * C + c, inside, 0.0)
+    tl.store(out + at, requantise(total, weight, LIMIT16).to(tl.int16), inside)
+
+
+def neighbour_mean(z: Tensor, m: Tensor, part: Part) -> Tensor:
+    n, height, width, c = z.shape
+    rows, columns = (-(-(side - first) // part.step) for side, first in ((height, part.top), (width, part.left)))
+    out = torch.empty(n, rows, columns, c, dtype=torch.int16, device=z.device)
+    args = (z, m, out, height, width, rows, columns, part.top, part.left, part.step, c)
+    _launch(_neighbour_mean_kernel, out.numel(), *args)
     return out
 
 

@@ -92,7 +92,8 @@ def test_forward_has_the_shapes_of_compressai(model: Any, training: bool, size: 
 
 
 @pytest.mark.parametrize(
-    "change", [{}, {"contexts": ("regional",)}, {"contexts": ("local", "regional"), "shared": False}]
+    "change",
+    [{}, {"contexts": ("regional",)}, {"contexts": ("local", "regional"), "shared": False}, {"regional_levels": 2}],
 )
 def test_likelihoods_are_the_bits_of_the_network(models: Any, change: dict[str, Any]) -> None:
     config = ModelConfig.from_dict(TINY.to_dict() | change)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dca_fast.config import SKIP_ROW
+from dca_fast.config import SKIP_ROW, coarse_to_fine
 from dca_fast.entropy.tables import ESCAPE, build_gaussian_tables
 from dca_fast.ops import reference
 from tests.kernel_tools import (
@@ -116,6 +116,15 @@ def test_quadtree_step(n: int, h: int, w: int, size: int, step: int) -> None:
     factor = torch.exp2(coarse / 12)
     same(pointwise.residuals, reference.residuals, y, mean // 9, gain / 20, step, 1 / factor)
     same(pointwise.reconstruct, reference.reconstruct, int16(n, h, w, size), mean // 9, 1 / gain, step, y, factor)
+
+
+@pytest.mark.parametrize(("n", "h", "w", "c"), [(1, 1, 2, 3), (2, 3, 5, 33), (1, 9, 8, 128)])
+def test_means_of_neighbours(n: int, h: int, w: int, c: int) -> None:
+    z = int16(n, h, w, c)
+    for part in coarse_to_fine(2):
+        if part.kind is not None and part.top < h and part.left < w:
+            for m in (multipliers(4, c, reach=1.0), torch.full((4, c), 3e38)):
+                same(pointwise.neighbour_mean, reference.neighbour_mean, z, m, part)
 
 
 def test_large_means_and_values_saturate() -> None:
@@ -258,6 +267,8 @@ def dca_s_calls() -> None:
     pointwise.add_slope(x, x, hidden)
     pointwise.quadtree_gather(y, 1)
     factor = torch.ones(1, h, w)
+    for part in coarse_to_fine(2)[1:]:
+        pointwise.neighbour_mean(y, m.expand(4, -1).contiguous(), part)
     coarse = pointwise.coarseness(row, torch.zeros(4, 96, dtype=torch.int32), 6, 3)
     pointwise.coarser_rows(row, coarse, 6)
     for adapted in ((), (factor,)):

@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from dca_fast.config import PRESETS, QUADTREE, SKIP_ROW, TRELLIS_STEP, ModelConfig, preset
+from dca_fast.config import PRESETS, QUADTREE, SKIP_ROW, TRELLIS_STEP, ModelConfig, Part, coarse_to_fine, preset
 from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import Tables
 from dca_fast.entropy.trellis import LIMIT_RESIDUAL
@@ -17,7 +18,8 @@ from dca_fast.model.context import parity_join, parity_split
 from dca_fast.model.cost import macs_per_pixel
 from dca_fast.model.layers import OPERAND_STEPS, GatedFfn, Linear, gate, operand, space_to_depth
 from dca_fast.model.layers import depth_to_space as to_space
-from dca_fast.model.network import Network, gaussian_bits, noisy_bits, straight_through
+from dca_fast.model.network import Factorised, Network, gaussian_bits, noisy_bits, straight_through
+from dca_fast.ops.reference import neighbour_mean
 
 TINY = ModelConfig(
     "tiny", width=16, latent=64, latent_hidden=32, context_width=32, heads=2, local=4, regional=16, tokens=4
@@ -50,6 +52,7 @@ def test_presets_run_at_any_size(name: str, size: tuple[int, int]) -> None:
         {"merge_once": True},
         {"shared": False},
         {"local_blocks": 2},
+        {"regional_levels": 2},
     ],
 )
 def test_every_configuration_trains(change: dict) -> None:
@@ -89,6 +92,41 @@ def test_parameters_depend_only_on_earlier_steps() -> None:
     for step, run in enumerate(seen):
         assert all(torch.equal(run[s], plain[s]) for s in range(step + 1))
         assert step == 3 or not torch.equal(run[step + 1], plain[step + 1])
+
+
+@pytest.mark.parametrize("levels", [0, 1, 3])
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (8, 13)])
+def test_parts_of_a_hyper_latent_see_only_earlier_ones(levels: int, size: tuple[int, int]) -> None:
+    """Every site is coded once; change it, and the means of its own and earlier parts stay."""
+    model = Factorised(5, levels)
+    shape, means = (1, *size, 5), []
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(0.5)
+
+    def code(values: torch.Tensor, part: Part, mean: torch.Tensor, log2_scale: torch.Tensor) -> torch.Tensor:
+        means[-1].append(mean)
+        return values[part.sites]
+
+    values, scale = torch.randn(shape), torch.zeros(1, 1, 1, 5)
+    means.append([])
+    z_hat = model.walk(shape, scale, partial(code, values))
+    assert torch.equal(z_hat, values)
+    first = means[0]
+    parts = coarse_to_fine(levels)
+    for i, part in enumerate(parts):
+        changed = values.clone()
+        changed[part.sites] += 1
+        means.append([])
+        model.walk(shape, scale, partial(code, changed))
+        assert all(torch.equal(a, b) for a, b in zip(first[: i + 1], means[-1], strict=False))
+        later = [not torch.equal(a, b) for a, b in zip(first[i + 1 :], means[-1][i + 1 :], strict=True)]
+        assert part.step <= 2 or size != (8, 13) or any(later)
+        if part.kind is not None and first[i].numel():  # as the integer program does it
+            steps = (256 * values).round().short()
+            m = model.weight[part.kind].detach() / torch.tensor([1.0, 2, 3, 4])[:, None]
+            found = neighbour_mean(steps, m, part)
+            assert torch.allclose(found / 256, first[i], atol=0.01)
 
 
 def test_quadtree_codes_every_value_once() -> None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dca_fast.config import Part
 from dca_fast.errors import InputError
 from dca_fast.ops import (
     DepthBlockParams,
@@ -140,6 +141,10 @@ def _refusals() -> list[tuple[str, Callable[[], Any]]]:
         ("finer", lambda: native.residuals(y, mean, m8, 0, torch.ones(2, 4, 3))),
         ("finer size", lambda: native.residuals(y, mean, m8, 0, torch.full((2, 4, 4), 8.0))),
         ("coarser", lambda: native.reconstruct(y[..., :2].contiguous(), mean, m8, 0, y.clone(), torch.zeros(2, 4, 4))),
+        ("weights of neighbours", lambda: native.neighbour_mean(y, torch.zeros(3, 8), Part(0, 1, 1, 2))),
+        ("no neighbours", lambda: native.neighbour_mean(y, torch.zeros(4, 8), Part(None, 0, 0, 2))),
+        ("odd part", lambda: native.neighbour_mean(y, torch.zeros(4, 8), Part(0, 1, 1, 3))),
+        ("no sites", lambda: native.neighbour_mean(y, torch.zeros(4, 8), Part(0, 4, 4, 8))),
         ("rows", lambda: native.coarseness(f, int32(4, 8), 6, 3)),
         ("offset", lambda: native.coarseness(row, int32(4, 3), 6, 3)),
         ("large offset", lambda: native.coarseness(row, torch.full((4, 2), 1 << 21, dtype=torch.int32), 6, 3)),

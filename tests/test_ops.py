@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dca_fast.config import SKIP_ROW, TRELLIS_STEP
+from dca_fast.config import SKIP_ROW, TRELLIS_STEP, Part, coarse_to_fine
 from dca_fast.ops import (
     DepthBlockParams,
     GatedFfnParams,
@@ -323,6 +323,27 @@ def test_large_means_and_values_saturate() -> None:
             q = torch.full((1, 2, 2, 1), value, dtype=torch.int16)
             every_backend("reconstruct", q, means, torch.full((4,), gain), 1, y)
             every_backend("reconstruct", q, means, torch.full((4,), gain), 1, y, factor)
+
+
+@pytest.mark.parametrize(
+    ("n", "h", "w", "c"), [(1, 1, 1, 3), (2, 2, 1, 20), (1, 3, 5, 33), (2, 8, 4, 16), (1, 17, 30, 128)]
+)
+def test_means_of_neighbours(n: int, h: int, w: int, c: int) -> None:
+    z, m = int16(n, h, w, c), multipliers(4, c, reach=1.0)
+    parts = [p for p in coarse_to_fine(3) if p.kind is not None and p.top < h and p.left < w]
+    for part in parts:
+        every_backend("neighbour_mean", z, m, part)
+        every_backend("neighbour_mean", z, torch.full((4, c), 3e38), part)
+    assert len(parts) == 9 or h * w < 100
+
+
+def test_means_of_one_to_four_neighbours() -> None:
+    z = torch.arange(1, 10, dtype=torch.int16).view(1, 3, 3, 1) * 100
+    m = torch.tensor([1.0, 0.5, 1 / 3, 0.25])[:, None]
+    assert reference.neighbour_mean(z, m, Part(0, 1, 1, 2)).flatten().tolist() == [500]
+    assert reference.neighbour_mean(z, m, Part(1, 0, 1, 2)).flatten().tolist() == [300, 700]  # of 1, 3, 5 and 5, 7, 9
+    assert reference.neighbour_mean(z, m, Part(1, 1, 0, 2)).flatten().tolist() == [433, 567]
+    assert reference.neighbour_mean(z[:, :2, :2], m, Part(0, 1, 1, 2)).flatten().tolist() == [100]
 
 
 def test_extreme_offsets_of_coarseness() -> None:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dca_fast import latents, weights
-from dca_fast.config import FIRST_CODED_ROW, SKIP_ROW, ModelConfig, preset
+from dca_fast.config import FIRST_CODED_ROW, SKIP_ROW, ModelConfig, Part, preset
 from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import build_gaussian_tables
 from dca_fast.errors import ConfigError, WeightsError
@@ -106,7 +106,7 @@ def test_decoder_walk_reproduces_the_encoder_walk(packed: weights.Weights, quali
             assert np.array_equal(rows.flatten().numpy(), expected)
             return torch.from_numpy(symbols.copy()).view(rows.shape)
 
-        def hyper(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        def hyper(self, name: str, part: Part, rows: torch.Tensor, mean: torch.Tensor | None) -> torch.Tensor:
             return self._next(rows)
 
         def step(self, step: int, mean: torch.Tensor, rows: torch.Tensor, adaptation: object) -> torch.Tensor:

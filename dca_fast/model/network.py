@@ -9,8 +9,10 @@ Reference: DCA (arXiv 2411.05832), sections 3.1 and 3.2.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dca_fast.config import (
@@ -27,6 +29,8 @@ from dca_fast.config import (
     STEPS,
     STRIDE,
     ModelConfig,
+    Part,
+    coarse_to_fine,
     price,
 )
 from dca_fast.entropy.coder import Coder
@@ -83,16 +87,51 @@ def sum_of(bits: Tensor) -> Tensor:
     return bits.flatten(1).sum(1)
 
 
+def neighbours(z: Tensor, part: Part) -> Tensor:
+    """Mean of the sites around each site of a part, as far as there are any: `[N, H', W', C]` of `[N, H, W, C]`."""
+    reach, (_, height, width, _) = part.step // 2, z.shape
+    padded = F.pad(z, (0, 0, reach, reach, reach, reach))
+    inside = F.pad(torch.ones_like(z[:1, ..., :1]), (0, 0, reach, reach, reach, reach))
+    total, count = z.new_zeros(()), z.new_zeros(())
+    for down, right in part.around:
+        rows = slice(reach + part.top + down, reach + height + down, part.step)
+        columns = slice(reach + part.left + right, reach + width + right, part.step)
+        total, count = total + padded[:, rows, columns], count + inside[:, rows, columns]
+    return total / count
+
+
 class Factorised(nn.Module):
     """Factorised model of one hyper latent: an independent zero-mean Gaussian for each channel and quality.
 
-    The gain sets the quantiser step of the channel, so that a low quality can do without it.
+    The gain sets the quantiser step of the channel, so that a low quality can do without it. Coded by levels, all but
+    the coarsest sites have a mean, `weight` times that of the sites around, and a scale of their own.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, levels: int) -> None:
         super().__init__()
+        self.levels = levels
         self.log2_scale = nn.Parameter(torch.full((ANCHORS, channels), -1.0))
         self.log2_gain = nn.Parameter(torch.linspace(-1, 0, ANCHORS)[:, None].repeat(1, channels))
+        if levels:
+            self.weight = nn.Parameter(torch.zeros(2 * levels, channels))
+            self.log2_wider = nn.Parameter(torch.zeros(2 * levels, channels))
+
+    def walk(self, shape: Sequence[int], log2_scale: Tensor, code: Callable[[Part, Tensor, Tensor], Tensor]) -> Tensor:
+        """z_hat, part by part.
+
+        Args:
+            shape: `[N, H, W, C]` of z.
+            log2_scale: of the coarsest sites, in quantiser steps; broadcasts.
+            code: part, its mean and log2 scale -> what a decoder sees there; small pictures have parts without sites.
+        """
+        z_hat = log2_scale.new_zeros(shape)
+        for part in coarse_to_fine(self.levels):
+            mean, scale = torch.zeros_like(z_hat[part.sites]), log2_scale
+            if part.kind is not None:
+                mean = self.weight[part.kind] * neighbours(z_hat, part)
+                scale = (scale + self.log2_wider[part.kind]).clamp_min(math.log2(SCALE_MIN))
+            z_hat[part.sites] = code(part, mean, scale)
+        return z_hat
 
 
 def interpolate(table: Tensor, quality: Tensor) -> Tensor:
@@ -121,7 +160,7 @@ class Network(nn.Module):
         pairs = {"local": LocalHyper, "regional": RegionalHyper, "global": GlobalHyper}
         for name in config.latents:
             self.hyper[name] = pairs[name](config)
-        self.factorised = nn.ModuleDict({name: Factorised(sizes[name]) for name in config.latents})
+        self.factorised = nn.ModuleDict({name: Factorised(sizes[name], config.levels(name)) for name in config.latents})
         self.context = Contextualiser(config)
         steps = torch.logspace(math.log2(STEP_COARSE), math.log2(STEP_FINE), ANCHORS, base=2)
         self.log2_gain = nn.Parameter(-steps.log2()[:, None].repeat(1, config.latent) + 6)
@@ -133,16 +172,23 @@ class Network(nn.Module):
         gain = torch.exp2(interpolate(model.log2_gain, quality))
         if name == "global":  # one channel for each value of each token
             scale, gain = scale.view(-1, *z.shape[1:]), gain.view(-1, *z.shape[1:])
-        coded, z = scale >= self.log2_coded, z * gain
-        rounded = straight_through(z, torch.round(z) * coded)
-        # Training counts symbols that no file has as well: their bits alone tell a scale to grow.
-        if noisy:
-            bits = noisy_bits(z, scale)
-        elif self.coder is None:
-            bits = gaussian_bits(rounded, scale) * coded
-        else:
-            bits = trellis.plain_bits(rounded, scale, coded, self.coder)
-        return rounded / gain, sum_of(bits)
+        z, spent = z * gain, []
+
+        def code(part: Part, mean: Tensor, log2_scale: Tensor) -> Tensor:
+            coded, residual = log2_scale >= self.log2_coded, z[part.sites] - mean
+            rounded = straight_through(residual, torch.round(residual) * coded)
+            # Training counts symbols that no file has as well: their bits alone tell a scale to grow.
+            if noisy:
+                bits = noisy_bits(residual, log2_scale)
+            elif self.coder is None:
+                bits = gaussian_bits(rounded, log2_scale) * coded
+            else:
+                bits = trellis.plain_bits(rounded, log2_scale, coded, self.coder)
+            spent.append(sum_of(bits))
+            return mean + rounded
+
+        z_hat = model.walk(z.shape, scale, code)
+        return z_hat / gain, torch.stack(spent).sum(0)
 
     def synthesise_hyper(self, z_hat: dict[str, Tensor], t: Tensor) -> dict[str, Tensor]:
         """phi of each context."""

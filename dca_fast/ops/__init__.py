@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from dca_fast.config import Part
+
 __all__ = [
     "DepthBlockParams",
     "Depthwise",
@@ -178,6 +180,8 @@ class Ops:
     window_attention: Callable[[Tensor, Tensor, Tensor, int, int, int, float, Tensor, Tensor], Tensor]
     # (q int8 [N, P, C], k and v int8 [N, T, C], heads, m, table uint8 [256]) -> int8 [N, P, C]
     token_attention: Callable[[Tensor, Tensor, Tensor, int, float, Tensor], Tensor]
+    # (z int16 [N, H, W, C], m float32 [4, C], part of a kind, with sites) -> int16 [N, H', W', C], at these sites
+    neighbour_mean: Callable[[Tensor, Tensor, Part], Tensor]
     # (t int8 [N, H, W, C], p, step 0..3, skip 0..128, valid (h, w)) -> mean int32, row uint8, both [N, H, W, G];
     # rows below `skip` and at sites outside of `valid` are SKIP_ROW
     head_params: Callable[[Tensor, Head, int, int, tuple[int, int]], tuple[Tensor, Tensor]]

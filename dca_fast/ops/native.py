@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dca_fast import _cpu
+from dca_fast.config import Part
 from dca_fast.errors import InputError
 from dca_fast.ops import (
     DepthBlockParams,
@@ -163,6 +164,10 @@ def head_params(t: Tensor, p: Head, step: int, skip: int, valid: tuple[int, int]
 
 def quadtree_gather(x: Tensor, step: int) -> Tensor:
     return _tensor(_cpu.quadtree_gather(x.numpy(), step))
+
+
+def neighbour_mean(z: Tensor, m: Tensor, part: Part) -> Tensor:
+    return _tensor(_cpu.neighbour_mean(z.numpy(), m.numpy(), part.top, part.left, part.step))
 
 
 def coarseness(row: Tensor, offset: Tensor, skip: int, strength: int) -> Tensor:

@@ -10,9 +10,20 @@ import sys
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from dca_fast.config import AQ_CHANNELS, AQ_REACH, QUADTREE, RING_LIMIT, RING_STEPS, RINGS, SKIP_ROW, TRELLIS_STEP
+from dca_fast.config import (
+    AQ_CHANNELS,
+    AQ_REACH,
+    QUADTREE,
+    RING_LIMIT,
+    RING_STEPS,
+    RINGS,
+    SKIP_ROW,
+    TRELLIS_STEP,
+    Part,
+)
 from dca_fast.ops import (
     DepthBlockParams,
     Depthwise,
@@ -28,7 +39,6 @@ from dca_fast.ops import (
 LIMIT8 = 127
 LIMIT16 = 32767
 LIMIT_MEAN = 1 << 20  # of means in 1/256, scores and scales in 1/16
-LIMIT_SYMBOL = 8191  # of hyper latents
 LIMIT_RESIDUAL, LIMIT_VALUE = 1 << 21, 1 << 22  # of residuals in, and values of, steps of a site's own
 MAX_ROW = 127  # last row of the scale table
 
@@ -233,6 +243,31 @@ def token_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, m: float, table
 def _groups(step: int) -> tuple[tuple[int, int, int], ...]:
     """(y parity, x parity, channel group) of the four site classes in this step."""
     return tuple((p >> 1, p & 1, p ^ QUADTREE[step]) for p in range(4))
+
+
+def neighbour_mean(z: Tensor, m: Tensor, part: Part) -> Tensor:
+    """What the sites of a part of a hyper latent are expected to be (docs/numerics.md).
+
+    Args:
+        z: int16 [N, H, W, C], 1/256 quantiser steps, as far as it is decoded.
+        m: float32 [4, C]: weights of the sum of one, two, three and four sites around.
+        part: of a kind; has sites.
+
+    Returns:
+        int16 [N, H', W', C], one for each site of the part.
+    """
+    reach, (_, height, width, _) = part.step // 2, z.shape
+    border = (0, 0, reach, reach, reach, reach)
+    padded, inside = (
+        F.pad(z.to(torch.int32), border),
+        F.pad(torch.ones_like(z[0, ..., 0], dtype=torch.int64), border[2:]),
+    )
+    total, count = torch.zeros_like(z[part.sites], dtype=torch.int32), inside.new_zeros(())
+    for down, right in part.around:
+        rows = slice(reach + part.top + down, reach + height + down, part.step)
+        columns = slice(reach + part.left + right, reach + width + right, part.step)
+        total, count = total + padded[:, rows, columns], count + inside[rows, columns]
+    return requantise(total, m[count - 1], LIMIT16).to(torch.int16)
 
 
 def head_params(t: Tensor, p: Head, step: int, skip: int, valid: tuple[int, int]) -> tuple[Tensor, Tensor]:
