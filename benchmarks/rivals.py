@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dca_fast.config import ALIGN, OPERAND_STEPS, QUADTREE, STEPS, STRIDE
+from dca_fast.config import ALIGN, OPERAND_STEPS, QUADTREE, STEPS, STRIDE, Part
 from dca_fast.evaluate import Pixels
 from dca_fast.export import load_float
 from dca_fast.latents import ORDER
@@ -170,7 +170,11 @@ class FloatModel:
     def _analyse(self, image: Tensor, quality: Tensor) -> list[Tensor]:
         n, t = self.network, axis(quality)
         y = n.analysis(image.float() - 128, t)
-        z = [self._round(name, n.hyper[name].analyse(y, t), quality) for name in self._names()]
+        z = []
+        for name in self._names():
+            value = n.hyper[name].analyse(y, t) * self._hyper_gain(name, quality)
+            z.append(torch.zeros_like(value))
+            self._z_hat(name, z[-1], quality, value)
         targets = [part.chunk(4, -1) for part in parity_split(y)]
 
         def take(step: int, p: int, g: int, mean: Tensor, gain: Tensor) -> Tensor:
@@ -194,10 +198,18 @@ class FloatModel:
     def _hyper_gain(self, name: str, quality: Tensor) -> Tensor:
         return torch.exp2(self._of_hyper(name, self.network.factorised[name].log2_gain, quality))
 
-    def _round(self, name: str, z: Tensor, quality: Tensor) -> Tensor:
-        """Symbols of a hyper latent; 0 where no file has any: nothing keeps such values within 16 bits."""
-        coded = self._of_hyper(name, self.network.factorised[name].log2_scale, quality) >= self.network.log2_coded
-        return torch.round(z * self._hyper_gain(name, quality)) * coded
+    def _z_hat(self, name: str, symbols: Tensor, quality: Tensor, z: Tensor | None = None) -> Tensor:
+        """A hyper latent from its symbols; they are made of `z` if it is given, 0 where no file has any: nothing keeps
+        such values within 16 bits."""
+        model = self.network.factorised[name]
+
+        def code(part: Part, mean: Tensor, log2_scale: Tensor) -> Tensor:
+            if z is not None:
+                symbols[part.sites] = torch.round(z[part.sites] - mean) * (log2_scale >= self.network.log2_coded)
+            return mean + symbols[part.sites]
+
+        scale = self._of_hyper(name, model.log2_scale, quality)
+        return model.walk(symbols.shape, scale, code) / self._hyper_gain(name, quality)
 
     def _of_hyper(self, name: str, table: Tensor, quality: Tensor) -> Tensor:
         values, c = interpolate(table, quality), self.network.config
@@ -206,7 +218,7 @@ class FloatModel:
     def _steps(self, z: list[Tensor], quality: Tensor, t: Tensor, take: Callable[..., Tensor]) -> Tensor:
         """The four steps; `take` gives the symbols of a step's channel group at one parity."""
         n, names = self.network, self._names()
-        z_hat = {name: q / self._hyper_gain(name, quality) for name, q in zip(names, z, strict=True)}
+        z_hat = {name: self._z_hat(name, q, quality) for name, q in zip(names, z, strict=True)}
         features = n.context.prepare(n.synthesise_hyper(z_hat, t))
         gains = torch.exp2(interpolate(n.log2_gain, quality)).chunk(4, -1)
         decoded: list[list[Any]] = [[None] * 4 for _ in range(4)]

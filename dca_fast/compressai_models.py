@@ -37,15 +37,7 @@ from dca_fast.export import load_float
 from dca_fast.latents import ORDER
 from dca_fast.model import trellis
 from dca_fast.model.context import parity_join, parity_split
-from dca_fast.model.network import (
-    Network,
-    axis,
-    gaussian_bits,
-    interpolate,
-    log2_coded,
-    noisy_bits,
-    straight_through,
-)
+from dca_fast.model.network import Network, axis, gaussian_bits, interpolate, log2_coded, noisy_bits, straight_through
 from dca_fast.model.transforms import pad_image
 
 try:
@@ -210,7 +202,7 @@ class Dca(CompressionModel):
             model, shape = net.factorised[name], shapes[name]
             tables = [interpolate(table, quality) for table in (model.log2_scale, model.log2_gain)]
             scale, gain = (table.view(n, *shape[1:]) if name == "global" else table for table in tables)
-            scale, gain = scale.clamp_min(math.log2(SCALE_MIN)), torch.exp2(gain)
+            gain = torch.exp2(gain)
             z = None if y is None else net.hyper[name].analyse(y, t) * gain
             z_hat[name] = model.walk(shape, scale, partial(_part, source, name, z)) / gain
         features = net.context.prepare(net.synthesise_hyper(z_hat, t))

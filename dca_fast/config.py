@@ -89,8 +89,8 @@ class Part(NamedTuple):
 
 
 def coarse_to_fine(levels: int) -> list[Part]:
-    """The parts of a hyper latent in their order (docs/numerics.md): every `2^levels`-th site of every so-manieth row,
-    then level by level the sites in the middle of four, predicted from these, and those between two and two."""
+    """The parts of a hyper latent in their order (docs/numerics.md): every `2^levels`-th site of every `2^levels`-th
+    row, then level by level the sites in the middle of four, predicted from these, and those between two and two."""
     parts = [Part(None, 0, 0, 1 << levels)]
     for level in reversed(range(levels)):
         reach = 1 << level

@@ -272,9 +272,9 @@ class Search:
         """The picture coded with these latents."""
         program = self._program
         source = self._tools.source(program, y, z, self._tools.quantise)
-        symbols = latents.code_hyper(program, source, *self._sites)
+        z_hat = latents.code_hyper(program, source, *self._sites)
         if self._features is None or self._features[0] is not z:
-            self._features = z, program.hyper_features(symbols)
+            self._features = z, program.hyper_features(z_hat)
             self._weights = site_weights(latents.adaptation(program, self._features[1], *self._sites))
         y_hat = latents.code_steps(program, source, self._features[1], *self._sites)
         stream, digest = self._tools.code(source)

@@ -195,10 +195,12 @@ class Exporter:
         for name, pair in network.hyper.items():
             makers[name](f"hyper.{name}", pair)
             model = network.factorised[name]
-            for key in ("log2_scale", "log2_gain") + ("log2_wider",) * (model.levels > 0):
-                self.table(f"factorised.{name}.{key}", getattr(model, key), LOG2_STEPS, torch.int32)
+            p = f"factorised.{name}"
+            self.table(f"{p}.log2_scale", model.log2_scale, LOG2_STEPS, torch.int32)
+            self.table(f"{p}.log2_gain", model.log2_gain, LOG2_STEPS, torch.int32)
             if model.levels:
-                self.put(f"factorised.{name}.weight", model.weight, torch.float32)
+                self.table(f"{p}.log2_wider", model.log2_wider, LOG2_STEPS, torch.int32)
+                self.put(f"{p}.weight", model.weight, torch.float32)
         self.context(network)
 
 

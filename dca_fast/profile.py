@@ -200,17 +200,24 @@ def profile(
     facts: dict[str, Any] = {"ceilings": asdict(ceilings), "memory": used, "file_bytes": len(data)}
     if codec._device is not None:
         facts["graphs"] = codec._device.recorded(height, width, effort, parse(data).header.aq)
-    names = [f"z {name}" for name in latents.ORDER if name in codec.config.latents]
-    names += [f"step {step + 1}" for step in range(STEPS)]
     hosted = [(_on_host(values), _on_host(rows)) for values, rows in parts]
     plain, groups = len(codec.config.latents), latents.groups_of(height, width)
-    facts["bits"] = bit_facts(dict(zip(names, hosted, strict=True)), plain, groups, machine.tables, len(data))
+    facts["bits"] = bit_facts(named(codec, hosted), plain, groups, machine.tables, len(data))
     facts |= {way: direction_facts(m, megapixels, ceilings) for way, m in measured.items()}
     facts["operations"] = operation_facts(list(measured.values()), ceilings)
     coded = sum(part["coded"] for part in facts["bits"])
     launches = codec._device is not None
     facts["next"] = {way: advice(facts[way], m.runs[-1], coded, launches) for way, m in measured.items()}
     return facts, {way: replace(m.runs[-1], work=m.counted.work) for way, m in measured.items()}
+
+
+def named(codec: Codec, parts: list[Part]) -> dict[str, Part]:
+    """What a stream holds by latent and step; the regional latent, the last one, may have several parts."""
+    names = [f"z {name}" for name in latents.ORDER if name in codec.config.latents]
+    found = dict(zip(names[:-1], parts, strict=False))
+    values, rows = zip(*parts[len(found) : -STEPS], strict=True)
+    found[names[-1]] = np.concatenate(values), np.concatenate(rows)
+    return found | {f"step {step + 1}": part for step, part in enumerate(parts[-STEPS:])}
 
 
 def _record(twin: Codec, recorder: Recorder, way: str, given: Input) -> tuple[Any, float, Run]:

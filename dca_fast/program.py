@@ -141,9 +141,8 @@ class Model:
         log2 = (2 * rows + ROWS_PER_OCTAVE) // (2 * ROWS_PER_OCTAVE)
         factors = np.stack([exp2(weights.tensors["tables.exp2"].numpy(), sign * log2) for sign in (1, -1)])
         self.factors = torch.from_numpy(factors).to(self.device)  # 2^(r / 12) and 2^(-r / 12), r from -AQ_REACH on
-        self.neighbours: dict[
-            str, Tensor
-        ] = {}  # of sites of hyper latents: float32 [kinds, 4, C] for one to four of them
+        # Weights of one to four sites around, of hyper latents that are coded from coarse to fine: [kinds, 4, C].
+        self.neighbours: dict[str, Tensor] = {}
         for name in weights.config.latents:
             if weights.config.levels(name):
                 weight = weights.tensors[f"factorised.{name}.weight"].numpy()

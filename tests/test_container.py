@@ -128,7 +128,7 @@ def test_other_files_are_named_as_such(data: bytes) -> None:
 
 
 def test_other_formats_are_named_as_such() -> None:
-    for version in (1, 2, 3, 4, 5, 7):
+    for version in (1, 2, 3, 4, 5, 6, 8):
         with pytest.raises(UnsupportedVersionError, match=f"version {version}"):
             parse(sealed(PLAIN[:6] + bytes([version]) + PLAIN[7:-4]))
     with pytest.raises(UnsupportedVersionError, match="flags 0x08"):
@@ -239,7 +239,7 @@ def test_restoration_filters_that_no_file_holds() -> None:
 
 def test_inspect_tells_the_facts() -> None:
     info = dca_fast.inspect(FULL)
-    assert (info.version, info.width, info.height, info.quality, info.aq_strength) == (6, 768, 5, 60.0, 0)
+    assert (info.version, info.width, info.height, info.quality, info.aq_strength) == (7, 768, 5, 60.0, 0)
     assert (info.grayscale, info.model_id, info.digest) == (False, "01020304", 0xDEADBEEF)
     assert info.section_bytes == {"icc": 7, "alpha": 200}
     assert (info.stream_bytes, info.file_bytes) == (6, len(FULL))

@@ -65,11 +65,11 @@ class Checked(Kept):
 
 @pytest.mark.slow
 def test_the_program_on_kernels_is_the_reference_program(quantise: latents.Quantiser) -> None:
-    grid, valid = (4, 4), (4, 3)
+    grid, valid = (4, 8), (4, 7)
     model = weights.load(weights.find("dca-s"))
     program = ProgramSet(model, ops.OPS, DEVICE).at(6000, 3)
     oracle = ProgramSet(model, reference.OPS).at(6000, 3)
-    image = torch.from_numpy(photograph(64, 64, seed=7))[None]
+    image = torch.from_numpy(photograph(64, 128, seed=7))[None]
     y, mine = oracle.analyse(image), program.analyse(image.to(DEVICE))
     assert torch.equal(mine.cpu(), y)
     source = Kept(oracle, y, oracle.hyper_analyse(y), quantise)

@@ -1,6 +1,7 @@
 """Float network against integer program, export, weights, and the walk in both directions."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import build_gaussian_tables
 from dca_fast.errors import ConfigError, WeightsError
 from dca_fast.export import export, export_checkpoint, load_float, save_float
-from dca_fast.model.network import Network
+from dca_fast.model.network import Network, neighbours
+from dca_fast.ops import native
 from dca_fast.ops.reference import OPS
 from dca_fast.program import Model, Program, ProgramSet, _by_rows, exp2, interpolate, settings
 from dca_fast.testing import photograph
@@ -29,6 +31,7 @@ TINY = ModelConfig(
     heads=2,
     local=4,
     regional=16,
+    regional_levels=2,
     tokens=4,
     local_blocks=2,
 )
@@ -131,6 +134,51 @@ def test_skipped_and_outside_symbols_are_zero(packed: weights.Weights) -> None:
     step = source.parts[-1][1].reshape(4, 4, -1)
     assert (step[1:] == SKIP_ROW).all()
     assert (step[:, 2:] == SKIP_ROW).all()
+
+
+class Hostile:
+    """Any values that a stream can hold; keeps what it was told before each part."""
+
+    def __init__(self, choice: list[int]) -> None:
+        self.generator, self.choice, self.told = np.random.default_rng(1), np.array(choice, np.int16), []
+
+    def hyper(self, name: str, part: Part, rows: torch.Tensor, mean: torch.Tensor | None) -> torch.Tensor:
+        self.told += [rows.clone(), torch.zeros(0) if mean is None else mean.clone()]
+        return torch.from_numpy(self.generator.choice(self.choice, rows.shape) * (rows.numpy() != SKIP_ROW))
+
+    def step(self, step: int, mean: torch.Tensor, rows: torch.Tensor, adaptation: object) -> torch.Tensor:
+        return self.hyper("y", Part(None, 0, 0, 1), rows, mean)
+
+
+@pytest.mark.parametrize("choice", [[-32768, 32767, -128, 128, 0], [-2, -1, 0, 0, 1, 2]])
+@pytest.mark.parametrize("grid", [(4, 4), (4, 12), (20, 12)])
+def test_backends_walk_alike_whatever_a_stream_holds(
+    packed: weights.Weights, grid: tuple[int, int], choice: list[int]
+) -> None:
+    for quality, aq in ((0, 0), (3000, 15), (10000, 3)):
+        found, told = [], []
+        for ops in (OPS, native.OPS):
+            source = Hostile(choice)
+            found.append(latents.code(ProgramSet(packed, ops).at(quality, aq), source, grid, (grid[0], grid[1] - 1)))
+            told.append(source.told)
+        assert torch.equal(*found)
+        assert all(torch.equal(a, b) for a, b in zip(*told, strict=True))
+        assert len(told[0]) == 2 * (2 + 4 + {(4, 4): 1, (4, 12): 3, (20, 12): 7}[grid])
+
+
+def test_rows_and_means_of_the_regional_latent(network: Network, packed: weights.Weights) -> None:
+    """They follow weights and scales of the float network, the finest kinds first."""
+    program, model = ProgramSet(packed, OPS).at(2500), network.factorised["regional"]
+    z_hat = torch.randint(-900, 900, (1, 5, 3, 16), dtype=torch.int16)
+    for part, rows, mean in program.hyper_parts("regional", z_hat):
+        scale = model.log2_scale[2] + (0 if part.kind is None else model.log2_wider[part.kind])
+        row = ((scale + math.log2(10)) * 12).round().clamp_max(127)
+        assert (rows.flatten().float() - row)[row >= packed.skip].abs().max() <= 1
+        assert (rows.flatten()[row < packed.skip - 1] == SKIP_ROW).all()
+        if part.kind is not None:
+            expected = model.weight[part.kind] * neighbours(z_hat.float(), part)
+            assert mean is not None
+            assert (mean - expected).abs().max() < 0.6
 
 
 @pytest.mark.parametrize("name", ["global", "local", "regional"])

@@ -129,8 +129,8 @@ class Factorised(nn.Module):
             mean, scale = torch.zeros_like(z_hat[part.sites]), log2_scale
             if part.kind is not None:
                 mean = self.weight[part.kind] * neighbours(z_hat, part)
-                scale = (scale + self.log2_wider[part.kind]).clamp_min(math.log2(SCALE_MIN))
-            z_hat[part.sites] = code(part, mean, scale)
+                scale = scale + self.log2_wider[part.kind]
+            z_hat[part.sites] = code(part, mean, scale.clamp_min(math.log2(SCALE_MIN)))
         return z_hat
 
 
@@ -168,8 +168,7 @@ class Network(nn.Module):
     def code_hyper(self, name: str, z: Tensor, quality: Tensor, noisy: bool) -> tuple[Tensor, Tensor]:
         """Rounded z and its bits, per sample; `noisy` as in `forward`."""
         model = self.factorised[name]
-        scale = interpolate(model.log2_scale, quality).clamp_min(math.log2(SCALE_MIN))
-        gain = torch.exp2(interpolate(model.log2_gain, quality))
+        scale, gain = interpolate(model.log2_scale, quality), torch.exp2(interpolate(model.log2_gain, quality))
         if name == "global":  # one channel for each value of each token
             scale, gain = scale.view(-1, *z.shape[1:]), gain.view(-1, *z.shape[1:])
         z, spent = z * gain, []

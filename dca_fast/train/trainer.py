@@ -124,8 +124,8 @@ def parameter_groups(network: Network, recipe: Recipe) -> list[dict]:
         factors.update((id(p), recipe.block_rate) for p in part.parameters())
     for layer in trunk(network):
         factors.update((id(p), trunk_rate) for p in layer.parameters())
-    for p in (network.log2_gain, *network.factorised.parameters()):
-        factors[id(p)] = recipe.log_rate
+    logarithms = (p for name, p in network.factorised.named_parameters() if ".log2_" in name)
+    factors.update((id(p), recipe.log_rate) for p in (network.log2_gain, *logarithms))
     groups: dict[float, list] = {}
     for p in (p for p in network.parameters() if p.requires_grad):
         groups.setdefault(factors.get(id(p), 1.0), []).append(p)
@@ -193,11 +193,15 @@ def make_optimiser(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
     raise ConfigError(f"optimiser must be soap or adam, got {recipe.optimiser!r}")
 
 
-def with_copies_of_c(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights for a c of each step: what they lack is that of the first one."""
-    first = "context.cores.0."
-    shared = {name.removeprefix(first): value for name, value in weights.items() if name.startswith(first)}
-    return {f"context.cores.{i}.{name}": value for i in range(1, STEPS) for name, value in shared.items()} | weights
+def grown(weights: dict[str, Tensor], network: Network) -> dict[str, Tensor]:
+    """Weights for a network with more: a c of each step, what they lack being that of the first one, and sites of a
+    hyper latent that expect something of those around, at first nothing."""
+    if not network.config.shared:
+        first = "context.cores.0."
+        shared = {name.removeprefix(first): value for name, value in weights.items() if name.startswith(first)}
+        weights = {f"context.cores.{i}.{k}": v for i in range(1, STEPS) for k, v in shared.items()} | weights
+    around = {f"factorised.{k}": v for k, v in network.factorised.state_dict().items() if "weight" in k or "wider" in k}
+    return around | weights
 
 
 class Trainer:
@@ -209,8 +213,8 @@ class Trainer:
         folder: checkpoints and log go here; a checkpoint found there is resumed.
         recipe: see `Recipe`.
         device: torch device.
-        start: float weights to start from when there is no checkpoint; default: principal components. A c that all
-            steps share is copied where the configuration wants one for each.
+        start: float weights to start from when there is no checkpoint; default: principal components. What the
+            configuration has beyond theirs is filled in, see `grown`.
         world: this process among all; the first one writes.
         tables: with which the trellis is searched; default: Gaussian ones.
 
@@ -253,7 +257,7 @@ class Trainer:
             self.step, self.first = state["step"], state.get("first", 0)
         elif start is not None:
             try:
-                self.network.load_state_dict(start if config.shared else with_copies_of_c(start))
+                self.network.load_state_dict(grown(start, self.network))
             except RuntimeError as error:
                 raise WeightsError(f"the start is of another configuration: {error}") from error
             self.step = self.first = recipe.ramp  # trained before, so past the ramp
