@@ -167,7 +167,7 @@ def test_the_float_network_adapts_as_files_do(codec: Codec) -> None:
         data = codec.encode(pixels, quality, effort=0, aq_strength=aq / 16)
         error = np.square(codec.decode(data, "numpy") - (image[0].numpy() + 128)).mean()
         assert float((out["image"] - image).square().mean()) == pytest.approx(float(error), rel=0.03)
-        assert float(out["bits"]) == pytest.approx(8 * len(data), rel=0.02, abs=500)  # header, states of the coder
+        assert float(out["bits"]) == pytest.approx(8 * len(data), rel=0.05, abs=500)  # header, states of the coder
         assert out["worth"].unique().numel() > aq // 2
     plain = network(image, torch.tensor([30.0]))
     assert plain["worth"].unique().tolist() == [1]
