@@ -94,7 +94,8 @@ codec = Codec()
 print(codec.decode(codec.encode(np.zeros((5, 7, 3), np.uint8), 50), "numpy").shape, available()["native"])
 """
     told = run(sys.executable, "-c", code, cwd=tmp_path, path=site)
-    assert "(5, 7, 3) (False, 'the C++ extension is not built" in told
+    assert "(5, 7, 3) (False, " in told
+    assert told.count("the C++ extension is not built") == 2
     assert "coding takes many times as long as it could" in told
 
 
