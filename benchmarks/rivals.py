@@ -170,11 +170,11 @@ class FloatModel:
     def _analyse(self, image: Tensor, quality: Tensor) -> list[Tensor]:
         n, t = self.network, axis(quality)
         y = n.analysis(image.float() - 128, t)
-        z = []
+        z, z_hat = [], {}
         for name in self._names():
             value = n.hyper[name].analyse(y, t) * self._hyper_gain(name, quality)
             z.append(torch.zeros_like(value))
-            self._z_hat(name, z[-1], quality, value)
+            z_hat[name] = self._z_hat(name, z[-1], quality, value)
         targets = [part.chunk(4, -1) for part in parity_split(y)]
 
         def take(step: int, p: int, g: int, mean: Tensor, gain: Tensor) -> Tensor:
@@ -182,14 +182,15 @@ class FloatModel:
             return kept[-1]
 
         kept: list[Tensor] = []
-        self._steps(z, quality, t, take)
+        self._steps(z_hat, quality, t, take)
         return [*z, *kept]
 
     def _synthesise(self, symbols: list[Tensor], quality: Tensor) -> Tensor:
         t = axis(quality)
-        z = symbols[: len(self._names())]
-        rest = symbols[len(z) :]
-        y_hat = self._steps(z, quality, t, lambda step, p, g, mean, gain: rest[4 * step + p])
+        names = self._names()
+        z_hat = {name: self._z_hat(name, q, quality) for name, q in zip(names, symbols, strict=False)}
+        rest = symbols[len(names) :]
+        y_hat = self._steps(z_hat, quality, t, lambda step, p, g, mean, gain: rest[4 * step + p])
         return (self.network.synthesis(y_hat, t) + 128).round().clamp(0, 255).to(torch.uint8)
 
     def _names(self) -> list[str]:
@@ -215,10 +216,9 @@ class FloatModel:
         values, c = interpolate(table, quality), self.network.config
         return values.view(-1, 1, c.tokens, c.latent // c.tokens) if name == "global" else values
 
-    def _steps(self, z: list[Tensor], quality: Tensor, t: Tensor, take: Callable[..., Tensor]) -> Tensor:
+    def _steps(self, z_hat: dict[str, Tensor], quality: Tensor, t: Tensor, take: Callable[..., Tensor]) -> Tensor:
         """The four steps; `take` gives the symbols of a step's channel group at one parity."""
-        n, names = self.network, self._names()
-        z_hat = {name: self._z_hat(name, q, quality) for name, q in zip(names, z, strict=True)}
+        n = self.network
         features = n.context.prepare(n.synthesise_hyper(z_hat, t))
         gains = torch.exp2(interpolate(n.log2_gain, quality)).chunk(4, -1)
         decoded: list[list[Any]] = [[None] * 4 for _ in range(4)]

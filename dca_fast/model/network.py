@@ -34,7 +34,6 @@ from dca_fast.config import (
     price,
 )
 from dca_fast.entropy.coder import Coder
-from dca_fast.entropy.tables import ROWS
 from dca_fast.model import trellis
 from dca_fast.model.context import Contextualiser, parity_join, parity_split
 from dca_fast.model.hyper import GlobalHyper, LocalHyper, RegionalHyper
@@ -265,8 +264,7 @@ class Network(nn.Module):
         """
         parts, lowest = [], math.log2(SCALE_MIN)
         for p, scale in enumerate(scales):
-            row = ((scale - lowest) * ROWS_PER_OCTAVE).round().clamp(0, ROWS - 1)
-            row = row.where(scale >= self.log2_coded, FIRST_CODED_ROW - 1)
+            row = trellis.nearest_rows(scale).where(scale >= self.log2_coded, FIRST_CODED_ROW - 1)
             above = row - (gains[p ^ QUADTREE[0]] - lowest) * ROWS_PER_OCTAVE
             rows = (above[..., :AQ_CHANNELS].mean(-1, keepdim=True) * strength).round().clamp(-AQ_REACH, AQ_REACH)
             parts.append(rows / ROWS_PER_OCTAVE)

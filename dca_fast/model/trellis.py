@@ -31,10 +31,14 @@ def _charges(coder: Coder) -> npt.NDArray[np.int32]:
     return coder.tables.charges(1 / TRELLIS_PRICE)
 
 
+def nearest_rows(log2_scale: Tensor) -> Tensor:
+    """Rows of the scale table, float, of the shape of the scales."""
+    return ((log2_scale - math.log2(SCALE_MIN)) * ROWS_PER_OCTAVE).round().clamp(0, ROWS - 1)
+
+
 def table_rows(log2_scale: Tensor, coded: Tensor) -> npt.NDArray[np.uint8]:
     """Nearest rows of the scale table, SKIP_ROW where nothing is coded; flat."""
-    rows = ((log2_scale - math.log2(SCALE_MIN)) * ROWS_PER_OCTAVE).round().clamp(0, ROWS - 1)
-    return rows.where(coded, SKIP_ROW).to(torch.uint8).flatten().cpu().numpy()
+    return nearest_rows(log2_scale).where(coded, SKIP_ROW).to(torch.uint8).flatten().cpu().numpy()
 
 
 def quantise(residuals: Tensor, rows: npt.NDArray[np.uint8], coder: Coder | None = None) -> npt.NDArray[np.int16]:
