@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dca_fast.config import (
@@ -38,6 +37,7 @@ from dca_fast.model import trellis
 from dca_fast.model.context import Contextualiser, parity_join, parity_split
 from dca_fast.model.hyper import GlobalHyper, LocalHyper, RegionalHyper
 from dca_fast.model.transforms import PatchSynthesis, build_transforms, pad_image
+from dca_fast.ops.reference import sum_around
 
 ANCHORS = 9  # knots of the gains over the quality axis
 STEP_COARSE, STEP_FINE = 120.0, 7.0  # quantiser steps in grey levels from which the gains start
@@ -88,14 +88,7 @@ def sum_of(bits: Tensor) -> Tensor:
 
 def neighbours(z: Tensor, part: Part) -> Tensor:
     """Mean of the sites around each site of a part, as far as there are any: `[N, H', W', C]` of `[N, H, W, C]`."""
-    reach, (_, height, width, _) = part.step // 2, z.shape
-    padded = F.pad(z, (0, 0, reach, reach, reach, reach))
-    inside = F.pad(torch.ones_like(z[:1, ..., :1]), (0, 0, reach, reach, reach, reach))
-    total, count = z.new_zeros(()), z.new_zeros(())
-    for down, right in part.around:
-        rows = slice(reach + part.top + down, reach + height + down, part.step)
-        columns = slice(reach + part.left + right, reach + width + right, part.step)
-        total, count = total + padded[:, rows, columns], count + inside[:, rows, columns]
+    total, count = sum_around(z, part)
     return total / count
 
 

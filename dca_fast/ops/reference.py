@@ -245,6 +245,20 @@ def _groups(step: int) -> tuple[tuple[int, int, int], ...]:
     return tuple((p >> 1, p & 1, p ^ QUADTREE[step]) for p in range(4))
 
 
+def sum_around(z: Tensor, part: Part) -> tuple[Tensor, Tensor]:
+    """Sum of the sites around each site of a part of `z` [N, H, W, C], as far as there are any: [N, H', W', C], alike;
+    and how many they are: int64 [H', W', 1]."""
+    reach, (_, height, width, _) = part.step // 2, z.shape
+    border = (0, 0, reach, reach, reach, reach)
+    padded, inside = F.pad(z, border), F.pad(torch.ones_like(z[0, ..., :1], dtype=torch.int64), border)
+    total, count = z.new_zeros(()), inside.new_zeros(())
+    for down, right in part.around:
+        rows = slice(reach + part.top + down, reach + height + down, part.step)
+        columns = slice(reach + part.left + right, reach + width + right, part.step)
+        total, count = total + padded[:, rows, columns], count + inside[rows, columns]
+    return total, count
+
+
 def neighbour_mean(z: Tensor, m: Tensor, part: Part) -> Tensor:
     """What the sites of a part of a hyper latent are expected to be (docs/numerics.md).
 
@@ -256,18 +270,8 @@ def neighbour_mean(z: Tensor, m: Tensor, part: Part) -> Tensor:
     Returns:
         int16 [N, H', W', C], one for each site of the part.
     """
-    reach, (_, height, width, _) = part.step // 2, z.shape
-    border = (0, 0, reach, reach, reach, reach)
-    padded, inside = (
-        F.pad(z.to(torch.int32), border),
-        F.pad(torch.ones_like(z[0, ..., 0], dtype=torch.int64), border[2:]),
-    )
-    total, count = torch.zeros_like(z[part.sites], dtype=torch.int32), inside.new_zeros(())
-    for down, right in part.around:
-        rows = slice(reach + part.top + down, reach + height + down, part.step)
-        columns = slice(reach + part.left + right, reach + width + right, part.step)
-        total, count = total + padded[:, rows, columns], count + inside[rows, columns]
-    return requantise(total, m[count - 1], LIMIT16).to(torch.int16)
+    total, count = sum_around(z.to(torch.int32), part)
+    return requantise(total, m[count[..., 0] - 1], LIMIT16).to(torch.int16)
 
 
 def head_params(t: Tensor, p: Head, step: int, skip: int, valid: tuple[int, int]) -> tuple[Tensor, Tensor]:
