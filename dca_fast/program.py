@@ -157,8 +157,8 @@ class Program:
     Args:
         model: weights and backend.
         settings: what `settings` gives for the quality, on the model's device.
-        silent: hyper latents with no symbol worth coding at this quality, all zero: they need no analysis, and c no
-            attention to global tokens that are all alike.
+        silent: hyper latents with no symbol worth coding at this quality, all zero: they need no analysis, and no
+            attention to sites or global tokens that are all alike.
     """
 
     def __init__(self, model: Model, settings: Mapping[str, Tensor], silent: frozenset[str] = frozenset()) -> None:
@@ -351,9 +351,7 @@ class Program:
         regional = self._operand(self.ops.depth_to_space2(self._feature(self._operand(x), f"{p}.synthesis_up")))
         out = {f"step{i}": self._feature(regional, f"context.feature.{i}") for i in range(4)}
         if "local" in z:
-            x = self.ops.wide_linear(z["local"], self._linear("hyper.local.synthesis_in"))
-            x = self._windows(x, "hyper.local.synthesis_blocks")
-            out["local"] = self._feature(self._operand(x), "context.local")
+            out["local"] = self._local_feature(z["local"])
         if "global" in z:
             tokens = self.ops.wide_linear(z["global"][:, 0].contiguous(), self._linear("hyper.global.synthesis_in"))
             kv = self.ops.linear_act(self._operand(tokens), self._linear("hyper.global.synthesis_kv"), False)
@@ -364,6 +362,15 @@ class Program:
                     token = self.ops.linear_add(out["values"][:, :1].contiguous(), layer)
                     out[f"token{core}"] = compact(token[:, None].expand(out["step0"].shape))
         return out
+
+    def _local_feature(self, z: Tensor) -> Tensor:
+        """phi_l projected, int16 [N, h, w, D], of z_l as a feature, int16 [N, h, w, C]."""
+        sites = z.shape[:-1]
+        if "local" in self._silent:  # sites are all alike, and so attention to them is the same in every window
+            z = compact(z[:, : self.config.window, : self.config.window])
+        x = self.ops.wide_linear(z, self._linear("hyper.local.synthesis_in"))
+        x = self._feature(self._operand(self._windows(x, "hyper.local.synthesis_blocks")), "context.local")
+        return compact(x[:, :1, :1].expand(*sites, -1)) if "local" in self._silent else x
 
     def step_parameters(
         self, step: int, y_hat: Tensor, features: dict[str, Tensor], valid: tuple[int, int]
