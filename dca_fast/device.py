@@ -114,7 +114,7 @@ def _analyse(
     if fit is None:
         return _plain(program, image, size, step, rows), None
     first = first_pass(program, step, image, size, _EncoderSource, rows)
-    return second_pass(program, step, first, fit(first.picture), image, size, _EncoderSource, rows)
+    return second_pass(program, step, first, fit(first.picture), image, size, rows)
 
 
 def _plain(program: Program, image: Tensor, size: Size, step: Step, rows: int | None = None) -> latents.EncoderSource:
@@ -168,7 +168,7 @@ class _EncoderGraph:
         if effort:
             self._first = _record(partial(first_pass, *work, self.image, size, _EncoderSource))
             self._w = torch.zeros(3, 6 * len(RINGS), dtype=torch.int8, device=model.device)
-            second = partial(second_pass, *work, self._first[1], self._w, self.image, size, _EncoderSource)
+            second = partial(second_pass, *work, self._first[1], self._w, self.image, size)
             self._graph, (self.source, self.picture) = _record(second)
         else:
             self._graph, self.source = _record(partial(_plain, work[0], self.image, size, work[1]))

@@ -53,8 +53,8 @@ def worth(quality: float) -> float:
 
 class Candidate(NamedTuple):
     """One way to code a picture: bits + priced error (where quantisers adapt, at each site's price); the stream, its
-    values' digest and the restoration filter; the y that was quantised and what became of it, and z; the picture behind
-    the filter."""
+    values' digest and the restoration filter; the y that was quantised and what became of it; the picture behind the
+    filter."""
 
     cost: float
     stream: bytes
@@ -62,7 +62,6 @@ class Candidate(NamedTuple):
     weights: tuple[int, ...]
     y: Tensor
     y_hat: Tensor
-    z: dict[str, Tensor]
     picture: Tensor
 
 
@@ -120,10 +119,10 @@ class Step(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """A picture coded once: y, z and what the latter says of y, what became of y, and the picture that it makes."""
+    """A picture coded once: y, what was coded and what z says of y, what became of y, and the picture that it makes."""
 
     y: Tensor
-    z: dict[str, Tensor]
+    source: latents.EncoderSource
     features: dict[str, Tensor]
     y_hat: Tensor
     picture: Tensor
@@ -150,12 +149,11 @@ def first_pass(
         source: class of the sources.
         rows: as `Program.analyse` takes them.
     """
-    y = program.analyse(image, rows)
-    z, grid = program.hyper_analyse(y), latents.sites(*size)
-    plain = source(program, y, z, step.quantise)
+    y, grid = program.analyse(image, rows), latents.sites(*size)
+    plain = source(program, y, program.hyper_analyse(y), step.quantise)
     features = program.hyper_features(latents.code_hyper(program, plain, *grid))
     y_hat = latents.code_steps(program, plain, features, *grid)
-    return Pass(y, z, features, y_hat, program.synthesise(y_hat, rows))
+    return Pass(y, plain, features, y_hat, program.synthesise(y_hat, rows))
 
 
 def second_pass(
@@ -165,7 +163,6 @@ def second_pass(
     w: Tensor | None,
     image: Tensor,
     size: tuple[int, int],
-    source: Sources = latents.EncoderSource,
     rows: int | None = None,
 ) -> tuple[latents.EncoderSource, Tensor]:
     """The step along the linear part, whatever comes of it, and what is coded then.
@@ -173,17 +170,16 @@ def second_pass(
     Args:
         first: of `first_pass`.
         w: the restoration filter of its picture, int8 [3, 6 R] on the device; the error behind it is answered.
-        image, size, source, rows: as there.
+        image, size, rows: as there.
 
     Returns:
         What is coded, and the picture it makes, without a filter.
     """
     picture = first.picture if w is None else restored(program.ops, first.picture, w, size)
     slope = step.adjoint.answer(image, picture, size, rows)
-    answered = source(program, step.adjoint.moved(first.y_hat, slope, step.m, first.y), first.z, step.quantise)
-    grid = latents.sites(*size)
-    latents.code_hyper(program, answered, *grid)
-    return answered, program.synthesise(latents.code_steps(program, answered, first.features, *grid), rows)
+    answered = first.source.again(step.adjoint.moved(first.y_hat, slope, step.m, first.y))
+    y_hat = latents.code_steps(program, answered, first.features, *latents.sites(*size))
+    return answered, program.synthesise(y_hat, rows)
 
 
 class Tools(NamedTuple):
@@ -247,36 +243,31 @@ class Search:
         self._sites = latents.sites(*size)
         self._inside = image[0, : size[0], : size[1]].contiguous()
         self._exponents: Exponents = {}
-        # Of the last y_hat that was synthesised, and of the last z; those of more take too much memory.
+        # Of the last y_hat that was synthesised; those of more take too much memory.
         self._halves: tuple[Tensor, tuple[Halves, Halves]] | None = None
-        self._features: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
-        self._weights: Tensor | None = None  # of sites, likewise
+        self._y = program.analyse(image)
+        self._coded = tools.source(program, self._y, program.hyper_analyse(self._y), tools.quantise)
+        self._features = program.hyper_features(latents.code_hyper(program, self._coded, *self._sites))
+        self._weights = site_weights(latents.adaptation(program, self._features, *self._sites))
 
     def run(self, level: int, progress: Callable[[float], None] | None = None) -> Candidate:
         """What the level finds; `progress` is told how much is done, 0..1."""
-        y = self._program.analyse(self._image)
-        z = self._program.hyper_analyse(y)
         prices = between(PRICES, DESCENTS[level])
 
         def report(done: int) -> None:
             if progress is not None:
                 progress((2 + done) / (2 + len(prices)))
 
-        start = self.candidate(y, z)  # level 0, with a filter, then level 1
+        start = self.candidate(self._y)  # level 0, with a filter, then level 1
         report(-1)
         answered = self._moved(start, self._tools.adjoint.slope(self._missing(start)), LINEAR_PRICE, BACK)
         report(0)
         return descend(min(start, answered, key=_cost), prices, self._slope, self._step, report)
 
-    def candidate(self, y: Tensor, z: dict[str, Tensor]) -> Candidate:
-        """The picture coded with these latents."""
-        program = self._program
-        source = self._tools.source(program, y, z, self._tools.quantise)
-        z_hat = latents.code_hyper(program, source, *self._sites)
-        if self._features is None or self._features[0] is not z:
-            self._features = z, program.hyper_features(z_hat)
-            self._weights = site_weights(latents.adaptation(program, self._features[1], *self._sites))
-        y_hat = latents.code_steps(program, source, self._features[1], *self._sites)
+    def candidate(self, y: Tensor) -> Candidate:
+        """The picture coded with this y."""
+        program, source = self._program, self._coded.again(y)
+        y_hat = latents.code_steps(program, source, self._features, *self._sites)
         stream, digest = self._tools.code(source)
         self._halves = None
         at_16, at_8, picture = program.synthesis_halves(y_hat)
@@ -291,7 +282,7 @@ class Search:
         error = squares if self._weights is None else squares / AQ_UNIT
         bits = 8 * len(stream) + (8 * len(pack_restoration(weights)) if weights else 0)
         cost = bits + self._lambda * error / 3
-        return Candidate(cost, stream, digest, weights, y, y_hat, z, picture)
+        return Candidate(cost, stream, digest, weights, y, y_hat, picture)
 
     def _missing(self, found: Candidate) -> Tensor:
         return self._tools.adjoint.missing(self._image, found.picture.clone(), self._size)
@@ -305,7 +296,7 @@ class Search:
 
     def _moved(self, found: Candidate, slope: Tensor, price: float, back: float) -> Candidate:
         m = multipliers(self._program.gain.cpu(), self._lambda, price).to(self._program.device)
-        return self.candidate(self._tools.adjoint.moved(found.y_hat, slope, m, found.y, back), found.z)
+        return self.candidate(self._tools.adjoint.moved(found.y_hat, slope, m, found.y, back))
 
     def _step(self, found: Candidate, slope: Tensor, price: float) -> Candidate:
         return self._moved(found, slope, price, GRADIENT_BACK)

@@ -75,7 +75,13 @@ class EncoderSource:
         self._program, self._y, self._z, self._quantise = program, y, z, quantise
         self.parts: list[tuple[Any, Any]] = []
         self.plain = 0  # parts before those of the trellis
-        self.digest = 0
+        self.digest = self._hyper_digest = 0
+
+    def again(self, y: Tensor) -> EncoderSource:
+        """A source of another y behind the same hyper latents, which are coded already."""
+        twin = type(self)(self._program, y, self._z, self._quantise)
+        twin.parts, twin.plain, twin.digest = self.parts[: self.plain], self.plain, self._hyper_digest
+        return twin
 
     def _keep(self, symbols: Tensor, rows: Tensor) -> Tensor:
         flat = symbols.flatten().numpy()
@@ -96,7 +102,9 @@ class EncoderSource:
             values *= rows.numpy() != SKIP_ROW
             symbols = torch.from_numpy(values.astype(np.int16))
         self.plain += 1
-        return self._keep(symbols, rows)
+        kept = self._keep(symbols, rows)
+        self._hyper_digest = self.digest
+        return kept
 
     def step(self, step: int, mean: Tensor, rows: Tensor, adaptation: Adaptation | None) -> Tensor:
         finer = None if adaptation is None else adaptation.finer

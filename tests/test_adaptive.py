@@ -111,8 +111,8 @@ def test_searches_count_errors_at_the_price_of_their_site(codec: Codec, monkeypa
     pixels, costs = photograph(90, 120, seed=6), []
 
     class Watched(Search):
-        def candidate(self, *latents: object) -> Candidate:
-            found = super().candidate(*latents)
+        def candidate(self, y: torch.Tensor) -> Candidate:
+            found = super().candidate(y)
             costs.append(found.cost)
             return found
 

@@ -274,7 +274,7 @@ def test_descent_goes_on_from_what_is_worse_and_keeps_the_best() -> None:
     """A parabola that is steeper than the first price says: the first step goes too far."""
 
     def candidate(y: torch.Tensor) -> effort.Candidate:
-        return effort.Candidate(float(40 * y.square().sum()), b"", 0, (), y, y, {}, y)
+        return effort.Candidate(float(40 * y.square().sum()), b"", 0, (), y, y, y)
 
     prices: list[float] = []
     seen: list[int] = []

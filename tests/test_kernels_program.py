@@ -94,7 +94,7 @@ def test_a_step_of_effort_on_kernels_is_that_of_the_reference(quantise: latents.
         there, size = image.to(device), (60, 41)
         first = first_pass(program, step, there, size, Kept)
         w = restoration.as_tensor(tuple(range(-18, 18)), len(RINGS)).to(device)
-        source, picture = second_pass(program, step, first, w, there, size, Kept)
+        source, picture = second_pass(program, step, first, w, there, size)
         parts.append(source.parts)
         pictures.append(picture.cpu())
     assert torch.equal(*pictures)
