@@ -179,7 +179,7 @@ def pack_restoration(weights: tuple[int, ...]) -> bytes:
     while shift < 7 and not any(w % (2 << shift) for w in weights):
         shift += 1
     mapped = [2 * w if w >= 0 else -2 * w - 1 for w in (weight >> shift for weight in weights)]
-    sizes = [sum((value >> k) + 1 + k for value in mapped) for k in range(8)]
+    sizes = [sum([value >> k for value in mapped]) + (1 + k) * len(mapped) for k in range(8)]
     k = sizes.index(min(sizes))
     bits, at = 0, 0
     for value in mapped:

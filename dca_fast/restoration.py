@@ -21,7 +21,7 @@ from dca_fast.ops import Ops
 
 SAMPLES = 196608  # pixels, about, that a fit looks at
 RIDGE = 64  # a sample adds 1 / RIDGE to the squares of every feature, so that none is without any
-GRIDS = (1, 2, 4, 8)  # weights are multiples of one of these
+FILTERS = tuple(product(range(1, len(RINGS) + 1), (1, 2, 4, 8)))  # rings, and what weights are multiples of
 
 
 def fit(ops: Ops, picture: Tensor, image: Tensor, bits: float) -> tuple[int, ...]:
@@ -44,30 +44,45 @@ def fit(ops: Ops, picture: Tensor, image: Tensor, bits: float) -> tuple[int, ...
 
 def choose(sums: npt.NDArray[np.int64], samples: int, bits: float) -> tuple[int, ...]:
     """`fit`, from the normal equations [18, 21] of so many samples, a squared error in which is worth `bits`."""
-    size = len(sums)
-    products, wanted = sums[:, :size].tolist(), sums[:, size:].tolist()
+    products, wanted = sums[:, : len(sums)], sums[:, len(sums) :]
+    found = _solutions(products, wanted, samples / RIDGE)
+    # Of the squared error, in 1 / RING_STEPS^2: less than 127^2 * 400,000 samples * the square of 12,624, which is all
+    # features at their limits.
+    gains = (found * (2 * RING_STEPS * wanted.T - found @ products)).sum(2).tolist()
     best: tuple[int, ...] = ()
     saved = 0.0
-    for w in _solutions(products, wanted, samples / RIDGE):
-        gain = 0  # of the squared error, in 1 / RING_STEPS^2
-        for c, row in enumerate(w):
-            gain += sum(
-                row[i] * (2 * RING_STEPS * wanted[i][c] - sum(row[j] * products[i][j] for j in range(len(row))))
-                for i in range(len(row))
-            )
-        weights = tuple(x for row in w for x in row)
-        worth = gain / RING_STEPS**2 / 3 * bits - 8 * len(pack_restoration(weights))
+    for (rings, _), w, gain in zip(FILTERS, found, gains, strict=True):
+        weights = tuple(w[:, : 6 * rings].ravel().tolist())
+        worth = sum(gain) / RING_STEPS**2 / 3 * bits - 8 * len(pack_restoration(weights))
         if worth > saved:
             best, saved = weights, worth
     return best
 
 
-def _solutions(products: list[list[int]], wanted: list[list[int]], ridge: float) -> list[list[list[int]]]:
-    """Weights of each colour by the first 6, 12 and 18 equations on each grid; they share Cholesky's factors.
+def _solutions(products: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64], ridge: float) -> npt.NDArray[np.int64]:
+    """Weights of each of `FILTERS` and colour by the first 6, 12 or 18 equations: int64 [filters, 3, 18], zero beyond.
 
-    What is solved last is rounded first (Babai's nearest plane): features resemble each other, and an error of one
-    weight is made good by the next.
+    They share Cholesky's factors. What is solved last is rounded first (Babai's nearest plane): features resemble each
+    other, and an error of one weight is made good by the next.
     """
+    factor, middle = _factors(products.tolist(), wanted.tolist(), ridge)
+    grids = np.array([grid for _, grid in FILTERS])[:, None]
+    sizes = np.array([6 * rings for rings, _ in FILTERS])[:, None]
+    most, weights = MAX_WEIGHT // grids, np.zeros((len(FILTERS), 3, len(products)), np.int64)
+    left = np.array(middle)[:, None] * RING_STEPS * np.ones((len(FILTERS), 1))  # [equation, filter, colour]
+    lower = np.array(factor)[:, :, None, None]
+    for i in reversed(range(len(products))):  # each answers what the rounding of those before did
+        rounded = np.rint(left[i] / (factor[i][i] * grids)).clip(-most, most)
+        w = np.where(i < sizes, grids * rounded, 0.0)
+        weights[:, :, i] = w
+        left[:i] -= lower[i, :i] * w
+    return weights
+
+
+def _factors(
+    products: list[list[int]], wanted: list[list[int]], ridge: float
+) -> tuple[list[list[float]], list[list[float]]]:
+    """Cholesky's lower factor, and what it makes of the right sides."""
     size = len(products)
     factor, middle = [[0.0] * size for _ in range(size)], [[0.0] * 3 for _ in range(size)]
     for i in range(size):
@@ -86,18 +101,7 @@ def _solutions(products: list[list[int]], wanted: list[list[int]], ridge: float)
             for k in range(i):
                 total -= row[k] * middle[k][c]
             middle[i][c] = total / row[i]
-    found = []
-    for rings, grid in product(range(1, len(RINGS) + 1), GRIDS):
-        most = MAX_WEIGHT // grid
-        weights = [[0] * (6 * rings) for _ in range(3)]
-        for c, w in enumerate(weights):
-            for i in reversed(range(6 * rings)):  # each answers what the rounding of those before did
-                total = middle[i][c] * RING_STEPS
-                for k in range(i + 1, 6 * rings):
-                    total -= factor[k][i] * w[k]
-                w[i] = grid * max(-most, min(most, round(total / (factor[i][i] * grid))))
-        found.append(weights)
-    return found
+    return factor, middle
 
 
 def as_tensor(weights: tuple[int, ...], rings: int = 0) -> Tensor:
