@@ -160,7 +160,7 @@ class _EncoderGraph:
         self, model: Model, image: Tensor, size: Size, step: Callable[[Tensor], Step], effort: int, aq: int
     ) -> None:
         self.lock, self.settings, self.image = threading.Lock(), _Settings(model), image.clone()
-        program, views = Program(model, self.settings.views).adapted(aq), self.settings.views
+        program, views = Program(model, self.settings.views, model.silent).adapted(aq), self.settings.views
         work = program, step(views["step"])
         self._first: tuple[torch.cuda.CUDAGraph, Pass] | None = None
         self.picture: Tensor | None = None
@@ -192,7 +192,7 @@ class _DecoderGraph:
         self.decoder = coder.decoder(
             stream, capacity=_capacity(grid), positions=sites * model.weights.config.latent // 4
         )
-        program = Program(model, self.settings.views).adapted(aq)
+        program = Program(model, self.settings.views, model.silent).adapted(aq)
         self.graph, self.pixels = _record(partial(_synthesise, program, self.decoder, grid, valid, None))
 
 

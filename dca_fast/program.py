@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from dca_fast.config import (
+    ANCHORS,
     AQ_REACH,
     FEATURE_STEPS,
     OPERAND_STEPS,
@@ -118,6 +119,12 @@ def settings(weights: Weights, quality: int) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in out.items()}
 
 
+def silent(values: Mapping[str, Tensor]) -> frozenset[str]:
+    """Hyper latents with no symbol worth coding, from `settings` of a quality."""
+    named = (key for key, rows in values.items() if key.startswith("rows.") and (rows == SKIP_ROW).all())
+    return frozenset(key.removeprefix("rows.") for key in named)
+
+
 class Adaptation(NamedTuple):
     """How y is quantised at each site, [1, h, w]: so many rows `coarse` (int8), which makes steps `coarser` times as
     large and values in steps `finer` times (float32)."""
@@ -149,6 +156,12 @@ class Model:
                 each = weight[:, None] / np.arange(1, 5, dtype=np.float32)[:, None]
                 self.neighbours[name] = torch.from_numpy(each).to(self.device)
         self.to_operand = torch.full((widest,), OPERAND_STEPS / FEATURE_STEPS, dtype=torch.float32, device=self.device)
+
+    @cached_property
+    def silent(self) -> frozenset[str]:
+        """Hyper latents that are `silent` at every quality: scales are linear between knots."""
+        knots = range(0, QUALITY_RANGE + 1, QUALITY_RANGE // (ANCHORS - 1))
+        return frozenset.intersection(*(silent(settings(self.weights, quality)) for quality in knots))
 
 
 class Program:
@@ -498,7 +511,7 @@ class ProgramSet:
 
     def _at(self, quality: int) -> Program:
         values = settings(self.model.weights, quality)
-        silent = frozenset(n for n in self.model.weights.config.latents if (values[f"rows.{n}"] == SKIP_ROW).all())
-        program = Program(self.model, {name: value.to(self.model.device) for name, value in values.items()}, silent)
+        on_device = {name: value.to(self.model.device) for name, value in values.items()}
+        program = Program(self.model, on_device, silent(values))
         settle(self.model.device)
         return program

@@ -18,7 +18,7 @@ from dca_fast.export import export, export_checkpoint, load_float, save_float
 from dca_fast.model.network import Network, neighbours
 from dca_fast.ops import native
 from dca_fast.ops.reference import OPS
-from dca_fast.program import Model, Program, ProgramSet, _by_rows, exp2, interpolate, settings
+from dca_fast.program import Model, Program, ProgramSet, _by_rows, exp2, interpolate, settings, silent
 from dca_fast.testing import photograph
 from dca_fast.train.klt import start_from_components
 
@@ -188,12 +188,19 @@ def test_what_is_silent_needs_no_analysis(packed: weights.Weights, name: str) ->
     values[f"rows.{name}"].fill_(SKIP_ROW)
     image = photograph(64, 128, seed=8)
     (whole, y), (spared, y_spared) = (
-        encode(Program(model, values, silent), image) for silent in (frozenset(), frozenset({name}))
+        encode(Program(model, values, spare), image) for spare in (frozenset(), frozenset({name}))
     )
     assert y.equal(y_spared)
     assert all(
         np.array_equal(a, b) for p, q in zip(whole.parts, spared.parts, strict=True) for a, b in zip(p, q, strict=True)
     )
+
+
+def test_what_is_silent_at_every_quality() -> None:
+    model = ProgramSet(weights.load(weights.find("dca-s")), OPS).model
+    at = {quality: silent(settings(model.weights, quality)) for quality in (0, 700, 5000, 6249, 8888, 10000)}
+    assert model.silent == frozenset.intersection(*at.values()) == {"global"}
+    assert at[0] != at[10000]
 
 
 def test_strips_change_no_bit() -> None:
