@@ -31,6 +31,7 @@ DOCUMENTS = (
     Path("docs") / "effort.md",
     Path("docs") / "adaptive.md",
     Path("docs") / "numerics.md",
+    Path("docs") / "evaluation.md",
 )
 CHART = Path("docs") / "speed.png"
 EFFORTS = ("kodak", "kodak_effort0", "kodak_effort6")  # the same pictures, with less and more time at the encoder
@@ -40,6 +41,7 @@ MODEL_IDS = (
     PLAIN,
     "adaptive",
     "valid",
+    "graphics",
     "integer_loss",
     "conformance",
     "hostile",
@@ -105,6 +107,22 @@ def rate(load: Load) -> str:
     heads = ["against", "settings", "library", "BD-rate", *(f"at effort {facts['effort']}" for facts in others)]
     heads += ["MS-SSIM", "AQ off", "AQ off, MS-SSIM"]
     return text + "\n" + table(heads, rows)
+
+
+def graphics(load: Load) -> str:
+    """BD-rates on drawn pictures."""
+    facts = load("graphics")
+    rows = []
+    for name, delta in facts["bd_rate"].items():
+        cells = [delta["rate_percent"], facts["bd_rate_ms_ssim"][name]]
+        rows.append([name, *("-" if d is None else f"{d:+.0f} %" for d in cells), f"{delta['overlap']:.0%}"])
+    points = facts["points"]
+    text = prose(
+        f"{facts['codec']} (model id `{facts['model_id']}`), {points[0]['images']} drawn pictures of 768 x 512 pixels,"
+        f" {points[0]['bpp']:.2f} to {points[-1]['bpp']:.2f} bits per pixel, {points[0]['psnr']:.1f} to"
+        f" {points[-1]['psnr']:.1f} dB, effort {facts['effort']}; negative: fewer bits."
+    )
+    return text + "\n" + table(["against", "BD-rate, PSNR", "MS-SSIM", "overlap"], rows)
 
 
 def speed(load: Load) -> str:
@@ -277,6 +295,7 @@ def operations(load: Load) -> str:
 
 TABLES: dict[str, Callable[[Load], str]] = {
     "rate": rate,
+    "graphics": graphics,
     "speed": speed,
     "coder": coder,
     "scaling": scaling,

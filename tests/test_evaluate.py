@@ -2,6 +2,7 @@
 
 import json
 import math
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -333,3 +334,17 @@ def test_our_codec_rises_with_quality() -> None:
     levels = [(point.bpp, point.psnr) for point in curve.points]
     assert levels[0][0] < levels[1][0] < levels[2][0]
     assert levels[0][1] < levels[1][1] < levels[2][1]
+
+
+def test_drawn_pictures_are_the_same_each_time_and_of_all_kinds(tmp_path: Path) -> None:
+    script = Path(__file__).resolve().parents[1] / "benchmarks" / "graphics.py"
+    drawn = []
+    for folder, options in ((tmp_path / "a", []), (tmp_path / "b", []), (tmp_path / "c", ["--own-font"])):
+        command = [sys.executable, script, folder, "--count", "5", "--size", "320x200", "--seed", "7", *options]
+        subprocess.run(command, check=True)
+        drawn.append([np.asarray(Image.open(path)) for path in sorted(folder.iterdir())])
+    assert [image.shape for image in drawn[0]] == [(200, 320, 3)] * 5
+    for first, again, other in zip(*drawn, strict=True):
+        assert np.array_equal(first, again)
+        assert not np.array_equal(first, other)
+        assert first.std() > 10
