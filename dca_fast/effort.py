@@ -30,7 +30,6 @@ from dca_fast.restoration import as_tensor, fit, restored
 # Iterations of `descend` of the levels from 2 on, and the range of their prices (docs/effort.md).
 DESCENTS = {2: 1, 3: 2, 4: 4, 5: 8, 6: 16, 7: 32, 8: 64, 9: 128}
 PRICES = 36, 64
-ROWS = 64  # of a picture that are compared at a time, whole sites
 AQ_UNIT = 4096  # of weights of sites
 
 
@@ -202,17 +201,15 @@ def squared_error(a: Tensor, b: Tensor, weights: Tensor | None = None) -> int:
         squares = F.pad(squares.sum(-1), (0, -a.shape[1] % STRIDE, 0, -a.shape[0] % STRIDE))
         of_sites = squares.view(squares.shape[0] // STRIDE, STRIDE, -1, STRIDE).sum((1, 3))
         return int((of_sites * weights[: of_sites.shape[0], : of_sites.shape[1]]).sum())
-    total = 0
-    for top in range(0, len(a), ROWS):  # without PyTorch, see `program.compact`
-        difference: Any = a[top : top + ROWS].numpy() - b[top : top + ROWS].numpy().astype(np.int16)
-        squares_here: Any = np.square(difference, dtype=np.int32)
+    total, starts = 0, np.arange(0, a.shape[1] * a.shape[2], STRIDE * a.shape[2])
+    for top in range(0, len(a), STRIDE):  # without PyTorch, see `program.compact`
+        difference: Any = a[top : top + STRIDE].numpy() - b[top : top + STRIDE].numpy().astype(np.int16)
+        columns: Any = np.square(difference, dtype=np.int32).sum(0, dtype=np.int32)
         if weights is None:
-            total += int(squares_here.sum(dtype=np.int64))
-            continue
-        down, across = (np.arange(0, side, STRIDE) for side in squares_here.shape[:2])
-        sums = np.add.reduceat(np.add.reduceat(squares_here.sum(-1), down, 0, np.int64), across, 1)
-        first = top // STRIDE
-        total += int((sums * weights[first : first + len(down), : len(across)].numpy()).sum())
+            total += int(columns.sum(dtype=np.int64))
+        else:
+            sums = np.add.reduceat(columns.ravel(), starts, dtype=np.int64)
+            total += int(sums @ weights[top // STRIDE, : len(starts)].numpy())
     return total
 
 

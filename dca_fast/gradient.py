@@ -95,7 +95,7 @@ class Gradient:
             power = exponents.get((index, place))
             if power is None:
                 power, found = fit_exponent(FIRST[place], lambda power: run(layer(place, power)))
-                if found.any():  # else the next iteration looks again
+                if (found if found.is_cuda else found.numpy()).any():  # else the next iteration looks again
                     exponents[index, place] = power
             else:
                 found = run(layer(place, power))
