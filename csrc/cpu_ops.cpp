@@ -697,17 +697,28 @@ void coarseness(const uint8_t* row, const int32_t* offset, const Map& map, int s
   });
 }
 
+namespace {
+
+// Of one site. Bytes throughout, and nothing that a store of bytes could change, or compilers would not use vectors.
+void coarser_site(const uint8_t* __restrict from, int size, int by, uint8_t skip, uint8_t* __restrict to) {
+  constexpr uint8_t kLast = kMaxRow, kNone = kSkipRow;
+  const auto down = static_cast<uint8_t>(std::max(by, 0)), up = static_cast<uint8_t>(std::max(-by, 0));
+  for (int i = 0; i < size; ++i) {
+    const uint8_t less = from[i] > down ? static_cast<uint8_t>(from[i] - down) : uint8_t{0};
+    const auto more = static_cast<uint8_t>(less + up);  // of a row at most 127 + 127
+    const uint8_t r = more < kLast ? more : kLast;
+    const uint8_t kept = r < skip ? kNone : r;
+    to[i] = from[i] == kNone ? kNone : kept;
+  }
+}
+
+}  // namespace
+
 void coarser_rows(const uint8_t* row, const int8_t* coarse, int64_t sites, int size, int skip, uint8_t* out) {
   constexpr int64_t kRun = 64;
   parallel_for(divide_up(sites, kRun), sites * size * kElementWork, [&](int64_t run) {
     for (int64_t site = run * kRun; site < std::min(sites, (run + 1) * kRun); ++site) {
-      const int16_t by = coarse[site];
-      const uint8_t* from = row + site * size;
-      uint8_t* to = out + site * size;
-      for (int i = 0; i < size; ++i) {
-        const auto r = static_cast<int16_t>(std::clamp<int16_t>(static_cast<int16_t>(from[i] - by), 0, kMaxRow));
-        to[i] = from[i] == kSkipRow || r < skip ? static_cast<uint8_t>(kSkipRow) : static_cast<uint8_t>(r);
-      }
+      coarser_site(row + site * size, size, coarse[site], static_cast<uint8_t>(skip), out + site * size);
     }
   });
 }
