@@ -17,7 +17,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-# Letters and digits, and how often they come in about a thousand.
+# Letters and digits, and how often each occurs in about a thousand.
 LETTERS = "etaoinshrdlcumwfgypbvkjxqz01248"
 FREQUENCIES = (
     127, 91, 82, 75, 70, 67, 63, 61, 60, 43, 40, 28, 28, 24, 24, 22, 20, 20, 19, 15, 10, 8, 2, 2, 1, 1, 6, 6, 4, 3, 3,
@@ -57,7 +57,7 @@ class Page:
         self.draw = ImageDraw.Draw(self.image)
 
     def shade(self, among: tuple[int, int], colored: float = 0.3) -> Color:
-        """A colour; gray unless it shall be colored."""
+        """A colour, or with probability 1 - `colored` a gray."""
         level = (
             self.random.integers(*among, 3) if self.random.random() < colored else [self.random.integers(*among)] * 3
         )
@@ -78,11 +78,11 @@ class Page:
         return font(self.fonts[self.between(0, len(self.fonts))], self.between(low, high))
 
     def text(self, box: tuple[int, int, int, int], ink: Callable[[], Color], low: int = 9, high: int = 22) -> None:
-        """Lines of words in a box, cut off at its borders."""
+        """Lines of words in a box, as many as fit."""
         face, (left, top, right, bottom) = self.face(low, high), box
-        height, indent = int(face.size * 1.35), 0
+        height = int(face.size * 1.35)
         for y in range(top, bottom - height, height):
-            x = left + indent
+            x = left
             if self.random.random() < 0.1:
                 continue
             while x < right:
@@ -120,9 +120,7 @@ class Page:
                 if kind == 0:
                     self.draw.rounded_rectangle(box, radius, fill=accent, outline=self.ink)
                 elif kind == 1:
-                    self.draw.rounded_rectangle(
-                        box, self.between(0, 12), outline=self.vivid(), width=self.between(1, 4)
-                    )
+                    self.draw.rounded_rectangle(box, radius, outline=self.vivid(), width=self.between(1, 4))
                 elif kind == 2:
                     self.draw.ellipse((x, y, x + step - 8, y + step - 8), fill=self.vivid(), outline=self.ink)
                     continue
@@ -154,7 +152,10 @@ class Page:
                 self.draw.line(points, fill=color, width=self.between(1, 5))
             for x, y in points if kind else []:
                 box = (x - 4, y - 4, x + 4, y + 4) if kind == 1 else (x - 3, y, x + 3, bottom)
-                self.draw.rectangle(box, fill=color) if kind == 2 else self.draw.ellipse(box, fill=color)
+                if kind == 1:
+                    self.draw.ellipse(box, fill=color)
+                else:
+                    self.draw.rectangle(box, fill=color)
         for y in range(20, bottom, 60):
             self.draw.line((left, y, self.size[0] - 10, y), fill=self.shade((100, 180)))
             self.text((4, y, left, y + 24), lambda: self.ink, 10, 14)

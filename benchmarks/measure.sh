@@ -4,8 +4,8 @@
 #   benchmarks/measure.sh PHOTOGRAPHS VALIDATION ANCHORS [PART ...]
 #
 # PHOTOGRAPHS and VALIDATION are folders of images, ANCHORS a file of published curves (docs/evaluation.md); parts:
-# speed scaling bench profile coder kodak refined plain valid graphics integer conformance hostile effort adaptive tables
-# (default: all, in this order).
+# speed scaling bench profile coder kodak refined plain valid graphics integer conformance hostile effort adaptive
+# tables (default: all, in this order).
 # PEER_CACHE names a folder that keeps what the peers did, PYTHON the interpreter, WEIGHTS a float model for
 # `integer` (default: checkpoints/dca-s.safetensors).
 set -euo pipefail
@@ -58,11 +58,9 @@ refined() { # a quarter of an hour
 plain() { OMP_NUM_THREADS=1 on_kodak kodak_aq0 --aq-strength 0; }
 valid() { evaluate valid "$validation" 0,10,20,30,40,50,60,70,80,90,100; }
 graphics() {
-    local folder
-    folder=$(mktemp -d)
+    local folder=.benchmarks/graphics
     "$python" benchmarks/graphics.py "$folder" --count 10 --size 768x512 --own-font
     evaluate graphics "$folder" 0,10,20,30,40,50,60,70,80,90,100
-    rm -r "$folder"
 }
 integer() {
     "$python" benchmarks/integer_loss.py "${WEIGHTS:-checkpoints/dca-s.safetensors}" "$photographs" \

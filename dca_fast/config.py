@@ -15,7 +15,6 @@ TRANSFORMS = ("patch", "elic")
 
 # The quality axis, shared by trainer, exporter and codec.
 QUALITY_MAX = 100.0
-ANCHORS = 9  # knots of gains and scales over it
 LAMBDA_MIN, LAMBDA_MAX = 0.0004, 0.15  # weight of the squared error in grey levels, bits per pixel
 
 

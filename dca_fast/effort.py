@@ -118,7 +118,7 @@ class Step(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """A picture coded once: y, what was coded and what z says of y, what became of y, and the picture that it makes."""
+    """A picture coded once: y, a source with z coded, what z says of y, what became of y, and the picture it makes."""
 
     y: Tensor
     source: latents.EncoderSource
@@ -152,7 +152,7 @@ def first_pass(
     plain = source(program, y, program.hyper_analyse(y), step.quantise)
     features = program.hyper_features(latents.code_hyper(program, plain, *grid))
     y_hat = latents.code_steps(program, plain, features, *grid)
-    return Pass(y, plain, features, y_hat, program.synthesise(y_hat, rows))
+    return Pass(y, plain.again(y), features, y_hat, program.synthesise(y_hat, rows))
 
 
 def second_pass(

@@ -80,7 +80,8 @@ class EncoderSource:
     def again(self, y: Tensor) -> EncoderSource:
         """A source of another y behind the same hyper latents, which are coded already."""
         twin = type(self)(self._program, y, self._z, self._quantise)
-        twin.parts, twin.plain, twin.digest = self.parts[: self.plain], self.plain, self._hyper_digest
+        twin.parts, twin.plain = self.parts[: self.plain], self.plain
+        twin.digest = twin._hyper_digest = self._hyper_digest
         return twin
 
     def _keep(self, symbols: Tensor, rows: Tensor) -> Tensor:

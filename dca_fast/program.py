@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from dca_fast.config import (
-    ANCHORS,
     AQ_REACH,
     FEATURE_STEPS,
     OPERAND_STEPS,
@@ -160,7 +159,8 @@ class Model:
     @cached_property
     def silent(self) -> frozenset[str]:
         """Hyper latents that are `silent` at every quality: scales are linear between knots."""
-        knots = range(0, QUALITY_RANGE + 1, QUALITY_RANGE // (ANCHORS - 1))
+        last = self.weights.tensors["latent.log2_gain"].shape[0] - 1
+        knots = (QUALITY_RANGE * i // last for i in range(last + 1))
         return frozenset.intersection(*(silent(settings(self.weights, quality)) for quality in knots))
 
 

@@ -46,8 +46,8 @@ def choose(sums: npt.NDArray[np.int64], samples: int, bits: float) -> tuple[int,
     """`fit`, from the normal equations [18, 21] of so many samples, a squared error in which is worth `bits`."""
     products, wanted = sums[:, : len(sums)], sums[:, len(sums) :]
     found = _solutions(products, wanted, samples / RIDGE)
-    # Of the squared error, in 1 / RING_STEPS^2: less than 127^2 * 400,000 samples * the square of 12,624, which is all
-    # features at their limits.
+    # Of the squared error, in 1 / RING_STEPS^2. 64 bits hold them: a colour's is below 127^2 * 12,624^2 * 2 SAMPLES,
+    # 12,624 being all features at their limits.
     gains = (found * (2 * RING_STEPS * wanted.T - found @ products)).sum(2).tolist()
     best: tuple[int, ...] = ()
     saved = 0.0

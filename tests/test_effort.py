@@ -19,7 +19,7 @@ from dca_fast.config import price
 from dca_fast.container import pack, parse
 from dca_fast.errors import ConfigError, InputError
 from dca_fast.export import COEFFICIENT16, load_float
-from dca_fast.latents import EncoderSource, code, sites
+from dca_fast.latents import EncoderSource, code, code_hyper, code_steps, sites
 from dca_fast.model.layers import depth_to_space
 from dca_fast.model.network import Network
 from dca_fast.model.transforms import OUTPUT_SCALE
@@ -381,3 +381,19 @@ def test_strips_of_the_answer_are_exact(codec: Codec) -> None:
         for rows in (4, 8, 12):
             assert torch.equal(codec._adjoint.answer(image, picture.clone(), size, rows), whole)
     assert whole[:, 5:].count_nonzero() == 0
+
+
+def test_sources_of_other_ys_go_on_from_the_same_hyper_latents(codec: Codec) -> None:
+    """Also those made of another such source: all that is coded of z, and its digest, which a file needs."""
+    program, grid, image = codec._program(5000, 3), sites(64, 128), _padded(photograph(64, 128, seed=2))
+    y = program.analyse(image)
+    first = EncoderSource(program, y, program.hyper_analyse(y), codec._quantiser(1))
+    features = program.hyper_features(code_hyper(program, first, *grid))
+    before, y_hat = first.again(y + 9), code_steps(program, first, features, *grid)
+    for source in (first.again(y), before.again(y)):
+        assert code_steps(program, source, features, *grid).equal(y_hat)
+        assert (source.digest, source.plain, len(source.parts)) == (first.digest, first.plain, len(first.parts))
+        for (values, rows), (expected, where) in zip(source.parts, first.parts, strict=True):
+            assert np.array_equal(values, expected)
+            assert np.array_equal(rows, where)
+    assert len(before.parts) == before.plain == len(first.parts) - 4

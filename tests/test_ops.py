@@ -245,6 +245,9 @@ def test_latent_step(n: int, h: int, w: int, c: int, size: int, step: int) -> No
     coarse = torch.randint(-15, 16, (n, h, w), dtype=torch.int8)
     for skip in (0, 6, 128):
         every_backend("coarser_rows", row, coarse, skip)
+    rows = torch.tensor([*range(128), SKIP_ROW], dtype=torch.uint8).expand(1, 1, 31, 129).contiguous()
+    for skip in (0, 1, 6, 127, 128):
+        every_backend("coarser_rows", rows, torch.arange(-15, 16, dtype=torch.int8).view(1, 1, 31), skip)
     factor = torch.exp2(coarse / 12)
     every_backend("residuals", y, mean // 40, gain / 20, step, 1 / factor)
     every_backend("reconstruct", int16(n, h, w, size), mean // 40, 1 / gain, step, y, factor)

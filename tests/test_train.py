@@ -1,5 +1,6 @@
 """The trainer: data from folders, packs and shards, initialisation, progress, resume, many processes, the end."""
 
+import importlib.util
 import io
 import json
 import math
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 
 from dca_fast.cli import main
-from dca_fast.config import LAMBDA_MAX, LAMBDA_MIN, ModelConfig
+from dca_fast.config import LAMBDA_MAX, LAMBDA_MIN, ModelConfig, price
 from dca_fast.entropy.tables import SYMBOLS, Tables, build_gaussian_tables
 from dca_fast.errors import ConfigError, InputError, TrainingError, WeightsError
 from dca_fast.export import load_float
@@ -502,3 +503,24 @@ def test_learning_rate_warms_up_stays_and_falls() -> None:
     assert learning_rate(RECIPE, 0, 0.0) == pytest.approx(1 / RECIPE.warmup)
     assert learning_rate(RECIPE, 100, 0.5) == 1
     assert learning_rate(RECIPE, 100, 1.0) == pytest.approx(RECIPE.final)
+
+
+def test_steps_of_bands_go_where_files_are_cheapest() -> None:
+    """Parabolas with minima that sum to zero, on slopes that trade bits for errors at the price of each knot."""
+    script = Path(__file__).resolve().parents[1] / "benchmarks" / "tune_gains.py"
+    spec = importlib.util.spec_from_file_location("dca_fast_tune_gains", script)
+    assert spec is not None
+    assert spec.loader is not None
+    tuning = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tuning)
+    wanted = 0.1 * np.array([0.2, -0.4, 0.6, 0, 0, -0.6, 0.3, -0.3, 0.2])
+    ways = np.concatenate([np.zeros((1, 9)), np.kron(np.eye(9), [[-tuning.DELTA], [tuning.DELTA]])])
+    finer, bowl = ways @ np.linspace(0.1, 0.5, 9), 0.5 * np.square(ways - wanted).sum(1)
+    prices = np.array([price(quality) for quality in tuning.QUALITIES])
+    bits = np.broadcast_to(1 + finer[:, None], (19, 9))
+    errors = (1 - finer + bowl)[:, None] / prices
+    octaves = tuning.best(np.stack([bits, errors], -1))
+    assert np.abs(octaves - wanted).max() < 1e-9
+    gains = tuning.change(torch.zeros(9, 384), octaves)
+    for start in range(0, 384, 96):
+        assert gains[:, start : start + 4].flatten().tolist() == pytest.approx([0.02, 0.02, -0.04, -0.04] * 9)

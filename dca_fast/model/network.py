@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from dca_fast.config import (
     ALIGN,
-    ANCHORS,
     AQ_CHANNELS,
     AQ_REACH,
     BACK,
@@ -40,6 +39,7 @@ from dca_fast.model.hyper import GlobalHyper, LocalHyper, RegionalHyper
 from dca_fast.model.transforms import PatchSynthesis, build_transforms, pad_image
 from dca_fast.ops.reference import sum_around
 
+ANCHORS = 9  # knots of the gains over the quality axis
 STEP_COARSE, STEP_FINE = 120.0, 7.0  # quantiser steps in grey levels from which the gains start
 
 
