@@ -115,12 +115,13 @@ def graphics(load: Load) -> str:
     rows = []
     for name, delta in facts["bd_rate"].items():
         cells = [delta["rate_percent"], facts["bd_rate_ms_ssim"][name]]
-        rows.append([name, *("-" if d is None else f"{d:+.0f} %" for d in cells), f"{delta['overlap']:.0%}"])
+        rows.append([name, *("-" if d is None else f"{d:+.0f} %" for d in cells), f"{100 * delta['overlap']:.0f} %"])
     points = facts["points"]
     text = prose(
-        f"{facts['codec']} (model id `{facts['model_id']}`), {points[0]['images']} drawn pictures of 768 x 512 pixels,"
+        f"{facts['codec']} (model id `{facts['model_id']}`), {points[0]['images']} drawn pictures,"
         f" {points[0]['bpp']:.2f} to {points[-1]['bpp']:.2f} bits per pixel, {points[0]['psnr']:.1f} to"
-        f" {points[-1]['psnr']:.1f} dB, effort {facts['effort']}; negative: fewer bits."
+        f" {points[-1]['psnr']:.1f} dB, effort {facts['effort']}, adaptive quantisation of strength"
+        f" {facts['aq_strength']:g}; negative: fewer bits."
     )
     return text + "\n" + table(["against", "BD-rate, PSNR", "MS-SSIM", "overlap"], rows)
 
