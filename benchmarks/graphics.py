@@ -18,10 +18,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 # Letters and digits, and how often each occurs in about a thousand.
-LETTERS = "etaoinshrdlcumwfgypbvkjxqz01248"
-FREQUENCIES = (
+LETTERS = list("etaoinshrdlcumwfgypbvkjxqz01248")
+COUNTS = (
     127, 91, 82, 75, 70, 67, 63, 61, 60, 43, 40, 28, 28, 24, 24, 22, 20, 20, 19, 15, 10, 8, 2, 2, 1, 1, 6, 6, 4, 3, 3,
 )  # fmt: skip
+FREQUENCIES = np.array(COUNTS) / sum(COUNTS)
 FONTS = (
     "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSansMono",
     "DejaVuSansMono-Bold", "STIXGeneral", "STIXGeneralItalic", "STIXGeneralBol", "cmr10", "cmss10", "cmtt10",
@@ -70,8 +71,7 @@ class Page:
         return int(self.random.integers(low, high))
 
     def word(self) -> str:
-        p = np.array(FREQUENCIES) / sum(FREQUENCIES)
-        word = "".join(self.random.choice(list(LETTERS), self.between(1, 11), p=p))
+        word = "".join(self.random.choice(LETTERS, self.between(1, 11), p=FREQUENCIES))
         return word.capitalize() if self.random.random() < 0.12 else word
 
     def face(self, low: int = 9, high: int = 22) -> ImageFont.FreeTypeFont:
@@ -150,12 +150,11 @@ class Page:
             color, kind = self.vivid(), self.between(0, 3)
             if kind == 0:
                 self.draw.line(points, fill=color, width=self.between(1, 5))
-            for x, y in points if kind else []:
-                box = (x - 4, y - 4, x + 4, y + 4) if kind == 1 else (x - 3, y, x + 3, bottom)
+            for x, y in points:
                 if kind == 1:
-                    self.draw.ellipse(box, fill=color)
-                else:
-                    self.draw.rectangle(box, fill=color)
+                    self.draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=color)
+                elif kind == 2:
+                    self.draw.rectangle((x - 3, y, x + 3, bottom), fill=color)
         for y in range(20, bottom, 60):
             self.draw.line((left, y, self.size[0] - 10, y), fill=self.shade((100, 180)))
             self.text((4, y, left, y + 24), lambda: self.ink, 10, 14)

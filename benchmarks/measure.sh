@@ -17,6 +17,7 @@ photographs=$(realpath "$1") validation=$(realpath "$2") anchors=$(realpath "$3"
 shift 3
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3} out=benchmarks/results/dca-s cache=${PEER_CACHE:-.benchmarks/peers}
+tens=0,10,20,30,40,50,60,70,80,90,100
 export DCA_IMAGES=$photographs OMP_WAIT_POLICY=PASSIVE
 mkdir -p "$out" "$cache"
 first=$(find "$photographs" -maxdepth 1 -name '*.png' | sort | head -1)
@@ -56,11 +57,11 @@ refined() { # a quarter of an hour
     for level in 0 6; do OMP_NUM_THREADS=1 on_kodak "kodak_effort$level" --effort "$level"; done
 }
 plain() { OMP_NUM_THREADS=1 on_kodak kodak_aq0 --aq-strength 0; }
-valid() { evaluate valid "$validation" 0,10,20,30,40,50,60,70,80,90,100; }
+valid() { evaluate valid "$validation" "$tens"; }
 graphics() {
     local folder=.benchmarks/graphics
     "$python" benchmarks/graphics.py "$folder" --count 10 --size 768x512 --own-font
-    evaluate graphics "$folder" 0,10,20,30,40,50,60,70,80,90,100
+    evaluate graphics "$folder" "$tens"
 }
 integer() {
     "$python" benchmarks/integer_loss.py "${WEIGHTS:-checkpoints/dca-s.safetensors}" "$photographs" \

@@ -63,6 +63,11 @@ def table(heads: list[str], rows: list[list[str]]) -> str:
     return "\n".join(line(" | ".join(cells)) for cells in (heads, ["---"] * len(heads), *rows)) + "\n"
 
 
+def percent(value: float | None, digits: int = 1) -> str:
+    """A difference with its sign; a dash where there is none."""
+    return "-" if value is None else f"{value:+.{digits}f} %"
+
+
 def prose(text: str) -> str:
     """A paragraph in the width of the documents."""
     return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False) + "\n"
@@ -95,7 +100,7 @@ def rate(load: Load) -> str:
         deltas = [facts["bd_rate"][key]["rate_percent"] for facts in (kodak, *others)]
         deltas.append(kodak["bd_rate_ms_ssim"][key])
         deltas += [plain["bd_rate"][key]["rate_percent"], plain["bd_rate_ms_ssim"][key]]
-        rows.append([name, peer["settings"], peer["version"], *("-" if d is None else f"{d:+.1f} %" for d in deltas)])
+        rows.append([name, peer["settings"], peer["version"], *map(percent, deltas)])
     images, points = kodak["points"][0]["images"], kodak["points"]
     text = prose(
         f"{kodak['codec']} (model id `{kodak['model_id']}`), {images} Kodak images, {points[0]['bpp']:.3f} to"
@@ -114,8 +119,8 @@ def graphics(load: Load) -> str:
     facts = load("graphics")
     rows = []
     for name, delta in facts["bd_rate"].items():
-        cells = [delta["rate_percent"], facts["bd_rate_ms_ssim"][name]]
-        rows.append([name, *("-" if d is None else f"{d:+.0f} %" for d in cells), f"{100 * delta['overlap']:.0f} %"])
+        both = percent(delta["rate_percent"], 0), percent(facts["bd_rate_ms_ssim"][name], 0)
+        rows.append([name, *both, f"{100 * delta['overlap']:.0f} %"])
     points = facts["points"]
     text = prose(
         f"{facts['codec']} (model id `{facts['model_id']}`), {points[0]['images']} drawn pictures,"
@@ -167,7 +172,7 @@ def effort(load: Load) -> str:
     """What levels of encoder effort give and take."""
     facts = load("effort")
     rows = [
-        [str(row["effort"]), f"{row['rate_percent']:+.2f} %", significant(row["seconds"]), significant(row["times"])]
+        [str(row["effort"]), percent(row["rate_percent"], 2), significant(row["seconds"]), significant(row["times"])]
         for row in facts["levels"]
     ]
     text = prose(
@@ -184,7 +189,7 @@ def adaptive(load: Load) -> str:
     rows = [
         [
             f"{row['aq_strength']:g}" + (", the default" if row["aq_strength"] == facts["default"] else ""),
-            *(f"{row[metric][of]:+.1f} %" for metric in ("psnr", "ms_ssim") for of in ("mean_curves", "each_picture")),
+            *(percent(row[metric][of]) for metric in ("psnr", "ms_ssim") for of in ("mean_curves", "each_picture")),
         ]
         for row in facts["strengths"]
     ]

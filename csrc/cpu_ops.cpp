@@ -705,7 +705,7 @@ void coarser_site(const uint8_t* __restrict from, int size, int by, uint8_t skip
   const auto down = static_cast<uint8_t>(std::max(by, 0)), up = static_cast<uint8_t>(std::max(-by, 0));
   for (int i = 0; i < size; ++i) {
     const uint8_t less = from[i] > down ? static_cast<uint8_t>(from[i] - down) : uint8_t{0};
-    const auto more = static_cast<uint8_t>(less + up);  // of a row at most 127 + 127
+    const auto more = static_cast<uint8_t>(less + up);  // of a row at most 127 + 128
     const uint8_t r = more < kLast ? more : kLast;
     const uint8_t kept = r < skip ? kNone : r;
     to[i] = from[i] == kNone ? kNone : kept;

@@ -130,6 +130,20 @@ class Pass(NamedTuple):
 Sources = Callable[..., latents.EncoderSource]
 
 
+def analysed(
+    program: Program,
+    quantise: latents.Quantiser,
+    source: Sources,
+    image: Tensor,
+    size: tuple[int, int],
+    rows: int | None = None,
+) -> tuple[Tensor, latents.EncoderSource, dict[str, Tensor]]:
+    """y of a picture, a source with its hyper latents coded, and what these say of y; arguments as of `first_pass`."""
+    y = program.analyse(image, rows)
+    coded = source(program, y, program.hyper_analyse(y), quantise)
+    return y, coded, program.hyper_features(latents.code_hyper(program, coded, *latents.sites(*size)))
+
+
 def first_pass(
     program: Program,
     step: Step,
@@ -148,11 +162,9 @@ def first_pass(
         source: class of the sources.
         rows: as `Program.analyse` takes them.
     """
-    y, grid = program.analyse(image, rows), latents.sites(*size)
-    plain = source(program, y, program.hyper_analyse(y), step.quantise)
-    features = program.hyper_features(latents.code_hyper(program, plain, *grid))
-    y_hat = latents.code_steps(program, plain, features, *grid)
-    return Pass(y, plain.again(y), features, y_hat, program.synthesise(y_hat, rows))
+    y, coded, features = analysed(program, step.quantise, source, image, size, rows)
+    y_hat = latents.code_steps(program, coded.again(y), features, *latents.sites(*size))
+    return Pass(y, coded, features, y_hat, program.synthesise(y_hat, rows))
 
 
 def second_pass(
@@ -242,9 +254,7 @@ class Search:
         self._exponents: Exponents = {}
         # Of the last y_hat that was synthesised; those of more take too much memory.
         self._halves: tuple[Tensor, tuple[Halves, Halves]] | None = None
-        self._y = program.analyse(image)
-        self._coded = tools.source(program, self._y, program.hyper_analyse(self._y), tools.quantise)
-        self._features = program.hyper_features(latents.code_hyper(program, self._coded, *self._sites))
+        self._y, self._coded, self._features = analysed(program, tools.quantise, tools.source, image, size)
         self._weights = site_weights(latents.adaptation(program, self._features, *self._sites))
 
     def run(self, level: int, progress: Callable[[float], None] | None = None) -> Candidate:

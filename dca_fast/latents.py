@@ -75,13 +75,12 @@ class EncoderSource:
         self._program, self._y, self._z, self._quantise = program, y, z, quantise
         self.parts: list[tuple[Any, Any]] = []
         self.plain = 0  # parts before those of the trellis
-        self.digest = self._hyper_digest = 0
+        self.digest = 0
 
     def again(self, y: Tensor) -> EncoderSource:
-        """A source of another y behind the same hyper latents, which are coded already."""
+        """A source for y that goes on from here, where the hyper latents are coded and no step is."""
         twin = type(self)(self._program, y, self._z, self._quantise)
-        twin.parts, twin.plain = self.parts[: self.plain], self.plain
-        twin.digest = twin._hyper_digest = self._hyper_digest
+        twin.parts, twin.plain, twin.digest = list(self.parts), self.plain, self.digest
         return twin
 
     def _keep(self, symbols: Tensor, rows: Tensor) -> Tensor:
@@ -103,9 +102,7 @@ class EncoderSource:
             values *= rows.numpy() != SKIP_ROW
             symbols = torch.from_numpy(values.astype(np.int16))
         self.plain += 1
-        kept = self._keep(symbols, rows)
-        self._hyper_digest = self.digest
-        return kept
+        return self._keep(symbols, rows)
 
     def step(self, step: int, mean: Tensor, rows: Tensor, adaptation: Adaptation | None) -> Tensor:
         finer = None if adaptation is None else adaptation.finer

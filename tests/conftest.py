@@ -1,10 +1,13 @@
 """For every test: the same random numbers, poisoned uninitialised memory, and the rule for GPU tests."""
 
+import importlib.util
 import os
 import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 # Before PyTorch starts its threads: two thread pools that spin on few cores slow each other down tenfold.
@@ -32,6 +35,22 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if os.environ.get("DCA_REQUIRE_GPU") == "1":
         pytest.fail("DCA_REQUIRE_GPU=1, but PyTorch sees no CUDA device")
     pytest.skip("PyTorch sees no CUDA device")
+
+
+@pytest.fixture(scope="session")
+def benchmark_script() -> Callable[[str], ModuleType]:
+    """What imports a script of benchmarks/ by its name."""
+
+    def load(name: str) -> ModuleType:
+        script = Path(__file__).resolve().parents[1] / "benchmarks" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(f"dca_fast_benchmark_{name}", script)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture(autouse=True)

@@ -387,10 +387,10 @@ def test_sources_of_other_ys_go_on_from_the_same_hyper_latents(codec: Codec) -> 
     """Also those made of another such source: all that is coded of z, and its digest, which a file needs."""
     program, grid, image = codec._program(5000, 3), sites(64, 128), _padded(photograph(64, 128, seed=2))
     y = program.analyse(image)
-    first = EncoderSource(program, y, program.hyper_analyse(y), codec._quantiser(1))
-    features = program.hyper_features(code_hyper(program, first, *grid))
-    before, y_hat = first.again(y + 9), code_steps(program, first, features, *grid)
-    for source in (first.again(y), before.again(y)):
+    first, coded = (EncoderSource(program, y, program.hyper_analyse(y), codec._quantiser(1)) for _ in range(2))
+    y_hat, features = code(program, first, *grid), program.hyper_features(code_hyper(program, coded, *grid))
+    before = coded.again(y + 9)
+    for source in (coded.again(y), before.again(y)):
         assert code_steps(program, source, features, *grid).equal(y_hat)
         assert (source.digest, source.plain, len(source.parts)) == (first.digest, first.plain, len(first.parts))
         for (values, rows), (expected, where) in zip(source.parts, first.parts, strict=True):

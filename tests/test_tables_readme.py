@@ -1,10 +1,10 @@
 """The tables and the chart in the documents are those of the saved results, and the check of that can fail."""
 
-import importlib.util
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -15,13 +15,8 @@ SCRIPT = ROOT / "benchmarks" / "tables.py"
 
 
 @pytest.fixture(scope="module")
-def tables() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("dca_fast_benchmark_tables", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tables(benchmark_script: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark_script("tables")
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The trainer: data from folders, packs and shards, initialisation, progress, resume, many processes, the end."""
 
-import importlib.util
 import io
 import json
 import math
@@ -8,8 +7,10 @@ import os
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -505,14 +506,9 @@ def test_learning_rate_warms_up_stays_and_falls() -> None:
     assert learning_rate(RECIPE, 100, 1.0) == pytest.approx(RECIPE.final)
 
 
-def test_steps_of_bands_go_where_files_are_cheapest() -> None:
+def test_steps_of_bands_go_where_files_are_cheapest(benchmark_script: Callable[[str], ModuleType]) -> None:
     """Parabolas with minima that sum to zero, on slopes that trade bits for errors at the price of each knot."""
-    script = Path(__file__).resolve().parents[1] / "benchmarks" / "tune_gains.py"
-    spec = importlib.util.spec_from_file_location("dca_fast_tune_gains", script)
-    assert spec is not None
-    assert spec.loader is not None
-    tuning = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tuning)
+    tuning = benchmark_script("tune_gains")
     wanted = 0.1 * np.array([0.2, -0.4, 0.6, 0, 0, -0.6, 0.3, -0.3, 0.2])
     ways = np.concatenate([np.zeros((1, 9)), np.kron(np.eye(9), [[-tuning.DELTA], [tuning.DELTA]])])
     finer, bowl = ways @ np.linspace(0.1, 0.5, 9), 0.5 * np.square(ways - wanted).sum(1)
