@@ -160,8 +160,8 @@ class _EncoderGraph:
         self, model: Model, image: Tensor, size: Size, step: Callable[[Tensor], Step], effort: int, aq: int
     ) -> None:
         self.lock, self.settings, self.image = threading.Lock(), _Settings(model), image.clone()
-        program, views = Program(model, self.settings.views, model.silent).adapted(aq), self.settings.views
-        work = program, step(views["step"])
+        program = Program(model, self.settings.views, model.silent).adapted(aq)
+        work = self._kept = program, step(self.settings.views["step"])  # as in `_DecoderGraph`
         self._first: tuple[torch.cuda.CUDAGraph, Pass] | None = None
         self.picture: Tensor | None = None
         self.source: latents.EncoderSource
@@ -192,8 +192,9 @@ class _DecoderGraph:
         self.decoder = coder.decoder(
             stream, capacity=_capacity(grid), positions=sites * model.weights.config.latent // 4
         )
-        program = Program(model, self.settings.views, model.silent).adapted(aq)
-        self.graph, self.pixels = _record(partial(_synthesise, program, self.decoder, grid, valid, None))
+        # A graph knows addresses only: what a program made for itself, as packed weights, must stay.
+        self._program = Program(model, self.settings.views, model.silent).adapted(aq)
+        self.graph, self.pixels = _record(partial(_synthesise, self._program, self.decoder, grid, valid, None))
 
 
 def _capacity(grid: Size) -> int:
