@@ -13,6 +13,8 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -27,6 +29,7 @@ from dca_fast.errors import DeviceMemoryError
 from dca_fast.gradient import Gradient
 from dca_fast.ops import Ops
 from dca_fast.program import CACHED_QUALITIES, QUALITY_STEPS, Adaptation, Model, Program, ProgramSet, settings
+from dca_fast.tensors import tensor_of
 from dca_fast.weights import Weights
 
 CACHED_GRAPHS = 16
@@ -49,7 +52,8 @@ Key = tuple[str, Size, Size | int, int]
 def _all_settings(weights: Weights, quality: int) -> dict[str, Tensor]:
     """Those of the program, and "step", `multipliers` of effort 1; quality in 1/100."""
     values = settings(weights, quality)
-    return values | {"step": step_multipliers(values["gain"], quality / QUALITY_STEPS)}
+    values["step"] = step_multipliers(values["gain"], quality / QUALITY_STEPS)
+    return {name: torch.from_numpy(value) for name, value in values.items()}
 
 
 class _Settings:
@@ -129,7 +133,8 @@ def _synthesise(program: Program, decoder: DeviceDecoder, grid: Size, valid: Siz
     """Everything of the decoder after `reset`: uint8 [1, H, W, 3]."""
     y_hat = latents.code(program, _DecoderSource(decoder), grid, valid)
     decoder.close()
-    return program.synthesise(y_hat, rows)
+    picture: Tensor = program.synthesise(y_hat, rows)
+    return picture
 
 
 @lru_cache
@@ -223,7 +228,7 @@ class DeviceCodec:
         self.ops, self.tables, self.coder = ops, tables, DeviceCoder(tables, device)
         self.device = self.coder.device
         self._programs = ProgramSet(weights, ops, self.device)
-        self._model = self._programs.model
+        self.model = self._programs.model
         self._seen: OrderedDict[Key, _EncoderGraph | _DecoderGraph | None] = OrderedDict()
         self._lock = threading.Lock()
         self._charges = torch.from_numpy(tables.charges(1 / TRELLIS_PRICE)).to(self.device)
@@ -246,6 +251,17 @@ class DeviceCodec:
         for level in (min(effort, 1), min(effort, 2)):  # searches of higher levels only go on like this
             stream = self.encode(image, 0, level, aq)[0]
             self.decode(stream, height, width, 0, aq)
+
+    def image(self, pixels: Tensor | npt.NDArray[np.uint8]) -> Tensor:
+        """Pixels uint8 [H, W, 3] on the device."""
+        return (pixels if isinstance(pixels, Tensor) else tensor_of(pixels)).to(self.device)
+
+    def planes(self, pixels: Tensor, alpha: npt.NDArray[np.uint8] | None) -> Tensor:
+        """uint8 [H, W, 3], and alpha [H, W] if there is any, as [3 or 4, H, W], all on the device."""
+        if alpha is not None:
+            pixels = torch.cat((pixels, tensor_of(alpha).to(self.device)[:, :, None]), 2)
+        planes: Tensor = pixels.permute(2, 0, 1).contiguous()
+        return planes
 
     def recorded(self, height: int, width: int, effort: int, aq: int) -> bool:
         """Whether graphs encode and decode images of this size, in pixels."""
@@ -284,7 +300,7 @@ class DeviceCodec:
             if effort > 1:
                 return self._in_memory(lambda rows: self._search(image, quality, effort, aq, progress), 2)
             padded = self._padded(image, grid)
-            make = partial(_EncoderGraph, self._model, padded, (height, width), step, effort, aq)
+            make = partial(_EncoderGraph, self.model, padded, (height, width), step, effort, aq)
             graph = self._graph(_encoder_key((height, width), effort, aq), grid, make)
             if isinstance(graph, _EncoderGraph):
                 with graph.lock:  # until the outputs are read: the next replay overwrites them
@@ -316,11 +332,14 @@ class DeviceCodec:
     def _restoration(self, picture: Tensor | None, image: Tensor, quality: int) -> tuple[int, ...]:
         if picture is None:
             return ()
-        return restoration.fit(self.ops, picture[0], image.contiguous(), worth(quality / QUALITY_STEPS))
+        bits = worth(quality / QUALITY_STEPS)
+        return restoration.fit(self.ops, self.model.arrays, picture[0], image.contiguous(), bits)
 
     def _fitted(self, image: Tensor, quality: int, picture: Tensor) -> Tensor:
         """`_restoration` as the operation takes it, int8 on the device; zeros change nothing."""
-        return restoration.as_tensor(self._restoration(picture, image, quality), len(RINGS)).to(self.device)
+        weights = self._restoration(picture, image, quality)
+        w: Tensor = restoration.as_array(self.model.arrays, weights, len(RINGS))
+        return w
 
     def _quantise(self, groups: int, residuals: Tensor, rows: Tensor) -> Tensor:
         return self.coder.quantise(residuals.flatten(), rows.flatten(), self._charges, groups).view(rows.shape)
@@ -344,7 +363,7 @@ class DeviceCodec:
         with torch.cuda.device(self.device):
             graph = None
             if len(stream) <= _capacity(grid):
-                make = partial(_DecoderGraph, self._model, self.coder, grid, valid, aq, stream)
+                make = partial(_DecoderGraph, self.model, self.coder, grid, valid, aq, stream)
                 graph = self._graph(("decode", grid, valid, aq), grid, make)
             if isinstance(graph, _DecoderGraph):
                 with graph.lock:

@@ -23,10 +23,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from dca_fast import cli, commands, latents, profile_device
+from dca_fast import cli, commands, latents
 from dca_fast.adjoint import Adjoint
 from dca_fast.codec import Codec
 from dca_fast.config import ALIGN, DEFAULT_AQ, DEFAULT_EFFORT, PATCH, STEPS
@@ -35,7 +33,6 @@ from dca_fast.entropy.coder import Coder
 from dca_fast.errors import DcaError, InputError
 from dca_fast.evaluate import need
 from dca_fast.image_io import load_image, write_atomic
-from dca_fast.model.cost import macs_per_pixel
 from dca_fast.profile_report import (
     advice,
     as_text,
@@ -46,6 +43,7 @@ from dca_fast.profile_report import (
 )
 from dca_fast.program import Program
 from dca_fast.report import PLOT_FORMATS, environment
+from dca_fast.tensors import is_tensor, need_torch
 from dca_fast.testing import photograph
 from dca_fast.timing import Ceilings, Clock, Recorder, Rounds, Run, WallClock, measure_ceilings, timed, trace
 
@@ -146,6 +144,8 @@ def instrument(codec: Codec, recorder: Recorder, parts: list[Any]) -> Codec:
         _restore=recorder.staged(codec._restore, "restoration", "crop"),
     )
     if codec._device is not None:
+        from dca_fast import profile_device
+
         vars(twin).update(_device=profile_device.follow(codec._device, staged, stepped, recorder, parts))
         return twin
     coder, adjoint = _Coder(codec._coder, recorder, parts), stepped(codec._adjoint)
@@ -169,7 +169,11 @@ def profile(
         Facts for `as_text` and JSON, and the last run of each direction with its work.
     """
     height, width = pixels.shape[:2]
-    machine = _Cpu(codec) if codec._device is None else profile_device.Gpu(codec._device)
+    machine: Any = _Cpu(codec)
+    if codec._device is not None:
+        from dca_fast.profile_device import Gpu
+
+        machine = Gpu(codec._device)
     picture = machine.picture(pixels)
     used = {"before_bytes": machine.memory(peak=False)}
     codec.warm_up(height, width, effort=effort)
@@ -245,7 +249,7 @@ def _plain(codec: Codec, clock: Clock, way: str, given: Input) -> float:
 
 
 def _on_host(value: Any) -> Any:
-    return value.cpu().numpy() if isinstance(value, Tensor) else value
+    return value.cpu().numpy() if is_tensor(value) else value
 
 
 def memory(peak: bool) -> int | None:
@@ -291,7 +295,6 @@ def _setup(codec: Codec, image: Pixels, args: argparse.Namespace) -> dict[str, A
         "backend": codec.backend,
         "isa": isa,
         "threads": codec.threads,
-        "torch_threads": torch.get_num_threads(),
         "model": {"name": codec.config.name, "id": codec.model_id, "parameters": codec.parameters},
         "image": {"source": args.image or "synthetic", "size": [width, height], "padded": padded},
         "pixels": height * width,
@@ -300,7 +303,11 @@ def _setup(codec: Codec, image: Pixels, args: argparse.Namespace) -> dict[str, A
         "aq_strength": DEFAULT_AQ,
         "repeat": args.repeat,
     }
-    return facts if codec._device is None else profile_device.described(facts, codec._device)
+    if codec._device is not None:
+        from dca_fast.profile_device import described
+
+        return described(facts, codec._device)
+    return facts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -335,6 +342,9 @@ def _main(args: argparse.Namespace) -> int:
     facts = _setup(codec, image, args)
     runs: dict[str, Run] = {}
     if args.dry_run:
+        need_torch("--dry-run")  # it walks the float network
+        from dca_fast.model.cost import macs_per_pixel
+
         pixels = facts["image"]["padded"][0] * facts["image"]["padded"][1]
         plan, c = macs_per_pixel(codec.config), codec.config
         if args.effort:  # c and f_s once more, and the linear part of f_s backwards

@@ -204,7 +204,7 @@ def _heading(facts: dict[str, Any]) -> list[str]:
         "versions   " + ", ".join(f"{name} {version}" for name, version in versions.items()),
         *(f"{name:10} {path}" for name, path in facts["loaded"].items()),
         f"backend    {facts['backend']}, operations {isa['operations']}, coder {isa['coder']}",
-        f"threads    {facts['threads']}, PyTorch's own {facts['torch_threads']}; rounds {facts['repeat']}",
+        f"threads    {facts['threads']}; rounds {facts['repeat']}",
     ]
 
 

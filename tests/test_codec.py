@@ -1,6 +1,7 @@
 """The codec with the shipped weights: exactness across backends, threads, batches and sizes; bad input; bad files."""
 
 import hashlib
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dca_fast import Codec, backends, container, inspect
+import dca_fast
+from dca_fast import Codec, backends, container, errors, inspect
 from dca_fast.entropy import coder
 from dca_fast.errors import (
     BackendUnavailableError,
@@ -135,6 +137,56 @@ def test_every_input_type_gives_the_same_bytes(native: Codec) -> None:
     assert native.encode(np.ascontiguousarray(image[:, ::-1])[:, ::-1]) == data
 
 
+def test_paths_and_file_objects_are_read(native: Codec, tmp_path: Path) -> None:
+    image = photograph(24, 40)
+    data = native.encode(image)
+    path, coded = tmp_path / "photo.png", tmp_path / "photo.dca"
+    Image.fromarray(image).save(path)
+    coded.write_bytes(data)
+    for source in (path, str(path), io.BytesIO(path.read_bytes())):
+        assert native.encode(source) == data
+    with path.open("rb") as file:
+        assert native.encode(file) == data
+    for source in (coded, str(coded), io.BytesIO(data), bytearray(data), memoryview(data)):
+        assert np.array_equal(native.decode(source, "numpy"), native.decode(data, "numpy"))
+
+
+def test_alpha_and_gray_come_in_and_out_of_arrays_and_tensors(native: Codec) -> None:
+    image = photograph(24, 40)
+    alpha = np.linspace(1, 255, 24 * 40).astype(np.uint8).reshape(24, 40)
+    four = np.dstack([image, alpha])
+    data = native.encode(Image.fromarray(four))
+    assert native.encode(four) == native.encode(torch.from_numpy(four).permute(2, 0, 1)) == data
+    pixels = native.decode(data, "numpy")
+    assert pixels.shape == (24, 40, 4)
+    assert np.array_equal(pixels[..., 3], alpha)
+    assert np.array_equal(native.decode(data, "torch").permute(1, 2, 0).numpy(), pixels)
+    assert np.array_equal(np.asarray(native.decode(data)), pixels)
+    opaque = np.dstack([image, np.full_like(alpha, 255)])
+    assert native.encode(opaque) == native.encode(image)
+    gray = native.encode(image[..., 0])
+    assert native.encode(image[..., :1]) == native.encode(torch.from_numpy(image[..., 0])[None]) == gray
+
+
+def test_batches_of_four_dimensions_give_lists(native: Codec) -> None:
+    images = np.stack([photograph(24, 40, seed) for seed in range(3)])
+    files = [native.encode(image) for image in images]
+    tensors = torch.from_numpy(images).permute(0, 3, 1, 2)
+    assert native.encode(images) == native.encode(tensors) == native.encode_batch(tensors) == files
+    assert native.encode(tensors[:1]) == files[:1]
+    assert native.encode_batch(iter(images), effort=0) == [native.encode(image, effort=0) for image in images]
+
+
+def test_a_codec_says_what_it_is(native: Codec) -> None:
+    assert repr(native) == f"Codec('dca-s', model_id='{native.model_id}', backend='native', threads=1)"
+
+
+@pytest.mark.parametrize("name", errors.__all__)
+def test_every_error_can_be_imported_from_the_package(name: str) -> None:
+    assert getattr(dca_fast, name) is getattr(errors, name)
+    assert name in dca_fast.__all__
+
+
 def test_every_output_type_holds_the_same_pixels(native: Codec) -> None:
     data = native.encode(photograph(40, 50))
     pixels = native.decode(data, "numpy")
@@ -163,18 +215,31 @@ def test_gray_alpha_and_metadata_survive(native: Codec) -> None:
     "image",
     [
         np.zeros((4, 4, 3), np.float32),
-        np.zeros((4, 4, 4), np.uint8),
-        np.zeros((2, 4, 4, 3), np.uint8),
+        np.zeros((4, 4, 2), np.uint8),
+        np.zeros((2, 4, 4, 5), np.uint8),
+        np.zeros((2, 2, 4, 4, 3), np.uint8),
+        np.zeros(4, np.uint8),
         np.zeros((0, 4, 3), np.uint8),
-        torch.zeros(4, 4, 3, dtype=torch.uint8),
+        np.zeros((0, 4, 4), np.uint8),
+        torch.zeros(4, 4, dtype=torch.uint8),
+        torch.zeros(5, 4, 3, dtype=torch.uint8),
         torch.zeros(3, 4, 4),
-        "photo.png",
+        torch.zeros(3, 4, 4, dtype=torch.uint8, device="meta"),
+        torch.zeros(3, 4, 4, dtype=torch.uint8).to_sparse(),
+        io.StringIO("text"),
+        b"bytes",
         None,
     ],
 )
 def test_wrong_images_are_refused_by_name(native: Codec, image: object) -> None:
     with pytest.raises(InputError):
         native.encode(image)  # type: ignore[arg-type]
+
+
+def test_files_that_are_not_there_are_named(native: Codec) -> None:
+    for call in (native.encode, native.decode):
+        with pytest.raises(FileNotFoundError, match=r"photo\.png"):
+            call("photo.png")
 
 
 def test_wrong_arguments_are_refused_by_name(native: Codec, tmp_path: Path) -> None:
@@ -188,7 +253,7 @@ def test_wrong_arguments_are_refused_by_name(native: Codec, tmp_path: Path) -> N
     for threads in (0, 1.5, True, "2"):
         with pytest.raises(ConfigError, match="threads"):
             Codec(threads=threads)  # type: ignore[arg-type]
-    for data in (5, None, "file", [1, 2]):
+    for data in (5, None, io.StringIO("file"), [1, 2]):
         with pytest.raises(InputError, match="bytes"):
             native.decode(data)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="backend"):

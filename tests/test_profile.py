@@ -204,7 +204,7 @@ def test_the_command_from_another_folder(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dca_fast.profile", *OPTIONS, *outputs]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", check=True, env=env)
     facts = json.loads((tmp_path / "facts.json").read_text())
-    assert {"machine", "versions", "loaded", "backend", "isa", "threads", "torch_threads", "load"} <= set(facts)
+    assert {"machine", "versions", "loaded", "backend", "isa", "threads", "load"} <= set(facts)
     assert {"ceilings", "memory", "encode", "decode", "bits", "operations", "next"} <= set(facts)
     assert {"image", "pixels", "model", "quality", "repeat", "file_bytes"} <= set(facts)
     assert facts["image"]["size"] == [64, 48]
