@@ -86,7 +86,8 @@ def summary(facts: dict[str, Any]) -> str:
         lines.append(f"{p['quality']:8g}{p['bpp']:9.4f}{_number(p['psnr'], 9, 2)}{tail}")
     small = sum(row["ms_ssim"] is None for row in facts["per_image"]) // max(1, len(facts["points"]))
     if small:
-        lines.append(f"{small} images have no MS-SSIM: below {MS_SSIM_SIDE} pixels a side, or its packages are missing")
+        why = f"are below {MS_SSIM_SIDE} pixels a side, or its packages are missing"
+        lines.append(f"{small} images {why}: no MS-SSIM for them")
     lines += [f"rate fell with rising quality: {text}" for text in facts["rate_inversions"]]
     if facts["bd_rate"]:
         lines += ["", f"{'BD-rate %':>10}{'BD-PSNR':>9}{'overlap':>9}{'MS-SSIM %':>11}  against"]

@@ -114,6 +114,9 @@ def test_the_cpu_searches_where_a_device_has_no_memory(monkeypatch: pytest.Monke
     class Full:
         device = "cpu"
 
+        def image(self, pixels: Any) -> Any:
+            return pixels
+
         def encode(self, *arguments: Any) -> None:
             raise DeviceMemoryError("no room")
 

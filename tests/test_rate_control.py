@@ -157,7 +157,7 @@ def test_pictures_without_pixels_are_refused(codec: Codec) -> None:
     goals: list[Callable[[], bytes]] = [
         lambda: codec.encode_to(IMAGE[:0], bpp=1.0),
         lambda: codec.encode_to(IMAGE[:0], psnr=30.0),
-        lambda: codec.encode_to("photo.png", psnr=30.0),  # type: ignore[arg-type]
+        lambda: codec.encode_to(b"photo", psnr=30.0),  # type: ignore[arg-type]
     ]
     for goal in goals:
         with pytest.raises(InputError):
