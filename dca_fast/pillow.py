@@ -24,7 +24,8 @@ from PIL import Image, ImageFile
 from dca_fast import container
 from dca_fast.codec import Codec
 from dca_fast.errors import BitstreamError, ConfigError
-from dca_fast.image_io import INFO_KEYS, from_pil, info_of, metadata_of
+from dca_fast.image_io import from_pil
+from dca_fast.metadata import INFO_KEYS, info_of, metadata_of
 from dca_fast.rate_control import GOALS
 
 FORMAT, MIME = "DCA", "image/x-dca"

@@ -328,7 +328,7 @@ def _main(args: argparse.Namespace) -> int:
             raise InputError(f"{target}: its folder does not exist")
     codec = Codec(args.preset, weights=args.weights, device=args.device, backend=args.backend, threads=args.threads)
     if args.image:
-        image = load_image(args.image).pixels
+        image = load_image(args.image, pixels_only=True).pixels
     else:
         height, width = args.resolution[::-1]
         image = np.broadcast_to(np.uint8(0), (height, width, 3)) if args.dry_run else synthetic(height, width)

@@ -20,7 +20,10 @@ LAYERS = {
     "kernels.*": 2,
     "ops.*": 1,
     "container": 1,
+    "files": 1,
     "image_io": 1,
+    "image_out": 1,
+    "metadata": 1,
     "testing": 0,
     "timing": 1,
     "weights": 1,
@@ -46,9 +49,11 @@ LAYERS = {
     "ablate": 5,
     "ablate_report": 5,
     "compressai_models": 5,
-    "cli": 5,
     "commands": 5,
+    "batch": 5,
+    "cli": 5,
     "convert": 5,
+    "manifest": 5,
     "demo": 5,
     "evaluate": 5,
     "peers": 5,
@@ -61,7 +66,8 @@ LAYERS = {
     "__main__": 6,
     "": 6,
 }
-TORCH_FREE = ["errors", "config", "container", "image_io", "entropy.tables", "entropy.rans", "entropy.trellis"]
+TORCH_FREE = ["errors", "config", "container", "files", "image_io", "image_out", "batch", "manifest"]
+TORCH_FREE += ["cli", "commands", "convert", "entropy.tables", "entropy.rans", "entropy.trellis"]
 HEAVY = {"torch", "triton", "compressai"}
 
 
