@@ -73,9 +73,9 @@ def _threads(threads: int | None) -> int:
 def _as_input(image: ImageLike) -> image_io.ImageInput:
     """Any accepted image as pixels and metadata; refuses wrong shapes and dtypes by name."""
     if isinstance(image, image_io.ImageInput):
-        return image
+        return image_io.smooth_where_hidden(image)
     if isinstance(image, Image.Image):
-        return image_io.from_pil(image)
+        return image_io.smooth_where_hidden(image_io.from_pil(image))
     if isinstance(image, Tensor):
         return _as_input(_as_pixels(image).cpu().numpy())
     if not isinstance(image, np.ndarray):

@@ -22,6 +22,7 @@ from dca_fast import metadata as meta
 from dca_fast.container import DEFAULT_MAX_PIXELS
 from dca_fast.errors import CorruptStreamError, InputError, LimitExceededError
 from dca_fast.files import read, write_atomic
+from dca_fast.hidden import fill
 
 __all__ = [
     "ImageInput",
@@ -30,6 +31,7 @@ __all__ = [
     "load_image",
     "no_limit_of_pillow",
     "pack_alpha",
+    "smooth_where_hidden",
     "suffixes",
     "to_pil",
     "unpack_alpha",
@@ -201,6 +203,18 @@ def to_pil(
         image.putalpha(Image.fromarray(alpha))
     image.info.update(meta.info_of(metadata or {}))
     return image
+
+
+def smooth_where_hidden(image: ImageInput) -> ImageInput:
+    """The image with colours that cost little where alpha is 0 (`hidden.fill`).
+
+    Raises:
+        InputError: alpha and pixels differ in size.
+    """
+    if image.alpha is not None and image.alpha.shape != image.pixels.shape[:2]:
+        raise InputError(f"alpha must be {image.pixels.shape[:2]} uint8, not {image.alpha.shape}")
+    pixels = fill(image.pixels, image.alpha)
+    return image if pixels is image.pixels else replace(image, pixels=pixels)
 
 
 def pack_alpha(alpha: _Plane) -> bytes:

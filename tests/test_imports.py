@@ -21,6 +21,7 @@ LAYERS = {
     "ops.*": 1,
     "container": 1,
     "files": 1,
+    "hidden": 1,
     "image_io": 1,
     "image_out": 1,
     "metadata": 1,
@@ -66,7 +67,18 @@ LAYERS = {
     "__main__": 6,
     "": 6,
 }
-TORCH_FREE = ["errors", "config", "container", "files", "image_io", "image_out", "batch", "manifest"]
+TORCH_FREE = [
+    "errors",
+    "config",
+    "container",
+    "files",
+    "hidden",
+    "metadata",
+    "image_io",
+    "image_out",
+    "batch",
+    "manifest",
+]
 TORCH_FREE += ["cli", "commands", "convert", "entropy.tables", "entropy.rans", "entropy.trellis"]
 HEAVY = {"torch", "triton", "compressai"}
 
