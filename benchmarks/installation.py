@@ -2,7 +2,7 @@
 
     python benchmarks/installation.py [CHECKOUT] [--extras torch] [--json FILE]
 
-Makes a fresh virtual environment, installs a checkout of dca-fast there and measures: megabytes, seconds and peak memory
+Makes a fresh virtual environment, installs a checkout of dca-fast there and measures megabytes, seconds and peak memory
 of `dca-fast decode` of a small file, seconds of `import dca_fast; dca_fast.Codec()`. Medians of `--repeat` runs.
 """
 

@@ -225,7 +225,7 @@ class Codec:
         """What is coded; pixels of colour tensors stay on a CUDA device."""
         source = image_of(image, on_device=self._device is not None, max_pixels=self.max_pixels)
         check_size(source.pixels.shape, self.max_pixels)
-        return source
+        return image_io.smooth_where_hidden(source)
 
     def encode_to(
         self,

@@ -13,7 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dca_fast.errors import BackendUnavailableError
 from dca_fast.evaluate import Pixels, psnr
-from dca_fast.image_io import ImageInput, save_image, to_pil, write_atomic
+from dca_fast.files import check_output, write_atomic
+from dca_fast.image_io import ImageInput, to_pil
+from dca_fast.image_out import image_bytes
 
 if TYPE_CHECKING:
     from dca_fast.codec import Codec
@@ -81,7 +83,7 @@ def agrees(shot: Shot, image: ImageInput, other: Codec) -> bool:
     return same_bytes and np.array_equal(other.decode(shot.data, "numpy"), shot.pixels)
 
 
-def save(image: ImageInput, shots: Sequence[Shot], folder: Path, stem: str) -> list[Path]:
+def save(image: ImageInput, shots: Sequence[Shot], folder: Path, stem: str, *, force: bool = False) -> list[Path]:
     """Write the .dca files, the decoded pictures and the comparison.
 
     Args:
@@ -89,20 +91,26 @@ def save(image: ImageInput, shots: Sequence[Shot], folder: Path, stem: str) -> l
         shots: from `run`.
         folder: made if missing.
         stem: start of the file names.
+        force: replace other files of these names; those of an earlier run are the same and always are replaced.
 
     Returns:
         What was written.
+
+    Raises:
+        InputError: another file has one of the names; nothing is written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    files = {}
     for shot in shots:
-        files = [folder / f"{stem}-q{shot.quality:g}{extension}" for extension in (".dca", ".png")]
-        write_atomic(files[0], shot.data)
-        save_image(to_pil(shot.pixels), files[1])
-        written += files
-    written.append(folder / f"{stem}-comparison.png")
-    save_image(comparison(image.pixels, shots), written[-1])
-    return written
+        files[folder / f"{stem}-q{shot.quality:g}.dca"] = shot.data
+        files[folder / f"{stem}-q{shot.quality:g}.png"] = image_bytes(to_pil(shot.pixels), ".png")
+    files[folder / f"{stem}-comparison.png"] = image_bytes(comparison(image.pixels, shots), ".png")
+    for path, data in files.items():
+        if not (path.is_file() and path.read_bytes() == data):
+            check_output(path, force=force)
+    for path, data in files.items():
+        write_atomic(path, data)
+    return list(files)
 
 
 def table(shots: Sequence[Shot]) -> str:

@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dca_fast.errors import BackendUnavailableError, InputError, InputWarning
-from dca_fast.image_io import load_image, write_atomic
+from dca_fast.files import write_atomic
+from dca_fast.image_io import list_images, load_image
 
 __all__ = [
     "Curve",
@@ -122,8 +123,6 @@ class ImageFolder:
     """
 
     def __init__(self, folder: Path) -> None:
-        from dca_fast.train.data import list_images
-
         self.folder = Path(folder)
         self.paths = list_images(self.folder)
 
@@ -132,7 +131,7 @@ class ImageFolder:
 
     def __iter__(self) -> Iterator[tuple[str, Pixels]]:
         for path in self.paths:
-            yield path.relative_to(self.folder).as_posix(), load_image(path).pixels
+            yield path.relative_to(self.folder).as_posix(), load_image(path, pixels_only=True).pixels
 
 
 class RowCache:

@@ -32,7 +32,8 @@ from dca_fast.container import DEFAULT_MAX_PIXELS, MAX_SIDE, parse
 from dca_fast.entropy.coder import Coder
 from dca_fast.errors import DcaError, InputError
 from dca_fast.evaluate import need
-from dca_fast.image_io import load_image, write_atomic
+from dca_fast.files import write_atomic
+from dca_fast.image_io import load_image
 from dca_fast.profile_report import (
     advice,
     as_text,
@@ -335,7 +336,7 @@ def _main(args: argparse.Namespace) -> int:
             raise InputError(f"{target}: its folder does not exist")
     codec = Codec(args.preset, weights=args.weights, device=args.device, backend=args.backend, threads=args.threads)
     if args.image:
-        image = load_image(args.image).pixels
+        image = load_image(args.image, pixels_only=True).pixels
     else:
         height, width = args.resolution[::-1]
         image = np.broadcast_to(np.uint8(0), (height, width, 3)) if args.dry_run else synthetic(height, width)

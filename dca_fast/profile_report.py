@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from dca_fast.entropy.tables import SKIP_ROW, Tables
 from dca_fast.evaluate import need
-from dca_fast.image_io import write_atomic
+from dca_fast.files import write_atomic
 from dca_fast.timing import Ceilings, Rounds, Run, Work
 
 __all__ = ["advice", "as_text", "bit_facts", "direction_facts", "operation_facts", "plot"]

@@ -15,7 +15,7 @@ from typing import Any
 
 from dca_fast.errors import InputError
 from dca_fast.evaluate import MS_SSIM_SIDE, Curve, bd_rate, need, rate_inversions
-from dca_fast.image_io import write_atomic
+from dca_fast.files import write_atomic
 
 __all__ = ["PLOT_FORMATS", "environment", "plot", "report", "summary"]
 

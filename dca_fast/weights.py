@@ -20,7 +20,7 @@ from safetensors.numpy import save as save_bytes
 from dca_fast.config import ModelConfig
 from dca_fast.entropy.tables import Tables
 from dca_fast.errors import ConfigError, WeightsError
-from dca_fast.image_io import write_atomic
+from dca_fast.files import write_atomic
 
 FORMAT = 2
 BUNDLED = Path(__file__).parent / "data"
