@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from dca_fast.evaluate import bd_rate, need
-from dca_fast.image_io import write_atomic
+from dca_fast.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path("benchmarks") / "results" / "dca-s"

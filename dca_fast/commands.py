@@ -24,6 +24,7 @@ from dca_fast.errors import (
     InputWarning,
     WeightsError,
 )
+from dca_fast.tensors import need_torch
 
 if TYPE_CHECKING:
     from dca_fast.codec import Codec
@@ -240,6 +241,7 @@ def _curve(
 
 def train(args: argparse.Namespace) -> int:
     """Train a model, or go on training it."""
+    need_torch("training")
     from dca_fast.train.commands import train
 
     train(args)
@@ -248,6 +250,7 @@ def train(args: argparse.Namespace) -> int:
 
 def ablate(args: argparse.Namespace) -> int:
     """What each hyper latent is worth: twins of the entropy model trained alike."""
+    need_torch("training")
     from dca_fast.train.commands import ablate
 
     ablate(args)
@@ -256,6 +259,7 @@ def ablate(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     """Integer weights of a training checkpoint."""
+    need_torch("reading a checkpoint")
     from dca_fast.files import check_output, identities
     from dca_fast.train.commands import export
 
@@ -290,24 +294,26 @@ def help(args: argparse.Namespace) -> int:
 def demo(args: argparse.Namespace) -> int:
     """One photograph at several qualities, and whether the backends agree."""
     from dca_fast import demo
-    from dca_fast.image_io import load_image
+    from dca_fast.image_io import ImageInput, load_image
+    from dca_fast.testing import landscape
 
-    path = args.image or demo.sample_photograph()
-    image, codec = load_image(path, pixels_only=True), codec_of(args)
+    path = Path(args.image or "landscape")
+    image = load_image(path, pixels_only=True) if args.image else ImageInput(landscape())
+    codec = codec_of(args)
     others = other_codecs(args, codec)
     shots = demo.run(image, codec)
     height, width = image.pixels.shape[:2]
     model = f"{codec.config.name} {codec.model_id}, backend {codec.backend}, {codec.threads} threads"
-    print(f"{Path(path).name}, {width} x {height} pixels; {model}")
+    print(f"{path.name}, {width} x {height} pixels; {model}")
     print(demo.table(shots))
     for other in others:
         with progress_bar() as bar:
-            tracked = bar.track(shots, description=f"the same with {other.backend}")
-            same = all([demo.agrees(shot, image, other) for shot in tracked])
+            tracked = bar.track(demo.QUALITIES, description=f"the same with {other.backend}")
+            same = all([demo.agrees(quality, image, codec, other) for quality in tracked])
         if not same:
             say("error", f"{codec.backend} and {other.backend} do not agree")
             return DISAGREE
-        print(f"files and pixels of {codec.backend} and {other.backend}: identical")
-    written = demo.save(image, shots, args.out, Path(path).stem, force=args.force)
+        print(f"files and pixels of {codec.backend} and {other.backend}: identical, for its most detailed part")
+    written = demo.save(image, shots, args.out, path.stem, force=args.force)
     print(f"wrote {written[-1]} and {len(written) - 1} more files beside it")
     return OK

@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from dca_fast import metadata as meta
 from dca_fast.container import DEFAULT_MAX_PIXELS
 from dca_fast.errors import CorruptStreamError, InputError, LimitExceededError
-from dca_fast.files import read, write_atomic
+from dca_fast.files import read
 from dca_fast.hidden import fill
 
 __all__ = [
@@ -35,7 +35,6 @@ __all__ = [
     "suffixes",
     "to_pil",
     "unpack_alpha",
-    "write_atomic",
 ]
 
 _Plane = npt.NDArray[np.uint8]

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageCms
 
 import dca_fast
@@ -23,10 +22,9 @@ from dca_fast import Codec, demo, evaluate, inspect
 from dca_fast.cli import EXAMPLES, main, make_parser
 from dca_fast.container import parse
 from dca_fast.errors import BackendUnavailableError
-from dca_fast.export import load_float
 from dca_fast.image_io import load_image
 from dca_fast.testing import photograph
-from dca_fast.train import finish
+from tests.optional import torch
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -577,7 +575,6 @@ def test_examples_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "QUALITIES", (10,))
-    monkeypatch.setattr(demo, "sample_photograph", lambda: Path("photo.jpg"))
     Path("photos").mkdir()
     Path("archive").mkdir()
     for name in ("photo.jpg", "photos/a.png", "photos/b.png"):
@@ -728,9 +725,10 @@ def test_the_readme_shows_what_its_example_prints(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == shown
 
 
-def test_the_sample_photograph_is_there() -> None:
-    pixels = load_image(demo.sample_photograph(), pixels_only=True).pixels
-    assert min(pixels.shape[:2]) > 500
+def test_the_demo_needs_no_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("demo", "--out", tmp_path / "out", "--backend", "native") == 0
+    assert "landscape, 768 x 512 pixels" in capsys.readouterr().out
+    assert (tmp_path / "out" / "landscape-comparison.png").exists()
 
 
 def test_the_most_detailed_part_is_found() -> None:
@@ -746,6 +744,10 @@ def test_the_most_detailed_part_is_found() -> None:
 def test_train_export_encode(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert torch.__version__
+    from dca_fast.export import load_float
+    from dca_fast.train import finish
+
     monkeypatch.setattr(finish, "fit", partial(finish.fit, crops=64, rounds=2))
     data = tmp_path / "data"
     data.mkdir()
