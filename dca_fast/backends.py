@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import replace
-from importlib.util import find_spec
 
 from dca_fast.entropy.coder import available as coder_available
 from dca_fast.entropy.coder import choose_isa
 from dca_fast.errors import BackendUnavailableError, ConfigError
 from dca_fast.ops import Ops
-from dca_fast.tensors import INSTALL
+from dca_fast.tensors import INSTALL, has_torch
 
 log = logging.getLogger(__name__)
 ON_CPU = ("native", "reference")
@@ -44,7 +43,7 @@ def _native() -> tuple[bool, str]:
 
 
 def _reference() -> tuple[bool, str]:
-    if find_spec("torch") is None:
+    if not has_torch():
         return False, f"PyTorch is not installed: {INSTALL}"
     return True, "pure PyTorch, the definition"
 

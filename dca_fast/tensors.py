@@ -6,6 +6,7 @@ What is copied is copied by NumPy: threads of PyTorch's own do not survive a for
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 INSTALL = 'pip install "dca-fast[torch]"'
+
+
+def has_torch() -> bool:
+    """Whether PyTorch is installed; it is not imported for it."""
+    try:
+        return find_spec("torch") is not None
+    except ValueError:  # hidden on purpose
+        return False
 
 
 def need_torch(what: str) -> Any:

@@ -40,7 +40,8 @@ collect_ignore = [
 
 def pytest_report_header() -> str | None:
     """What is left out."""
-    return f"without PyTorch: {len(collect_ignore)} files of tests need more and are left out" if collect_ignore else None
+    left = len(collect_ignore)
+    return f"without PyTorch: {left} files of tests need more and are left out" if left else None
 
 
 if torch and not torch.cuda.is_available() and not {"DCA_COMPILE_ONLY", "TRITON_INTERPRET"} & os.environ.keys():
