@@ -33,7 +33,8 @@ def work():
     files.append(codec.encode(colour[..., 0]))
     files.append(codec.encode(np.dstack([colour, alpha]), metadata={"xmp": b"<x/>"}))
     files += codec.encode_batch([colour, colour[:1]], aq_strength=0.5)
-    files += [codec.encode_to(colour, psnr=31), codec.encode_to(colour, bpp=0.6), codec.encode_to(colour, max_bytes=900)]
+    for goal in ({"psnr": 31}, {"bpp": 0.6}, {"max_bytes": 900}):
+        files.append(codec.encode_to(colour, **goal))
     saved = io.BytesIO()
     Image.fromarray(colour).save(saved, "DCA", quality=40)
     files.append(saved.getvalue())
