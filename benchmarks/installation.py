@@ -1,6 +1,6 @@
 """What an installation takes, and what a command and a first codec take in it.
 
-    python benchmarks/installation.py [CHECKOUT] [--extras torch] [--json FILE]
+    python benchmarks/installation.py [CHECKOUT] [--extras torch] [--json FILE --label NAME]
 
 Makes a fresh virtual environment, installs a checkout of dca-fast there and measures megabytes, seconds and peak memory
 of `dca-fast decode` of a small file, seconds of `import dca_fast; dca_fast.Codec()`. Medians of `--repeat` runs.
@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from dca_fast.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = "from dca_fast.testing import photograph; from PIL import Image; import sys; "
@@ -46,7 +48,8 @@ def main() -> int:
     parser.add_argument("checkout", type=Path, nargs="?", default=ROOT)
     parser.add_argument("--extras", default="", help="as torch,eval (default: none)")
     parser.add_argument("--repeat", type=int, default=7)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="results are added there under --label")
+    parser.add_argument("--label", default="as it is")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -80,7 +83,9 @@ def main() -> int:
         facts["first_codec_s"] = round(statistics.median(firsts), 3)
     print(json.dumps(facts, indent=1))
     if args.json:
-        args.json.write_text(json.dumps(facts, indent=1) + "\n")
+        results = json.loads(args.json.read_text()) if args.json.exists() else {"runs": {}}
+        results["runs"][args.label] = facts
+        write_atomic(args.json, (json.dumps(results | environment(), indent=1) + "\n").encode())
     return 0
 
 

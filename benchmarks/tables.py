@@ -32,6 +32,7 @@ DOCUMENTS = (
     Path("docs") / "adaptive.md",
     Path("docs") / "numerics.md",
     Path("docs") / "evaluation.md",
+    Path("docs") / "installation.md",
 )
 CHART = Path("docs") / "speed.png"
 EFFORTS = ("kodak", "kodak_effort0", "kodak_effort6")  # the same pictures, with less and more time at the encoder
@@ -222,6 +223,15 @@ def scaling(load: Load) -> str:
     return f"{what}.\n\n{text}"
 
 
+def installation(load: Load) -> str:
+    facts = load("installation")
+    heads = ["", "MB installed", "decode a file of 72x48, s", "its peak, MB", "`import dca_fast; Codec()`, s"]
+    keys = ("installed_mb", "decode_s", "decode_peak_mb", "first_codec_s")
+    rows = [[label, *(significant(run[key]) for key in keys)] for label, run in facts["runs"].items()]
+    text = prose(f"Fresh environments, pip included; medians of processes. {machine(facts)}.")
+    return text + "\n\n" + table(heads, rows)
+
+
 def integers(load: Load) -> str:
     """What the integers cost."""
     loss = load("integer_loss")
@@ -308,6 +318,7 @@ TABLES: dict[str, Callable[[Load], str]] = {
     "effort": effort,
     "adaptive": adaptive,
     "exactness": exactness,
+    "installation": installation,
     "integers": integers,
     "stages": stages,
     "operations": operations,
