@@ -15,6 +15,7 @@ from dca_fast.container import MAX_SECTION_BYTES
 from dca_fast.errors import InputWarning
 
 __all__ = [
+    "IFDS",
     "INFO_KEYS",
     "blocks_of",
     "dropped",
@@ -36,7 +37,7 @@ _TIFF_RESOLUTION = {282, 283, 296}
 _TIFF_STORAGE = {*range(254, 267), *range(273, 282), 284, 292, 293, 297, 317, *range(320, 326), 338, 339, 347}
 _TIFF_STORAGE |= {274, 529, 530, 531, 532, 700, 34675}
 _TIFF_NAMES = {330: "further images", 33723: "IPTC", 34377: "Photoshop data"}
-_IFDS = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
+IFDS = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
 
 _PNG_HANDLED = {"IHDR", "PLTE", "IDAT", "IEND", "tRNS", "iCCP", "sRGB", "gAMA", "cHRM", "eXIf", "pHYs", "hIST", "iDOT"}
 _PNG_HANDLED |= {"tEXt", "zTXt", "iTXt", "acTL", "fcTL", "fdAT"}
@@ -90,10 +91,9 @@ def _exif_of_tiff(image: Image.Image) -> bytes:
     exif = Image.Exif()
     for tag in _TIFF_EXIF & tags.keys():
         exif[tag] = tags[tag]
-    for ifd in _IFDS:
+    for ifd in IFDS:
         if entries := tags.get_ifd(ifd):
-            exif.get_ifd(ifd).update(entries)
-            exif[ifd] = {}
+            exif[ifd] = {tag: value for tag, value in entries.items() if tag != ExifTags.IFD.Interop}
     return exif.tobytes() if exif.keys() - _TIFF_RESOLUTION else b""
 
 
@@ -160,7 +160,7 @@ def _dropped_facts(image: Image.Image, data: bytes) -> Iterator[str]:
     if image.format == "PNG":
         yield from sorted({f"PNG chunk {kind}" for kind in _chunks(data) if kind not in _PNG_HANDLED | {"cICP"}})
     if image.format == "TIFF":
-        others = set(image.getexif()) - _TIFF_EXIF - _TIFF_STORAGE - set(_IFDS)
+        others = set(image.getexif()) - _TIFF_EXIF - _TIFF_STORAGE - set(IFDS)
         yield from (_TIFF_NAMES.get(tag, f"TIFF tag {tag}") for tag in sorted(others))
     if image.format == "JPEG2000":
         yield from sorted({f"JPEG 2000 box {kind}" for kind, _ in _boxes(data) if kind in ("uuid", "xml ")})
