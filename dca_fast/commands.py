@@ -35,10 +35,15 @@ BACKENDS = ("native", "reference")
 
 
 def say(kind: str, message: object) -> None:
-    """One line on standard error, if there is any; kind is "error", "warning" or ""."""
+    """One line on standard error, if there is any; kind is "error" or "warning"."""
+    note(" ".join([f"dca-fast: {kind}:", *str(message).split()]))
+
+
+def note(line: str) -> None:
+    """The same of what went well."""
     if sys.stderr is not None:
         with suppress(OSError):  # a pipe that was closed, a full disk
-            print(f"dca-fast: {kind}:" if kind else "dca-fast:", *str(message).split(), file=sys.stderr)
+            print(line, file=sys.stderr)
 
 
 def show_warnings(source: str = "") -> None:
@@ -174,20 +179,33 @@ def _plain(value: Any) -> str:
     return " ".join(map(_plain, value)) if isinstance(value, list | tuple) else str(value)
 
 
+def check_reports(*targets: Path | str | None, force: bool) -> None:
+    """Refuse to write what cannot be written, or what replaces something, before the work is done.
+
+    Raises:
+        InputError: the folder of a target does not exist, or the target does.
+    """
+    from dca_fast.files import check_output
+
+    for target in targets:
+        if target is None:
+            continue
+        if not Path(target).resolve().parent.is_dir():
+            raise InputError(f"{target}: its folder does not exist")
+        check_output(target, force=force)
+
+
 def evaluate(args: argparse.Namespace) -> int:
     """Rate and distortion over a folder, beside peers and published curves."""
     from dca_fast.evaluate import ImageFolder, RowCache, load_anchors
-    from dca_fast.files import check_output, write_atomic
+    from dca_fast.files import write_atomic
     from dca_fast.peers import make_peers
     from dca_fast.report import PLOT_FORMATS, environment, plot, report, summary
 
     # what would fail after minutes of work must fail before
     if args.plot and args.plot.suffix not in PLOT_FORMATS:
         raise InputError(f"a plot is {', '.join(PLOT_FORMATS)}, not {args.plot.name}")
-    for target in filter(None, (args.json, args.plot)):
-        if not Path(target).resolve().parent.is_dir():
-            raise InputError(f"{target}: its folder does not exist")
-        check_output(target, force=args.force)
+    check_reports(args.json, args.plot, force=args.force)
     images = ImageFolder(args.folder)
     chosen = args.anchor_set or args.folder.resolve().name
     anchors = load_anchors(args.anchors, chosen, args.anchor_names) if args.anchors else {}
