@@ -186,14 +186,17 @@ def _run(args: argparse.Namespace, jobs: Sequence[Job], conversion: Conversion) 
     with progress_bar(args.quiet) as bar:
         for job in bar.track(jobs, description="converting"):
             facts = _convert_of_batch(args, job, conversion, sources, totals)
-            if manifest is not None:
-                try:
+            try:
+                if manifest is not None:
                     manifest.add(facts)
-                except OSError as error:
-                    totals.codes.append(fail(error))
-                    manifest = None
-    if manifest is not None:
-        manifest.tidy()
+            except OSError as error:  # a full disk; the files go on
+                totals.codes.append(fail(error))
+                manifest = None
+    try:
+        if manifest is not None:
+            manifest.tidy()
+    except (DcaError, OSError) as error:
+        totals.codes.append(fail(error))
     if left_out:
         names = ", ".join(job.source for job in left_out[:NAMED])
         more = f" and {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""

@@ -143,6 +143,8 @@ def _attempt(image: Image.Image, form: Format, blocks: dict[str, Any], options: 
             exif[700] = blocks.pop("xmp")
         blocks["exif"] = exif
         exif.get_ifd(ExifTags.IFD.Exif).pop(ExifTags.IFD.Interop, None)  # an offset, of which Pillow writes no new one
+        if exif.get(ExifTags.Base.Orientation) not in range(1, 9):
+            exif.pop(ExifTags.Base.Orientation, None)  # libtiff would complain about it, and not in one line
         if exif.keys() & set(IFDS):
             options = options | {"compression": None}  # what writes compressed ones would drop these directories
     bare = image.copy()

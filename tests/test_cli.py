@@ -20,9 +20,10 @@ from PIL import Image, ImageCms
 
 import dca_fast
 from dca_fast import Codec, demo, evaluate, inspect
-from dca_fast.cli import EXAMPLES, main, make_parser
+from dca_fast.cli import main, make_parser
 from dca_fast.container import parse
 from dca_fast.errors import BackendUnavailableError
+from dca_fast.examples import EXAMPLES
 from dca_fast.export import load_float
 from dca_fast.image_io import load_image
 from dca_fast.testing import photograph

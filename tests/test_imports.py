@@ -54,6 +54,7 @@ LAYERS = {
     "batch": 5,
     "cli": 5,
     "convert": 5,
+    "examples": 0,
     "manifest": 5,
     "demo": 5,
     "evaluate": 5,

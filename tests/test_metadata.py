@@ -245,6 +245,7 @@ RESOLUTION = b"Exif\0\0MM\0*" + struct.pack(">IHHHIIIII", 8, 1, 0x011A, 5, 1, 26
         (file_of(Image.fromarray(PHOTO), "AVIF"), None),
         (file_of(Image.fromarray(PHOTO), "JPEG", dpi=(72, 72)), None),
         (png((b"gAMA", struct.pack(">I", 45455)), (b"sRGB", b"\0")), None),
+        (png((b"cICP", bytes([1, 13, 0, 1]))), None),
         (png((b"sRGB", b"\0"), (b"cHRM", bytes(32))), None),  # which sRGB overrules
         (png((b"iCCP", b"p\0\0" + zlib.compress(SRGB)), (b"gAMA", struct.pack(">I", 100000))), None),
         (file_of(Image.fromarray(PHOTO), "JPEG", dpi=(300, 300), exif=RESOLUTION), None),  # which EXIF tells
@@ -296,6 +297,26 @@ def test_an_avif_file_with_a_damaged_exif_block_is_read() -> None:
     exif = Image.Exif()
     exif.load(loaded.metadata["exif"])
     assert dict(exif) == {0x0112: 6}  # which AVIF keeps elsewhere
+
+
+def test_damaged_blocks_do_not_make_a_picture_unreadable() -> None:
+    profile = (b"iCCP", b"p\0\0" + zlib.compress(SRGB))
+    whole = png(profile, (b"eXIf", exif_block().tobytes()[6:]), rows=b"\0abc")
+    for kind, missing in ((b"iCCP", "icc"), (b"eXIf", "exif")):
+        at = whole.index(kind) + 20
+        with pytest.warns(InputWarning, match=f"damaged and not kept: PNG chunk {kind.decode()}"):
+            loaded = load_image(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert loaded.pixels.tolist() == [[[97, 98, 99]]]
+        assert loaded.metadata.keys() == {"icc", "exif"} - {missing}
+    at = whole.index(b"IDAT") + 6
+    with pytest.raises(InputError):
+        load_image(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    with pytest.warns(InputWarning, match="the ICC profile, which is damaged"):
+        load_image(png((b"iCCP", b"p\0\0garbage")))
+    jpeg = file_of(Image.fromarray(PHOTO), "JPEG", icc_profile=SRGB)
+    at = jpeg.index(b"ICC_PROFILE\0") + 13  # the number of parts
+    with pytest.warns(InputWarning, match="the ICC profile, which is damaged"):
+        load_image(jpeg[:at] + b"\x07" + jpeg[at + 1 :])
 
 
 @pytest.mark.parametrize("compression", [None, "tiff_adobe_deflate"])
