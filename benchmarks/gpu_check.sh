@@ -31,7 +31,7 @@ tests() { # what compiles only, or runs in emulation, says nothing about this de
         tests/test_kernels_*.py tests/test_rans_device.py tests/test_device.py
 }
 profile() {
-    step profile 60 "$python" -m dca_fast.profile --device cuda --resolution 4k --json "${out%.json}-profile.json"
+    step profile 60 "$python" -m dca_fast.profile --device cuda --resolution 4k --force --json "${out%.json}-profile.json"
 }
 sanitizer() { # the coder's kernels, not PyTorch's own
     if command -v compute-sanitizer >/dev/null; then

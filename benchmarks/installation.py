@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dca_fast.files import write_atomic
+from dca_fast.report import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = "from dca_fast.testing import photograph; from PIL import Image; import sys; "
@@ -51,19 +52,20 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="results are added there under --label")
     parser.add_argument("--label", default="as it is")
     args = parser.parse_args()
+    os.environ.pop("PYTHONPATH", None)  # only what is installed there
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        environment = folder / "venv"
-        subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
-        before = megabytes(environment)
-        python, command = environment / "bin" / "python", environment / "bin" / "dca-fast"
+        venv = folder / "venv"
+        subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+        before = megabytes(venv)
+        python, command = venv / "bin" / "python", venv / "bin" / "dca-fast"
         what = f"{args.checkout.resolve()}[{args.extras}]" if args.extras else str(args.checkout.resolve())
         start = time.perf_counter()
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", what], check=True)
         facts: dict[str, Any] = {
             "extras": args.extras,
             "install_s": round(time.perf_counter() - start, 1),
-            "installed_mb": round(megabytes(environment)),
+            "installed_mb": round(megabytes(venv)),
             "of_which_pip_mb": round(before),
         }
         picture, file, back = folder / "small.png", folder / "small.dca", folder / "back.png"

@@ -12,54 +12,16 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from dca_fast import commands, convert
 from dca_fast.config import ALIGN, AQ_STEPS, DEFAULT_AQ, DEFAULT_EFFORT, MAX_AQ, MAX_EFFORT, QUALITY_MAX
+from dca_fast.examples import EXAMPLES
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141  # what a shell reports of a program whose output nobody reads any more
-
-# Lines of shell, which a test runs or at least parses.
-EXAMPLES = {
-    "": (
-        "dca-fast encode photo.jpg",
-        "dca-fast decode photo.dca back.png",
-        "dca-fast help encode",
-    ),
-    "encode": (
-        "dca-fast encode photo.jpg",
-        "dca-fast encode photo.jpg small.dca -q 30 --effort 6",
-        "dca-fast encode photo.jpg --bpp 0.5 --verify",
-        "dca-fast encode photos -o archive --manifest archive.jsonl",
-        "dca-fast encode photos -o archive --manifest archive.jsonl --no-overwrite",
-        "dca-fast encode photos -o archive --shard 1/4",
-        "cat photo.jpg | dca-fast encode - - > small.dca",
-    ),
-    "decode": (
-        "dca-fast decode photo.dca",
-        "dca-fast decode photo.dca back.webp",
-        "dca-fast decode photo.dca --format tif",
-        "dca-fast decode archive -o pictures --format jpg",
-        "cat photo.dca | dca-fast decode - - --format ppm > back.ppm",
-    ),
-    "info": ("dca-fast info photo.dca", "dca-fast info photo.dca --json", "dca-fast info --preset dca-s"),
-    "eval": (
-        "dca-fast eval photos --qualities 20,60 --json results.json",
-        "dca-fast eval photos --peers jpeg,webp,avif --plot curves.svg",
-    ),
-    "train": (
-        "dca-fast train --data photos --out runs/s --minutes 90",
-        "dca-fast train --out runs/s --plot losses.png",
-    ),
-    "ablate": ("dca-fast ablate --data photos --start checkpoints/dca-s.safetensors --out runs/ablation",),
-    "export": ("dca-fast export runs/s/checkpoint.pt own.safetensors --data photos",),
-    "demo": ("dca-fast demo", "dca-fast demo photo.jpg --out demo"),
-    "completion": ("dca-fast completion bash > dca-fast.bash",),
-    "help": ("dca-fast help", "dca-fast help encode"),
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,35 +33,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code. Usage mistakes and --help end the process instead, as argparse does.
     """
-    _keep_standard_files()
-    try:
-        try:
-            return _run(argv)
-        finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()
-    except BrokenPipeError:  # on standard output: `| head` has seen enough
-        _discard_output()
-        return BROKEN_PIPE
-    except OSError as error:  # a full disk
-        _discard_output()
-        return commands.fail(error, "standard output")
+    return guarded(lambda: _run(argv))
 
 
 def _run(argv: Sequence[str] | None) -> int:
     args = make_parser().parse_args(argv)
-    with warnings.catch_warnings():
-        commands.show_warnings()
-        try:
-            return int(args.command(args))
-        except KeyboardInterrupt:
-            return INTERRUPTED
-        except BrokenPipeError:
+    return int(args.command(args))
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """What every command of this package does around its work: a failure becomes one line and an exit code."""
+    _keep_standard_files()
+    try:
+        with warnings.catch_warnings():
+            commands.show_warnings()
+            code = work()
+    except SystemExit as end:
+        if code := _flushed(commands.OK):
+            return code
+        raise end
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except BrokenPipeError:
+        code = BROKEN_PIPE
+    except Exception as error:
+        if os.environ.get("DCA_DEBUG"):
             raise
-        except Exception as error:
-            if os.environ.get("DCA_DEBUG"):
-                raise
-            return commands.fail(error)
+        code = commands.fail(error)
+    return _flushed(code)
+
+
+def _flushed(code: int) -> int:
+    """The exit code, once all of standard output has been written, or that of this failing."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else it fails once more when the process ends
+        if isinstance(error, BrokenPipeError):  # `| head` has seen enough
+            return code or BROKEN_PIPE
+        return code or commands.fail(error, "standard output")
 
 
 def _keep_standard_files() -> None:
@@ -112,11 +86,6 @@ def _keep_standard_files() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
-
-
-def _discard_output() -> None:
-    """What is still buffered goes nowhere, instead of failing once more when the process ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 class Parser(argparse.ArgumentParser):
@@ -155,15 +124,15 @@ def make_parser() -> Parser:
     p.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint.pt of a training")
     p.add_argument("out", type=Path, metavar="OUT", help="the .safetensors file to write")
     p.add_argument("--mix", type=Path, metavar="FILE", help="take the mean with these float weights")
-    p.add_argument("--share", type=float, default=0.5, help="of --mix in the mean, 0 to 1 (default: %(default)g)")
+    p.add_argument("--share", type=part, default=0.5, help="of --mix in the mean, 0 to 1 (default: %(default)g)")
     p.add_argument("--float", type=Path, metavar="FILE", help="also float weights, for `train --start`")
     p.add_argument("--data", type=Path, metavar="PATH", help="photographs to fit the coder's tables to, as of `train`")
     p.add_argument("--cache", type=Path, metavar="STEM", help="decoded photographs (default: beside OUT)")
-    _add_force(p)
+    add_force(p)
     p = add("demo", commands.demo, parents=[model])
     p.add_argument("image", nargs="?", type=Path, metavar="IMAGE", help="default: a portrait in matplotlib")
     p.add_argument("--out", type=Path, default=Path("dca-demo"), metavar="DIR", help="default: %(default)s")
-    _add_force(p)
+    add_force(p)
     p = add("completion", commands.completion)
     p.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     p.set_defaults(parser=make_parser)
@@ -177,7 +146,7 @@ def _examples(command: str) -> str:
     return "examples:\n" + "\n".join(f"  {line}" for line in EXAMPLES[command])
 
 
-def _add_force(p: argparse.ArgumentParser) -> None:
+def add_force(p: argparse.ArgumentParser) -> None:
     p.add_argument("--force", action="store_true", help="replace whatever has the name of an output")
 
 
@@ -251,7 +220,7 @@ def _add_eval(p: argparse.ArgumentParser) -> None:
     p.add_argument("--anchor-names", type=names, default=(), metavar="NAME,NAME", help="default: all of it")
     p.add_argument("--json", metavar="FILE", help="write everything measured")
     p.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves (.png, .svg, .pdf)")
-    _add_force(p)
+    add_force(p)
 
 
 def _add_train(p: argparse.ArgumentParser) -> None:

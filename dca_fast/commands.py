@@ -24,7 +24,6 @@ from dca_fast.errors import (
     InputWarning,
     WeightsError,
 )
-from dca_fast.tensors import need_torch
 
 if TYPE_CHECKING:
     from dca_fast.codec import Codec
@@ -36,10 +35,15 @@ BACKENDS = ("native", "reference")
 
 
 def say(kind: str, message: object) -> None:
-    """One line on standard error, if there is any; kind is "error", "warning" or ""."""
+    """One line on standard error, if there is any; kind is "error" or "warning"."""
+    note(" ".join([f"dca-fast: {kind}:", *str(message).split()]))
+
+
+def note(line: str) -> None:
+    """The same of what went well."""
     if sys.stderr is not None:
         with suppress(OSError):  # a pipe that was closed, a full disk
-            print(f"dca-fast: {kind}:" if kind else "dca-fast:", *str(message).split(), file=sys.stderr)
+            print(line, file=sys.stderr)
 
 
 def show_warnings(source: str = "") -> None:
@@ -175,20 +179,33 @@ def _plain(value: Any) -> str:
     return " ".join(map(_plain, value)) if isinstance(value, list | tuple) else str(value)
 
 
+def check_reports(*targets: Path | str | None, force: bool) -> None:
+    """Refuse to write what cannot be written, or what replaces something, before the work is done.
+
+    Raises:
+        InputError: the folder of a target does not exist, or the target does.
+    """
+    from dca_fast.files import check_output
+
+    for target in targets:
+        if target is None:
+            continue
+        if not Path(target).resolve().parent.is_dir():
+            raise InputError(f"{target}: its folder does not exist")
+        check_output(target, force=force)
+
+
 def evaluate(args: argparse.Namespace) -> int:
     """Rate and distortion over a folder, beside peers and published curves."""
     from dca_fast.evaluate import ImageFolder, RowCache, load_anchors
-    from dca_fast.files import check_output, write_atomic
+    from dca_fast.files import write_atomic
     from dca_fast.peers import make_peers
     from dca_fast.report import PLOT_FORMATS, environment, plot, report, summary
 
     # what would fail after minutes of work must fail before
     if args.plot and args.plot.suffix not in PLOT_FORMATS:
         raise InputError(f"a plot is {', '.join(PLOT_FORMATS)}, not {args.plot.name}")
-    for target in filter(None, (args.json, args.plot)):
-        if not Path(target).resolve().parent.is_dir():
-            raise InputError(f"{target}: its folder does not exist")
-        check_output(target, force=args.force)
+    check_reports(args.json, args.plot, force=args.force)
     images = ImageFolder(args.folder)
     chosen = args.anchor_set or args.folder.resolve().name
     anchors = load_anchors(args.anchors, chosen, args.anchor_names) if args.anchors else {}
@@ -241,6 +258,8 @@ def _curve(
 
 def train(args: argparse.Namespace) -> int:
     """Train a model, or go on training it."""
+    from dca_fast.tensors import need_torch
+
     need_torch("training")
     from dca_fast.train.commands import train
 
@@ -250,6 +269,8 @@ def train(args: argparse.Namespace) -> int:
 
 def ablate(args: argparse.Namespace) -> int:
     """What each hyper latent is worth: twins of the entropy model trained alike."""
+    from dca_fast.tensors import need_torch
+
     need_torch("training")
     from dca_fast.train.commands import ablate
 
@@ -259,6 +280,8 @@ def ablate(args: argparse.Namespace) -> int:
 
 def export(args: argparse.Namespace) -> int:
     """Integer weights of a training checkpoint."""
+    from dca_fast.tensors import need_torch
+
     need_torch("reading a checkpoint")
     from dca_fast.files import check_output, identities
     from dca_fast.train.commands import export

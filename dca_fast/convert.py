@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dca_fast.batch import Job, name_of, plan
-from dca_fast.commands import OK, codec_of, fail, message_of, progress_bar, say, show_warnings
+from dca_fast.commands import OK, codec_of, fail, message_of, note, progress_bar, say, show_warnings
 from dca_fast.errors import BitstreamError, DcaError, InputError
 from dca_fast.files import StrPath, check_output, identities, is_dca, read, write_atomic
 from dca_fast.manifest import Manifest
@@ -187,20 +186,23 @@ def _run(args: argparse.Namespace, jobs: Sequence[Job], conversion: Conversion) 
     with progress_bar(args.quiet) as bar:
         for job in bar.track(jobs, description="converting"):
             facts = _convert_of_batch(args, job, conversion, sources, totals)
-            if manifest is not None:
-                try:
+            try:
+                if manifest is not None:
                     manifest.add(facts)
-                except OSError as error:
-                    totals.codes.append(fail(error))
-                    manifest = None
-    if manifest is not None:
-        manifest.tidy()
+            except OSError as error:  # a full disk; the files go on
+                totals.codes.append(fail(error))
+                manifest = None
+    try:
+        if manifest is not None:
+            manifest.tidy()
+    except (DcaError, OSError) as error:
+        totals.codes.append(fail(error))
     if left_out:
         names = ", ".join(job.source for job in left_out[:NAMED])
         more = f" and {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""
         say("warning", f"left out {len(left_out)} files: {names}{more}")
     if not args.quiet:
-        print(_summary(totals, len(left_out)), file=sys.stderr)
+        note(_summary(totals, len(left_out)))
     return totals.codes[0] if totals.codes else OK
 
 
@@ -225,7 +227,7 @@ def _convert_one(args: argparse.Namespace, job: Job, conversion: Conversion) -> 
     write_atomic(job.target, output)
     if not args.quiet:
         took = time.perf_counter() - start
-        say("", f"{job.target}: {conversion.tell(output, data)}, {took:.2f} s")
+        note(f"{job.target}: {conversion.tell(output, data)}, {took:.2f} s")
 
 
 def _convert_of_batch(

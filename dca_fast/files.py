@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
@@ -116,6 +117,8 @@ def write_atomic(path: StrPath, data: bytes) -> None:
     if mode is not None and not stat.S_ISREG(mode):
         target.write_bytes(data)
         return
+    if mode is not None and not os.access(target, os.W_OK):
+        raise PermissionError(errno.EACCES, "it is write-protected", os.fspath(path))
     temporary = target.with_name(f".dca-{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:

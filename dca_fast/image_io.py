@@ -125,7 +125,7 @@ def load_image(
         InputError: its content is not an image, or a damaged one.
         LimitExceededError: too many pixels.
     """
-    data = source if isinstance(source, bytes) else read(source)
+    data = meta.without_damaged_chunks(source if isinstance(source, bytes) else read(source))
     _plugins()
     with _open(data) as image:
         width, height = image.size
@@ -303,15 +303,13 @@ def _is_deep(image: Image.Image, data: bytes) -> bool:
     if image.format == "AVIF":  # AV1 configuration box: high_bitdepth in the third byte
         box = data.find(b"av1C")
         return box >= 0 and any(flags & 0x40 for flags in data[box + 6 : box + 7])
-    if image.format == "HEIF":
-        return bool(image.info.get("bit_depth", 8) > 8)
     for tile in getattr(image, "tile", []):
         arguments = tile.args if isinstance(tile.args, tuple) else (tile.args,)
         if tile.codec_name == "SGI16" or any(";16" in str(argument) for argument in arguments):
             return True
         if image.format == "PPM" and isinstance(arguments[-1], int) and arguments[-1] > 255:
             return True
-    return image.mode.startswith("I")
+    return image.mode.startswith("I") or bool(image.info.get("bit_depth", 8) > 8)  # of pillow-heif
 
 
 def _cmyk_to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:

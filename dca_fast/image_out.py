@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from dca_fast.errors import InputError
 from dca_fast.files import write_atomic
-from dca_fast.metadata import INFO_KEYS, profile_space, turned_upright, warn
+from dca_fast.metadata import IFDS, INFO_KEYS, profile_space, turned_upright, warn
 
 __all__ = ["EXTENSIONS", "Format", "format_of", "image_bytes", "save_image", "size_of"]
 
@@ -142,6 +142,11 @@ def _attempt(image: Image.Image, form: Format, blocks: dict[str, Any], options: 
         if "xmp" in blocks:
             exif[700] = blocks.pop("xmp")
         blocks["exif"] = exif
+        exif.get_ifd(ExifTags.IFD.Exif).pop(ExifTags.IFD.Interop, None)  # an offset, of which Pillow writes no new one
+        if exif.get(ExifTags.Base.Orientation) not in range(1, 9):
+            exif.pop(ExifTags.Base.Orientation, None)  # libtiff would complain about it, and not in one line
+        if exif.keys() & set(IFDS):
+            options = options | {"compression": None}  # what writes compressed ones would drop these directories
     bare = image.copy()
     bare.info = {}  # Pillow's writers take from it what was left out of the options
     buffer = io.BytesIO()

@@ -6,6 +6,7 @@ All of it is best effort: what cannot be read is a warning, never a failure. doc
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from dca_fast.container import MAX_SECTION_BYTES
 from dca_fast.errors import InputWarning
 
 __all__ = [
+    "IFDS",
     "INFO_KEYS",
     "blocks_of",
     "dropped",
@@ -24,6 +26,7 @@ __all__ = [
     "profile_space",
     "turned_upright",
     "warn",
+    "without_damaged_chunks",
 ]
 
 _INFO_KEYS = {"icc": "icc_profile", "exif": "exif", "xmp": "xmp"}
@@ -36,10 +39,11 @@ _TIFF_RESOLUTION = {282, 283, 296}
 _TIFF_STORAGE = {*range(254, 267), *range(273, 282), 284, 292, 293, 297, 317, *range(320, 326), 338, 339, 347}
 _TIFF_STORAGE |= {274, 529, 530, 531, 532, 700, 34675}
 _TIFF_NAMES = {330: "further images", 33723: "IPTC", 34377: "Photoshop data"}
-_IFDS = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
+IFDS = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
 
+_PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_HANDLED = {"IHDR", "PLTE", "IDAT", "IEND", "tRNS", "iCCP", "sRGB", "gAMA", "cHRM", "eXIf", "pHYs", "hIST", "iDOT"}
-_PNG_HANDLED |= {"tEXt", "zTXt", "iTXt", "acTL", "fcTL", "fdAT"}
+_PNG_HANDLED |= {"tEXt", "zTXt", "iTXt", "acTL", "fcTL", "fdAT", "cICP"}
 _SRGB_CHROMATICITIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
 _USUAL_DPI = {1, 72, 96}  # what programs write that know nothing, and TIFF without a unit
 
@@ -90,10 +94,9 @@ def _exif_of_tiff(image: Image.Image) -> bytes:
     exif = Image.Exif()
     for tag in _TIFF_EXIF & tags.keys():
         exif[tag] = tags[tag]
-    for ifd in _IFDS:
+    for ifd in IFDS:
         if entries := tags.get_ifd(ifd):
-            exif.get_ifd(ifd).update(entries)
-            exif[ifd] = {}
+            exif[ifd] = {tag: value for tag, value in entries.items() if tag != ExifTags.IFD.Interop}
     return exif.tobytes() if exif.keys() - _TIFF_RESOLUTION else b""
 
 
@@ -107,6 +110,24 @@ def hidden_blocks(image: Image.Image, data: bytes) -> dict[str, bytes]:
     if image.format == "JXL":
         return dict([("xmp", body) for kind, body in _boxes(data) if kind == "xml "][:1])
     return {}
+
+
+def without_damaged_chunks(data: bytes) -> bytes:
+    """A PNG file without optional chunks whose checksums are wrong, for which Pillow would refuse it; warns of them."""
+    if not data.startswith(_PNG_START):
+        return data
+    kept, at, damaged = [data[:8]], 8, []
+    for kind, body in _chunks(data):
+        chunk = data[at : at + 12 + len(body)]
+        at += len(chunk)
+        if kind[:1].islower() and kind != "tRNS" and zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
+            damaged.append(kind)
+        else:
+            kept.append(chunk)
+    if not damaged:
+        return data
+    warn(f"damaged and not kept: PNG chunk {', '.join(damaged)}")
+    return b"".join([*kept, data[at:]])
 
 
 def dropped(image: Image.Image, data: bytes = b"", *, colours_only: bool = False) -> list[str]:
@@ -126,14 +147,17 @@ def dropped(image: Image.Image, data: bytes = b"", *, colours_only: bool = False
 
 def _dropped_colours(image: Image.Image, data: bytes) -> Iterator[str]:
     info = image.info
-    chunks = _chunks(data) if image.format == "PNG" else []
-    if "cICP" in chunks:
+    chunks = dict(_chunks(data)) if image.format == "PNG" else {}
+    if "cICP" in chunks and chunks["cICP"][:2] != b"\1\15":  # what sRGB has
         yield "cICP (the colours will look different)"
-    elif not info.get("icc_profile") and "srgb" not in info:
+    elif not info.get("icc_profile") and "srgb" not in info and "cICP" not in chunks:
         if abs(info.get("gamma", 1 / 2.2) - 1 / 2.2) > 0.001:
             yield f"gAMA of {info['gamma']:g} (the colours will look different)"
         if any(abs(a - b) > 0.001 for a, b in zip(info.get("chromaticity", ()), _SRGB_CHROMATICITIES, strict=False)):
             yield "cHRM (the colours will look different)"
+    icc_of_jpeg = any(body.startswith(b"ICC_PROFILE") for _, body in getattr(image, "applist", []))
+    if not info.get("icc_profile") and ("iCCP" in chunks or icc_of_jpeg):
+        yield "the ICC profile, which is damaged (the colours will look different)"
     if image.format in ("AVIF", "HEIF") and not info.get("icc_profile"):
         at = data.find(b"colrnclx") + 8
         primaries, transfer = data[at : at + 2], data[at + 2 : at + 4]
@@ -158,9 +182,9 @@ def _dropped_facts(image: Image.Image, data: bytes) -> Iterator[str]:
     if texts := [name for name in getattr(image, "text", {}) if not name.startswith(("XML:com.adobe", "Raw profile"))]:
         yield f"text ({', '.join(texts)})"
     if image.format == "PNG":
-        yield from sorted({f"PNG chunk {kind}" for kind in _chunks(data) if kind not in _PNG_HANDLED | {"cICP"}})
+        yield from sorted({f"PNG chunk {kind}" for kind, _ in _chunks(data) if kind not in _PNG_HANDLED})
     if image.format == "TIFF":
-        others = set(image.getexif()) - _TIFF_EXIF - _TIFF_STORAGE - set(_IFDS)
+        others = set(image.getexif()) - _TIFF_EXIF - _TIFF_STORAGE - set(IFDS)
         yield from (_TIFF_NAMES.get(tag, f"TIFF tag {tag}") for tag in sorted(others))
     if image.format == "JPEG2000":
         yield from sorted({f"JPEG 2000 box {kind}" for kind, _ in _boxes(data) if kind in ("uuid", "xml ")})
@@ -177,13 +201,13 @@ def _has_resolution(image: Image.Image) -> bool:
         return False
 
 
-def _chunks(data: bytes) -> list[str]:
-    """Types of the chunks of a PNG file."""
-    kinds, at = [], 8
+def _chunks(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """Types and contents of the chunks of a PNG file."""
+    at = 8
     while at + 8 <= len(data):
-        kinds.append(data[at + 4 : at + 8].decode("latin-1"))
-        at += 12 + int.from_bytes(data[at : at + 4], "big")
-    return kinds
+        size = int.from_bytes(data[at : at + 4], "big")
+        yield data[at + 4 : at + 8].decode("latin-1"), data[at + 8 : at + 8 + size]
+        at += 12 + size
 
 
 def _boxes(data: bytes) -> Iterator[tuple[str, bytes]]:

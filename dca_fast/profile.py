@@ -14,7 +14,6 @@ import json
 import os
 import re
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from dca_fast.codec import Codec
 from dca_fast.config import ALIGN, DEFAULT_AQ, DEFAULT_EFFORT, PATCH, STEPS
 from dca_fast.container import DEFAULT_MAX_PIXELS, MAX_SIDE, parse
 from dca_fast.entropy.coder import Coder
-from dca_fast.errors import DcaError, InputError
+from dca_fast.errors import InputError
 from dca_fast.evaluate import need
 from dca_fast.files import write_atomic
 from dca_fast.image_io import load_image
@@ -314,14 +313,7 @@ def _setup(codec: Codec, image: Pixels, args: argparse.Namespace) -> dict[str, A
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the profiler; arguments and exit codes are those of `dca-fast`."""
     args = make_parser().parse_args(argv)
-    with warnings.catch_warnings():
-        commands.show_warnings()
-        try:
-            return _main(args)
-        except (DcaError, OSError) as error:
-            return commands.fail(error)
-        except KeyboardInterrupt:
-            return cli.INTERRUPTED
+    return cli.guarded(lambda: _main(args))
 
 
 def _main(args: argparse.Namespace) -> int:
@@ -331,9 +323,7 @@ def _main(args: argparse.Namespace) -> int:
         need("matplotlib.figure")  # before minutes of work
         if args.plot.suffix not in PLOT_FORMATS:
             raise InputError(f"a plot is {', '.join(PLOT_FORMATS)}, not {args.plot.name}")
-    for target in filter(None, (args.json, args.trace, args.plot)):
-        if not target.resolve().parent.is_dir():
-            raise InputError(f"{target}: its folder does not exist")
+    commands.check_reports(args.json, args.trace, args.plot, force=args.force)
     codec = Codec(args.preset, weights=args.weights, device=args.device, backend=args.backend, threads=args.threads)
     if args.image:
         image = load_image(args.image, pixels_only=True).pixels
@@ -382,6 +372,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all facts")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="write a trace for chrome://tracing or Perfetto")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the stages (.png, .svg, .pdf)")
+    cli.add_force(parser)
     return parser
 
 

@@ -47,6 +47,17 @@ def test_a_file_keeps_its_permissions(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+def test_a_write_protected_file_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its folder would allow it."""
+    path = tmp_path / "mine"
+    path.write_bytes(b"mine")
+    path.chmod(0o444)
+    monkeypatch.setattr(os, "access", lambda path, mode: bool(os.stat(path).st_mode & 0o200))  # not as root
+    with pytest.raises(PermissionError, match="write-protected"):
+        write_atomic(path, b"data")
+    assert path.read_bytes() == b"mine"
+
+
 def test_errors_name_the_file_that_was_asked_for(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         write_atomic(tmp_path / "no" / "a.dca", b"data")

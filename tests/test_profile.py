@@ -237,7 +237,7 @@ def test_a_dry_run_times_nothing(
     assert "encode" not in facts
 
 
-def test_pictures_and_plots(tmp_path: Path) -> None:
+def test_pictures_and_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from PIL import Image
 
     Image.fromarray(synthetic(40, 70)).save(tmp_path / "a.png")
@@ -245,6 +245,9 @@ def test_pictures_and_plots(tmp_path: Path) -> None:
     assert main([*arguments, "--json", str(tmp_path / "f.json")]) == 0
     assert json.loads((tmp_path / "f.json").read_text())["image"]["size"] == [70, 40]
     assert "synthesis" in (tmp_path / "p.svg").read_text() or "<svg" in (tmp_path / "p.svg").read_text()
+    for mine in ("--json", "--trace", "--plot"):
+        assert main(["--dry-run" if mine == "--json" else "--repeat=1", mine, str(tmp_path / "p.svg")]) == 2
+        assert "p.svg exists; --force replaces it" in capsys.readouterr().err
 
 
 def test_without_matplotlib_the_plot_is_refused_first(
