@@ -114,7 +114,7 @@ def load_image(
     Args:
         source: a path, "-" for standard input, or the bytes of a file.
         strip: as in `from_pil`.
-        pixels_only: metadata is of no interest: it is left away, and nothing said about it.
+        pixels_only: metadata is of no interest: it is left away, and nothing said about what a .dca would not keep.
         max_pixels: refuse larger images before decoding them. Pillow's own limit applies as well.
 
     Returns:

@@ -72,6 +72,16 @@ def test_every_readable_suffix_is_taken_from_a_folder(
     assert names(tmp_path / "back") == {f"{name[0]}.png" for name in pictures if name != "a.png"} | {"X.png"}
 
 
+def test_many_files_left_out_are_counted(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    PICTURE.save(source / "a.png")
+    for i in range(25):
+        (source / f"{i:02}.txt").touch()
+    assert run("encode", source, "-o", tmp_path / "out") == 0
+    said = capsys.readouterr().err
+    assert "left out 25 files: " in said
+    assert f"{source / '19.txt'} and 5 more\n" in said
+
+
 def test_plugins_of_pillow_are_loaded(tmp_path: Path) -> None:
     pytest.importorskip("pillow_jxl")
     PICTURE.save(tmp_path / "a.jxl", lossless=True)
