@@ -241,7 +241,7 @@ def coder_times(gpu: Codec, image: np.ndarray) -> dict[str, float]:
     assert all(out.equal(values) for out, (values, _) in zip(outputs, parts, strict=True))
     encode = median_ms(lambda: codec.coder.start_encode(parts, lanes, groups, plain))
     residuals = [(values.int() * TRELLIS_STEP, rows) for values, rows in parts[plain:]]
-    on_cpu = cpu._quantiser(groups)
+    on_cpu = cpu.engine.quantiser(groups)
     assert all(codec._quantise(groups, *step).cpu().equal(on_cpu(*(t.cpu() for t in step))) for step in residuals)
     search = median_ms(lambda: [codec._quantise(groups, *step) for step in residuals])
     found = {"coder_decode_ms": statistics.median(times), "coder_encode_ms": encode, "coder_search_ms": search}

@@ -91,7 +91,7 @@ def calls() -> dict[str, Call]:
     if not available()["native"][0]:
         pytest.skip(available()["native"][1])
     codec, keeping = Codec(backend="native", threads=THREADS), Keeping()
-    codec._program(round(QUALITY_STEPS * QUALITY))._silent = frozenset()  # also what these weights leave unused
+    codec.engine.program(round(QUALITY_STEPS * QUALITY))._silent = frozenset()  # also what these weights leave unused
     image = pictures(WIDTH, HEIGHT)[0]
     data = instrument(codec, keeping, []).encode(image, QUALITY, effort=0, aq_strength=0)
     assert set(keeping.calls) == set(OPERATIONS)
@@ -224,7 +224,7 @@ def steps() -> dict[str, Step]:
     if not available()["native"][0]:
         pytest.skip(available()["native"][1])
     codecs = [Codec(backend=name, threads=THREADS) for name in BACKENDS]
-    native, reference = (codec._program(round(QUALITY_STEPS * QUALITY)) for codec in codecs)
+    native, reference = (codec.engine.program(round(QUALITY_STEPS * QUALITY)) for codec in codecs)
     quantise = codecs[0]._quantiser(groups_of(HEIGHT, WIDTH))
     y = native.analyse(torch.from_numpy(pictures(WIDTH, HEIGHT)[0])[None])
     features = native.hyper_features(native.hyper_analyse(y))

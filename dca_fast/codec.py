@@ -1,7 +1,7 @@
-"""Codec: images to bytes and back. The whole path is readable here; each stage has its own module.
+"""Codec: images to bytes and back.
 
-encode: image -> pad -> analyse -> y, z -> walk (latents) -> rANS -> container
-decode: container -> rANS <-> walk (latents) -> y_hat -> synthesise -> crop -> restore -> image
+encode: image -> `inputs` -> `Engine.encode`: pad -> analyse -> y, z -> walk (latents) -> rANS -> container
+decode: container -> `Engine.decode`: rANS <-> walk (latents) -> y_hat -> synthesise -> crop -> restore -> image
 """
 
 from __future__ import annotations
@@ -9,42 +9,27 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property
+from functools import partial
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from dca_fast import container, image_io, latents, rate_control, restoration
+from dca_fast import container, image_io, rate_control
 from dca_fast import weights as weights_io
-from dca_fast.adjoint import Adjoint
 from dca_fast.backends import resolve
-from dca_fast.config import (
-    ALIGN,
-    AQ_STEPS,
-    DEFAULT_AQ,
-    DEFAULT_EFFORT,
-    MAX_AQ,
-    QUALITY_MAX,
-    TRELLIS_PRICE,
-    ModelConfig,
-)
-from dca_fast.effort import Search, Step, Tools, first_pass, second_pass, step_multipliers, worth
+from dca_fast.config import AQ_STEPS, DEFAULT_AQ, DEFAULT_EFFORT, MAX_AQ, QUALITY_MAX, ModelConfig
 from dca_fast.effort import check as check_effort
-from dca_fast.entropy.coder import Coder
-from dca_fast.errors import ConfigError, CorruptStreamError, DeviceMemoryError, InputError, UnknownModelError
-from dca_fast.gradient import Gradient
-from dca_fast.inputs import FileLike, ImageLike, Pixels, check_size, file_bytes, image_of, images_of
-from dca_fast.ops import Array, Arrays, Ops
-from dca_fast.program import QUALITY_STEPS, Program, ProgramSet
-from dca_fast.tensors import is_tensor, need_torch, tensor_of
+from dca_fast.engines import Engine
+from dca_fast.engines.cpu import CpuEngine
+from dca_fast.errors import ConfigError, CorruptStreamError, InputError, UnknownModelError
+from dca_fast.inputs import FileLike, ImageLike, check_size, file_bytes, image_of, images_of
+from dca_fast.ops import Array
+from dca_fast.program import QUALITY_STEPS
+from dca_fast.tensors import need_torch, planes_of, tensor_of
 from dca_fast.threads import check as check_threads
 from dca_fast.threads import default_threads
-
-if TYPE_CHECKING:
-    from dca_fast.device import DeviceCodec
 
 OUTPUTS = ("pil", "numpy", "torch")
 METADATA = ("icc", "exif", "xmp")
@@ -62,11 +47,6 @@ def _aq(strength: float) -> int:
     if isinstance(strength, bool) or not isinstance(strength, Real) or not 0 <= strength <= most:
         raise ConfigError(f"aq_strength must be a number within 0..{most:g}, got {strength!r}")
     return round(float(strength) * AQ_STEPS)
-
-
-def _compare(digest: int, expected: int) -> None:
-    if digest != expected:
-        raise CorruptStreamError("the decoded symbols do not have the digest in the header")
 
 
 def _rebuilt(arguments: dict[str, Any]) -> Codec:
@@ -120,14 +100,15 @@ class Codec:
             "max_pixels": max_pixels,
         }
         self.tables = self._weights.tables
-        self._device: DeviceCodec | None = None
+        self.engine: Engine
         if ops.name == "cuda":
             from dca_fast.device import DeviceCodec
 
-            self._device = DeviceCodec(self._weights, ops, self.tables, "cuda" if device is None else device)
-            ops = resolve("auto", "cpu")  # for searches that the device has no memory for
-        self._coder = Coder(self.tables, "python" if ops.name == "reference" else "native", threads=self.threads)
-        self._programs = ProgramSet(self._weights, ops)
+            on_cpu = partial(CpuEngine, self._weights, tables=self.tables, threads=lambda: self.threads)
+            chosen = "cuda" if device is None else device
+            self.engine = DeviceCodec(self._weights, ops, self.tables, chosen, lambda: on_cpu(resolve("auto", "cpu")))
+        else:
+            self.engine = CpuEngine(self._weights, ops, self.tables, lambda: self.threads)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuilt, (self._arguments,)
@@ -139,7 +120,7 @@ class Codec:
 
     def __repr__(self) -> str:
         facts = f"model_id={self.model_id!r}, backend={self.backend!r}, threads={self.threads}"
-        device = "" if self._device is None else f", device={str(self._device.device)!r}"
+        device = "" if str(self.engine.device) == "cpu" else f", device={str(self.engine.device)!r}"
         return f"Codec({self.config.name!r}, {facts}{device})"
 
     @property
@@ -161,14 +142,6 @@ class Codec:
     def parameters(self) -> int:
         """Number of integer weights."""
         return sum(t.size for n, t in self._weights.tensors.items() if n.endswith(".w"))
-
-    def _program(self, quality: int, aq: int = 0) -> Program:
-        if self._programs.model.ops.name == "native":
-            from dca_fast.ops.native import set_threads
-
-            self._coder.threads = self.threads  # of this process, which may be a fork of the one that made the codec
-            set_threads(self._coder.threads)
-        return self._programs.at(quality, aq)
 
     def encode(
         self,
@@ -212,18 +185,17 @@ class Codec:
         source = self._image(image)
         height, width = source.pixels.shape[:2]
         sections = self._sections(source, metadata)
-        stream, digest, weights = self._encode_pixels(source.pixels, q, level, aq, progress)
+        coded = self.engine.encode(self.engine.image(source.pixels), q, level, aq, progress)
         if progress is not None and level <= 1:
             progress(1.0)
-        return container.pack(
-            container.Header(width, height, q, self._weights.model_id, digest, source.gray, aq, weights),
-            stream,
-            sections,
+        header = container.Header(
+            width, height, q, self._weights.model_id, coded.digest, source.gray, aq, coded.restoration
         )
+        return container.pack(header, coded.stream, sections)
 
     def _image(self, image: ImageLike) -> image_io.ImageInput:
         """What is coded; pixels of colour tensors stay on a CUDA device."""
-        source = image_of(image, on_device=self._device is not None, max_pixels=self.max_pixels)
+        source = image_of(image, on_device=self.engine.takes_tensors, max_pixels=self.max_pixels)
         check_size(source.pixels.shape, self.max_pixels)
         return image_io.smooth_where_hidden(source)
 
@@ -272,104 +244,14 @@ class Codec:
 
         def error(data: bytes) -> float:
             decoded = self._decoded(container.parse(data, max_pixels=self.max_pixels))
-            return self._squared_error(source.pixels, decoded) / math.prod(source.pixels.shape)
+            squares = self.engine.ops.squared_error(self.engine.image(source.pixels), decoded, None)
+            return squares / math.prod(source.pixels.shape)
 
         if kind == "psnr":
             return rate_control.to_psnr(encoded, error, goal, tolerance)
         bits = 8.0 if kind == "max_bytes" else float(math.prod(source.pixels.shape[:2]))
         fixed = sum(map(len, sections.values()))
         return rate_control.to_size(encoded, goal * bits / 8, fixed, tolerance)
-
-    def _squared_error(self, pixels: Pixels, decoded: Array) -> int:
-        """Of uint8 [H, W, 3]; `decoded` as of `_decoded`."""
-        ops, arrays = self._engine
-        image = arrays.array(pixels) if self._device is None else self._device.image(pixels)
-        return ops.squared_error(image, decoded, None)
-
-    def _encode_pixels(
-        self,
-        pixels: Pixels,
-        quality: int,
-        effort: int,
-        aq: int,
-        progress: Callable[[float], None] | None,
-    ) -> tuple[bytes, int, tuple[int, ...]]:
-        """The stream, the digest of its symbols, and the restoration filter; quality in 1/100, aq in 1/16."""
-        if self._device is not None:
-            try:
-                return self._device.encode(self._device.image(pixels), quality, effort, aq, progress)
-            except DeviceMemoryError:
-                if effort <= 1:
-                    raise  # searches need more memory than encoders that go by strips, and the CPU finds the same
-        array: npt.NDArray[np.uint8] = pixels.cpu().numpy() if is_tensor(pixels) else pixels
-        program, size = self._program(quality, aq), (array.shape[0], array.shape[1])
-        groups = latents.groups_of(*size)
-        if effort > 1:
-            tools = Tools(
-                self._quantiser(groups),
-                latents.EncoderSource,
-                lambda source: (self._coder.encode(source.parts, groups=groups, plain=source.plain), source.digest),
-                self._adjoint,
-                self._gradient,
-            )
-            best = Search(tools, program, self._padded(array), size, quality / QUALITY_STEPS).run(effort, progress)
-            return best.stream, best.digest, best.weights
-        symbols, picture = self._symbols(array, quality, effort, aq)
-        stream = self._coder.encode(symbols.parts, groups=groups, plain=symbols.plain)
-        return stream, symbols.digest, () if picture is None else self._fit(picture, array, quality)
-
-    def _padded(self, pixels: npt.NDArray[np.uint8]) -> Array:
-        """uint8 [1, H, W, 3] with sides that are multiples of 64."""
-        height, width = pixels.shape[:2]
-        if height % ALIGN or width % ALIGN:
-            pixels = np.pad(pixels, ((0, -height % ALIGN), (0, -width % ALIGN), (0, 0)), mode="edge")
-        return self._programs.model.arrays.array(np.ascontiguousarray(pixels)[None])
-
-    def _fit(self, picture: Array, pixels: npt.NDArray[np.uint8], quality: int) -> tuple[int, ...]:
-        """The restoration filter from the decoded picture [1, H, W, 3] to the pixels; quality in 1/100."""
-        ops, arrays = self._programs.model.ops, self._programs.model.arrays
-        image = arrays.array(np.ascontiguousarray(pixels))
-        return restoration.fit(ops, arrays, picture[0], image, worth(quality / QUALITY_STEPS))
-
-    def _symbols(
-        self, pixels: npt.NDArray[np.uint8], quality: int, effort: int, aq: int
-    ) -> tuple[latents.EncoderSource, Array | None]:
-        """Everything of the encoder before the entropy coder, and from effort 1 on the picture that it makes.
-
-        Args:
-            quality: in 1/100.
-            effort: 0 or 1.
-            aq: in 1/16.
-        """
-        program, image = self._program(quality, aq), self._padded(pixels)
-        size = pixels.shape[0], pixels.shape[1]
-        quantise = self._quantiser(latents.groups_of(*size))
-        if effort:
-            m = step_multipliers(program.arrays.numpy(program.gain), quality / QUALITY_STEPS)
-            step = Step(self._adjoint, quantise, program.arrays.array(m))
-            first = first_pass(program, step, image, size)
-            weights = self._fit(first.picture, pixels, quality)
-            w = restoration.as_array(program.arrays, weights) if weights else None
-            return second_pass(program, step, first, w, image, size)
-        y = program.analyse(image)
-        source = latents.EncoderSource(program, y, program.hyper_analyse(y), quantise)
-        latents.code(program, source, *latents.sites(*size))
-        return source, None
-
-    def _quantiser(self, groups: int) -> latents.Quantiser:
-        return latents.quantiser(self._programs.model.arrays, self._coder, self._charges, groups)
-
-    @cached_property
-    def _charges(self) -> npt.NDArray[np.int32]:
-        return self.tables.charges(1 / TRELLIS_PRICE)
-
-    @cached_property
-    def _adjoint(self) -> Adjoint:
-        return Adjoint(self._weights, self._programs.model.ops)
-
-    @cached_property
-    def _gradient(self) -> Gradient:
-        return Gradient(self._adjoint, self._programs.model.ops)
 
     @staticmethod
     def _sections(
@@ -412,56 +294,29 @@ class Codec:
         header, alpha = dca.header, dca.sections.get(container.Section.ALPHA)
         plane = None if alpha is None else image_io.unpack_alpha(alpha, header.width, header.height)
         pixels = self._decoded(dca)
-        if output == "torch" and self._device is not None:
-            return self._device.planes(pixels, plane)
-        array = self._host(pixels)
+        if output == "torch" and self.engine.takes_tensors:
+            return planes_of(pixels, plane)
+        array = np.ascontiguousarray(self.engine.arrays.numpy(pixels))
         if output == "pil":
             return image_io.to_pil(array, alpha=plane, gray=header.grayscale, metadata=dca.metadata)
         if plane is not None:
             array = np.dstack((array, plane))
         return array if output == "numpy" else tensor_of(np.ascontiguousarray(array.transpose(2, 0, 1)))
 
-    def _host(self, pixels: Array) -> npt.NDArray[np.uint8]:
-        """uint8 [H, W, 3] as an array of its own."""
-        array = pixels.cpu().numpy() if is_tensor(pixels) else pixels
-        return np.ascontiguousarray(array)
-
     def _decoded(self, dca: container.Dca) -> Array:
         """The picture of a file, uint8 [H, W, 3], with its filter; all three planes of a gray one are equal."""
         header = dca.header
         if header.model_id != self._weights.model_id:
             raise UnknownModelError(f"made with model {header.model_id.hex()}, this codec holds {self.model_id}")
-        pixels = self._decode_pixels(header, dca.stream)
+        pixels, digest = self.engine.decode(dca.stream, header)
+        if digest != header.digest:
+            raise CorruptStreamError("the decoded symbols do not have the digest in the header")
         if header.restoration:
-            pixels = self._restore(pixels, header.restoration)
-        ops, arrays = self._engine
+            pixels = self.engine.restore(pixels, header.restoration)
         if header.grayscale:
-            pixels = arrays.broadcast(ops.luma(pixels)[:, :, None], tuple(pixels.shape))
+            luma = self.engine.ops.luma(pixels)[:, :, None]
+            pixels = self.engine.arrays.broadcast(luma, tuple(pixels.shape))
         return pixels
-
-    def _restore(self, pixels: Array, weights: tuple[int, ...]) -> Array:
-        ops, arrays = self._engine
-        return ops.restore(arrays.contiguous(pixels), restoration.as_array(arrays, weights))
-
-    @property
-    def _engine(self) -> tuple[Ops, Arrays]:
-        """Operations and arrays of the pictures that are decoded."""
-        model = self._programs.model if self._device is None else self._device.model
-        return model.ops, model.arrays
-
-    def _decode_pixels(self, header: container.Header, stream: bytes) -> Array:
-        """uint8 [H, W, 3]."""
-        if self._device is not None:
-            pixels, digest = self._device.decode(stream, header.height, header.width, header.quality, header.aq)
-            _compare(digest, header.digest)
-            return pixels
-        program = self._program(header.quality, header.aq)
-        decoder = self._coder.decoder(stream)
-        source = latents.DecoderSource(program.arrays, decoder)
-        y_hat = latents.code(program, source, *latents.sites(header.height, header.width))
-        decoder.finish()
-        _compare(source.digest, header.digest)
-        return program.synthesise(y_hat)[0, : header.height, : header.width]
 
     def warm_up(
         self, height: int, width: int, *, effort: int = DEFAULT_EFFORT, aq_strength: float = DEFAULT_AQ
@@ -476,9 +331,7 @@ class Codec:
             ConfigError: effort or aq_strength out of range.
             DeviceMemoryError: the device cannot hold it.
         """
-        level, aq = check_effort(effort), _aq(aq_strength)
-        if self._device is not None:
-            self._device.warm_up(height, width, level, aq)
+        self.engine.warm_up(height, width, check_effort(effort), _aq(aq_strength))
 
     def encode_batch(
         self,

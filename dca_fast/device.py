@@ -21,7 +21,9 @@ from torch import Tensor
 from dca_fast import latents, restoration
 from dca_fast.adjoint import Adjoint
 from dca_fast.config import RINGS, STRIDE, TRELLIS_PRICE, Part
+from dca_fast.container import Header
 from dca_fast.effort import Pass, Search, Step, Tools, first_pass, second_pass, step_multipliers, worth
+from dca_fast.engines import Encoded, Engine, Progress
 from dca_fast.entropy.coder import choose_lanes
 from dca_fast.entropy.device import DeviceCoder, DeviceDecoder
 from dca_fast.entropy.tables import Tables
@@ -222,13 +224,24 @@ class DeviceCodec:
         weights: checked integer weights.
         ops: a backend for CUDA tensors.
         device: a CUDA device.
+        on_cpu: makes an engine for searches that the device has no memory for; it finds the same.
     """
 
-    def __init__(self, weights: Weights, ops: Ops, tables: Tables, device: torch.device | str) -> None:
+    takes_tensors = True
+
+    def __init__(
+        self,
+        weights: Weights,
+        ops: Ops,
+        tables: Tables,
+        device: torch.device | str,
+        on_cpu: Callable[[], Engine],
+    ) -> None:
         self.ops, self.tables, self.coder = ops, tables, DeviceCoder(tables, device)
         self.device = self.coder.device
         self._programs = ProgramSet(weights, ops, self.device)
         self.model = self._programs.model
+        self.arrays, self._on_cpu = self.model.arrays, on_cpu
         self._seen: OrderedDict[Key, _EncoderGraph | _DecoderGraph | None] = OrderedDict()
         self._lock = threading.Lock()
         self._charges = torch.from_numpy(tables.charges(1 / TRELLIS_PRICE)).to(self.device)
@@ -249,19 +262,12 @@ class DeviceCodec:
         """
         image = torch.zeros(height, width, 3, dtype=torch.uint8, device=self.device)
         for level in (min(effort, 1), min(effort, 2)):  # searches of higher levels only go on like this
-            stream = self.encode(image, 0, level, aq)[0]
-            self.decode(stream, height, width, 0, aq)
+            stream = self.encode(image, 0, level, aq).stream
+            self.decode(stream, Header(width, height, 0, b"", 0, aq=aq))
 
     def image(self, pixels: Tensor | npt.NDArray[np.uint8]) -> Tensor:
         """Pixels uint8 [H, W, 3] on the device."""
         return (pixels if isinstance(pixels, Tensor) else tensor_of(pixels)).to(self.device)
-
-    def planes(self, pixels: Tensor, alpha: npt.NDArray[np.uint8] | None) -> Tensor:
-        """uint8 [H, W, 3], and alpha [H, W] if there is any, as [3 or 4, H, W], all on the device."""
-        if alpha is not None:
-            pixels = torch.cat((pixels, tensor_of(alpha).to(self.device)[:, :, None]), 2)
-        planes: Tensor = pixels.permute(2, 0, 1).contiguous()
-        return planes
 
     def recorded(self, height: int, width: int, effort: int, aq: int) -> bool:
         """Whether graphs encode and decode images of this size, in pixels."""
@@ -275,22 +281,9 @@ class DeviceCodec:
         quality: int,
         effort: int,
         aq: int,
-        progress: Callable[[float], None] | None = None,
-    ) -> tuple[bytes, int, tuple[int, ...]]:
-        """Compress uint8 [H, W, 3] on the device.
-
-        Args:
-            quality: in 1/100, 0..10000.
-            effort: 0..9.
-            aq: strength of adaptive quantisation, 0..15.
-            progress: of efforts from 2 on: told how much is done, 0..1.
-
-        Returns:
-            The stream, the digest of its symbols and the restoration filter, as on every other backend.
-
-        Raises:
-            DeviceMemoryError: the device has too little memory, up to effort 1 even by strips.
-        """
+        progress: Progress | None = None,
+    ) -> Encoded:
+        """See `Engine`. Up to effort 1 a picture that the device has too little memory for is coded by strips."""
         height, width = image.shape[:2]
         grid, _ = latents.sites(height, width)
         groups = latents.groups_of(height, width)
@@ -298,7 +291,11 @@ class DeviceCodec:
         fit = partial(self._fitted, image, quality)
         with torch.cuda.device(self.device):
             if effort > 1:
-                return self._in_memory(lambda rows: self._search(image, quality, effort, aq, progress), 2)
+                try:
+                    return self._in_memory(lambda rows: self._search(image, quality, effort, aq, progress), 2)
+                except DeviceMemoryError:
+                    on_cpu = self._on_cpu()  # searches need more memory than encoders that go by strips
+                    return on_cpu.encode(on_cpu.image(image), quality, effort, aq, progress)
             padded = self._padded(image, grid)
             make = partial(_EncoderGraph, self.model, padded, (height, width), step, effort, aq)
             graph = self._graph(_encoder_key((height, width), effort, aq), grid, make)
@@ -307,11 +304,12 @@ class DeviceCodec:
                     graph.settings.load(quality)
                     graph.image.copy_(padded)
                     graph.replay(fit)
-                    return *self._code(graph.source, groups), self._restoration(graph.picture, image, quality)
+                    stream, digest = self._code(graph.source, groups)
+                    return Encoded(stream, digest, self._restoration(graph.picture, image, quality))
             program, at = self._programs.at(quality, aq), step(self._multipliers(quality))
             work = partial(_analyse, program, padded, (height, width), at, fit if effort else None)
             source, picture = self._in_memory(work)
-            return *self._code(source, groups), self._restoration(picture, image, quality)
+            return Encoded(*self._code(source, groups), self._restoration(picture, image, quality))
 
     def _padded(self, image: Tensor, grid: Size) -> Tensor:
         down = torch.arange(grid[0] * STRIDE, device=self.device).clamp_(max=image.shape[0] - 1)
@@ -319,15 +317,15 @@ class DeviceCodec:
         return image[down][:, across][None]
 
     def _search(
-        self, image: Tensor, quality: int, effort: int, aq: int, progress: Callable[[float], None] | None
-    ) -> tuple[bytes, int, tuple[int, ...]]:
+        self, image: Tensor, quality: int, effort: int, aq: int, progress: Progress | None
+    ) -> Encoded:
         height, width = image.shape[:2]
         groups, padded = latents.groups_of(height, width), self._padded(image, latents.sites(height, width)[0])
         quantise, code = partial(self._quantise, groups), partial(self._code, groups=groups)
         tools = Tools(quantise, _EncoderSource, code, self._adjoint, self._gradient)
         search = Search(tools, self._programs.at(quality, aq), padded, (height, width), quality / QUALITY_STEPS)
         best = search.run(effort, progress)
-        return best.stream, best.digest, best.weights
+        return Encoded(best.stream, best.digest, best.weights)
 
     def _restoration(self, picture: Tensor | None, image: Tensor, quality: int) -> tuple[int, ...]:
         if picture is None:
@@ -349,16 +347,13 @@ class DeviceCodec:
         lanes = choose_lanes(self.coder.estimate_bytes(rows, source.plain) // groups)
         return self.coder.start_encode(source.parts, lanes, groups, source.plain).read()
 
-    def decode(self, stream: bytes, height: int, width: int, quality: int, aq: int) -> tuple[Tensor, int]:
-        """Decompress a stream; quality in 1/100, aq in 1/16.
+    def restore(self, picture: Tensor, weights: tuple[int, ...]) -> Tensor:
+        restored: Tensor = restoration.apply(self.ops, self.arrays, picture, weights)
+        return restored
 
-        Returns:
-            uint8 [H, W, 3] on the device, and the digest of the symbols.
-
-        Raises:
-            BitstreamError: one of its kinds.
-            DeviceMemoryError: as in `encode`.
-        """
+    def decode(self, stream: bytes, header: Header) -> tuple[Tensor, int]:
+        """See `Engine`."""
+        height, width, quality, aq = header.height, header.width, header.quality, header.aq
         grid, valid = latents.sites(height, width)
         with torch.cuda.device(self.device):
             graph = None

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from dca_fast.adjoint import Adjoint
 from dca_fast.codec import Codec
 from dca_fast.config import ALIGN, DEFAULT_AQ, DEFAULT_EFFORT, PATCH, STEPS
 from dca_fast.container import DEFAULT_MAX_PIXELS, MAX_SIDE, parse
+from dca_fast.engines.cpu import CpuEngine
 from dca_fast.entropy.coder import Coder
 from dca_fast.errors import InputError
 from dca_fast.evaluate import need
@@ -83,7 +84,7 @@ class _Cpu:
         return memory(peak)
 
     def ceilings(self) -> Ceilings:
-        return measure_ceilings(self._codec._program(0).ops, self._codec.threads)
+        return measure_ceilings(self._codec.engine.ops, self._codec.threads)
 
 
 class _Coder:
@@ -135,21 +136,21 @@ def instrument(codec: Codec, recorder: Recorder, parts: list[Any]) -> Codec:
     def fitted(*arguments: Any) -> tuple[int, ...]:
         """To the picture that is coded, at last, or to the one that effort answers."""
         after = "container" if recorder.stage == "container" else "effort"
-        weights: tuple[int, ...] = recorder.staged(codec._fit, "restoration", after)(*arguments)
+        weights: tuple[int, ...] = recorder.staged(engine.fit, "restoration", after)(*arguments)
         return weights
 
     twin = copy.copy(codec)
-    vars(twin).update(
-        _fit=fitted,
-        _restore=recorder.staged(codec._restore, "restoration", "crop"),
-    )
-    if codec._device is not None:
+    engine: Any = codec.engine
+    if isinstance(engine, CpuEngine):
+        twin.engine = copy.copy(engine)
+        coder, adjoint = _Coder(engine.coder, recorder, parts), stepped(engine.adjoint)
+        program = lambda *at: staged(engine.program(*at))  # noqa: E731
+        vars(twin.engine).update(fit=fitted, coder=coder, adjoint=adjoint, program=program)
+    else:
         from dca_fast import profile_device
 
-        vars(twin).update(_device=profile_device.follow(codec._device, staged, stepped, recorder, parts))
-        return twin
-    coder, adjoint = _Coder(codec._coder, recorder, parts), stepped(codec._adjoint)
-    vars(twin).update(_program=lambda *at: staged(codec._program(*at)), _coder=coder, _adjoint=adjoint)
+        twin.engine = profile_device.follow(engine, staged, stepped, recorder, parts)
+    vars(twin.engine)["restore"] = recorder.staged(engine.restore, "restoration", "crop")
     return twin
 
 
@@ -169,11 +170,12 @@ def profile(
         Facts for `as_text` and JSON, and the last run of each direction with its work.
     """
     height, width = pixels.shape[:2]
+    engine: Any = codec.engine
     machine: Any = _Cpu(codec)
-    if codec._device is not None:
+    if engine.takes_tensors:
         from dca_fast.profile_device import Gpu
 
-        machine = Gpu(codec._device)
+        machine = Gpu(engine)
     picture = machine.picture(pixels)
     used = {"before_bytes": machine.memory(peak=False)}
     codec.warm_up(height, width, effort=effort)
@@ -202,16 +204,15 @@ def profile(
             m.runs.append(run)
     megapixels = height * width / 1e6
     facts: dict[str, Any] = {"ceilings": asdict(ceilings), "memory": used, "file_bytes": len(data)}
-    if codec._device is not None:
-        facts["graphs"] = codec._device.recorded(height, width, effort, parse(data).header.aq)
+    if engine.takes_tensors:
+        facts["graphs"] = engine.recorded(height, width, effort, parse(data).header.aq)
     hosted = [(_on_host(values), _on_host(rows)) for values, rows in parts]
     plain, groups = len(codec.config.latents), latents.groups_of(height, width)
     facts["bits"] = bit_facts(named(codec, hosted), plain, groups, machine.tables, len(data))
     facts |= {way: direction_facts(m, megapixels, ceilings) for way, m in measured.items()}
     facts["operations"] = operation_facts(list(measured.values()), ceilings)
     coded = sum(part["coded"] for part in facts["bits"])
-    launches = codec._device is not None
-    facts["next"] = {way: advice(facts[way], m.runs[-1], coded, launches) for way, m in measured.items()}
+    facts["next"] = {way: advice(facts[way], m.runs[-1], coded, engine.takes_tensors) for way, m in measured.items()}
     return facts, {way: replace(m.runs[-1], work=m.counted.work) for way, m in measured.items()}
 
 
@@ -281,9 +282,9 @@ def _setup(codec: Codec, image: Pixels, args: argparse.Namespace) -> dict[str, A
     padded = [-(-side // ALIGN) * ALIGN for side in (width, height)]
     specs = {name: importlib.util.find_spec(f"dca_fast.{name}") for name in ("_cpu", "_rans")}
     paths = {name: spec.origin if spec and spec.origin else "not built" for name, spec in specs.items()}
-    isa = {"operations": "Triton", "coder": "CUDA"}
-    if codec._device is None:
-        isa = {"operations": "PyTorch", "coder": getattr(codec._coder, "isa", "Python")}
+    isa, engine = {"operations": "Triton", "coder": "CUDA"}, cast(Any, codec.engine)
+    if isinstance(engine, CpuEngine):
+        isa = {"operations": "PyTorch", "coder": getattr(engine.coder, "isa", "Python")}
     if codec.backend == "native":
         from dca_fast.ops.native import isa as operations_isa
 
@@ -303,11 +304,11 @@ def _setup(codec: Codec, image: Pixels, args: argparse.Namespace) -> dict[str, A
         "aq_strength": DEFAULT_AQ,
         "repeat": args.repeat,
     }
-    if codec._device is not None:
-        from dca_fast.profile_device import described
+    if isinstance(engine, CpuEngine):
+        return facts
+    from dca_fast.profile_device import described
 
-        return described(facts, codec._device)
-    return facts
+    return described(facts, engine)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -108,6 +108,11 @@ def as_array(arrays: Arrays, weights: tuple[int, ...], rings: int = 0) -> Array:
     return arrays.array(np.pad(w, ((0, 0), (0, max(0, 6 * rings - w.shape[1])))))
 
 
+def apply(ops: Ops, arrays: Arrays, picture: Array, weights: tuple[int, ...]) -> Array:
+    """The filter that a file holds, on uint8 [H, W, 3]."""
+    return ops.restore(arrays.contiguous(picture), as_array(arrays, weights))
+
+
 def restored(ops: Ops, arrays: Arrays, picture: Array, w: Array, size: tuple[int, int]) -> Array:
     """uint8 [1, H, W, 3] filtered as far as `size`, height and width, goes; its padding beyond as it is."""
     height, width = size

@@ -62,6 +62,15 @@ def pixels_of(image: Any) -> Any:
     return image.detach().permute(1, 2, 0)
 
 
+def planes_of(pixels: Any, alpha: npt.NDArray[np.uint8] | None) -> Tensor:
+    """A tensor uint8 [H, W, 3], and alpha [H, W] if there is any, as [3 or 4, H, W] on its device."""
+    torch: Any = sys.modules["torch"]
+    if alpha is not None:
+        pixels = torch.cat((pixels, tensor_of(alpha).to(pixels.device)[:, :, None]), 2)
+    planes: Tensor = pixels.permute(2, 0, 1).contiguous()
+    return planes
+
+
 class _Shared:
     """An array as NumPy sees it when it is told that it may write to it."""
 

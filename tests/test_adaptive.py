@@ -56,7 +56,7 @@ def test_rows_follow_the_steps() -> None:
 
 
 def test_factors_are_powers_of_two_to_the_row(codec: Codec) -> None:
-    program = codec._program(5000, 15)
+    program = codec.engine.program(5000, 15)
     row = (np.arange(16 * 128) % 128).astype(np.uint8).reshape(1, 16, 128, 1)
     found = program.adaptation(np.repeat(row, 96, 3))
     assert np.unique(found.coarse).tolist() == list(range(-15, 16))
@@ -115,12 +115,12 @@ def test_searches_count_errors_at_the_price_of_their_site(codec: Codec, monkeypa
             costs.append(found.cost)
             return found
 
-    monkeypatch.setattr("dca_fast.codec.Search", Watched)
+    monkeypatch.setattr("dca_fast.engines.cpu.Search", Watched)
     data = codec.encode(pixels, 40, effort=2, aq_strength=0.75)
-    dca, program = container.parse(data), codec._program(4000, 12)
+    dca, program = container.parse(data), codec.engine.program(4000, 12)
     back = codec.decode(data, "numpy")
-    y = program.analyse(codec._padded(pixels))
-    source = latents.EncoderSource(program, y, program.hyper_analyse(y), codec._quantiser(1))
+    y = program.analyse(codec.engine.padded(pixels))
+    source = latents.EncoderSource(program, y, program.hyper_analyse(y), codec.engine.quantiser(1))
     features = program.hyper_features(latents.code_hyper(program, source, *latents.sites(90, 120)))
     at = latents.adaptation(program, features, *latents.sites(90, 120))
     weights = site_weights(program.arrays, at)
