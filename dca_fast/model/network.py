@@ -238,7 +238,7 @@ class Network(nn.Module):
         once, and from there a step along what the linear part of f_s makes of the error backwards."""
         synthesis = self.synthesis
         assert isinstance(synthesis, PatchSynthesis)
-        y_hat = self.code_latent(y, features, quality, t, False, aq_strength)[0]
+        y_hat = self.code_latent(y, features, quality, t, None, aq_strength)[0]
         picture, (height, width) = synthesis(y_hat, t), image.shape[1:3]
         error = torch.zeros_like(picture)
         error[:, :height, :width] = image - picture[:, :height, :width]
@@ -269,11 +269,11 @@ class Network(nn.Module):
         features: dict[str, Tensor],
         quality: Tensor,
         t: Tensor,
-        noisy: bool,
+        noisy: bool | None,
         aq_strength: float = 0.0,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The four steps: y_hat, bits `[N, 4]`, normalised squared error `[N, 4]`, what `coarseness` says; `noisy` and
-        `aq_strength` as in `forward`."""
+        `aq_strength` as in `forward`, but None: bits are not counted, and are zero."""
         log2_gain, lowest = interpolate(self.log2_gain, quality), math.log2(SCALE_MIN)
         gains = log2_gain.chunk(4, -1)
         targets = [part.chunk(4, -1) for part in parity_split(y)]
@@ -291,7 +291,7 @@ class Network(nn.Module):
             residuals = [(targets[p][g] - means[p]) * units[p] for p, g in enumerate(groups)]
             scales = [(scale - shift).clamp_min(lowest) for scale, shift in zip(plain, shifts, strict=True)]
             coded = [torch.minimum(s, whole) >= self.log2_coded for s, whole in zip(scales, plain, strict=True)]
-            seen, spent = trellis.step(residuals, scales, coded, not noisy, self.coder)
+            seen, spent = trellis.step(residuals, scales, coded, noisy is False, self.coder)
             if noisy:
                 spent = [noisy_bits(residual, scale) for residual, scale in zip(residuals, scales, strict=True)]
             bits, square = sum(map(sum_of, spent), y.new_zeros(y.shape[0])), y.new_zeros(y.shape[0])
