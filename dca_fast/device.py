@@ -25,6 +25,7 @@ from dca_fast.entropy.device import DeviceCoder, DeviceDecoder
 from dca_fast.entropy.tables import Tables
 from dca_fast.errors import DeviceMemoryError
 from dca_fast.gradient import Gradient
+from dca_fast.graphs import CAPTURE, record
 from dca_fast.ops import Ops
 from dca_fast.program import CACHED_QUALITIES, QUALITY_STEPS, Adaptation, Model, Program, ProgramSet, settings
 from dca_fast.weights import Weights
@@ -35,9 +36,6 @@ STRIP_ROWS = (None, 64, 16)  # latent rows that the transforms compute at a time
 _STREAM_ROOM = 1 << 16  # bytes that a recorded decoder takes beyond one for each pixel
 _ALIGNMENT = 256
 _PACKED_QUALITIES = 64  # kept on the host, about 100 KiB each
-
-# A capture fails if anything else reaches its stream, or if the device is waited for as a whole: one at a time.
-_CAPTURE = threading.Lock()
 
 T = TypeVar("T")
 Size = tuple[int, int]
@@ -132,23 +130,6 @@ def _synthesise(program: Program, decoder: DeviceDecoder, grid: Size, valid: Siz
     return program.synthesise(y_hat, rows)
 
 
-@lru_cache
-def _capture_stream(device: int) -> torch.cuda.Stream:
-    """PyTorch hands out its few streams in turn, to everyone: this one is of the other, high-priority pool."""
-    return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
-
-
-def _record(function: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
-    """A graph of the launches of `function`, and its outputs; on the current device."""
-    function()  # compiles, loads, and packs the weights of layers that no other program has
-    with _CAPTURE:
-        torch.cuda.synchronize()
-        graph, stream = torch.cuda.CUDAGraph(), _capture_stream(torch.cuda.current_device())
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            out = function()
-    return graph, out
-
-
 class _EncoderGraph:
     """Recorded analysis and walk for one image size and level of effort; `step` takes `multipliers`.
 
@@ -166,12 +147,12 @@ class _EncoderGraph:
         self.picture: Tensor | None = None
         self.source: latents.EncoderSource
         if effort:
-            self._first = _record(partial(first_pass, *work, self.image, size, _EncoderSource))
+            self._first = record(partial(first_pass, *work, self.image, size, _EncoderSource))
             self._w = torch.zeros(3, 6 * len(RINGS), dtype=torch.int8, device=model.device)
             second = partial(second_pass, *work, self._first[1], self._w, self.image, size)
-            self._graph, (self.source, self.picture) = _record(second)
+            self._graph, (self.source, self.picture) = record(second)
         else:
-            self._graph, self.source = _record(partial(_plain, work[0], self.image, size, work[1]))
+            self._graph, self.source = record(partial(_plain, work[0], self.image, size, work[1]))
 
     def replay(self, fit: Fit) -> None:
         """Everything, of the settings and the image that were copied here."""
@@ -194,7 +175,7 @@ class _DecoderGraph:
         )
         # A graph knows addresses only: what a program made for itself, as packed weights, must stay.
         self._program = Program(model, self.settings.views, model.silent).adapted(aq)
-        self.graph, self.pixels = _record(partial(_synthesise, self._program, self.decoder, grid, valid, None))
+        self.graph, self.pixels = record(partial(_synthesise, self._program, self.decoder, grid, valid, None))
 
 
 def _capacity(grid: Size) -> int:
@@ -390,6 +371,6 @@ class DeviceCodec:
                 reason = str(error)
             with self._lock:
                 self._seen.clear()
-            with _CAPTURE:
+            with CAPTURE:
                 torch.cuda.empty_cache()
         raise DeviceMemoryError(reason)

@@ -238,7 +238,7 @@ def overwrite_unowned(graph: _DecoderGraph | _EncoderGraph) -> None:
 @pytest.fixture
 def imitated(monkeypatch: pytest.MonkeyPatch, emulation: None) -> Codec:
     monkeypatch.setattr("dca_fast.codec.resolve", lambda backend, device: packing())
-    monkeypatch.setattr("dca_fast.device._record", recorded)
+    monkeypatch.setattr("dca_fast.device.record", recorded)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     return Codec(device="cuda")
 
