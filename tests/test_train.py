@@ -1,5 +1,6 @@
 """The trainer: data from folders, packs and shards, initialisation, progress, resume, many processes, the end."""
 
+import functools
 import io
 import json
 import math
@@ -26,11 +27,14 @@ from dca_fast.model.layers import depth_to_space, space_to_depth
 from dca_fast.model.network import Network
 from dca_fast.testing import photograph
 from dca_fast.train import trainer as trainer_module
-from dca_fast.train.data import Images, Photographs, Shards, open_data
+from dca_fast.train.data import DeviceImages, Images, Photographs, Shards, open_data
 from dca_fast.train.finish import export_and_check, plot_losses
 from dca_fast.train.klt import principal_components, start_from_components
+from dca_fast.train.recorded import RecordedStep
 from dca_fast.train.trainer import Recipe, Trainer, in_bfloat16, learning_rate, loss_of, make_optimiser
+from tests.recording_tools import overwrite_unowned, recorded
 
+ROOT = Path(__file__).resolve().parents[1]
 TINY = ModelConfig(
     "tiny", width=32, latent=64, latent_hidden=32, context_width=32, heads=2, local=4, regional=16, tokens=4
 )
@@ -105,7 +109,7 @@ def test_training_with_adaptive_quantisation_prices_errors_by_site(photographs: 
     losses = [
         float(loss_of(o, image, quality, 0.4, torch.tensor(0.1))[0]) for o in (out, out | {"worth": torch.ones(1)})
     ]
-    assert trainer.train_step(1.0)[0] == pytest.approx(losses[0], rel=1e-4)
+    assert float(trainer.train_step(1.0)[0]) == pytest.approx(losses[0], rel=1e-4)
     assert losses[1] != pytest.approx(losses[0], rel=1e-3)
 
 
@@ -286,14 +290,79 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(photographs: Photograp
     assert again.step == 6
 
 
+@pytest.fixture
+def in_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings do on the CPU what they do on a GPU, but for the search of the trellis."""
+    monkeypatch.setattr(trainer_module, "uploaded", lambda photographs, device: DeviceImages(photographs, device))
+    monkeypatch.setattr(trainer_module, "recorded_in_graphs", lambda recipe, device: recipe.record)
+    monkeypatch.setattr(trainer_module, "RecordedStep", functools.partial(RecordedStep, make=recorded))
+
+
+@pytest.mark.usefixtures("in_graphs")
+@pytest.mark.parametrize("change", [{}, {"aq_strength": 0.1875, "parts": ("synthesis", "context"), "effort": 1}])
+def test_recorded_steps_are_those_launch_by_launch(change: dict, photographs: Photographs, tmp_path: Path) -> None:
+    """Also where memory that nobody owns is overwritten, stopped and resumed, and beyond a turn of the eigenbases."""
+    recipe = replace(RECIPE, **change)
+
+    def trained(record: bool) -> tuple[Trainer, list[float]]:
+        trainer = Trainer(TINY, photographs, tmp_path / str(record), replace(recipe, record=record))
+        losses = [float(trainer.train_step(1.0)[0]) for _ in range(5 - trainer.step)]
+        if record and losses:
+            overwrite_unowned(trainer.recorded)
+        losses += [float(trainer.train_step(1.0)[0]) for _ in range(4)]
+        trainer.save()
+        return trainer, losses
+
+    start = Trainer(TINY, photographs, tmp_path / "start", recipe).network.state_dict()
+    (graphs, mine), (plain, theirs) = trained(True), trained(False)
+    assert graphs.step == plain.step == 9
+    assert mine == pytest.approx(theirs, rel=1e-3)
+    for name, value in plain.network.named_parameters():
+        moved = (value - start[name]).norm()
+        assert (graphs.network.get_parameter(name) - value).norm() <= 0.02 * moved, name
+        assert (graphs.average[name] - plain.average[name]).norm() <= 0.02 * moved, name
+    (graphs, mine), (plain, theirs) = trained(True), trained(False)
+    assert graphs.step == plain.step == 13
+    assert mine == pytest.approx(theirs, rel=0.03)  # eigenvectors of few gradients magnify their last digits
+
+
+@pytest.mark.usefixtures("in_graphs")
+def test_a_recorded_step_leaves_out_what_is_not_finite(photographs: Photographs, tmp_path: Path) -> None:
+    trainer = Trainer(TINY, photographs, tmp_path, RECIPE)
+    for _ in range(3):
+        trainer.train_step(1.0)
+    before = {name: p.detach().clone() for name, p in trainer.network.named_parameters()}
+    squares = [state["square"].clone() for state in trainer.optimiser.state.values() if "square" in state]
+    trainer.crops = None  # type: ignore[assignment]
+    recorded_step = trainer.recorded
+    assert recorded_step is not None
+    recorded_step._crops = lambda batch: torch.full((RECIPE.batch, 64, 64, 3), torch.nan)
+    trainer.train_step(1.0)
+    assert all(p.equal(before[name]) for name, p in trainer.network.named_parameters())
+    after = [state["square"] for state in trainer.optimiser.state.values() if "square" in state]
+    assert all(a.equal(b) for a, b in zip(squares, after, strict=True))
+
+
+def test_crops_on_a_device_are_those_of_the_host(photographs: Photographs) -> None:
+    on_device = DeviceImages(photographs, "cpu")
+    for part in (slice(None), slice(1, None, 3)):
+        host, device = (np.random.default_rng(8) for _ in range(2))
+        places = on_device.places(device, 40, 64, part)
+        assert on_device.cut(places, 64).equal(photographs.batch(host, 40, 64, part))
+        assert host.random() == device.random()
+
+
 PROCESS = """
+import functools
 import sys
 from pathlib import Path
 import torch
 from dca_fast.config import ModelConfig
-from dca_fast.train.data import open_data
+from dca_fast.train import trainer as trainer_module
+from dca_fast.train.data import DeviceImages, open_data
 from dca_fast.train.trainer import Recipe, Trainer
 from dca_fast.train.world import join
+from tests.recording_tools import recorded
 
 torch.set_num_threads(1)
 noise, torch.rand_like = torch.rand_like, lambda x: torch.full_like(x, 0.5)  # none
@@ -314,6 +383,13 @@ with join("cpu") as world:
     timed = Trainer(config, data, out / "timed", Recipe(minutes=0.02, batch=1, crop=64), world=world)
     timed.run()
     (out / f"steps{world.rank}").write_text(str(timed.step))
+    # As on GPUs: recorded steps, which average gradients themselves, from crops in the memory of each.
+    trainer_module.uploaded = lambda photographs, device: DeviceImages(photographs, device)
+    trainer_module.recorded_in_graphs = lambda recipe, device: True
+    trainer_module.RecordedStep = functools.partial(trainer_module.RecordedStep, make=recorded)
+    graphs = Trainer(config, data, out / "graphs", recipe, start=None, world=world)
+    graphs.run()
+    torch.save(graphs.network.state_dict(), out / f"graphs{world.rank}.pt")
 """
 
 
@@ -334,7 +410,7 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path: Path, mon
     out = tmp_path / "two"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     arguments = [str(tmp_path / "process.py"), str(pack), str(out), repr(TINY.to_dict())]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     done = subprocess.run([*torchrun, *arguments], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -354,6 +430,9 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path: Path, mon
     first, second = (torch.load(out / f"weights{rank}.pt", weights_only=True) for rank in range(2))
     assert all(torch.equal(second[key], value) for key, value in first.items())
     assert int((out / "steps0").read_text()) == int((out / "steps1").read_text()) > 0
+    graphs, others = (torch.load(out / f"graphs{rank}.pt", weights_only=True) for rank in range(2))
+    assert all(torch.equal(others[key], value) for key, value in graphs.items())
+    assert all(torch.allclose(value, first[key], atol=1e-4) for key, value in graphs.items())
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [line.get("processes") for line in lines] == [2, None]
     assert torch.load(out / "checkpoint.pt", weights_only=True)["step"] == 2
@@ -394,9 +473,9 @@ def test_a_training_that_goes_astray_stops(
     trainer = Trainer(TINY, photographs, tmp_path, replace(RECIPE, steps=12))
     losses = iter([2.0, 1.0, 1.0, 1.0, 1.0, worst, worst, worst, worst, 1.0, 1.0, 1.0])
 
-    def step(factor: float) -> tuple[float, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def step(factor: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         trainer.step += 1
-        return next(losses), *(torch.ones(1),) * 3
+        return torch.tensor(next(losses)), *(torch.ones(1),) * 3
 
     monkeypatch.setattr(trainer, "train_step", step)
     if worst == 1.15:

@@ -85,8 +85,9 @@ class DeviceSearch:
         return torch.cat(values)
 
 
-@lru_cache(maxsize=4)
+@cache
 def _device_search(coder: Coder, device: torch.device) -> DeviceSearch:
+    """Kept for good: recorded steps of a training read its memory."""
     return DeviceSearch(coder.tables, device)
 
 

@@ -88,16 +88,18 @@ class Images:
 
     def __init__(self, images: Sequence[np.ndarray], skipped: int = 0) -> None:
         self.images, self.skipped = list(images), skipped
-        weights = np.array([im.shape[0] * im.shape[1] for im in self.images], dtype=np.float64)
-        self.weights = weights / weights.sum()
+        pixels = np.cumsum([im.shape[0] * im.shape[1] for im in self.images], dtype=np.float64)
+        self._reached = pixels / pixels[-1]
 
-    def _crop(self, seed: int, size: int) -> np.ndarray:
+    def draw(self, seed: int, size: int) -> tuple[int, np.ndarray]:
+        """One random crop, and which photograph it is a view of."""
         generator = np.random.default_rng(seed)
-        return cut(self.images[generator.choice(len(self.images), p=self.weights)], generator, size)
+        index = int(self._reached.searchsorted(generator.random(), side="right"))
+        return index, cut(self.images[index], generator, size)
 
     def batch(self, generator: np.random.Generator, count: int, size: int, part: slice = slice(None)) -> Tensor:
         """See `Crops`."""
-        return stack([self._crop(seed, size) for seed in seeds_of(generator, count, part)])
+        return stack([self.draw(seed, size)[1] for seed in seeds_of(generator, count, part)])
 
     def hold_out(self, every: int) -> tuple[Images, Images]:
         """Two sources without a photograph in common: all but one in `every`, and these."""
@@ -105,6 +107,42 @@ class Images:
             raise InputError(f"{len(self.images)} photographs are too few to hold out one in {every}")
         rest = [image for i, image in enumerate(self.images) if i % every]
         return Images(rest), Images(self.images[::every])
+
+
+class DeviceImages:
+    """The crops of `Images`, cut on a device that holds the photographs; the host only draws where.
+
+    Args:
+        images: RGB photographs.
+        device: where they are copied to.
+    """
+
+    def __init__(self, images: Images, device: torch.device | str) -> None:
+        self._images = images
+        # One at a time: the host need not hold them all.
+        self._pixels = torch.empty(sum(image.size for image in images.images), dtype=torch.uint8, device=device)
+        self._starts, at = [], 0
+        for image in images.images:
+            self._pixels[at : at + image.size].copy_(torch.from_numpy(np.array(image)).view(-1))
+            self._starts.append(at // 3)
+            at += image.size
+
+    def places(self, generator: np.random.Generator, count: int, size: int, part: slice = slice(None)) -> Tensor:
+        """Where the crops of `Images.batch` lie: int64 `[..., 3]`, the first pixel and how far it is to the next row
+        and column of each."""
+        places = []
+        for seed in seeds_of(generator, count, part):
+            index, crop = self._images.draw(seed, size)
+            image = self._images.images[index]
+            start = crop.__array_interface__["data"][0] - image.__array_interface__["data"][0]
+            places.append((self._starts[index] + start // 3, crop.strides[0] // 3, crop.strides[1] // 3))
+        return torch.tensor(places)
+
+    def cut(self, places: Tensor, size: int) -> Tensor:
+        """The crops at `places`, on the device: `[..., size, size, 3]` float32, grey levels minus 128."""
+        first, down, across = places.view(-1, 3, 1, 1).unbind(1)
+        side = torch.arange(size, device=places.device)
+        return self._pixels.view(-1, 3)[first + down * side[:, None] + across * side].float() - 128
 
 
 class Photographs(Images):

@@ -97,9 +97,9 @@ class Soap(torch.optim.Optimizer):
             longest = max(side, min(like.shape[1:]))
             for name, size in zip(("left", "right"), like.shape[1:], strict=True):
                 if size <= longest:
-                    state[name] = like.new_zeros(len(params), size, size)
-                    state[f"basis_{name}"] = torch.eye(size, dtype=like.dtype, device=like.device).expand_as(state[name])
-                    state[f"basis_{name}"] = state[f"basis_{name}"].clone()
+                    unit = torch.eye(size, dtype=like.dtype, device=like.device)
+                    state[f"basis_{name}"] = unit.repeat(len(params), 1, 1)
+                    state[name] = torch.zeros_like(state[f"basis_{name}"])
 
     @torch.no_grad()
     def update(self, scalars: Sequence[Scalars], moments: bool) -> None:
