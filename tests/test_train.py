@@ -26,6 +26,7 @@ from dca_fast.export import load_float
 from dca_fast.model.layers import depth_to_space, space_to_depth
 from dca_fast.model.network import Network
 from dca_fast.testing import photograph
+from dca_fast.train import pack
 from dca_fast.train import trainer as trainer_module
 from dca_fast.train.data import DeviceImages, Images, Photographs, Shards, open_data
 from dca_fast.train.finish import export_and_check, plot_losses
@@ -181,6 +182,43 @@ def test_a_pack_is_read_without_its_folder(photographs: Photographs, tmp_path: P
     assert pack.skipped == 1
     with pytest.raises(InputError, match="at least 200 pixels"):
         open_data(tmp_path / "pack.bin", tmp_path / "unused", 200)
+
+
+def test_a_pack_travels(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As large as it may be and no larger, of all photographs, and the same pixels but for what AVIF loses."""
+    folder, out = tmp_path / "photographs", tmp_path / "pack.crops"
+    folder.mkdir()
+    sources = [photograph(96 + 32 * i, 160, i) for i in range(3)]
+    for i, pixels in enumerate(sources):
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    Image.fromarray(photograph(48, 200)).save(folder / "small.png")
+    arguments = ["pack", str(folder), str(out), "--side", "64", "--mib"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "0.03"])
+    assert pack.main() == 0
+    assert 20_000 < out.stat().st_size <= 0.03 * (1 << 20)
+    data = open_data(out, tmp_path / "unused", 64)
+    assert isinstance(data, Images)
+    assert f"{len(data.images)} crops" in capsys.readouterr().out
+    assert all(image.shape == (64, 64, 3) for image in data.images)
+
+    def found_in(crop: np.ndarray, image: np.ndarray) -> bool:
+        windows = np.lib.stride_tricks.sliding_window_view(image[..., 1], (64, 64)).astype(np.int16)
+        return bool((np.abs(windows - crop[..., 1]).mean((2, 3)) < 4).any())
+
+    homes = [[found_in(crop, image) for image in sources].index(True) for crop in data.images]
+    assert sorted(homes[:3]) == [0, 1, 2]
+    monkeypatch.setattr(sys, "argv", [*arguments, "4"])  # more than there is
+    assert pack.main() == 0
+    assert len(open_data(out, tmp_path / "unused", 64).images) > len(homes)  # type: ignore[attr-defined]
+    for wrong in (["0.001"], ["1", "--side", "256"]):
+        monkeypatch.setattr(sys, "argv", [*arguments, *wrong])
+        assert pack.main() == 2
+    (tmp_path / "text.crops").write_text("no pack")
+    for name in ("text.crops", "nowhere.crops"):
+        with pytest.raises(InputError, match="not a pack"):
+            open_data(tmp_path / name, tmp_path / "unused", 64)
+    with pytest.raises(InputError, match="at least 65 pixels"):
+        open_data(out, tmp_path / "unused", 65)
 
 
 def test_held_out_photographs_are_not_trained_on() -> None:

@@ -252,12 +252,34 @@ class Shards:
         return stack(list(self._readers.map(lambda seed: self._crop(seed, size), seeds)))
 
 
+def read_pack(path: Path, smallest: int) -> Images:
+    """The crops of a travelling pack (`dca_fast.train.pack`), decoded into memory.
+
+    Raises:
+        InputError: not a pack, or nothing usable in it.
+    """
+    try:
+        with tarfile.open(path, "r:") as tar:
+            members = [(m.name, file.read()) for m in tar if (file := tar.extractfile(m)) is not None]
+    except (tarfile.TarError, FileNotFoundError) as error:
+        raise InputError(f"{path} is not a pack of crops: {error}") from error
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(lambda m: read_pixels(io.BytesIO(m[1]), f"{path}: {m[0]}", smallest), members))
+    images = [pixels for pixels in found if pixels is not None]
+    if not images:
+        raise InputError(f"no crops of at least {smallest} pixels a side in {path}")
+    return Images(images, len(found) - len(images))
+
+
 def open_data(path: Path, cache: Path, smallest: int) -> Crops:
-    """A source of crops from a folder of photographs, a tar file or a folder of them, or a packed `.bin`.
+    """A source of crops from a folder of photographs, a tar file or a folder of them, a packed `.bin`, or a pack of
+    `.crops`.
 
     Raises:
         InputError: nothing usable there.
     """
+    if path.suffix == ".crops":
+        return read_pack(path, smallest)
     if path.suffix in (".bin", ".json"):
         return Photographs(None, path, smallest)
     if path.suffix == ".tar":
