@@ -1,12 +1,14 @@
-"""Everything there is to measure on a CUDA device, in one run: exactness, kernels, whole images, the coder.
+"""What there is to measure on a CUDA device: exactness, whole images, the coder, kernels, within given times.
 
-    python benchmarks/gpu.py --out benchmarks/results/DEVICE.json [--images N] [--quick]
+    python benchmarks/gpu.py --out benchmarks/results/DEVICE.json [--exactness SECONDS] [--figures SECONDS] [--images N]
 
-Exactness comes first: files and pixels of the device against those of the CPU, both ways. Then every operation of an
-encode and a decode at 4K against the reference operations on the same device (eager PyTorch) and against the roofline
-measured in the same run (a large int8 product and a large copy), whole images, and the coder. Times are medians of
-device events, or of synchronised calls for whole images. The file is written after every part; a part that fails leaves
-its traceback under "errors", and the others run all the same.
+Exactness: files and pixels of the device against those of the CPU, both ways, launch by launch, recorded and replayed,
+and from two streams at once. Figures: whole images and the coder; every operation of an encode and a decode at 4K
+against the reference operations on the same device (eager PyTorch) and against the roofline measured in the same run
+(a large int8 product and a large copy); the float network. Times are medians of device events, or of synchronised calls
+for whole images. What comes first matters most: when its time is over nothing further is begun, and what was left out
+is named under "left out". The file is written after every part; a part that fails leaves its traceback under "errors",
+and the others run all the same. With `--device cpu` tiny pictures go through what needs no device: a rehearsal.
 """
 
 from __future__ import annotations
@@ -18,8 +20,11 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,7 +50,9 @@ from dca_fast.report import environment
 from dca_fast.timing import work_of
 
 SIZES = {"768x512": (512, 768), "1080p": (1080, 1920), "4k": (2160, 3840)}
-QUALITIES = (0, 10, 30, 50, 60, 70, 90, 100)
+EXACT_SIZES = ((512, 768), (257, 321), (1, 17))
+REHEARSAL = {"96x64": (64, 96)}
+QUALITIES = (60, 0, 10, 30, 50, 70, 90, 100)
 EFFORTS = (0, 1)  # with graphs; `SEARCHED` goes launch by launch
 SEARCHED = 4
 QUALITY = 60.0
@@ -53,6 +60,21 @@ BATCH = 16
 SPEED_TURNS, SEARCH_TURNS = 30, 5
 HEAD_START = 4_000_000  # clock cycles, some 2 ms
 MAX_REFERENCE_MACS = 1 << 36  # float64 products of the reference above this would take the whole run
+
+
+class Clock:
+    """How much of a time is left."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        return self._end - time.monotonic()
+
+
+def wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def timed(function: Callable[[], Any]) -> tuple[torch.cuda.Event, torch.cuda.Event]:
@@ -80,31 +102,53 @@ def call_ms(function: Callable[[], Any], repeat: int = SPEED_TURNS) -> dict[str,
         function()
     times = []
     for _ in range(repeat):
-        torch.cuda.synchronize()
+        wait()
         start = time.perf_counter()
         function()
-        torch.cuda.synchronize()
+        wait()
         times.append(1e3 * (time.perf_counter() - start))
     low, middle, high = statistics.quantiles(times, n=4)
     return {"ms": middle, "spread_ms": (high - low) / 2}
 
 
-def exactness(cpu: Codec, gpu: Codec, images: list[np.ndarray]) -> dict[str, Any]:
+def exactness(cpu: Codec, gpu: Codec, images: list[np.ndarray], clock: Clock) -> dict[str, Any]:
     """Files made on the device against those of the CPU, and each decoded on the other."""
-    compared, different = 0, []
+    compared, different, cases = 0, [], []
     for index, image in enumerate(images):
         searched = [(QUALITY, SEARCHED)] if index == 0 else []  # the CPU takes long for it
-        for quality, effort in [*itertools.product(QUALITIES, EFFORTS), *searched]:
-            data = cpu.encode(image, quality, effort=effort)
-            pixels = cpu.decode(data, "numpy")
-            for turn in range(2):  # of the first image launch by launch, then recorded; replayed from then on
-                compared += 2
-                what = f"image {index} quality {quality} effort {effort} turn {turn}"
-                if gpu.encode(image, quality, effort=effort) != data:
-                    different.append(f"encode {what}")
-                if not np.array_equal(gpu.decode(data, "numpy"), pixels):
-                    different.append(f"decode {what}")
-    return {"comparisons": compared, "different": different}
+        cases += [(index, image, *case) for case in [*itertools.product(QUALITIES, EFFORTS), *searched]]
+    cases.sort(key=lambda case: QUALITIES.index(round(case[2])))  # all sizes at one quality, then the next
+    done = 0
+    for index, image, quality, effort in cases:
+        if clock.left() < 0:
+            break
+        data = cpu.encode(image, quality, effort=effort)
+        pixels = cpu.decode(data, "numpy")
+        for turn in range(3):  # launch by launch, recorded and replayed the first time; replayed from then on
+            compared += 2
+            what = f"{image.shape[1]}x{image.shape[0]} ({index}) quality {quality} effort {effort} turn {turn}"
+            if gpu.encode(image, quality, effort=effort) != data:
+                different.append(f"encode {what}")
+            if not np.array_equal(gpu.decode(data, "numpy"), pixels):
+                different.append(f"decode {what}")
+        done += 1
+    found = {"comparisons": compared, "different": different, "cases": done, "cases left out": len(cases) - done}
+    return found | at_once(cpu, gpu, images[:2])
+
+
+def at_once(cpu: Codec, gpu: Codec, images: list[np.ndarray], turns: int = 8) -> dict[str, Any]:
+    """Two streams encode and decode at the same time: of one size, so that they share graphs, and of two."""
+    expected = [cpu.encode(image, QUALITY, effort=0) for image in images]
+    pixels = [cpu.decode(data, "numpy") for data in expected]
+
+    def both(i: int) -> bool:
+        with torch.cuda.stream(torch.cuda.Stream()) if torch.cuda.is_available() else nullcontext():
+            n = i % len(images)
+            same = gpu.encode(images[n], QUALITY, effort=0) == expected[n]
+            return same and np.array_equal(gpu.decode(expected[n], "numpy"), pixels[n])
+
+    with ThreadPoolExecutor(2) as pool:
+        return {"at once": turns, "different at once": list(pool.map(both, range(turns))).count(False)}
 
 
 def roofline() -> dict[str, float]:
@@ -192,12 +236,15 @@ def kernels(calls: dict[str, Call], ceilings: dict[str, float]) -> list[dict[str
     return sorted(rows, key=lambda row: -row["ms"] * row["count"])
 
 
-def whole_images(gpu: Codec) -> list[dict[str, Any]]:
+def whole_images(gpu: Codec, sizes: dict[str, tuple[int, int]], clock: Clock) -> list[dict[str, Any]]:
     """Encode and decode of one image, tensor to bytes and back, and of a batch."""
     rows = []
-    for name, (height, width) in SIZES.items():
+    for name, (height, width) in sizes.items():
+        if rows and clock.left() < 0:
+            break
         (image,) = pictures(width, height)
-        tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).cuda()
+        tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+        tensor = tensor if gpu._device is None else tensor.cuda()
         row: dict[str, Any] = {"size": name}
         for effort in (*EFFORTS, SEARCHED):
             gpu.warm_up(height, width, effort=effort)
@@ -210,7 +257,8 @@ def whole_images(gpu: Codec) -> list[dict[str, Any]]:
             row["encode_batch_effort0"] = call_ms(lambda t=tensor: gpu.encode_batch([t] * BATCH, QUALITY, effort=0), 5)
             row["decode_batch"] = call_ms(lambda d=data: gpu.decode_batch([d] * BATCH, "torch"), 5)
             row["batch"] = BATCH
-        row |= coder_times(gpu, image)
+        if gpu._device is not None:
+            row |= coder_times(gpu, image)
         rows.append(row)
     return rows
 
@@ -278,42 +326,61 @@ def integer_transforms(gpu: Codec) -> list[dict[str, Any]]:
     return rows
 
 
+def parts_of(args: argparse.Namespace) -> Iterator[tuple[str, float, Callable[[dict[str, Any], Clock], Any]]]:
+    """What is asked for, in order: name, whose time it takes, and the work, given the facts so far and the clock."""
+    cuda = args.device == "cuda"
+    cpu = Codec(device="cpu", backend="native" if cuda else "reference")
+    gpu = Codec(device="cuda") if cuda else Codec(device="cpu")
+    sizes = SIZES if cuda else REHEARSAL
+    exact = EXACT_SIZES if cuda else ((64, 96), (1, 17))
+    (height, width), images = list(sizes.values())[-1], args.images if cuda else 1
+    if args.exactness:
+
+        def exact_work(facts: dict[str, Any], clock: Clock) -> Any:
+            some = [np.ascontiguousarray(p) for h, w in exact for p in pictures(w, h, images)]
+            return exactness(cpu, gpu, [*some, np.ascontiguousarray(pictures(width, height)[0])], clock)
+
+        yield "exactness", "exactness", exact_work
+    if args.figures:
+        yield "images", "figures", lambda facts, clock: whole_images(gpu, sizes, clock)
+    if args.figures and cuda:
+        largest = np.ascontiguousarray(pictures(width, height)[0])
+        yield "roofline", "figures", lambda facts, clock: roofline()
+        yield "transforms", "figures", lambda facts, clock: integer_transforms(gpu)
+        yield "kernels", "figures", lambda facts, clock: kernels(collect(gpu, largest), facts["roofline"])
+        yield "float", "figures", lambda facts, clock: float_model()
+
+
 def main() -> int:
     """Measure, write, and say whether everything was exact."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--quick", action="store_true", help="exactness and whole images only")
-    parser.add_argument("--images", type=int, default=4, help="pictures of each size for exactness")
+    parser.add_argument("--exactness", type=float, default=600, metavar="SECONDS", help="0: not (default: %(default)g)")
+    parser.add_argument("--figures", type=float, default=600, metavar="SECONDS", help="0: not (default: %(default)g)")
+    parser.add_argument("--images", type=int, default=2, help="pictures of each size for exactness")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     args = parser.parse_args()
-    cpu, gpu = Codec(device="cpu", backend="native"), Codec(device="cuda")
-    images = [np.ascontiguousarray(p) for h, w in ((512, 768), (257, 321)) for p in pictures(w, h, args.images)]
-    largest = np.ascontiguousarray(pictures(3840, 2160)[0])
-    facts: dict[str, Any] = {"device": torch.cuda.get_device_name(), "model": gpu.model_id, "source": source()}
-    facts |= environment() | {"triton": triton.__version__, "cuda": torch.version.cuda, "errors": {}}
-    parts: dict[str, Callable[[], Any]] = {
-        "exactness": lambda: exactness(cpu, gpu, [*images, largest]),
-        "images": lambda: whole_images(gpu),
-    }
-    if not args.quick:
-        parts |= {
-            "roofline": roofline,
-            "transforms": lambda: integer_transforms(gpu),
-            "kernels": lambda: kernels(collect(gpu, largest), facts["roofline"]),
-            "float": float_model,
-        }
+    name = torch.cuda.get_device_name() if args.device == "cuda" else "none: a rehearsal"
+    facts: dict[str, Any] = {"device": name, "date": date.today().isoformat(), "source": source()} | environment()
+    facts |= {"triton": triton.__version__, "cuda": torch.version.cuda, "errors": {}, "left out": []}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    for name, part in parts.items():
+    clocks: dict[str, Clock] = {}
+    for name, whose, work in parts_of(args):
+        clock = clocks.setdefault(whose, Clock(getattr(args, whose)))
         begin = time.perf_counter()
-        try:
-            facts[name] = part()
-        except Exception:
-            facts["errors"][name] = traceback.format_exc()
+        if clock.left() < 0:
+            facts["left out"].append(name)
+        else:
+            try:
+                facts[name] = work(facts, clock)
+            except Exception:
+                facts["errors"][name] = traceback.format_exc()
         args.out.write_text(json.dumps(facts, indent=1) + "\n")
         print(f"{name}: {time.perf_counter() - begin:.0f} s", file=sys.stderr)
-    json.dump({key: facts.get(key) for key in ("exactness", "images", "errors")}, sys.stdout, indent=1)
-    wrong = facts.get("exactness", {}).get("different", [])
-    wrong += [r["call"] for r in facts.get("kernels", []) if r.get("equal") is False]
-    return 1 if wrong or facts["errors"] else 0
+    json.dump({key: facts.get(key) for key in ("exactness", "images", "errors", "left out")}, sys.stdout, indent=1)
+    exact = facts.get("exactness", {})
+    wrong = [*exact.get("different", []), *[r["call"] for r in facts.get("kernels", []) if r.get("equal") is False]]
+    return 1 if wrong or exact.get("different at once") or facts["errors"] else 0
 
 
 if __name__ == "__main__":

@@ -28,8 +28,9 @@ TAR_BLOCK, TAR_END = 512, 10240
 
 
 def crops(folder: Path, side: int, seed: int) -> Iterator[np.ndarray]:
-    """Crops uint8 `[side, side, 3]`: one of every photograph in turn, again and again, at random places of a grid of half
-    crops, each once. Smaller photographs are left out.
+    """Crops uint8 `[side, side, 3]`: one of every photograph in turn, again and again.
+
+    They lie at random places of a grid of half crops, each once. Smaller photographs are left out.
 
     Raises:
         InputError: there are no images.

@@ -306,7 +306,8 @@ class Trainer:
             self.step = self.first = recipe.ramp  # trained before, so past the ramp
         else:
             start_from_components(self.network, photographs, recipe.seed)
-        fresh = state is None and recipe.optimiser == "soap"
+        kept = (state or {}).get("optimiser")  # a checkpoint in parts (`train/parts.py`) has none
+        fresh = kept is None and recipe.optimiser == "soap"
         white = whitening(self.network, photographs, recipe.seed) if fresh else {}
         self.network.to(device).train()
         if tables is not None:
@@ -317,7 +318,8 @@ class Trainer:
         self.optimiser = make_optimiser(self.network, recipe)
         if state is not None:
             self.average = {k: v.to(device) for k, v in state["average"].items()}
-            self.optimiser.load_state_dict(state["optimiser"])
+            if kept is not None:
+                self.optimiser.load_state_dict(kept)
         if isinstance(self.optimiser, Soap):
             for layer, root in white.items():
                 if layer.get_parameter("weight").requires_grad:
@@ -399,21 +401,23 @@ class Trainer:
                 self.average[key].lerp_(value.float(), 1 - decay)
         return loss.detach(), bpp, mse, quality
 
-    def save(self) -> None:
-        """Checkpoint with optimiser state, replaced atomically."""
-        if self.world.rank:
-            return
-        state = {
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds, but for the optimiser."""
+        return {
             "format": FORMAT,
             "network": self.network.state_dict(),
             "average": self.average,
             "step": self.step,
             "first": self.first,
-            "optimiser": self.optimiser.state_dict(),
             "config": self.network.config.to_dict(),
         }
+
+    def save(self) -> None:
+        """Checkpoint with optimiser state, replaced atomically."""
+        if self.world.rank:
+            return
         part = self.folder / "checkpoint.part"
-        torch.save(state, part)
+        torch.save(self.state() | {"optimiser": self.optimiser.state_dict()}, part)
         part.replace(self.folder / "checkpoint.pt")
 
     def progress(self, since: int, minutes: float) -> tuple[int, float]:
