@@ -28,6 +28,7 @@ from dca_fast.config import LAMBDA_MAX, LAMBDA_MIN, QUALITY_MAX, STEPS, ModelCon
 from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import Tables
 from dca_fast.errors import ConfigError, TrainingError, WeightsError
+from dca_fast.model.fused import fuse
 from dca_fast.model.network import Network
 from dca_fast.train.data import Crops, DeviceImages, Images
 from dca_fast.train.klt import start_from_components
@@ -72,6 +73,7 @@ class Recipe:
         rate_only: the loss is bits alone and f_s is left out, for parts without transforms: half as many steps again in
             the same time.
         bf16: on a GPU, convolutions of the transforms in bfloat16. The GEMMs of int8 layers are so there anyway.
+        fused: on a GPU, blocks run by fused kernels (`kernels/training.py`).
         record: on a GPU, steps are recorded in CUDA graphs (`train/recorded.py`); not with "adam" or `compile`.
     """
 
@@ -98,6 +100,7 @@ class Recipe:
     aq_strength: float = 0.0
     rate_only: bool = False
     bf16: bool = True
+    fused: bool = True
     record: bool = True
     parts: tuple[str, ...] | None = None
 
@@ -327,6 +330,8 @@ class Trainer:
         if device.startswith("cuda") and recipe.bf16 and config.transforms == "elic":
             for transform in (self.network.analysis, self.network.synthesis):
                 in_bfloat16(transform, "cuda")
+        if device.startswith("cuda") and recipe.fused and not recipe.compile:
+            fuse(self.network)
         objective = Objective(self.network, recipe)
         self.recorded: RecordedStep | None = None
         self._on_device = uploaded(photographs, torch.device(device))
