@@ -3,9 +3,9 @@
     python benchmarks/gpu.py --out benchmarks/results/DEVICE.json [--exactness SECONDS] [--figures SECONDS] [--images N]
 
 Exactness: files and pixels of the device against those of the CPU, both ways, launch by launch, recorded and replayed,
-and from two streams at once. Figures: whole images and the coder; every operation of an encode and a decode at 4K
-against the reference operations on the same device (eager PyTorch) and against the roofline measured in the same run
-(a large int8 product and a large copy); the float network. Times are medians of device events, or of synchronised calls
+and from two streams at once. Figures: whole images and the coder; the trainer; every operation of an encode and a
+decode at 4K against the reference operations on the same device (eager PyTorch) and against the roofline measured in the
+same run (a large int8 product and a large copy); the float network. Times are medians of device events, or of synchronised calls
 for whole images. What comes first matters most: when its time is over nothing further is begun, and what was left out
 is named under "left out". The file is written after every part; a part that fails leaves its traceback under "errors",
 and the others run all the same. With `--device cpu` tiny pictures go through what needs no device: a rehearsal.
@@ -16,8 +16,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import statistics
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -35,19 +37,23 @@ import triton
 from pictures import pictures, source
 from torch import Tensor
 
-from dca_fast import Codec, latents, restoration
+from dca_fast import Codec, latents, restoration, weights
 from dca_fast.adjoint import Adjoint
 from dca_fast.codec import _aq
 from dca_fast.config import DEFAULT_AQ, RINGS, TRELLIS_STEP, preset
 from dca_fast.device import _analyse, _synthesise
 from dca_fast.effort import Step, step_multipliers, worth
 from dca_fast.entropy.coder import choose_lanes
+from dca_fast.export import load_float
 from dca_fast.kernels.ops import OPS
 from dca_fast.model.network import Network
 from dca_fast.ops import Ops, reference
 from dca_fast.program import ProgramSet
 from dca_fast.report import environment
+from dca_fast.testing import photograph
 from dca_fast.timing import work_of
+from dca_fast.train.data import Images
+from dca_fast.train.trainer import Recipe, Trainer
 
 SIZES = {"768x512": (512, 768), "1080p": (1080, 1920), "4k": (2160, 3840)}
 EXACT_SIZES = ((512, 768), (257, 321), (1, 17))
@@ -56,6 +62,7 @@ QUALITIES = (60, 0, 10, 30, 50, 70, 90, 100)
 EFFORTS = (0, 1)  # with graphs; `SEARCHED` goes launch by launch
 SEARCHED = 4
 QUALITY = 60.0
+CHECKPOINT = Path(__file__).resolve().parents[1] / "checkpoints" / "dca-s.safetensors"
 BATCH = 16
 SPEED_TURNS, SEARCH_TURNS = 30, 5
 HEAD_START = 4_000_000  # clock cycles, some 2 ms
@@ -203,8 +210,8 @@ def collect(gpu: Codec, image: np.ndarray) -> dict[str, Call]:
     target = torch.from_numpy(image).cuda()
 
     def fit(picture: Tensor) -> Tensor:
-        weights = restoration.fit(kept, picture[0], target, worth(QUALITY))
-        return restoration.as_tensor(weights, len(RINGS)).to(codec.device)
+        found = restoration.fit(kept, picture[0], target, worth(QUALITY))
+        return restoration.as_tensor(found, len(RINGS)).to(codec.device)
 
     source, _ = _analyse(program, torch.from_numpy(padded).cuda()[None], size, step, fit, None)
     stream, _ = codec._code(source, groups)
@@ -313,6 +320,33 @@ def float_model(name: str = "dca-s") -> list[dict[str, Any]]:
     return rows
 
 
+def training_speed(device: str, clock: Clock, batch: int, crop: int, turns: int) -> dict[str, Any]:
+    """Pixels per second of steps of the trainer, all parts of dca-s on synthetic photographs: as it is, launch by launch,
+    and without fused kernels."""
+    data = Images([photograph(512, 512, seed) for seed in range(8)])
+    tables, rows = weights.load(weights.find("dca-s")).tables, {}
+    for name, record, fused in (("graphs", True, True), ("launches", False, True), ("graphs, eager", True, False)):
+        if rows and clock.left() < 0:
+            break
+        recipe = Recipe(batch=batch, crop=crop, aq_strength=DEFAULT_AQ, record=record, fused=fused)
+        with tempfile.TemporaryDirectory() as folder:
+            start = load_float(CHECKPOINT).state_dict()
+            trainer = Trainer(preset("dca-s"), data, Path(folder), recipe, device, start, tables=tables)
+            begin = time.perf_counter()
+            trainer.train_step(1.0)
+            trainer.train_step(1.0)  # both kinds of updates are recorded now
+            wait()
+            first, begin = time.perf_counter() - begin, time.perf_counter()
+            losses = [float(loss) for loss in [trainer.train_step(1.0)[0].clone() for _ in range(turns)]]
+            step = (time.perf_counter() - begin) / turns
+        rows[name] = {"step_ms": 1e3 * step, "pixels_per_s": batch * crop**2 / step, "first_steps_s": first}
+        rows[name]["finite"] = all(map(math.isfinite, losses))
+        if torch.cuda.is_available():
+            rows[name]["peak_bytes"] = torch.cuda.max_memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+    return {"batch": batch, "crop": crop, "steps": turns} | rows
+
+
 def integer_transforms(gpu: Codec) -> list[dict[str, Any]]:
     """f_a and f_s of the integer program, beside `float_model`."""
     assert gpu._device is not None
@@ -343,6 +377,8 @@ def parts_of(args: argparse.Namespace) -> Iterator[tuple[str, float, Callable[[d
         yield "exactness", "exactness", exact_work
     if args.figures:
         yield "images", "figures", lambda facts, clock: whole_images(gpu, sizes, clock)
+        batch, crop, turns = (64, 256, 40) if cuda else (1, 64, 1)
+        yield "training", "figures", lambda facts, clock: training_speed(args.device, clock, batch, crop, turns)
     if args.figures and cuda:
         largest = np.ascontiguousarray(pictures(width, height)[0])
         yield "roofline", "figures", lambda facts, clock: roofline()
@@ -377,7 +413,7 @@ def main() -> int:
                 facts["errors"][name] = traceback.format_exc()
         args.out.write_text(json.dumps(facts, indent=1) + "\n")
         print(f"{name}: {time.perf_counter() - begin:.0f} s", file=sys.stderr)
-    json.dump({key: facts.get(key) for key in ("exactness", "images", "errors", "left out")}, sys.stdout, indent=1)
+    json.dump({key: facts.get(key) for key in ("exactness", "images", "training", "errors", "left out")}, sys.stdout, indent=1)
     exact = facts.get("exactness", {})
     wrong = [*exact.get("different", []), *[r["call"] for r in facts.get("kernels", []) if r.get("equal") is False]]
     return 1 if wrong or exact.get("different at once") or facts["errors"] else 0

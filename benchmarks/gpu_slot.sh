@@ -65,7 +65,8 @@ if asked tests; then # what compiles only, or runs in emulation, says nothing ab
     ! "$python" -c 'import xdist' 2>/dev/null || parallel=(-n 8)
     step tests 240 "$python" -m pytest -q --maxfail=20 -W default "${parallel[@]}" \
         -k "not compile and not sanitizers and not emulated" \
-        tests/test_kernels_*.py tests/test_rans_device.py tests/test_device.py
+        tests/test_kernels_*.py tests/test_rans_device.py tests/test_device.py \
+        tests/test_train.py::test_a_gpu_trains_as_the_host_says
 fi
 if asked sanitizer; then # the coder's kernels, not PyTorch's own
     step sanitizer 120 compute-sanitizer --error-exitcode 1 --kernel-name-exclude kns=at6native "$python" -m pytest \

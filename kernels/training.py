@@ -1,4 +1,4 @@
-"""The float model's residual blocks for training on a GPU: fused autograd functions.
+"""The float model's residual blocks and rates for training on a GPU: fused autograd functions.
 
 Definitions: `DepthBlock` and `GatedFfn` of `dca_fast/model/layers.py`. Between two kernels lies one byte a value, not
 several floats: operands are kept as int8, in 1/16, forward products are exact int8 ones with scale, bias, quality,
@@ -9,6 +9,7 @@ library's, in the type of the `Quantised.precise` weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -24,11 +25,13 @@ from .gemm import _sum, _tile
 from .numerics import EXACT, LIMIT8, rounded
 from .pointwise import _launch, _places
 
-__all__ = ["Quantised", "QuantisedRows", "depth_block", "gated_ffn"]
+__all__ = ["Quantised", "QuantisedRows", "depth_block", "gated_ffn", "noisy_bits"]
 
 _STEPS = tl.constexpr(float(OPERAND_STEPS))
 _LEAKY = tl.constexpr(LEAKY_SLOPE)
 _BELOW = tl.constexpr(-128)  # zero, not from a positive value
+_LEAST = tl.constexpr(2.0**-20)  # probability that is told apart
+_ROOT_HALF, _INVERSE_ROOT_PI = (tl.constexpr(x) for x in (math.sqrt(0.5), 1 / math.sqrt(math.pi)))
 _SIZES = ["rows", "sites", "height", "width"]
 _ACT, _GATE, _ADD = (tl.constexpr(i) for i in range(3))  # epilogues
 CHUNK = 1024  # sites whose share in a depthwise weight's gradient one program sums
@@ -298,7 +301,72 @@ def _depthwise_weight_kernel(
         tl.store(place + tap * C, sums[tap], channel < C)
 
 
-# Autograd.
+# Rates.
+
+
+@triton.jit
+def _erfc(x):
+    """The complementary error function to 1.2e-7 of itself (Press et al., Numerical Recipes, section 6.2)."""
+    z = tl.abs(x)
+    t = 1 / (1 + 0.5 * z)
+    p = -0.82215223 + t * 0.17087277
+    p = -1.13520398 + t * (1.48851587 + t * p)
+    p = 0.09678418 + t * (-0.18628806 + t * (0.27886807 + t * p))
+    p = -z * z - 1.26551223 + t * (1.00002368 + t * (0.37409196 + t * p))
+    y = t * tl.exp(p)
+    return tl.where(x < 0, 2 - y, y)
+
+
+@triton.jit
+def _gaussian_bits(value, inverse):
+    """Bits of `gaussian_bits` and their derivative by log2 of the scale, whose inverse times sqrt(1/2) is given."""
+    v = tl.abs(value)
+    a, b = (v - 0.5) * inverse, (v + 0.5) * inverse
+    whole = 0.5 * (_erfc(a) - _erfc(b))
+    p = tl.maximum(whole, _LEAST)
+    slope = (b * tl.exp(-b * b) - a * tl.exp(-a * a)) * _INVERSE_ROOT_PI / p
+    return -tl.log2(p), tl.where(whole >= _LEAST, slope, 0.0)
+
+
+@triton.jit
+def _noisy_bits_kernel(
+    count, x, noise, log2_scale, bits, slope_x, slope_scale, LONG: tl.constexpr, BLOCK: tl.constexpr
+):
+    at = _places(LONG, BLOCK)
+    inside = at < count
+    value = tl.load(x + at, inside, 0.0)
+    inverse = tl.exp2(-tl.load(log2_scale + at, inside, 0.0)) * _ROOT_HALF
+    found, slope = _gaussian_bits(value + (tl.load(noise + at, inside, 0.0) - 0.5), inverse)
+    above, _ = _gaussian_bits(value + 0.5, inverse)
+    below, _ = _gaussian_bits(value - 0.5, inverse)
+    tl.store(bits + at, found, inside)
+    tl.store(slope_x + at, above - below, inside)
+    tl.store(slope_scale + at, slope, inside)
+
+
+class _NoisyBits(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, noise: Tensor, log2_scale: Tensor) -> Tensor:
+        bits, *slopes = (torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(3))
+        arguments = x.contiguous(), noise.contiguous(), log2_scale.contiguous(), bits, *slopes
+        _launch(_noisy_bits_kernel, x.numel(), *arguments)
+        ctx.save_for_backward(*slopes)
+        return bits
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        slope_x, slope_scale = ctx.saved_tensors
+        return g * slope_x, None, g * slope_scale
+
+
+def noisy_bits(x: Tensor, noise: Tensor, log2_scale: Tensor) -> Tensor:
+    """`dca_fast.model.network.noisy_bits` with its noise, uniform in 0..1; float32 of one shape, but for the scale, which
+    broadcasts."""
+    bits: Tensor = _NoisyBits.apply(x, noise, log2_scale.expand_as(x))
+    return bits
+
+
+# Autograd of the blocks.
 
 
 def _operand(x: Tensor, unit: Tensor | None) -> Tensor:

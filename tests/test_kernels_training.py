@@ -12,7 +12,7 @@ from dca_fast.config import ModelConfig
 from dca_fast.model import layers
 from dca_fast.model.fused import fuse
 from dca_fast.model.layers import DepthBlock, GatedFfn, row_scales
-from dca_fast.model.network import Network
+from dca_fast.model.network import Network, noisy_bits
 from tests.kernel_tools import ARCHITECTURES, DEVICE, SHARED_LIMIT, compiled, kernels
 
 training = kernels("training")
@@ -96,6 +96,23 @@ def test_rows_are_quantised_in_one_launch_as_one_by_one() -> None:
             w.mul_(1.5).add_(0.25)
 
 
+@pytest.mark.parametrize("shape", [(3, 5, 4, 6), (2, 0, 3, 4)])
+def test_rates_are_those_of_the_model(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Near zero and far out, narrow and wide; the scale of a channel is one number."""
+    noise = torch.rand(shape)
+    monkeypatch.setattr(torch, "rand_like", lambda x: noise.to(x.device))
+    x, scale = torch.randn(shape) * torch.logspace(-2, 2, shape[-1]), torch.linspace(-4, 5, shape[-1]).view(1, 1, 1, -1)
+    g = torch.randn(shape)
+    results = []
+    for fused, device in ((False, "cpu"), (True, DEVICE)):
+        leaves = [value.to(device).requires_grad_(True) for value in (x, scale)]
+        bits = noisy_bits(*leaves, fused)
+        results.append([bits.detach().cpu(), *(y.cpu() for y in torch.autograd.grad(bits, leaves, g.to(device)))])
+    for a, b in zip(*results, strict=True):
+        # A probability is a difference of two that are up to 2: its last digits are theirs.
+        assert torch.allclose(a, b, rtol=1e-3, atol=2e-3)
+
+
 def test_a_fused_network_is_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss and gradients of all of it, within what single values cost that round to the other side."""
     torch.manual_seed(0)
@@ -136,13 +153,15 @@ def train_blocks() -> None:
             ready(block, torch.bfloat16)
             x = torch.zeros(2, 16, 16, c, requires_grad=True)
             block(x, torch.zeros(2, 1, 1, 1)).sum().backward()
+    y = torch.zeros(2, 8, 8, 96, requires_grad=True)
+    noisy_bits(y, torch.zeros_like(y), True).sum().backward()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_what_is_compiled(architecture: int) -> None:
     records = compiled("tests.test_kernels_training", "train_blocks", architecture)
     names = {record["kernel"] for record in records}
-    assert len(names) == 9
+    assert len(names) == 10
     for record in records:
         assert record["local"] == 0, record
         assert record["shared"] <= SHARED_LIMIT[architecture], record

@@ -381,6 +381,22 @@ def test_a_recorded_step_leaves_out_what_is_not_finite(photographs: Photographs,
     assert all(a.equal(b) for a, b in zip(squares, after, strict=True))
 
 
+@pytest.mark.gpu
+def test_a_gpu_trains_as_the_host_says(photographs: Photographs, tmp_path: Path) -> None:
+    """Recorded and fused, recorded alone, and launch by launch: the same losses but for bfloat16."""
+    losses = {}
+    for record, fused in ((True, True), (True, False), (False, True), (False, False)):
+        recipe = replace(RECIPE, batch=8, record=record, fused=fused, aq_strength=0.1875)
+        trainer = Trainer(TINY, photographs, tmp_path / f"{record}{fused}", recipe, "cuda")
+        assert (trainer.recorded is not None) is record
+        losses[record, fused] = [float(trainer.train_step(1.0)[0]) for _ in range(60)]  # two turns of the bases
+        assert trainer.average["log2_gain"].isfinite().all()
+    plain = losses.pop((False, False))
+    for found in losses.values():
+        assert found[:5] == pytest.approx(plain[:5], rel=0.02)
+        assert np.mean(found[-20:]) == pytest.approx(np.mean(plain[-20:]), rel=0.05)
+
+
 def test_crops_on_a_device_are_those_of_the_host(photographs: Photographs) -> None:
     on_device = DeviceImages(photographs, "cpu")
     for part in (slice(None), slice(1, None, 3)):

@@ -1,4 +1,5 @@
-"""A network whose residual blocks run by the fused functions of `kernels/training.py`, as trainings on a GPU do."""
+"""A network whose residual blocks and rates run by the fused functions of `kernels/training.py`, as trainings on a GPU
+do."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from dca_fast.model.network import Network
 
 
 def fuse(network: Network, precise: torch.dtype = torch.bfloat16) -> None:
-    """From now on quantise all weights of `network` in one launch before each of its passes, and run its blocks fused.
+    """From now on blocks and rates are fused, and one launch before each pass quantises all weights of `network`.
 
     Args:
         network: on the device where it stays; its weights may change in place only.
@@ -24,4 +25,5 @@ def fuse(network: Network, precise: torch.dtype = torch.bfloat16) -> None:
     for module in network.modules():
         if isinstance(module, DepthBlock | GatedFfn):
             module.fused = True
+    network.fused = True
     network.register_forward_pre_hook(lambda *_: rows.renew())
