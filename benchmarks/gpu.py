@@ -4,11 +4,12 @@
 
 Exactness: files and pixels of the device against those of the CPU, both ways, launch by launch, recorded and replayed,
 and from two streams at once. Figures: whole images and the coder; the trainer; every operation of an encode and a
-decode at 4K against the reference operations on the same device (eager PyTorch) and against the roofline measured in the
-same run (a large int8 product and a large copy); the float network. Times are medians of device events, or of synchronised calls
-for whole images. What comes first matters most: when its time is over nothing further is begun, and what was left out
-is named under "left out". The file is written after every part; a part that fails leaves its traceback under "errors",
-and the others run all the same. With `--device cpu` tiny pictures go through what needs no device: a rehearsal.
+decode at 4K against the reference operations on the same device (eager PyTorch) and against the roofline measured in
+the same run (a large int8 product and a large copy); the float network. Times are medians of device events, or of
+synchronised calls for whole images. What comes first matters most: when its time is over nothing further is begun, and
+what was left out is named under "left out". The file is written after every part; a part that fails leaves its
+traceback under "errors", and the others run all the same. With `--device cpu` tiny pictures go through what needs no
+device: a rehearsal.
 """
 
 from __future__ import annotations
@@ -321,8 +322,8 @@ def float_model(name: str = "dca-s") -> list[dict[str, Any]]:
 
 
 def training_speed(device: str, clock: Clock, batch: int, crop: int, turns: int) -> dict[str, Any]:
-    """Pixels per second of steps of the trainer, all parts of dca-s on synthetic photographs: as it is, launch by launch,
-    and without fused kernels."""
+    """Pixels per second of the trainer, all parts of dca-s on synthetic photographs: as it is, launch by launch, and
+    without fused kernels."""
     data = Images([photograph(512, 512, seed) for seed in range(8)])
     tables, rows = weights.load(weights.find("dca-s")).tables, {}
     for name, record, fused in (("graphs", True, True), ("launches", False, True), ("graphs, eager", True, False)):
@@ -413,7 +414,8 @@ def main() -> int:
                 facts["errors"][name] = traceback.format_exc()
         args.out.write_text(json.dumps(facts, indent=1) + "\n")
         print(f"{name}: {time.perf_counter() - begin:.0f} s", file=sys.stderr)
-    json.dump({key: facts.get(key) for key in ("exactness", "images", "training", "errors", "left out")}, sys.stdout, indent=1)
+    shown = ("exactness", "images", "training", "errors", "left out")
+    json.dump({key: facts.get(key) for key in shown}, sys.stdout, indent=1)
     exact = facts.get("exactness", {})
     wrong = [*exact.get("different", []), *[r["call"] for r in facts.get("kernels", []) if r.get("equal") is False]]
     return 1 if wrong or exact.get("different at once") or facts["errors"] else 0

@@ -299,7 +299,7 @@ class Network(nn.Module):
             coded = [torch.minimum(s, whole) >= self.log2_coded for s, whole in zip(scales, plain, strict=True)]
             seen, spent = trellis.step(residuals, scales, coded, noisy is False, self.coder)
             if noisy:
-                spent = [noisy_bits(residual, scale, self.fused) for residual, scale in zip(residuals, scales, strict=True)]
+                spent = [noisy_bits(r, scale, self.fused) for r, scale in zip(residuals, scales, strict=True)]
             bits, square = sum(map(sum_of, spent), y.new_zeros(y.shape[0])), y.new_zeros(y.shape[0])
             for p, g in enumerate(groups):
                 square = square + (residuals[p] * torch.exp2(-scales[p])).square().flatten(1).mean(1) / 4
