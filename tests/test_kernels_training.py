@@ -147,12 +147,12 @@ def test_a_fused_network_is_the_network(monkeypatch: pytest.MonkeyPatch) -> None
 
 def train_blocks() -> None:
     """Every kernel at the sizes of dca-s, for the compiler."""
-    for c, hidden in ((128, 128), (384, 192)):
+    for c, hidden, side in ((128, 128, 32), (384, 192, 16)):
         for make in (DepthBlock, GatedFfn):
             block = make(c, hidden, torch.ones(c))
             ready(block, torch.bfloat16)
-            x = torch.zeros(2, 16, 16, c, requires_grad=True)
-            block(x, torch.zeros(2, 1, 1, 1)).sum().backward()
+            x = torch.zeros(64, side, side, c, requires_grad=True)  # enough sites for the largest tiles
+            block(x, torch.zeros(64, 1, 1, 1)).sum().backward()
     y = torch.zeros(2, 8, 8, 96, requires_grad=True)
     noisy_bits(y, torch.zeros_like(y), True).sum().backward()
 
