@@ -131,6 +131,15 @@ def _scaled_kernel(count, g, factor, out, C: tl.constexpr, LONG: tl.constexpr, B
 
 
 @triton.jit
+def _rows_kernel(count, g, scale, out, K: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr):
+    """A product with scaled rows and operands in 1/16, as the gradient of the weights: float32."""
+    at = _places(LONG, BLOCK)
+    inside = at < count
+    value = tl.load(g + at, inside, 0.0).to(tl.float32)
+    tl.store(out + at, tl.div_rn(value, tl.load(scale + at // K, inside, 1.0) * _STEPS), inside)
+
+
+@triton.jit
 def _input_kernel(
     count, g, branch, a, unit, out, C: tl.constexpr, UNIT: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -386,13 +395,19 @@ def _flat(x: Tensor) -> Tensor:
 
 def _weight_gradient(g: Tensor, a: Tensor, layer: Quantised) -> Tensor:
     """Of a layer's weights: g, which is scaled with its rows, times the int8 operands a."""
-    return (_flat(g).T @ _flat(a).to(g.dtype)).float() / (layer.scale * OPERAND_STEPS)[:, None]
+    product = _flat(g).T @ _flat(a).to(g.dtype)
+    out = torch.empty_like(product, dtype=torch.float32)
+    _launch(_rows_kernel, product.numel(), product, layer.scale, out, product.shape[1])
+    return out
 
 
-def _bias_gradients(g: Tensor, layer: Quantised, t: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Of bias and slope."""
+def _bias_gradient(g: Tensor, layer: Quantised) -> Tensor:
+    return _flat(g).sum(0, dtype=torch.float32) / layer.scale
+
+
+def _bias_and_slope_gradients(g: Tensor, layer: Quantised, t: Tensor) -> tuple[Tensor, Tensor]:
     samples = g.view(g.shape[0], -1, g.shape[-1]).sum(1, dtype=torch.float32) / layer.scale
-    return samples.sum(0), None if t is None else (samples * t.view(-1, 1)).sum(0)
+    return samples.sum(0), t.view(-1) @ samples
 
 
 def _input_gradient(g: Tensor, scaled: Tensor, layer: Quantised, a: Tensor, unit: Tensor | None) -> Tensor:
@@ -435,16 +450,13 @@ class _DepthBlock(torch.autograd.Function):
         first = torch.empty_like(middle)
         args = middle, d, h, depthwise.whole, depthwise.scale, expand.scale, first, height, width, c
         _launch(_depthwise_back_kernel, h.numel(), *args)
-        bias, slope = _bias_gradients(first, expand, t)
-        last_bias, _ = _bias_gradients(last, project, None)
         floats = (
             _weight_gradient(first, a, expand),
-            bias,
-            slope,
+            *_bias_and_slope_gradients(first, expand, t),
             (total[:9] / OPERAND_STEPS).T.reshape(c, 3, 3),
             total[9],
             _weight_gradient(last, d, project),
-            last_bias,
+            _bias_gradient(last, project),
         )
         return _input_gradient(g, first, expand, a, ctx.unit), None, None, None, None, *floats
 
@@ -490,9 +502,9 @@ class _GatedFfn(torch.autograd.Function):
         _launch(_gate_back_kernel, middle.numel(), middle, halves, expand.scale, first, middle.shape[-1])
         floats = (
             _weight_gradient(first, a, expand),
-            _bias_gradients(first, expand, None)[0],
+            _bias_gradient(first, expand),
             _weight_gradient(last, product, project),
-            _bias_gradients(last, project, None)[0],
+            _bias_gradient(last, project),
         )
         return _input_gradient(g, first, expand, a, ctx.unit), None, None, None, *floats
 
