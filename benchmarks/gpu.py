@@ -1,12 +1,15 @@
-"""Everything there is to measure on a CUDA device, in one run: exactness, kernels, whole images, the coder.
+"""What there is to measure on a CUDA device: exactness, whole images, the coder, kernels, within given times.
 
-    python benchmarks/gpu.py --out benchmarks/results/DEVICE.json [--images N] [--quick]
+    python benchmarks/gpu.py --out benchmarks/results/DEVICE.json [--exactness SECONDS] [--figures SECONDS] [--images N]
 
-Exactness comes first: files and pixels of the device against those of the CPU, both ways. Then every operation of an
-encode and a decode at 4K against the reference operations on the same device (eager PyTorch) and against the roofline
-measured in the same run (a large int8 product and a large copy), whole images, and the coder. Times are medians of
-device events, or of synchronised calls for whole images. The file is written after every part; a part that fails leaves
-its traceback under "errors", and the others run all the same.
+Exactness: files and pixels of the device against those of the CPU, both ways, launch by launch, recorded and replayed,
+and from two streams at once. Figures: whole images and the coder; the trainer; every operation of an encode and a
+decode at 4K against the reference operations on the same device (eager PyTorch) and against the roofline measured in
+the same run (a large int8 product and a large copy); the float network. Times are medians of device events, or of
+synchronised calls for whole images. What comes first matters most: when its time is over nothing further is begun, and
+what was left out is named under "left out". The file is written after every part; a part that fails leaves its
+traceback under "errors", and the others run all the same. With `--device cpu` tiny pictures go through what needs no
+device: a rehearsal.
 """
 
 from __future__ import annotations
@@ -14,12 +17,17 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import statistics
 import sys
+import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,29 +38,55 @@ import triton
 from pictures import pictures, source
 from torch import Tensor
 
-from dca_fast import Codec, latents, restoration
+from dca_fast import Codec, latents, restoration, weights
 from dca_fast.adjoint import Adjoint
+from dca_fast.backends import resolve
 from dca_fast.codec import _aq
 from dca_fast.config import DEFAULT_AQ, RINGS, TRELLIS_STEP, preset
-from dca_fast.device import _analyse, _synthesise
+from dca_fast.device import DeviceCodec, _analyse, _synthesise
 from dca_fast.effort import Step, step_multipliers, worth
+from dca_fast.engines.cpu import CpuEngine
 from dca_fast.entropy.coder import choose_lanes
+from dca_fast.export import load_float
 from dca_fast.kernels.ops import OPS
 from dca_fast.model.network import Network
 from dca_fast.ops import Ops, reference
+from dca_fast.ops.reference import TorchArrays
 from dca_fast.program import ProgramSet
 from dca_fast.report import environment
+from dca_fast.testing import photograph
+from dca_fast.threads import default_threads
 from dca_fast.timing import work_of
+from dca_fast.train.data import Images
+from dca_fast.train.trainer import Recipe, Trainer
 
 SIZES = {"768x512": (512, 768), "1080p": (1080, 1920), "4k": (2160, 3840)}
-QUALITIES = (0, 10, 30, 50, 60, 70, 90, 100)
+EXACT_SIZES = ((512, 768), (257, 321), (1, 17))
+REHEARSAL = {"96x64": (64, 96)}
+QUALITIES = (60, 0, 10, 30, 50, 70, 90, 100)
 EFFORTS = (0, 1)  # with graphs; `SEARCHED` goes launch by launch
 SEARCHED = 4
 QUALITY = 60.0
+CHECKPOINT = Path(__file__).resolve().parents[1] / "checkpoints" / "dca-s.safetensors"
 BATCH = 16
 SPEED_TURNS, SEARCH_TURNS = 30, 5
 HEAD_START = 4_000_000  # clock cycles, some 2 ms
 MAX_REFERENCE_MACS = 1 << 36  # float64 products of the reference above this would take the whole run
+
+
+class Clock:
+    """How much of a time is left."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        return self._end - time.monotonic()
+
+
+def wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def timed(function: Callable[[], Any]) -> tuple[torch.cuda.Event, torch.cuda.Event]:
@@ -80,31 +114,53 @@ def call_ms(function: Callable[[], Any], repeat: int = SPEED_TURNS) -> dict[str,
         function()
     times = []
     for _ in range(repeat):
-        torch.cuda.synchronize()
+        wait()
         start = time.perf_counter()
         function()
-        torch.cuda.synchronize()
+        wait()
         times.append(1e3 * (time.perf_counter() - start))
     low, middle, high = statistics.quantiles(times, n=4)
     return {"ms": middle, "spread_ms": (high - low) / 2}
 
 
-def exactness(cpu: Codec, gpu: Codec, images: list[np.ndarray]) -> dict[str, Any]:
+def exactness(cpu: Codec, gpu: Codec, images: list[np.ndarray], clock: Clock) -> dict[str, Any]:
     """Files made on the device against those of the CPU, and each decoded on the other."""
-    compared, different = 0, []
+    compared, different, cases = 0, [], []
     for index, image in enumerate(images):
         searched = [(QUALITY, SEARCHED)] if index == 0 else []  # the CPU takes long for it
-        for quality, effort in [*itertools.product(QUALITIES, EFFORTS), *searched]:
-            data = cpu.encode(image, quality, effort=effort)
-            pixels = cpu.decode(data, "numpy")
-            for turn in range(2):  # of the first image launch by launch, then recorded; replayed from then on
-                compared += 2
-                what = f"image {index} quality {quality} effort {effort} turn {turn}"
-                if gpu.encode(image, quality, effort=effort) != data:
-                    different.append(f"encode {what}")
-                if not np.array_equal(gpu.decode(data, "numpy"), pixels):
-                    different.append(f"decode {what}")
-    return {"comparisons": compared, "different": different}
+        cases += [(index, image, *case) for case in [*itertools.product(QUALITIES, EFFORTS), *searched]]
+    cases.sort(key=lambda case: QUALITIES.index(round(case[2])))  # all sizes at one quality, then the next
+    done = 0
+    for index, image, quality, effort in cases:
+        if clock.left() < 0:
+            break
+        data = cpu.encode(image, quality, effort=effort)
+        pixels = cpu.decode(data, "numpy")
+        for turn in range(3):  # launch by launch, recorded and replayed the first time; replayed from then on
+            compared += 2
+            what = f"{image.shape[1]}x{image.shape[0]} ({index}) quality {quality} effort {effort} turn {turn}"
+            if gpu.encode(image, quality, effort=effort) != data:
+                different.append(f"encode {what}")
+            if not np.array_equal(gpu.decode(data, "numpy"), pixels):
+                different.append(f"decode {what}")
+        done += 1
+    found = {"comparisons": compared, "different": different, "cases": done, "cases left out": len(cases) - done}
+    return found | at_once(cpu, gpu, images[:2])
+
+
+def at_once(cpu: Codec, gpu: Codec, images: list[np.ndarray], turns: int = 8) -> dict[str, Any]:
+    """Two streams encode and decode at the same time: of one size, so that they share graphs, and of two."""
+    expected = [cpu.encode(image, QUALITY, effort=0) for image in images]
+    pixels = [cpu.decode(data, "numpy") for data in expected]
+
+    def both(i: int) -> bool:
+        with torch.cuda.stream(torch.cuda.Stream()) if torch.cuda.is_available() else nullcontext():
+            n = i % len(images)
+            same = gpu.encode(images[n], QUALITY, effort=0) == expected[n]
+            return same and np.array_equal(gpu.decode(expected[n], "numpy"), pixels[n])
+
+    with ThreadPoolExecutor(2) as pool:
+        return {"at once": turns, "different at once": list(pool.map(both, range(turns))).count(False)}
 
 
 def roofline() -> dict[str, float]:
@@ -130,7 +186,8 @@ class Call:
 
 def collect(gpu: Codec, image: np.ndarray) -> dict[str, Call]:
     """All different calls of operations in one encode and one synthesis, by name and shapes."""
-    assert gpu._device is not None
+    engine = gpu.engine
+    assert isinstance(engine, DeviceCodec)
     calls: dict[str, Call] = {}
 
     def keeping(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -146,25 +203,24 @@ def collect(gpu: Codec, image: np.ndarray) -> dict[str, Call]:
 
         return call
 
-    ops = gpu._device._model.ops
-    names = [f.name for f in fields(Ops) if f.name != "name"]
+    ops, weights = engine.ops, engine.weights
+    names = [f.name for f in fields(Ops) if f.name not in ("name", "arrays")]
     kept = replace(ops, **{name: keeping(name, getattr(ops, name)) for name in names})
-    program = ProgramSet(gpu._weights, kept, gpu._device.device).at(round(100 * QUALITY), _aq(DEFAULT_AQ))
-    codec = gpu._device
+    program = ProgramSet(weights, kept, engine.device).at(round(100 * QUALITY), _aq(DEFAULT_AQ))
     size = image.shape[0], image.shape[1]
     padded = np.pad(image, ((0, -image.shape[0] % 64), (0, -image.shape[1] % 64), (0, 0)), mode="edge")
-    m = step_multipliers(program.gain.cpu(), QUALITY).to(codec.device)
+    m = engine.arrays.array(step_multipliers(engine.arrays.numpy(program.gain), QUALITY))
     groups = latents.groups_of(*size)
-    step = Step(Adjoint(gpu._weights, kept, codec.device), partial(codec._quantise, groups), m)
+    step = Step(Adjoint(weights, kept, engine.device), partial(engine.quantise, groups), m)
     target = torch.from_numpy(image).cuda()
 
     def fit(picture: Tensor) -> Tensor:
-        weights = restoration.fit(kept, picture[0], target, worth(QUALITY))
-        return restoration.as_tensor(weights, len(RINGS)).to(codec.device)
+        found = restoration.fit(kept, engine.arrays, picture[0], target, worth(QUALITY))
+        return restoration.as_array(engine.arrays, found, len(RINGS))
 
     source, _ = _analyse(program, torch.from_numpy(padded).cuda()[None], size, step, fit, None)
-    stream, _ = codec._code(source, groups)
-    _synthesise(program, codec.coder.decoder(stream), *latents.sites(*size), None)
+    stream, _ = engine.code(source, groups)
+    _synthesise(program, engine.coder.decoder(stream), *latents.sites(*size), None)
     return calls
 
 
@@ -192,12 +248,15 @@ def kernels(calls: dict[str, Call], ceilings: dict[str, float]) -> list[dict[str
     return sorted(rows, key=lambda row: -row["ms"] * row["count"])
 
 
-def whole_images(gpu: Codec) -> list[dict[str, Any]]:
+def whole_images(gpu: Codec, sizes: dict[str, tuple[int, int]], clock: Clock) -> list[dict[str, Any]]:
     """Encode and decode of one image, tensor to bytes and back, and of a batch."""
     rows = []
-    for name, (height, width) in SIZES.items():
+    for name, (height, width) in sizes.items():
+        if rows and clock.left() < 0:
+            break
         (image,) = pictures(width, height)
-        tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).cuda()
+        tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+        tensor = tensor.to(gpu.engine.device)
         row: dict[str, Any] = {"size": name}
         for effort in (*EFFORTS, SEARCHED):
             gpu.warm_up(height, width, effort=effort)
@@ -210,16 +269,17 @@ def whole_images(gpu: Codec) -> list[dict[str, Any]]:
             row["encode_batch_effort0"] = call_ms(lambda t=tensor: gpu.encode_batch([t] * BATCH, QUALITY, effort=0), 5)
             row["decode_batch"] = call_ms(lambda d=data: gpu.decode_batch([d] * BATCH, "torch"), 5)
             row["batch"] = BATCH
-        row |= coder_times(gpu, image)
+        if gpu.engine.takes_tensors:
+            row |= coder_times(gpu, image)
         rows.append(row)
     return rows
 
 
 def coder_times(gpu: Codec, image: np.ndarray) -> dict[str, float]:
     """The entropy coder and the search of the trellis alone, on the values of this image."""
-    codec, cpu = gpu._device, Codec(device="cpu")
-    assert codec is not None
-    symbols, _ = cpu._symbols(np.ascontiguousarray(image), round(100 * QUALITY), 0, _aq(DEFAULT_AQ))
+    codec, cpu = gpu.engine, CpuEngine(gpu.engine.weights, resolve("auto", "cpu"), gpu.tables, default_threads)
+    assert isinstance(codec, DeviceCodec)
+    symbols, _ = cpu.symbols(cpu.image(image), round(100 * QUALITY), 0, _aq(DEFAULT_AQ))
     parts = [tuple(torch.from_numpy(np.array(a)).cuda() for a in part) for part in symbols.parts]
     plain, groups = symbols.plain, latents.groups_of(image.shape[0], image.shape[1])
     lanes = choose_lanes(codec.coder.estimate_bytes([rows for _, rows in parts], plain) // groups)
@@ -241,9 +301,9 @@ def coder_times(gpu: Codec, image: np.ndarray) -> dict[str, float]:
     assert all(out.equal(values) for out, (values, _) in zip(outputs, parts, strict=True))
     encode = median_ms(lambda: codec.coder.start_encode(parts, lanes, groups, plain))
     residuals = [(values.int() * TRELLIS_STEP, rows) for values, rows in parts[plain:]]
-    on_cpu = cpu.engine.quantiser(groups)
-    assert all(codec._quantise(groups, *step).cpu().equal(on_cpu(*(t.cpu() for t in step))) for step in residuals)
-    search = median_ms(lambda: [codec._quantise(groups, *step) for step in residuals])
+    on_cpu = latents.quantiser(TorchArrays(), cpu.coder, cpu.charges, groups)
+    assert all(codec.quantise(groups, *step).cpu().equal(on_cpu(*(t.cpu() for t in step))) for step in residuals)
+    search = median_ms(lambda: [codec.quantise(groups, *step) for step in residuals])
     found = {"coder_decode_ms": statistics.median(times), "coder_encode_ms": encode, "coder_search_ms": search}
     return found | {"lanes": lanes, "groups": groups}
 
@@ -265,10 +325,37 @@ def float_model(name: str = "dca-s") -> list[dict[str, Any]]:
     return rows
 
 
+def training_speed(device: str, clock: Clock, batch: int, crop: int, turns: int) -> dict[str, Any]:
+    """Pixels per second of the trainer, all parts of dca-s on synthetic photographs: as it is, launch by launch, and
+    without fused kernels."""
+    data = Images([photograph(512, 512, seed) for seed in range(8)])
+    tables, rows = weights.load(weights.find("dca-s")).tables, {}
+    for name, record, fused in (("graphs", True, True), ("launches", False, True), ("graphs, eager", True, False)):
+        if rows and clock.left() < 0:
+            break
+        recipe = Recipe(batch=batch, crop=crop, aq_strength=DEFAULT_AQ, record=record, fused=fused)
+        with tempfile.TemporaryDirectory() as folder:
+            start = load_float(CHECKPOINT).state_dict()
+            trainer = Trainer(preset("dca-s"), data, Path(folder), recipe, device, start, tables=tables)
+            begin = time.perf_counter()
+            trainer.train_step(1.0)
+            trainer.train_step(1.0)  # both kinds of updates are recorded now
+            wait()
+            first, begin = time.perf_counter() - begin, time.perf_counter()
+            losses = [float(loss) for loss in [trainer.train_step(1.0)[0].clone() for _ in range(turns)]]
+            step = (time.perf_counter() - begin) / turns
+        rows[name] = {"step_ms": 1e3 * step, "pixels_per_s": batch * crop**2 / step, "first_steps_s": first}
+        rows[name]["finite"] = all(map(math.isfinite, losses))
+        if torch.cuda.is_available():
+            rows[name]["peak_bytes"] = torch.cuda.max_memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+    return {"batch": batch, "crop": crop, "steps": turns} | rows
+
+
 def integer_transforms(gpu: Codec) -> list[dict[str, Any]]:
     """f_a and f_s of the integer program, beside `float_model`."""
-    assert gpu._device is not None
-    program, rows = gpu._device._programs.at(round(100 * QUALITY)), []
+    assert isinstance(gpu.engine, DeviceCodec)
+    program, rows = gpu.engine.program(round(100 * QUALITY)), []
     for size, (height, width) in SIZES.items():
         h, w = -(-height // 64) * 64, -(-width // 64) * 64
         image = torch.randint(0, 256, (1, h, w, 3), dtype=torch.uint8, device="cuda")
@@ -278,42 +365,64 @@ def integer_transforms(gpu: Codec) -> list[dict[str, Any]]:
     return rows
 
 
+def parts_of(args: argparse.Namespace) -> Iterator[tuple[str, float, Callable[[dict[str, Any], Clock], Any]]]:
+    """What is asked for, in order: name, whose time it takes, and the work, given the facts so far and the clock."""
+    cuda = args.device == "cuda"
+    cpu = Codec(device="cpu", backend="native" if cuda else "reference")
+    gpu = Codec(device="cuda") if cuda else Codec(device="cpu")
+    sizes = SIZES if cuda else REHEARSAL
+    exact = EXACT_SIZES if cuda else ((64, 96), (1, 17))
+    (height, width), images = list(sizes.values())[-1], args.images if cuda else 1
+    if args.exactness:
+
+        def exact_work(facts: dict[str, Any], clock: Clock) -> Any:
+            some = [np.ascontiguousarray(p) for h, w in exact for p in pictures(w, h, images)]
+            return exactness(cpu, gpu, [*some, np.ascontiguousarray(pictures(width, height)[0])], clock)
+
+        yield "exactness", "exactness", exact_work
+    if args.figures:
+        yield "images", "figures", lambda facts, clock: whole_images(gpu, sizes, clock)
+        batch, crop, turns = (64, 256, 40) if cuda else (1, 64, 1)
+        yield "training", "figures", lambda facts, clock: training_speed(args.device, clock, batch, crop, turns)
+    if args.figures and cuda:
+        largest = np.ascontiguousarray(pictures(width, height)[0])
+        yield "roofline", "figures", lambda facts, clock: roofline()
+        yield "transforms", "figures", lambda facts, clock: integer_transforms(gpu)
+        yield "kernels", "figures", lambda facts, clock: kernels(collect(gpu, largest), facts["roofline"])
+        yield "float", "figures", lambda facts, clock: float_model()
+
+
 def main() -> int:
     """Measure, write, and say whether everything was exact."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--quick", action="store_true", help="exactness and whole images only")
-    parser.add_argument("--images", type=int, default=4, help="pictures of each size for exactness")
+    parser.add_argument("--exactness", type=float, default=600, metavar="SECONDS", help="0: not (default: %(default)g)")
+    parser.add_argument("--figures", type=float, default=600, metavar="SECONDS", help="0: not (default: %(default)g)")
+    parser.add_argument("--images", type=int, default=2, help="pictures of each size for exactness")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     args = parser.parse_args()
-    cpu, gpu = Codec(device="cpu", backend="native"), Codec(device="cuda")
-    images = [np.ascontiguousarray(p) for h, w in ((512, 768), (257, 321)) for p in pictures(w, h, args.images)]
-    largest = np.ascontiguousarray(pictures(3840, 2160)[0])
-    facts: dict[str, Any] = {"device": torch.cuda.get_device_name(), "model": gpu.model_id, "source": source()}
-    facts |= environment() | {"triton": triton.__version__, "cuda": torch.version.cuda, "errors": {}}
-    parts: dict[str, Callable[[], Any]] = {
-        "exactness": lambda: exactness(cpu, gpu, [*images, largest]),
-        "images": lambda: whole_images(gpu),
-    }
-    if not args.quick:
-        parts |= {
-            "roofline": roofline,
-            "transforms": lambda: integer_transforms(gpu),
-            "kernels": lambda: kernels(collect(gpu, largest), facts["roofline"]),
-            "float": float_model,
-        }
+    name = torch.cuda.get_device_name() if args.device == "cuda" else "none: a rehearsal"
+    facts: dict[str, Any] = {"device": name, "date": date.today().isoformat(), "source": source()} | environment()
+    facts |= {"triton": triton.__version__, "cuda": torch.version.cuda, "errors": {}, "left out": []}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    for name, part in parts.items():
+    clocks: dict[str, Clock] = {}
+    for name, whose, work in parts_of(args):
+        clock = clocks.setdefault(whose, Clock(getattr(args, whose)))
         begin = time.perf_counter()
-        try:
-            facts[name] = part()
-        except Exception:
-            facts["errors"][name] = traceback.format_exc()
+        if clock.left() < 0:
+            facts["left out"].append(name)
+        else:
+            try:
+                facts[name] = work(facts, clock)
+            except Exception:
+                facts["errors"][name] = traceback.format_exc()
         args.out.write_text(json.dumps(facts, indent=1) + "\n")
         print(f"{name}: {time.perf_counter() - begin:.0f} s", file=sys.stderr)
-    json.dump({key: facts.get(key) for key in ("exactness", "images", "errors")}, sys.stdout, indent=1)
-    wrong = facts.get("exactness", {}).get("different", [])
-    wrong += [r["call"] for r in facts.get("kernels", []) if r.get("equal") is False]
-    return 1 if wrong or facts["errors"] else 0
+    shown = ("exactness", "images", "training", "errors", "left out")
+    json.dump({key: facts.get(key) for key in shown}, sys.stdout, indent=1)
+    exact = facts.get("exactness", {})
+    wrong = [*exact.get("different", []), *[r["call"] for r in facts.get("kernels", []) if r.get("equal") is False]]
+    return 1 if wrong or exact.get("different at once") or facts["errors"] else 0
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python benchmarks/tables.py           # rewrites what lies between `<!-- tables:NAME -->` and `<!-- /tables -->`
     python benchmarks/tables.py --check   # exit code 1 if a document says something else than the JSON
 
-Reads `benchmarks/results/dca-s/*.json`; `benchmarks/measure.sh` makes those.
+Reads `benchmarks/results/dca-s/*.json`, which `benchmarks/measure.sh` makes, and `nvidia-h200.json`, of
+`benchmarks/gpu.py`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ DOCUMENTS = (
     Path("docs") / "numerics.md",
     Path("docs") / "evaluation.md",
     Path("docs") / "installation.md",
+    Path("docs") / "gpu.md",
 )
+GPU = "../nvidia-h200"
 CHART = Path("docs") / "speed.png"
 EFFORTS = ("kodak", "kodak_effort0", "kodak_effort6")  # the same pictures, with less and more time at the encoder
 PLAIN = "kodak_aq0"  # the same without adaptive quantisation
@@ -309,6 +312,44 @@ def operations(load: Load) -> str:
     return text + table(["operation", "ours, ms", "reference, ms", "others"], rows) + left_out(facts)
 
 
+def gpu_table(load: Load) -> str:
+    """Milliseconds of whole images and of the coder on the device, and where they come from."""
+    facts, rows = load(GPU), []
+    for row in facts["images"]:
+        calls = [row[f"encode_effort{effort}"]["ms"] for effort in (0, 1, 4)] + [row["decode"]["ms"]]
+        coder = [row[f"coder_{way}_ms"] for way in ("decode", "encode", "search")]
+        cells = [*(f"{ms:.1f}" for ms in (*calls, *coder)), f"{row['groups']} x {row['lanes']}"]
+        rows.append([row["size"], *cells])
+        if "batch" in row:
+            batch, empty = row["batch"], "-"
+            encode, decode = (f"{row[key]['ms']:.1f}" for key in ("encode_batch_effort0", "decode_batch"))
+            rows.append([f"{batch} x {row['size']}", encode, empty, empty, decode, *[empty] * 4])
+    heads = ["size", *(f"encode, effort {effort}" for effort in (0, 1, 4)), "decode"]
+    heads += ["coder: decode", "coder: encode", "search", "groups x lanes"]
+    where = (
+        f"Milliseconds on one {facts['device']}, {facts['date']}, torch {facts['torch']}, Triton {facts['triton']}, "
+        f"Python {facts['python']}, quality 60, recorded:"
+    )
+    return prose(where) + "\n" + table(heads, rows)
+
+
+def gpu_kernels_table(load: Load) -> str:
+    """Operations of one encode at effort 1 and one synthesis at 4K, those that take most first."""
+    facts = load(GPU)
+    whole = sum(row["ms"] * row["count"] for row in facts["kernels_4k"])
+    names = dict.fromkeys(row["call"].split()[0] for row in facts["kernels_4k"])
+    rows = []
+    for name in names:
+        of_name = [row for row in facts["kernels_4k"] if row["call"].split()[0] == name]
+        ms, floor = (sum(row[key] * row["count"] for row in of_name) for key in ("ms", "floor_ms"))
+        reference = sum(row.get("reference_ms", 0.0) * row["count"] for row in of_name)
+        if ms >= SMALL_SHARE * whole:
+            cells = [f"{ms:.2f}", percent(100 * floor / ms, 0).lstrip("+"), f"{reference / ms:.1f}"]
+            rows.append([f"`{name}`", str(sum(row["count"] for row in of_name)), *cells])
+    rows.sort(key=lambda row: -float(row[2]))
+    return table(["operation", "calls", "ms together", "of its roof", "times as fast as eager PyTorch"], rows)
+
+
 TABLES: dict[str, Callable[[Load], str]] = {
     "rate": rate,
     "graphics": graphics,
@@ -322,6 +363,8 @@ TABLES: dict[str, Callable[[Load], str]] = {
     "integers": integers,
     "stages": stages,
     "operations": operations,
+    "gpu": gpu_table,
+    "gpukernels": gpu_kernels_table,
 }
 
 

@@ -250,6 +250,8 @@ def _add_train(p: argparse.ArgumentParser) -> None:
     compile_help = "torch.compile: some minutes, then faster steps"
     p.add_argument("--compile", action=argparse.BooleanOptionalAction, help=compile_help)
     p.add_argument("--bf16", action=argparse.BooleanOptionalAction, help="convolutions on a GPU (default: yes)")
+    p.add_argument("--fused", action=argparse.BooleanOptionalAction, help="fused kernels on a GPU (default: yes)")
+    p.add_argument("--record", action=argparse.BooleanOptionalAction, help="steps on a GPU as graphs (default: yes)")
     p.add_argument("--export", type=Path, metavar="FILE", help="at the end: integer weights, checked")
     p.add_argument("--validate", type=Path, metavar="DIR", help="at the end: rate and distortion over these images")
     p.add_argument("--plot", type=Path, metavar="FILE", help="draw the losses in --out, even without --data")

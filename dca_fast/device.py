@@ -29,6 +29,7 @@ from dca_fast.entropy.device import DeviceCoder, DeviceDecoder
 from dca_fast.entropy.tables import Tables
 from dca_fast.errors import DeviceMemoryError
 from dca_fast.gradient import Gradient
+from dca_fast.graphs import CAPTURE, record
 from dca_fast.ops import Ops
 from dca_fast.program import CACHED_QUALITIES, QUALITY_STEPS, Adaptation, Model, Program, ProgramSet, settings
 from dca_fast.tensors import tensor_of
@@ -40,9 +41,6 @@ STRIP_ROWS = (None, 64, 16)  # latent rows that the transforms compute at a time
 _STREAM_ROOM = 1 << 16  # bytes that a recorded decoder takes beyond one for each pixel
 _ALIGNMENT = 256
 _PACKED_QUALITIES = 64  # kept on the host, about 100 KiB each
-
-# A capture fails if anything else reaches its stream, or if the device is waited for as a whole: one at a time.
-_CAPTURE = threading.Lock()
 
 T = TypeVar("T")
 Size = tuple[int, int]
@@ -139,23 +137,6 @@ def _synthesise(program: Program, decoder: DeviceDecoder, grid: Size, valid: Siz
     return picture
 
 
-@lru_cache
-def _capture_stream(device: int) -> torch.cuda.Stream:
-    """PyTorch hands out its few streams in turn, to everyone: this one is of the other, high-priority pool."""
-    return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
-
-
-def _record(function: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
-    """A graph of the launches of `function`, and its outputs; on the current device."""
-    function()  # compiles, loads, and packs the weights of layers that no other program has
-    with _CAPTURE:
-        torch.cuda.synchronize()
-        graph, stream = torch.cuda.CUDAGraph(), _capture_stream(torch.cuda.current_device())
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            out = function()
-    return graph, out
-
-
 class _EncoderGraph:
     """Recorded analysis and walk for one image size and level of effort; `step` takes `multipliers`.
 
@@ -173,12 +154,12 @@ class _EncoderGraph:
         self.picture: Tensor | None = None
         self.source: latents.EncoderSource
         if effort:
-            self._first = _record(partial(first_pass, *work, self.image, size, _EncoderSource))
+            self._first = record(partial(first_pass, *work, self.image, size, _EncoderSource))
             self._w = torch.zeros(3, 6 * len(RINGS), dtype=torch.int8, device=model.device)
             second = partial(second_pass, *work, self._first[1], self._w, self.image, size)
-            self._graph, (self.source, self.picture) = _record(second)
+            self._graph, (self.source, self.picture) = record(second)
         else:
-            self._graph, self.source = _record(partial(_plain, work[0], self.image, size, work[1]))
+            self._graph, self.source = record(partial(_plain, work[0], self.image, size, work[1]))
 
     def replay(self, fit: Fit) -> None:
         """Everything, of the settings and the image that were copied here."""
@@ -201,7 +182,7 @@ class _DecoderGraph:
         )
         # A graph knows addresses only: what a program made for itself, as packed weights, must stay.
         self._program = Program(model, self.settings.views, model.silent).adapted(aq)
-        self.graph, self.pixels = _record(partial(_synthesise, self._program, self.decoder, grid, valid, None))
+        self.graph, self.pixels = record(partial(_synthesise, self._program, self.decoder, grid, valid, None))
 
 
 def _capacity(grid: Size) -> int:
@@ -237,7 +218,7 @@ class DeviceCodec:
         device: torch.device | str,
         on_cpu: Callable[[], Engine],
     ) -> None:
-        self.ops, self.tables, self.coder = ops, tables, DeviceCoder(tables, device)
+        self.weights, self.ops, self.tables, self.coder = weights, ops, tables, DeviceCoder(tables, device)
         self.device = self.coder.device
         self._programs = ProgramSet(weights, ops, self.device)
         self.model = self._programs.model
@@ -248,6 +229,10 @@ class DeviceCodec:
         self._adjoint = Adjoint(weights, ops, self.device)
         self._gradient = Gradient(self._adjoint, ops)
         self._multipliers = lru_cache(CACHED_QUALITIES)(lambda q: _all_settings(weights, q)["step"].to(self.device))
+
+    def program(self, quality: int, aq: int = 0) -> Program:
+        """The integer network at a quality in 1/100 and a strength of adaptive quantisation, 0..15."""
+        return self._programs.at(quality, aq)
 
     def warm_up(self, height: int, width: int, effort: int, aq: int) -> None:
         """Compile, load and record everything for images of one size, so that the next ones take no longer than others.
@@ -287,7 +272,7 @@ class DeviceCodec:
         height, width = image.shape[:2]
         grid, _ = latents.sites(height, width)
         groups = latents.groups_of(height, width)
-        step = partial(Step, self._adjoint, partial(self._quantise, groups))
+        step = partial(Step, self._adjoint, partial(self.quantise, groups))
         fit = partial(self._fitted, image, quality)
         with torch.cuda.device(self.device):
             if effort > 1:
@@ -304,12 +289,12 @@ class DeviceCodec:
                     graph.settings.load(quality)
                     graph.image.copy_(padded)
                     graph.replay(fit)
-                    stream, digest = self._code(graph.source, groups)
+                    stream, digest = self.code(graph.source, groups)
                     return Encoded(stream, digest, self._restoration(graph.picture, image, quality))
             program, at = self._programs.at(quality, aq), step(self._multipliers(quality))
             work = partial(_analyse, program, padded, (height, width), at, fit if effort else None)
             source, picture = self._in_memory(work)
-            return Encoded(*self._code(source, groups), self._restoration(picture, image, quality))
+            return Encoded(*self.code(source, groups), self._restoration(picture, image, quality))
 
     def _padded(self, image: Tensor, grid: Size) -> Tensor:
         down = torch.arange(grid[0] * STRIDE, device=self.device).clamp_(max=image.shape[0] - 1)
@@ -321,7 +306,7 @@ class DeviceCodec:
     ) -> Encoded:
         height, width = image.shape[:2]
         groups, padded = latents.groups_of(height, width), self._padded(image, latents.sites(height, width)[0])
-        quantise, code = partial(self._quantise, groups), partial(self._code, groups=groups)
+        quantise, code = partial(self.quantise, groups), partial(self.code, groups=groups)
         tools = Tools(quantise, _EncoderSource, code, self._adjoint, self._gradient)
         search = Search(tools, self._programs.at(quality, aq), padded, (height, width), quality / QUALITY_STEPS)
         best = search.run(effort, progress)
@@ -339,10 +324,12 @@ class DeviceCodec:
         w: Tensor = restoration.as_array(self.model.arrays, weights, len(RINGS))
         return w
 
-    def _quantise(self, groups: int, residuals: Tensor, rows: Tensor) -> Tensor:
+    def quantise(self, groups: int, residuals: Tensor, rows: Tensor) -> Tensor:
+        """Values of a trellis of streams of so many groups, see `latents.quantiser`."""
         return self.coder.quantise(residuals.flatten(), rows.flatten(), self._charges, groups).view(rows.shape)
 
-    def _code(self, source: latents.EncoderSource, groups: int) -> tuple[bytes, int]:
+    def code(self, source: latents.EncoderSource, groups: int) -> tuple[bytes, int]:
+        """The stream of what is coded, and the digest of its symbols."""
         rows = [rows for _, rows in source.parts]
         lanes = choose_lanes(self.coder.estimate_bytes(rows, source.plain) // groups)
         return self.coder.start_encode(source.parts, lanes, groups, source.plain).read()
@@ -404,6 +391,6 @@ class DeviceCodec:
                 reason = str(error)
             with self._lock:
                 self._seen.clear()
-            with _CAPTURE:
+            with CAPTURE:
                 torch.cuda.empty_cache()
         raise DeviceMemoryError(reason)

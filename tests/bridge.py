@@ -25,9 +25,11 @@ def to_arrays(value: Any) -> Any:
 
 
 def to_tensors(value: Any) -> Any:
-    """The reverse, of results."""
+    """The reverse, of results and arguments."""
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value)
+    if isinstance(value, Params):
+        return type(value)(*map(to_tensors, value.values()))
     return tuple(map(to_tensors, value)) if type(value) is tuple else value
 
 

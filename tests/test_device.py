@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-import gc
 import itertools
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import fields, replace
 from threading import Lock
-from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from dca_fast import Codec, backends, weights
 from dca_fast.device import (
@@ -30,7 +24,6 @@ from dca_fast.device import (
     DeviceCodec,
     _all_settings,
     _DecoderGraph,
-    _EncoderGraph,
     _Settings,
 )
 from dca_fast.errors import BitstreamError, DeviceMemoryError
@@ -39,6 +32,7 @@ from dca_fast.ops.reference import OPS
 from dca_fast.program import Model
 from dca_fast.testing import photograph
 from tests import test_rans_device
+from tests.recording_tools import overwrite_unowned, recorded
 
 OK, REASON = backends.available()["cuda"]
 on_gpu = pytest.mark.skipif(not OK and not os.environ.get("DCA_REQUIRE_GPU"), reason=REASON)
@@ -123,8 +117,7 @@ def test_the_cpu_searches_where_a_device_has_no_memory(monkeypatch: pytest.Monke
     assert codec.encode(pixels, 50, effort=2) == expected
 
 
-# Recorded launches on an imitated device: a graph holds addresses, so memory that nobody owns is overwritten before it
-# runs again.
+# Recorded launches on an imitated device (recording_tools.py).
 
 emulated_library, emulation = test_rans_device.emulated_library, test_rans_device.emulation
 
@@ -147,96 +140,10 @@ def packing() -> Ops:
     return replace(OPS, **{f.name: reading(getattr(OPS, f.name)) for f in fields(Ops) if f.name != "name"}, name="cuda")
 
 
-class Reads(TorchDispatchMode):
-    """Storages that operators and the coder's kernels read or write and did not allocate, by address."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: dict[int, Any] = {}
-        self._made: list[Any] = []  # and their addresses are not given out again
-
-    def note(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage.nbytes() and all(storage._cdata != made._cdata for made in self._made):
-            self.found[storage.data_ptr()] = storage
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        for x in before:
-            self.note(x)
-        out = func(*args, **(kwargs or {}))
-        old = {x.untyped_storage()._cdata for x in before}
-        self._made += [
-            x.untyped_storage()
-            for x in tree_leaves(out)
-            if isinstance(x, Tensor) and x.untyped_storage()._cdata not in old
-        ]
-        return out
-
-
-class Recording:
-    """In place of a CUDA graph: runs its function again, into the outputs of the first time."""
-
-    def __init__(self, function: Callable[[], Any]) -> None:
-        self._function, self.reads, address = function, Reads(), Tensor.data_ptr
-        with pytest.MonkeyPatch.context() as patch, self.reads:
-            patch.setattr(Tensor, "data_ptr", lambda x: self.reads.note(x) or address(x))
-            self.out = function()
-
-    def replay(self) -> None:
-        for old, new in zip(tensors_in(self.out), tensors_in(self._function()), strict=True):
-            old.copy_(new)
-
-
-def recorded(function: Callable[[], Any]) -> tuple[Recording, Any]:
-    function()
-    recording = Recording(function)
-    return recording, recording.out
-
-
-def reachable(start: Any) -> Iterator[Any]:
-    """Every object that `start` keeps alive by itself: not through modules or the stand-in for its graph."""
-    seen, left = {id(start): start}, [start]
-    while left:
-        item = left.pop()
-        yield item
-        if isinstance(item, FunctionType):
-            referred = [*(item.__closure__ or ()), item.__defaults__]
-        elif isinstance(item, functools.partial):
-            referred = [item.func, item.args, item.keywords]
-        else:
-            referred = gc.get_referents(item)
-        for found in referred:
-            if id(found) not in seen and not isinstance(found, type | ModuleType | Recording):
-                seen[id(found)] = found
-                left.append(found)
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """Tensors of an output, in a fixed order."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict | list | tuple):
-        return [x for item in (value.values() if isinstance(value, dict) else value) for x in tensors_in(item)]
-    return tensors_in(value.parts) if hasattr(value, "parts") else []
-
-
-def overwrite_unowned(graph: _DecoderGraph | _EncoderGraph) -> None:
-    """What the memory allocator may do as soon as a graph is recorded."""
-    recordings = [x for x in tree_leaves(list(vars(graph).values())) if isinstance(x, Recording)]
-    assert recordings
-    owned = {x.untyped_storage().data_ptr() for x in reachable(graph) if isinstance(x, Tensor)}
-    for recording in recordings:
-        assert recording.reads.found
-        for address, storage in recording.reads.found.items():
-            if address not in owned:
-                torch.tensor([], dtype=torch.uint8).set_(storage).fill_(0x5A)
-
-
 @pytest.fixture
 def imitated(monkeypatch: pytest.MonkeyPatch, emulation: None) -> Codec:
     monkeypatch.setattr("dca_fast.codec.resolve", lambda backend, device: packing())
-    monkeypatch.setattr("dca_fast.device._record", recorded)
+    monkeypatch.setattr("dca_fast.device.record", recorded)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     return Codec(device="cuda")
 

@@ -45,6 +45,7 @@ LAYERS = {
     "export": 3,
     "adjoint": 2,
     "gradient": 2,
+    "graphs": 0,
     "restoration": 2,
     "rate_control": 3,
     "effort": 4,

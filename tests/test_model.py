@@ -20,6 +20,7 @@ from dca_fast.model.layers import OPERAND_STEPS, GatedFfn, Linear, gate, operand
 from dca_fast.model.layers import depth_to_space as to_space
 from dca_fast.model.network import Factorised, Network, gaussian_bits, noisy_bits, straight_through
 from dca_fast.ops.reference import neighbour_mean
+from tests import test_rans_device
 
 TINY = ModelConfig(
     "tiny", width=16, latent=64, latent_hidden=32, context_width=32, heads=2, local=4, regional=16, tokens=4
@@ -274,6 +275,24 @@ def test_a_step_is_what_a_stream_holds_and_costs_its_bits() -> None:
         assert not mine[skipped].any()
         assert not spent[skipped].any()
         assert (spent[~skipped] > 0).all()
+
+
+emulated_library, emulation = test_rans_device.emulated_library, test_rans_device.emulation
+
+
+@test_rans_device.needs_gcc
+@pytest.mark.usefixtures("emulation")
+def test_the_search_on_a_device_is_that_of_each_image() -> None:
+    """All images of a batch in one call, or in several where there are more than a stream has groups."""
+    on_device = trellis.DeviceSearch(trellis.gaussian_coder().tables, torch.device("cpu"))
+    for n in (3, 70):
+        scale = torch.empty(n, 90).uniform_(-3, 4)
+        residual = torch.randn_like(scale) * torch.exp2(scale)
+        rows = trellis.nearest_rows(scale).where(scale > -1.25, SKIP_ROW).to(torch.uint8)
+        values = on_device(residual, rows)
+        assert values.dtype == torch.int16
+        assert torch.equal(values, trellis.search(residual, rows))
+        assert torch.equal(values[-1], torch.from_numpy(trellis.quantise(residual[-1], rows[-1].numpy())))
 
 
 def test_the_trellis_saves_a_tenth_of_a_bit_at_the_same_error() -> None:

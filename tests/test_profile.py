@@ -368,7 +368,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, events: list[str], emulation: None) -> 
     operations = replace(reference.OPS, name="cuda")  # it packs nothing: graphs follow the quality
     found = SimpleNamespace(name="Imitation", major=9, minor=0, multi_processor_count=3, total_memory=5 << 30)
     monkeypatch.setattr("dca_fast.codec.resolve", lambda backend, device: operations)
-    monkeypatch.setattr("dca_fast.device._record", recorded)
+    monkeypatch.setattr("dca_fast.device.record", recorded)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1 << 20)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from copy import deepcopy
 
+import pytest
 import torch
 from torch import Tensor
 
-from dca_fast.train.soap import Soap
+from dca_fast.train.soap import Soap, cholesky_qr, eigenvectors
 from dca_fast.train.whiten import inverse_root
 
 
@@ -112,3 +113,36 @@ def test_a_whitened_parameter_follows_its_stand_in() -> None:
             optimiser.step()
     assert not torch.allclose(w, start, rtol=0.01)
     assert torch.allclose(w, start + v @ root, rtol=1e-3)
+
+
+def test_the_basis_of_a_device_is_that_of_the_host() -> None:
+    """But for signs, which the optimiser does not see; of moments as they come, nearly singular, and of zero."""
+    generator = torch.Generator().manual_seed(5)
+    gradients = torch.randn(7, 96, 200, generator=generator) * torch.logspace(0, -4, 96)[:, None]
+    moment = gradients @ gradients.mT
+    before = eigenvectors(moment + 0.1 * moment.mean(0))
+    mine, theirs = cholesky_qr(moment, before), torch.linalg.qr(moment.double() @ before.double())[0]
+    unit = torch.eye(96)
+    assert (mine.mT @ mine - unit).abs().max() < 1e-5
+    shares = (mine.double() * theirs).sum(1).abs()
+    assert shares.min() > 1 - 1e-4
+    assert cholesky_qr(torch.zeros_like(moment), before).equal(before)
+    assert cholesky_qr(torch.full_like(moment, torch.nan), before).equal(before)
+
+
+def test_steps_with_the_basis_of_a_device_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(6)
+    start = torch.randn(3, 12, 20, generator=generator)
+    gradients = torch.randn(40, 3, 12, 20, generator=generator) * torch.logspace(0, -2, 20)
+    ends = []
+    for basis in (Soap._basis, lambda m, b, first: eigenvectors(m) if first else cholesky_qr(m, b)):
+        monkeypatch.setattr(Soap, "_basis", staticmethod(basis))
+        params = [torch.nn.Parameter(x.clone()) for x in start]
+        soap = Soap([{"params": params}], lr=1e-2, every=5)
+        for i in range(len(gradients)):
+            for p, g in zip(params, gradients[i], strict=True):
+                p.grad = g
+            soap.step()
+        ends.append(torch.stack(params).detach())
+    moved = (ends[0] - start).abs().max()
+    assert (ends[0] - ends[1]).abs().max() < 1e-3 * moved

@@ -25,7 +25,7 @@ def copied(tables: ModuleType, tmp_path: Path) -> Path:
     for name in (*tables.DOCUMENTS, tables.CHART):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
-    shutil.copytree(ROOT / tables.RESULTS, tmp_path / tables.RESULTS)
+    shutil.copytree(ROOT / tables.RESULTS.parent, tmp_path / tables.RESULTS.parent)
     return tmp_path
 
 

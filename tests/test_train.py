@@ -1,5 +1,6 @@
 """The trainer: data from folders, packs and shards, initialisation, progress, resume, many processes, the end."""
 
+import functools
 import io
 import json
 import math
@@ -25,12 +26,16 @@ from dca_fast.export import load_float
 from dca_fast.model.layers import depth_to_space, space_to_depth
 from dca_fast.model.network import Network
 from dca_fast.testing import photograph
+from dca_fast.train import pack
 from dca_fast.train import trainer as trainer_module
-from dca_fast.train.data import Images, Photographs, Shards, open_data
+from dca_fast.train.data import DeviceImages, Images, Photographs, Shards, open_data
 from dca_fast.train.finish import export_and_check, plot_losses
 from dca_fast.train.klt import principal_components, start_from_components
+from dca_fast.train.recorded import RecordedStep
 from dca_fast.train.trainer import Recipe, Trainer, in_bfloat16, learning_rate, loss_of, make_optimiser
+from tests.recording_tools import overwrite_unowned, recorded
 
+ROOT = Path(__file__).resolve().parents[1]
 TINY = ModelConfig(
     "tiny", width=32, latent=64, latent_hidden=32, context_width=32, heads=2, local=4, regional=16, tokens=4
 )
@@ -105,7 +110,7 @@ def test_training_with_adaptive_quantisation_prices_errors_by_site(photographs: 
     losses = [
         float(loss_of(o, image, quality, 0.4, torch.tensor(0.1))[0]) for o in (out, out | {"worth": torch.ones(1)})
     ]
-    assert trainer.train_step(1.0)[0] == pytest.approx(losses[0], rel=1e-4)
+    assert float(trainer.train_step(1.0)[0]) == pytest.approx(losses[0], rel=1e-4)
     assert losses[1] != pytest.approx(losses[0], rel=1e-3)
 
 
@@ -177,6 +182,43 @@ def test_a_pack_is_read_without_its_folder(photographs: Photographs, tmp_path: P
     assert pack.skipped == 1
     with pytest.raises(InputError, match="at least 200 pixels"):
         open_data(tmp_path / "pack.bin", tmp_path / "unused", 200)
+
+
+def test_a_pack_travels(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As large as it may be and no larger, of all photographs, and the same pixels but for what AVIF loses."""
+    folder, out = tmp_path / "photographs", tmp_path / "pack.crops"
+    folder.mkdir()
+    sources = [photograph(96 + 32 * i, 160, i) for i in range(3)]
+    for i, pixels in enumerate(sources):
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    Image.fromarray(photograph(48, 200)).save(folder / "small.png")
+    arguments = ["pack", str(folder), str(out), "--side", "64", "--mib"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "0.03"])
+    assert pack.main() == 0
+    assert 20_000 < out.stat().st_size <= 0.03 * (1 << 20)
+    data = open_data(out, tmp_path / "unused", 64)
+    assert isinstance(data, Images)
+    assert f"{len(data.images)} crops" in capsys.readouterr().out
+    assert all(image.shape == (64, 64, 3) for image in data.images)
+
+    def found_in(crop: np.ndarray, image: np.ndarray) -> bool:
+        windows = np.lib.stride_tricks.sliding_window_view(image[..., 1], (64, 64)).astype(np.int16)
+        return bool((np.abs(windows - crop[..., 1]).mean((2, 3)) < 4).any())
+
+    homes = [[found_in(crop, image) for image in sources].index(True) for crop in data.images]
+    assert sorted(homes[:3]) == [0, 1, 2]
+    monkeypatch.setattr(sys, "argv", [*arguments, "4"])  # more than there is
+    assert pack.main() == 0
+    assert len(open_data(out, tmp_path / "unused", 64).images) > len(homes)  # type: ignore[attr-defined]
+    for wrong in (["0.001"], ["1", "--side", "256"]):
+        monkeypatch.setattr(sys, "argv", [*arguments, *wrong])
+        assert pack.main() == 2
+    (tmp_path / "text.crops").write_text("no pack")
+    for name in ("text.crops", "nowhere.crops"):
+        with pytest.raises(InputError, match="not a pack"):
+            open_data(tmp_path / name, tmp_path / "unused", 64)
+    with pytest.raises(InputError, match="at least 65 pixels"):
+        open_data(out, tmp_path / "unused", 65)
 
 
 def test_held_out_photographs_are_not_trained_on() -> None:
@@ -286,14 +328,95 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(photographs: Photograp
     assert again.step == 6
 
 
+@pytest.fixture
+def in_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings do on the CPU what they do on a GPU, but for the search of the trellis."""
+    monkeypatch.setattr(trainer_module, "uploaded", lambda photographs, device: DeviceImages(photographs, device))
+    monkeypatch.setattr(trainer_module, "recorded_in_graphs", lambda recipe, device: recipe.record)
+    monkeypatch.setattr(trainer_module, "RecordedStep", functools.partial(RecordedStep, make=recorded))
+
+
+@pytest.mark.usefixtures("in_graphs")
+@pytest.mark.parametrize("change", [{}, {"aq_strength": 0.1875, "parts": ("synthesis", "context"), "effort": 1}])
+def test_recorded_steps_are_those_launch_by_launch(change: dict, photographs: Photographs, tmp_path: Path) -> None:
+    """Also where memory that nobody owns is overwritten, stopped and resumed, and beyond a turn of the eigenbases."""
+    recipe = replace(RECIPE, **change)
+
+    def trained(record: bool) -> tuple[Trainer, list[float]]:
+        trainer = Trainer(TINY, photographs, tmp_path / str(record), replace(recipe, record=record))
+        losses = [float(trainer.train_step(1.0)[0]) for _ in range(5 - trainer.step)]
+        if record and losses:
+            overwrite_unowned(trainer.recorded)
+        losses += [float(trainer.train_step(1.0)[0]) for _ in range(4)]
+        trainer.save()
+        return trainer, losses
+
+    start = Trainer(TINY, photographs, tmp_path / "start", recipe).network.state_dict()
+    (graphs, mine), (plain, theirs) = trained(True), trained(False)
+    assert graphs.step == plain.step == 9
+    assert mine == pytest.approx(theirs, rel=1e-3)
+    for name, value in plain.network.named_parameters():
+        moved = (value - start[name]).norm()
+        assert (graphs.network.get_parameter(name) - value).norm() <= 0.02 * moved, name
+        assert (graphs.average[name] - plain.average[name]).norm() <= 0.02 * moved, name
+    (graphs, mine), (plain, theirs) = trained(True), trained(False)
+    assert graphs.step == plain.step == 13
+    assert mine == pytest.approx(theirs, rel=0.03)  # eigenvectors of few gradients magnify their last digits
+
+
+@pytest.mark.usefixtures("in_graphs")
+def test_a_recorded_step_leaves_out_what_is_not_finite(photographs: Photographs, tmp_path: Path) -> None:
+    trainer = Trainer(TINY, photographs, tmp_path, RECIPE)
+    for _ in range(3):
+        trainer.train_step(1.0)
+    before = {name: p.detach().clone() for name, p in trainer.network.named_parameters()}
+    squares = [state["square"].clone() for state in trainer.optimiser.state.values() if "square" in state]
+    trainer.crops = None  # type: ignore[assignment]
+    recorded_step = trainer.recorded
+    assert recorded_step is not None
+    recorded_step._crops = lambda batch: torch.full((RECIPE.batch, 64, 64, 3), torch.nan)
+    trainer.train_step(1.0)
+    assert all(p.equal(before[name]) for name, p in trainer.network.named_parameters())
+    after = [state["square"] for state in trainer.optimiser.state.values() if "square" in state]
+    assert all(a.equal(b) for a, b in zip(squares, after, strict=True))
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains_as_the_host_says(photographs: Photographs, tmp_path: Path) -> None:
+    """Recorded and fused, recorded alone, and launch by launch: the same losses but for bfloat16."""
+    losses = {}
+    for record, fused in ((True, True), (True, False), (False, True), (False, False)):
+        recipe = replace(RECIPE, batch=8, record=record, fused=fused, aq_strength=0.1875)
+        trainer = Trainer(TINY, photographs, tmp_path / f"{record}{fused}", recipe, "cuda")
+        assert (trainer.recorded is not None) is record
+        losses[record, fused] = [float(trainer.train_step(1.0)[0]) for _ in range(60)]  # two turns of the bases
+        assert trainer.average["log2_gain"].isfinite().all()
+    plain = losses.pop((False, False))
+    for found in losses.values():
+        assert found[:5] == pytest.approx(plain[:5], rel=0.02)
+        assert np.mean(found[-20:]) == pytest.approx(np.mean(plain[-20:]), rel=0.05)
+
+
+def test_crops_on_a_device_are_those_of_the_host(photographs: Photographs) -> None:
+    on_device = DeviceImages(photographs, "cpu")
+    for part in (slice(None), slice(1, None, 3)):
+        host, device = (np.random.default_rng(8) for _ in range(2))
+        places = on_device.places(device, 40, 64, part)
+        assert on_device.cut(places, 64).equal(photographs.batch(host, 40, 64, part))
+        assert host.random() == device.random()
+
+
 PROCESS = """
+import functools
 import sys
 from pathlib import Path
 import torch
 from dca_fast.config import ModelConfig
-from dca_fast.train.data import open_data
+from dca_fast.train import trainer as trainer_module
+from dca_fast.train.data import DeviceImages, open_data
 from dca_fast.train.trainer import Recipe, Trainer
 from dca_fast.train.world import join
+from tests.recording_tools import recorded
 
 torch.set_num_threads(1)
 noise, torch.rand_like = torch.rand_like, lambda x: torch.full_like(x, 0.5)  # none
@@ -314,6 +437,13 @@ with join("cpu") as world:
     timed = Trainer(config, data, out / "timed", Recipe(minutes=0.02, batch=1, crop=64), world=world)
     timed.run()
     (out / f"steps{world.rank}").write_text(str(timed.step))
+    # As on GPUs: recorded steps, which average gradients themselves, from crops in the memory of each.
+    trainer_module.uploaded = lambda photographs, device: DeviceImages(photographs, device)
+    trainer_module.recorded_in_graphs = lambda recipe, device: True
+    trainer_module.RecordedStep = functools.partial(trainer_module.RecordedStep, make=recorded)
+    graphs = Trainer(config, data, out / "graphs", recipe, start=None, world=world)
+    graphs.run()
+    torch.save(graphs.network.state_dict(), out / f"graphs{world.rank}.pt")
 """
 
 
@@ -334,7 +464,7 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path: Path, mon
     out = tmp_path / "two"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     arguments = [str(tmp_path / "process.py"), str(pack), str(out), repr(TINY.to_dict())]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     done = subprocess.run([*torchrun, *arguments], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -354,6 +484,9 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path: Path, mon
     first, second = (torch.load(out / f"weights{rank}.pt", weights_only=True) for rank in range(2))
     assert all(torch.equal(second[key], value) for key, value in first.items())
     assert int((out / "steps0").read_text()) == int((out / "steps1").read_text()) > 0
+    graphs, others = (torch.load(out / f"graphs{rank}.pt", weights_only=True) for rank in range(2))
+    assert all(torch.equal(others[key], value) for key, value in graphs.items())
+    assert all(torch.allclose(value, first[key], atol=1e-4) for key, value in graphs.items())
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [line.get("processes") for line in lines] == [2, None]
     assert torch.load(out / "checkpoint.pt", weights_only=True)["step"] == 2
@@ -394,9 +527,9 @@ def test_a_training_that_goes_astray_stops(
     trainer = Trainer(TINY, photographs, tmp_path, replace(RECIPE, steps=12))
     losses = iter([2.0, 1.0, 1.0, 1.0, 1.0, worst, worst, worst, worst, 1.0, 1.0, 1.0])
 
-    def step(factor: float) -> tuple[float, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def step(factor: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         trainer.step += 1
-        return next(losses), *(torch.ones(1),) * 3
+        return torch.tensor(next(losses)), *(torch.ones(1),) * 3
 
     monkeypatch.setattr(trainer, "train_step", step)
     if worst == 1.15:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, Protocol
 
 from dca_fast.container import Header
 from dca_fast.ops import Array, Arrays, Ops
+from dca_fast.program import Program
+from dca_fast.weights import Weights
 
 Progress = Callable[[float], None]
 
@@ -23,11 +25,12 @@ class Engine(Protocol):
     """Safe to share between threads.
 
     Attributes:
-        ops, arrays: with which it computes.
+        weights, ops, arrays: with which it computes.
         device: what it computes on, as PyTorch names it.
         takes_tensors: whether pictures are tensors of its device, in both directions, so that they can stay there.
     """
 
+    weights: Weights
     ops: Ops
     arrays: Arrays
     device: Any
@@ -35,6 +38,9 @@ class Engine(Protocol):
 
     def image(self, pixels: Any) -> Array:
         """Pixels uint8 [H, W, 3], an array or a tensor, as an array of the engine."""
+
+    def program(self, quality: int, aq: int = 0) -> Program:
+        """The integer network at a quality in 1/100 and a strength of adaptive quantisation, 0..15."""
 
     def encode(self, image: Array, quality: int, effort: int, aq: int, progress: Progress | None = None) -> Encoded:
         """Compress an image.

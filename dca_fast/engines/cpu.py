@@ -37,7 +37,7 @@ class CpuEngine:
     takes_tensors, device = False, "cpu"
 
     def __init__(self, weights: Weights, ops: Ops, tables: Tables, threads: Callable[[], int]) -> None:
-        self.ops, self._weights, self._threads = ops, weights, threads
+        self.ops, self.weights, self._threads = ops, weights, threads
         self.coder = Coder(tables, "python" if ops.name == "reference" else "native", threads=threads())
         self._programs = ProgramSet(weights, ops)
         self.arrays = self._programs.model.arrays
@@ -109,16 +109,17 @@ class CpuEngine:
 
     def quantiser(self, groups: int) -> latents.Quantiser:
         """That of streams of so many groups."""
-        return latents.quantiser(self.arrays, self.coder, self._charges, groups)
+        return latents.quantiser(self.arrays, self.coder, self.charges, groups)
 
     @cached_property
-    def _charges(self) -> npt.NDArray[np.int32]:
+    def charges(self) -> npt.NDArray[np.int32]:
+        """What indices cost the search of the trellis, see `Tables.charges`."""
         return self.coder.tables.charges(1 / TRELLIS_PRICE)
 
     @cached_property
     def adjoint(self) -> Adjoint:
         """The linear part of f_s backwards."""
-        return Adjoint(self._weights, self.ops)
+        return Adjoint(self.weights, self.ops)
 
     @cached_property
     def gradient(self) -> Gradient:

@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dca_fast.config import LEAKY_SLOPE, OPERAND_STEPS
+
+if TYPE_CHECKING:  # Triton is not loaded before something trains on a GPU
+    from dca_fast.kernels.training import Quantised
 
 OPERAND_LIMIT = 127 / OPERAND_STEPS
 # Adding and subtracting it rounds a float32 of the operand's range half to even to a multiple of 1 / OPERAND_STEPS.
@@ -91,10 +94,39 @@ class _Scaled(torch.autograd.Function):
         return gradient
 
 
+class _Product(torch.autograd.Function):
+    """x W^T of an operand and weights in whole steps of their rows, in bfloat16.
+
+    Both are exact there; only the product's sum is rounded. The gradient goes straight through to the weights that were
+    quantised.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, whole: Tensor, scale: Tensor) -> Tensor:
+        x = x.bfloat16()
+        ctx.save_for_backward(x, whole, scale)
+        return F.linear(x, whole).float() * scale
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, whole, scale = ctx.saved_tensors
+        g = (gradient * scale).bfloat16()
+        weight = g.flatten(0, -2).T @ x.flatten(0, -2)
+        return (g @ whole).float(), weight.float() / scale[:, None], None, None
+
+
 class _Rounded(nn.Module):
-    """A layer with int8 rows."""
+    """A layer with int8 rows; `ready` holds them where they are renewed for all layers at once (`model/fused.py`)."""
 
     weight: Tensor
+    ready: Quantised | None = None
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """The weight in whole steps of its rows, bfloat16, and the steps `[O]`; no gradient."""
+        if self.ready is not None:
+            return self.ready.precise.bfloat16(), self.ready.scale
+        scale = row_scales(self.weight)
+        return (self.weight.detach() / scale).round_().bfloat16(), scale.flatten()
 
     def scaled(self) -> Tensor:
         """The weight on the grid of its rows (straight-through)."""
@@ -126,12 +158,10 @@ class Linear(_Rounded):
 
     def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
         """`[..., inputs]` on the operand grid -> `[..., outputs]` float32."""
-        weight = self.scaled()
         if x.device.type == "cpu" and self.cpu_type == torch.float32:
-            y = F.linear(x, weight, self.bias)
-        else:  # operands and int8 weights are exact in bfloat16; only the product's sum is rounded
-            scale = row_scales(self.weight)
-            y = F.linear(x.bfloat16(), (weight / scale).bfloat16()).float() * scale[:, 0] + self.bias
+            y = F.linear(x, self.scaled(), self.bias)
+        else:
+            y = _Product.apply(x, self.weight, *self.whole()) + self.bias
         return y if self.slope is None or t is None else y + t * self.slope
 
 
@@ -171,9 +201,14 @@ TRUNK_REACH = 2.0
 
 
 class _Branch(nn.Module):
-    """What adds to a trunk; `unit` is given for the transforms' trunks, which it brings to the operand's range."""
+    """What adds to a trunk; `unit` is given for the transforms' trunks, which it brings to the operand's range.
 
+    `fused`: by the functions of `kernels/training.py`, which do the same in fewer steps with less memory.
+    """
+
+    expand: Linear
     project: Linear
+    fused = False
 
     def __init__(self, channels: int, unit: Tensor | None) -> None:
         super().__init__()
@@ -186,6 +221,15 @@ class _Branch(nn.Module):
     def add(self, x: Tensor, h: Tensor) -> Tensor:
         return torch.add(x, self.project(h), alpha=self.reach)
 
+    def by_kernels(self, name: str, x: Tensor, t: Tensor | None, layers: tuple[_Rounded, ...]) -> Tensor:
+        """The branch by a function of `kernels/training.py`."""
+        from dca_fast.kernels import training
+
+        floats = [value for layer in layers for value in layer.parameters(recurse=False)]
+        arguments = (x,) if t is None else (x, t)
+        unit = self.unit if self.trunk else None
+        return getattr(training, name)(*arguments, unit, self.reach, [layer.ready for layer in layers], floats)
+
 
 class DepthBlock(_Branch):
     """x + W2 dw3x3(leaky(W1 x)): the spatial half of a block; the branch reads x / unit."""
@@ -197,6 +241,8 @@ class DepthBlock(_Branch):
         self.project = Linear(hidden, channels, gain=0.02)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        if self.fused:
+            return self.by_kernels("depth_block", x, t, (self.expand, self.depthwise, self.project))
         h = operand(F.leaky_relu(self.expand(self.read(x), t), LEAKY_SLOPE))
         return self.add(x, operand(self.depthwise(h)))
 
@@ -210,6 +256,8 @@ class GatedFfn(_Branch):
         self.project = Linear(hidden, channels, gain=0.02)
 
     def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
+        if self.fused:
+            return self.by_kernels("gated_ffn", x, None, (self.expand, self.project))
         return self.add(x, gate(self.expand(self.read(x))))
 
 

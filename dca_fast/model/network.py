@@ -67,13 +67,18 @@ def straight_through(x: Tensor, value: Tensor) -> Tensor:
     return x + (value - x).detach()
 
 
-def noisy_bits(x: Tensor, log2_scale: Tensor) -> Tensor:
-    """What training counts: bits of x and uniform noise.
+def noisy_bits(x: Tensor, log2_scale: Tensor, fused: bool = False) -> Tensor:
+    """What training counts: bits of x and uniform noise; `fused`: by the kernel of `kernels/training.py`.
 
     Their derivative by x is that of the mean over the noise, bits(x + 1/2) - bits(x - 1/2), instead of the sample's:
     the same on average, and a fifth less noise in the gradient of f_a (docs/training.md).
     """
-    seen = x + torch.rand_like(x) - 0.5
+    noise = torch.rand_like(x)
+    if fused:
+        from dca_fast.kernels import training
+
+        return training.noisy_bits(x, noise, log2_scale)
+    seen = x + noise - 0.5
     if not x.requires_grad:
         return gaussian_bits(seen, log2_scale)
     with torch.no_grad():
@@ -144,6 +149,7 @@ class Network(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.fused = False  # `model/fused.py`
         self.coder: Coder | None = None  # whose tables tell what symbols take that are not noisy; None: Gaussian ones
         self.log2_coded = log2_coded(FIRST_CODED_ROW)
         self.analysis, self.synthesis = build_transforms(config)
@@ -170,7 +176,7 @@ class Network(nn.Module):
             rounded = straight_through(residual, torch.round(residual) * coded)
             # Training counts symbols that no file has as well: their bits alone tell a scale to grow.
             if noisy:
-                bits = noisy_bits(residual, log2_scale)
+                bits = noisy_bits(residual, log2_scale, self.fused)
             elif self.coder is None:
                 bits = gaussian_bits(rounded, log2_scale) * coded
             else:
@@ -238,7 +244,7 @@ class Network(nn.Module):
         once, and from there a step along what the linear part of f_s makes of the error backwards."""
         synthesis = self.synthesis
         assert isinstance(synthesis, PatchSynthesis)
-        y_hat = self.code_latent(y, features, quality, t, False, aq_strength)[0]
+        y_hat = self.code_latent(y, features, quality, t, None, aq_strength)[0]
         picture, (height, width) = synthesis(y_hat, t), image.shape[1:3]
         error = torch.zeros_like(picture)
         error[:, :height, :width] = image - picture[:, :height, :width]
@@ -269,11 +275,11 @@ class Network(nn.Module):
         features: dict[str, Tensor],
         quality: Tensor,
         t: Tensor,
-        noisy: bool,
+        noisy: bool | None,
         aq_strength: float = 0.0,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The four steps: y_hat, bits `[N, 4]`, normalised squared error `[N, 4]`, what `coarseness` says; `noisy` and
-        `aq_strength` as in `forward`."""
+        `aq_strength` as in `forward`, but None: bits are not counted, and are zero."""
         log2_gain, lowest = interpolate(self.log2_gain, quality), math.log2(SCALE_MIN)
         gains = log2_gain.chunk(4, -1)
         targets = [part.chunk(4, -1) for part in parity_split(y)]
@@ -291,9 +297,9 @@ class Network(nn.Module):
             residuals = [(targets[p][g] - means[p]) * units[p] for p, g in enumerate(groups)]
             scales = [(scale - shift).clamp_min(lowest) for scale, shift in zip(plain, shifts, strict=True)]
             coded = [torch.minimum(s, whole) >= self.log2_coded for s, whole in zip(scales, plain, strict=True)]
-            seen, spent = trellis.step(residuals, scales, coded, not noisy, self.coder)
+            seen, spent = trellis.step(residuals, scales, coded, noisy is False, self.coder)
             if noisy:
-                spent = [noisy_bits(residual, scale) for residual, scale in zip(residuals, scales, strict=True)]
+                spent = [noisy_bits(r, scale, self.fused) for r, scale in zip(residuals, scales, strict=True)]
             bits, square = sum(map(sum_of, spent), y.new_zeros(y.shape[0])), y.new_zeros(y.shape[0])
             for p, g in enumerate(groups):
                 square = square + (residuals[p] * torch.exp2(-scales[p])).square().flatten(1).mean(1) / 4

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from dca_fast.config import LATENT_STEPS, ROWS_PER_OCTAVE, SCALE_MIN, SKIP_ROW, TRELLIS_PRICE, TRELLIS_STEP
-from dca_fast.entropy.coder import Coder
-from dca_fast.entropy.tables import ROWS, build_gaussian_tables
+from dca_fast.entropy.coder import MAX_GROUPS, Coder
+from dca_fast.entropy.device import DeviceCoder
+from dca_fast.entropy.tables import ROWS, Tables, build_gaussian_tables
 
 _LIMIT = 1 << 22  # of residuals in 1/256 quantiser steps: beyond what the search distinguishes
 
@@ -36,21 +37,71 @@ def nearest_rows(log2_scale: Tensor) -> Tensor:
     return ((log2_scale - math.log2(SCALE_MIN)) * ROWS_PER_OCTAVE).round().clamp(0, ROWS - 1)
 
 
+def _rows_of(log2_scale: Tensor, coded: Tensor) -> Tensor:
+    """Nearest rows of the scale table, SKIP_ROW where nothing is coded: uint8 of the shape of the scales."""
+    return nearest_rows(log2_scale).where(coded, SKIP_ROW).to(torch.uint8)
+
+
 def table_rows(log2_scale: Tensor, coded: Tensor) -> npt.NDArray[np.uint8]:
     """Nearest rows of the scale table, SKIP_ROW where nothing is coded; flat."""
-    return nearest_rows(log2_scale).where(coded, SKIP_ROW).to(torch.uint8).flatten().cpu().numpy()
+    return _rows_of(log2_scale, coded).flatten().cpu().numpy()
+
+
+def _to_search(residuals: Tensor) -> Tensor:
+    """Residuals in quantiser steps as the search takes them, int32."""
+    return (residuals.detach() * LATENT_STEPS).round().clamp(-_LIMIT, _LIMIT).to(torch.int32)
 
 
 def quantise(residuals: Tensor, rows: npt.NDArray[np.uint8], coder: Coder | None = None) -> npt.NDArray[np.int16]:
     """Values of one part of one image: residuals in quantiser steps, float32, and flat rows -> flat values."""
     coder = coder or gaussian_coder()
-    steps = (residuals.detach().flatten() * LATENT_STEPS).round().clamp(-_LIMIT, _LIMIT).to(torch.int32)
-    return coder.quantise(steps.cpu().numpy(), rows, _charges(coder), 1)
+    return coder.quantise(_to_search(residuals).flatten().cpu().numpy(), rows, _charges(coder), 1)
 
 
-def to_steps(values: npt.NDArray[np.int16], like: Tensor) -> Tensor:
+class DeviceSearch:
+    """`quantise` for a batch on a CUDA device, without waiting for it: every image is a group of its own.
+
+    Args:
+        tables: of the search.
+        device: a CUDA device.
+
+    Raises:
+        BackendUnavailableError: no device, or no library of the coder for it and no way to build one.
+    """
+
+    def __init__(self, tables: Tables, device: torch.device) -> None:
+        self._coder = DeviceCoder(tables, device)
+        self._charges = torch.from_numpy(tables.charges(1 / TRELLIS_PRICE)).to(self._coder.device)
+
+    def __call__(self, residuals: Tensor, rows: Tensor) -> Tensor:
+        """Residuals `[N, S]` in quantiser steps, float32, and rows `[N, S]` uint8 -> values `[N, S]` int16."""
+        steps, values = _to_search(residuals), []
+        for at in range(0, len(steps), MAX_GROUPS):
+            part = steps[at : at + MAX_GROUPS]
+            found = self._coder.quantise(
+                part.flatten(), rows[at : at + MAX_GROUPS].flatten(), self._charges, len(part)
+            )
+            values.append(found.view(part.shape))
+        return torch.cat(values)
+
+
+@cache
+def _device_search(coder: Coder, device: torch.device) -> DeviceSearch:
+    """Kept for good: recorded steps of a training read its memory."""
+    return DeviceSearch(coder.tables, device)
+
+
+def search(residuals: Tensor, rows: Tensor, coder: Coder | None = None) -> Tensor:
+    """Values of one part of every image of a batch; as of `DeviceSearch`, on any device."""
+    if residuals.device.type == "cuda":
+        return _device_search(coder or gaussian_coder(), residuals.device)(residuals, rows)
+    found = [quantise(r, t.numpy(), coder) for r, t in zip(residuals, rows, strict=True)]
+    return torch.from_numpy(np.stack(found))
+
+
+def to_steps(values: npt.NDArray[np.int16] | Tensor, like: Tensor) -> Tensor:
     """Values as quantiser steps, of the shape, type and device of `like`."""
-    return torch.from_numpy(values).to(like).view(like.shape) * (TRELLIS_STEP / LATENT_STEPS)
+    return torch.as_tensor(values).to(like).view(like.shape) * (TRELLIS_STEP / LATENT_STEPS)
 
 
 def bits_of(
@@ -88,15 +139,19 @@ def step(
     Returns:
         What a decoder sees instead of the residuals, and its bits, alike; no gradients.
     """
-    seen, spent = [torch.empty_like(r) for r in residuals], [torch.zeros_like(r) for r in residuals]
-    if seen[0].is_meta:  # `model.cost` counts layers only
-        return seen, spent
-    for n in range(len(residuals[0])):
-        rows = np.concatenate([table_rows(s[n].detach(), c[n]) for s, c in zip(log2_scales, coded, strict=True)])
-        values = quantise(torch.cat([r[n].flatten() for r in residuals]), rows, coder)
-        for out, part in zip(seen, np.split(values, len(seen)), strict=True):
-            out[n] = to_steps(part, out[n])
-        if price:
-            for out, cost in zip(spent, np.split(bits_of(values, rows, coder, 1), len(spent)), strict=True):
-                out[n] = torch.from_numpy(cost).to(out).view(out[n].shape)
-    return seen, spent
+    if residuals[0].is_meta:  # `model.cost` counts layers only
+        return [torch.empty_like(r) for r in residuals], [torch.zeros_like(r) for r in residuals]
+    flat = torch.cat([r.detach().flatten(1) for r in residuals], 1)
+    rows = torch.cat([_rows_of(s.detach(), c).flatten(1) for s, c in zip(log2_scales, coded, strict=True)], 1)
+    values = search(flat, rows, coder)
+
+    def parts(x: Tensor) -> list[Tensor]:
+        sizes = [math.prod(r.shape[1:]) for r in residuals]
+        return [part.reshape(r.shape) for part, r in zip(x.split(sizes, 1), residuals, strict=True)]
+
+    seen = parts(to_steps(values, flat))
+    if not price:
+        return seen, [torch.zeros_like(r) for r in residuals]
+    pairs = zip(values.cpu().numpy(), rows.cpu().numpy(), strict=True)
+    cost = np.stack([bits_of(v, r, coder, 1) for v, r in pairs])
+    return seen, parts(torch.from_numpy(cost).to(flat))

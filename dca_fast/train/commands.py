@@ -7,6 +7,7 @@ import json
 from dataclasses import fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
 
 import torch
 from rich.console import Console
@@ -25,6 +26,7 @@ from dca_fast.train.trainer import Recipe, Trainer
 from dca_fast.train.world import World, join
 
 HELD_OUT = 10  # of the ablation's photographs, one in so many is for the test
+T = TypeVar("T", bound=Trainer)
 SMALLEST = 256  # side of a photograph, and at least that of a crop
 
 
@@ -60,6 +62,13 @@ def check(args: argparse.Namespace, config: ModelConfig) -> None:
 
 def train_here(args: argparse.Namespace, config: ModelConfig, world: World) -> Crops:
     """What this process does of a training; its photographs."""
+    trainer = make_trainer(args, config, world, Trainer)
+    trainer.run()
+    return trainer.photographs
+
+
+def make_trainer(args: argparse.Namespace, config: ModelConfig, world: World, kind: type[T]) -> T:
+    """The trainer, of class `kind`, that the arguments of the command ask for."""
     if args.threads:
         torch.set_num_threads(args.threads)
     start = load_float(args.start).state_dict() if args.start else None
@@ -68,8 +77,7 @@ def train_here(args: argparse.Namespace, config: ModelConfig, world: World) -> C
     with world.first_alone():
         data = open_data(args.data, args.cache or args.out / "photographs", max(SMALLEST, recipe.crop))
     tables = weights.load(args.tables).tables if args.tables else None
-    Trainer(config, data, args.out, recipe, world.device, start, world, tables).run()
-    return data
+    return kind(config, data, args.out, recipe, world.device, start, world, tables)
 
 
 def export(args: argparse.Namespace) -> None:

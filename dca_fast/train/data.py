@@ -76,16 +76,18 @@ class Images:
 
     def __init__(self, images: Sequence[np.ndarray], skipped: int = 0) -> None:
         self.images, self.skipped = list(images), skipped
-        weights = np.array([im.shape[0] * im.shape[1] for im in self.images], dtype=np.float64)
-        self.weights = weights / weights.sum()
+        pixels = np.cumsum([im.shape[0] * im.shape[1] for im in self.images], dtype=np.float64)
+        self._reached = pixels / pixels[-1]
 
-    def _crop(self, seed: int, size: int) -> np.ndarray:
+    def draw(self, seed: int, size: int) -> tuple[int, np.ndarray]:
+        """One random crop, and which photograph it is a view of."""
         generator = np.random.default_rng(seed)
-        return cut(self.images[generator.choice(len(self.images), p=self.weights)], generator, size)
+        index = int(self._reached.searchsorted(generator.random(), side="right"))
+        return index, cut(self.images[index], generator, size)
 
     def batch(self, generator: np.random.Generator, count: int, size: int, part: slice = slice(None)) -> Tensor:
         """See `Crops`."""
-        return stack([self._crop(seed, size) for seed in seeds_of(generator, count, part)])
+        return stack([self.draw(seed, size)[1] for seed in seeds_of(generator, count, part)])
 
     def hold_out(self, every: int) -> tuple[Images, Images]:
         """Two sources without a photograph in common: all but one in `every`, and these."""
@@ -93,6 +95,42 @@ class Images:
             raise InputError(f"{len(self.images)} photographs are too few to hold out one in {every}")
         rest = [image for i, image in enumerate(self.images) if i % every]
         return Images(rest), Images(self.images[::every])
+
+
+class DeviceImages:
+    """The crops of `Images`, cut on a device that holds the photographs; the host only draws where.
+
+    Args:
+        images: RGB photographs.
+        device: where they are copied to.
+    """
+
+    def __init__(self, images: Images, device: torch.device | str) -> None:
+        self._images = images
+        # One at a time: the host need not hold them all.
+        self._pixels = torch.empty(sum(image.size for image in images.images), dtype=torch.uint8, device=device)
+        self._starts, at = [], 0
+        for image in images.images:
+            self._pixels[at : at + image.size].copy_(torch.from_numpy(np.array(image)).view(-1))
+            self._starts.append(at // 3)
+            at += image.size
+
+    def places(self, generator: np.random.Generator, count: int, size: int, part: slice = slice(None)) -> Tensor:
+        """Where the crops of `Images.batch` lie: int64 `[..., 3]`, the first pixel and how far it is to the next row
+        and column of each."""
+        places = []
+        for seed in seeds_of(generator, count, part):
+            index, crop = self._images.draw(seed, size)
+            image = self._images.images[index]
+            start = crop.__array_interface__["data"][0] - image.__array_interface__["data"][0]
+            places.append((self._starts[index] + start // 3, crop.strides[0] // 3, crop.strides[1] // 3))
+        return torch.tensor(places)
+
+    def cut(self, places: Tensor, size: int) -> Tensor:
+        """The crops at `places`, on the device: `[..., size, size, 3]` float32, grey levels minus 128."""
+        first, down, across = places.view(-1, 3, 1, 1).unbind(1)
+        side = torch.arange(size, device=places.device)
+        return self._pixels.view(-1, 3)[first + down * side[:, None] + across * side].float() - 128
 
 
 class Photographs(Images):
@@ -202,12 +240,34 @@ class Shards:
         return stack(list(self._readers.map(lambda seed: self._crop(seed, size), seeds)))
 
 
+def read_pack(path: Path, smallest: int) -> Images:
+    """The crops of a travelling pack (`dca_fast.train.pack`), decoded into memory.
+
+    Raises:
+        InputError: not a pack, or nothing usable in it.
+    """
+    try:
+        with tarfile.open(path, "r:") as tar:
+            members = [(m.name, file.read()) for m in tar if (file := tar.extractfile(m)) is not None]
+    except (tarfile.TarError, FileNotFoundError) as error:
+        raise InputError(f"{path} is not a pack of crops: {error}") from error
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(lambda m: read_pixels(io.BytesIO(m[1]), f"{path}: {m[0]}", smallest), members))
+    images = [pixels for pixels in found if pixels is not None]
+    if not images:
+        raise InputError(f"no crops of at least {smallest} pixels a side in {path}")
+    return Images(images, len(found) - len(images))
+
+
 def open_data(path: Path, cache: Path, smallest: int) -> Crops:
-    """A source of crops from a folder of photographs, a tar file or a folder of them, or a packed `.bin`.
+    """A source of crops from a folder of photographs, a tar file or a folder of them, a packed `.bin`, or a pack of
+    `.crops`.
 
     Raises:
         InputError: nothing usable there.
     """
+    if path.suffix == ".crops":
+        return read_pack(path, smallest)
     if path.suffix in (".bin", ".json"):
         return Photographs(None, path, smallest)
     if path.suffix == ".tar":

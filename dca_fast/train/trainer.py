@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,9 +28,11 @@ from dca_fast.config import LAMBDA_MAX, LAMBDA_MIN, QUALITY_MAX, STEPS, ModelCon
 from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import Tables
 from dca_fast.errors import ConfigError, TrainingError, WeightsError
+from dca_fast.model.fused import fuse
 from dca_fast.model.network import Network
-from dca_fast.train.data import Crops
+from dca_fast.train.data import Crops, DeviceImages, Images
 from dca_fast.train.klt import start_from_components
+from dca_fast.train.recorded import RecordedStep
 from dca_fast.train.soap import Soap
 from dca_fast.train.whiten import trunk, whitening
 from dca_fast.train.world import ALONE, World
@@ -40,6 +42,10 @@ LOG_SECONDS = 20
 FORMAT = 2  # of a checkpoint's optimiser state
 WATCHED = 200  # steps whose mean loss may not exceed `ASTRAY` times the lowest such mean before
 ASTRAY = 1.2
+PENDING = 16  # steps whose losses are fetched from a GPU at once: fetching waits for it
+# Steps between two updates of SOAP's eigenbases. A step on a GPU sees more pixels, and an update takes longer than one.
+HOST_EVERY, DEVICE_EVERY = 10, 25
+DEVICE_SHARE = 0.4  # of a GPU's free memory that photographs may take
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,8 @@ class Recipe:
         rate_only: the loss is bits alone and f_s is left out, for parts without transforms: half as many steps again in
             the same time.
         bf16: on a GPU, convolutions of the transforms in bfloat16. The GEMMs of int8 layers are so there anyway.
+        fused: on a GPU, blocks run by fused kernels (`kernels/training.py`).
+        record: on a GPU, steps are recorded in CUDA graphs (`train/recorded.py`); not with "adam" or `compile`.
     """
 
     minutes: float = 60
@@ -92,6 +100,8 @@ class Recipe:
     aq_strength: float = 0.0
     rate_only: bool = False
     bf16: bool = True
+    fused: bool = True
+    record: bool = True
     parts: tuple[str, ...] | None = None
 
 
@@ -187,10 +197,25 @@ def make_optimiser(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
     """
     groups = parameter_groups(network, recipe)
     if recipe.optimiser == "soap":
-        return Soap(groups, lr=recipe.rate)
+        on_device = network.log2_gain.is_cuda
+        return Soap(groups, lr=recipe.rate, every=DEVICE_EVERY if on_device else HOST_EVERY)
     if recipe.optimiser == "adam":
         return torch.optim.Adam(groups, lr=recipe.rate, fused=True)
     raise ConfigError(f"optimiser must be soap or adam, got {recipe.optimiser!r}")
+
+
+def recorded_in_graphs(recipe: Recipe, device: torch.device) -> bool:
+    """Whether a training records its steps."""
+    return device.type == "cuda" and recipe.record and recipe.optimiser == "soap" and not recipe.compile
+
+
+def uploaded(photographs: Crops, device: torch.device) -> DeviceImages | None:
+    """The photographs in a GPU's memory, if there is one and they are no stream and leave room."""
+    if device.type != "cuda" or not isinstance(photographs, Images):
+        return None
+    if sum(image.size for image in photographs.images) > DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return None
+    return DeviceImages(photographs, device)
 
 
 def grown(weights: dict[str, Tensor], network: Network) -> dict[str, Tensor]:
@@ -202,6 +227,27 @@ def grown(weights: dict[str, Tensor], network: Network) -> dict[str, Tensor]:
         weights = {f"context.cores.{i}.{k}": v for i in range(1, STEPS) for k, v in shared.items()} | weights
     around = {f"factorised.{k}": v for k, v in network.factorised.state_dict().items() if "weight" in k or "wider" in k}
     return around | weights
+
+
+class Watch:
+    """Stops a training whose mean loss rises: `WATCHED` and `ASTRAY`."""
+
+    def __init__(self) -> None:
+        self._recent, self._lowest = deque[float](maxlen=WATCHED), math.inf
+
+    def see(self, losses: Iterable[float], step: int) -> None:
+        """The losses of further steps, the last one being `step`.
+
+        Raises:
+            TrainingError: their mean rose far above what it was.
+        """
+        for loss in losses:
+            self._recent.append(loss)
+            if len(self._recent) == WATCHED:
+                mean = math.fsum(self._recent) / WATCHED
+                self._lowest = min(self._lowest, mean)
+                if not mean <= ASTRAY * self._lowest:
+                    raise TrainingError(f"step {step}: the loss rose from {self._lowest:.3f} to {mean:.3f}")
 
 
 class Trainer:
@@ -263,7 +309,8 @@ class Trainer:
             self.step = self.first = recipe.ramp  # trained before, so past the ramp
         else:
             start_from_components(self.network, photographs, recipe.seed)
-        fresh = state is None and recipe.optimiser == "soap"
+        kept = (state or {}).get("optimiser")  # a checkpoint in parts (`train/parts.py`) has none
+        fresh = kept is None and recipe.optimiser == "soap"
         white = whitening(self.network, photographs, recipe.seed) if fresh else {}
         self.network.to(device).train()
         if tables is not None:
@@ -274,7 +321,8 @@ class Trainer:
         self.optimiser = make_optimiser(self.network, recipe)
         if state is not None:
             self.average = {k: v.to(device) for k, v in state["average"].items()}
-            self.optimiser.load_state_dict(state["optimiser"])
+            if kept is not None:
+                self.optimiser.load_state_dict(kept)
         if isinstance(self.optimiser, Soap):
             for layer, root in white.items():
                 if layer.get_parameter("weight").requires_grad:
@@ -282,13 +330,35 @@ class Trainer:
         if device.startswith("cuda") and recipe.bf16 and config.transforms == "elic":
             for transform in (self.network.analysis, self.network.synthesis):
                 in_bfloat16(transform, "cuda")
-        objective = world.parallel(Objective(self.network, recipe))
-        self.forward: Callable = torch.compile(objective) if recipe.compile else objective
+        if device.startswith("cuda") and recipe.fused and not recipe.compile:
+            fuse(self.network)
+        objective = Objective(self.network, recipe)
+        self.recorded: RecordedStep | None = None
+        self._on_device = uploaded(photographs, torch.device(device))
+        if recorded_in_graphs(recipe, torch.device(device)):
+            self.record(objective)
+        else:
+            parallel = world.parallel(objective)
+            self.forward: Callable = torch.compile(parallel) if recipe.compile else parallel
         self._reader = ThreadPoolExecutor(1)
         self._ahead: tuple[int, Future] | None = None
 
+    def record(self, objective: nn.Module) -> None:
+        """Take all further steps by graphs."""
+        assert isinstance(self.optimiser, Soap)
+        # Parts that are not trained stay: their average is what they are.
+        names = [name for name, p in self.network.named_parameters() if p.requires_grad]
+        values = dict(self.network.named_parameters())
+        average = [self.average[name] for name in names], [values[name].detach() for name in names]
+        self.recorded = RecordedStep(objective, self.optimiser, average, self.crops, self.recipe.clip, self.world)
+
+    def crops(self, batch: Tensor) -> Tensor:
+        """Images `[N, S, S, 3]` on the device from what `batch_of` gives."""
+        return batch.to(self.device) if self._on_device is None else self._on_device.cut(batch, self.recipe.crop)
+
     def batch_of(self, step: int) -> tuple[Tensor, Tensor, int]:
-        """Crops and qualities of this process in `step`, and the seed of its noise.
+        """Crops, or their places where a GPU holds the photographs, and qualities of this process in `step`, and the
+        seed of its noise.
 
         All processes together have `batch` times their number of crops, of which each takes every so-manieth.
         """
@@ -297,8 +367,8 @@ class Trainer:
         mine = slice(world.rank, None, world.size)
         noise = int(generator.integers(2**62)) + world.rank
         quality = draw_qualities(generator, count)
-        image = self.photographs.batch(generator, count, r.crop, mine)
-        return image, torch.tensor(quality[mine], dtype=torch.float32), noise
+        batch = self.photographs.batch if self._on_device is None else self._on_device.places
+        return batch(generator, count, r.crop, mine), torch.tensor(quality[mine], dtype=torch.float32), noise
 
     def _batch(self) -> tuple[Tensor, Tensor, int]:
         """That of the current step; the next one is read while this one is computed."""
@@ -307,43 +377,52 @@ class Trainer:
         self._ahead = self.step + 1, self._reader.submit(self.batch_of, self.step + 1)
         return found
 
-    def train_step(self, factor: float) -> tuple[float, Tensor, Tensor, Tensor]:
-        """One optimiser step."""
+    def train_step(self, factor: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """One optimiser step.
+
+        Returns:
+            Loss, and of each sample bits per pixel, squared error and quality. None of them is waited for, and the next
+            step may overwrite them.
+        """
         r = self.recipe
-        image, quality, noise = self._batch()
-        image, quality = image.to(self.device), quality.to(self.device)
-        torch.manual_seed(noise)
+        batch, quality, noise = self._batch()
         for group in self.optimiser.param_groups:
             group["lr"] = r.rate * group["factor"] * factor
-        hyper = torch.tensor(min(1.0, 0.1 + 0.9 * self.step / r.ramp) if r.ramp else 1.0, device=self.device)
-        loss, bpp, mse = self.forward(image, quality, hyper)
+        hyper = min(1.0, 0.1 + 0.9 * self.step / r.ramp) if r.ramp else 1.0
+        self.step += 1
+        decay = min(r.average, self.step / (self.step + 10))
+        if self.recorded is not None:
+            return *self.recorded(batch, quality, noise, hyper, decay), quality
+        torch.manual_seed(noise)
+        image, quality = self.crops(batch.to(self.device)), quality.to(self.device)
+        loss, bpp, mse = self.forward(image, quality, torch.tensor(hyper, device=self.device))
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), r.clip)
         if torch.isfinite(norm):
             self.optimiser.step()
-        self.step += 1
-        decay = min(r.average, self.step / (self.step + 10))
         with torch.no_grad():
             for key, value in self.network.state_dict().items():
                 self.average[key].lerp_(value.float(), 1 - decay)
-        return float(loss.detach()), bpp, mse, quality
+        return loss.detach(), bpp, mse, quality
 
-    def save(self) -> None:
-        """Checkpoint with optimiser state, replaced atomically."""
-        if self.world.rank:
-            return
-        state = {
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds, but for the optimiser."""
+        return {
             "format": FORMAT,
             "network": self.network.state_dict(),
             "average": self.average,
             "step": self.step,
             "first": self.first,
-            "optimiser": self.optimiser.state_dict(),
             "config": self.network.config.to_dict(),
         }
+
+    def save(self) -> None:
+        """Checkpoint with optimiser state, replaced atomically."""
+        if self.world.rank:
+            return
         part = self.folder / "checkpoint.part"
-        torch.save(state, part)
+        torch.save(self.state() | {"optimiser": self.optimiser.state_dict()}, part)
         part.replace(self.folder / "checkpoint.pt")
 
     def progress(self, since: int, minutes: float) -> tuple[int, float]:
@@ -366,7 +445,9 @@ class Trainer:
         r, begin, first = self.recipe, time.monotonic(), self.step
         written = saved = begin
         window: list[float] = []
-        recent, lowest = deque[float](maxlen=WATCHED), math.inf
+        pending: list[Tensor] = []
+        few = PENDING if torch.device(self.device).type == "cuda" else 1
+        watch = Watch()
         log_file = self.folder / "log.jsonl" if self.world.rank == 0 else Path(os.devnull)
         with log_file.open("a") as sink, Progress(console=Console(stderr=True), disable=self.world.rank > 0) as bar:
             task = bar.add_task("training", total=1.0)
@@ -375,6 +456,10 @@ class Trainer:
             while True:
                 since, elapsed = self.progress(self.step - first, (time.monotonic() - begin) / 60)
                 now, over = time.monotonic(), elapsed >= 1
+                if len(pending) == few or (pending and over):
+                    losses, pending = torch.stack(pending).tolist(), []
+                    watch.see(losses, self.step)
+                    window += losses
                 if window and (over or now - written > LOG_SECONDS):
                     line = self._line(window, now - written, (now - begin) / 60)
                     sink.write(json.dumps(line) + "\n")
@@ -387,13 +472,7 @@ class Trainer:
                     self.save()
                     saved = now
                 loss, *self._last = self.train_step(learning_rate(r, since, elapsed))
-                window.append(loss)
-                recent.append(loss)
-                if len(recent) == WATCHED:
-                    mean = math.fsum(recent) / WATCHED
-                    lowest = min(lowest, mean)
-                    if not mean <= ASTRAY * lowest:
-                        raise TrainingError(f"step {self.step}: the loss rose from {lowest:.3f} to {mean:.3f}")
+                pending.append(loss.clone())
         self.save()
 
     def _line(self, window: list[float], seconds: float, minutes: float) -> dict[str, Any]:

@@ -44,6 +44,12 @@ class World:
             dist.broadcast(x, 0)
         return x
 
+    def mean(self, x: Tensor) -> None:
+        """The mean of all processes' `x`, in place."""
+        if self.size > 1:
+            dist.all_reduce(x)
+            x /= self.size
+
     @contextmanager
     def first_alone(self) -> Iterator[None]:
         """The first process goes through the block before the others enter it."""

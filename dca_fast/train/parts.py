@@ -1,0 +1,88 @@
+"""A checkpoint in files of limited size, to carry a training from one machine to the next.
+
+Network and average, without the optimiser's state, which has many times their size: a training that goes on from here
+warms its optimiser up again. The average is kept as float16 differences to the network.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from dca_fast.errors import WeightsError
+from dca_fast.files import write_atomic
+
+LIMIT = 15 << 20  # bytes of a file, without its header
+
+
+def part_files(folder: Path, name: str) -> list[Path]:
+    """The files of a checkpoint, in order; none if it is not there."""
+    return sorted(folder.glob(f"{name}.[0-9].safetensors"))
+
+
+def write_parts(state: dict[str, Any], folder: Path, name: str, facts: dict[str, Any]) -> list[Path]:
+    """Write `NAME.0.safetensors`, ... into a folder, over an older checkpoint of the name.
+
+    Args:
+        state: of a checkpoint, see `Trainer.state`.
+        folder, name: where to.
+        facts: whatever a later run wants to know, in JSON.
+    """
+    tensors = {f"network.{key}": value.detach().float().cpu().contiguous() for key, value in state["network"].items()}
+    for key, value in state["average"].items():
+        tensors[f"average.{key}"] = (value.cpu() - tensors[f"network.{key}"]).half().contiguous()
+    parts: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for key, value in tensors.items():
+        if parts[-1] and size + value.nbytes > LIMIT:
+            parts.append({})
+            size = 0
+        parts[-1][key] = value
+        size += value.nbytes
+    kept = {key: state[key] for key in ("format", "step", "first", "config")}
+    header = {"checkpoint": json.dumps(kept | {"parts": len(parts), "facts": facts})}
+    paths = [folder / f"{name}.{i}.safetensors" for i in range(len(parts))]
+    for path, part in zip(paths, parts, strict=True):
+        write_atomic(path, save(part, header))
+    return paths
+
+
+def read_parts(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A checkpoint that a trainer resumes, and the facts that were written with it.
+
+    Raises:
+        WeightsError: files are missing, damaged, or of different steps.
+    """
+    tensors: dict[str, Tensor] = {}
+    headers = []
+    try:
+        for path in part_files(folder, name):
+            with safe_open(str(path), framework="pt") as file:
+                headers.append(file.metadata()["checkpoint"])
+                tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, KeyError, SafetensorError) as error:
+        raise WeightsError(f"the checkpoint {name} in {folder} cannot be read: {error}") from error
+    if not headers or len(set(headers)) > 1 or json.loads(headers[0])["parts"] != len(headers):
+        raise WeightsError(f"the checkpoint {name} in {folder} lacks files, or they are of different steps")
+    state = json.loads(headers[0])
+    facts, _ = state.pop("facts"), state.pop("parts")
+    split: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}}
+    for key, value in tensors.items():
+        kind, _, rest = key.partition(".")
+        split[kind][rest] = value
+    split["average"] = {key: split["network"][key] + value.float() for key, value in split["average"].items()}
+    return state | split, facts
+
+
+def join_parts(folder: Path, name: str, checkpoint: Path) -> dict[str, Any]:
+    """Write the checkpoint that parts are of; the facts that came with them. Raises as `read_parts`."""
+    state, facts = read_parts(folder, name)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, checkpoint)
+    return facts
