@@ -37,7 +37,7 @@ class CpuEngine:
     takes_tensors, device = False, "cpu"
 
     def __init__(self, weights: Weights, ops: Ops, tables: Tables, threads: Callable[[], int]) -> None:
-        self.ops, self.weights, self._threads = ops, weights, threads
+        self.ops, self.weights, self.tables, self._threads = ops, weights, tables, threads
         self.coder = Coder(tables, "python" if ops.name == "reference" else "native", threads=threads())
         self._programs = ProgramSet(weights, ops)
         self.arrays = self._programs.model.arrays
@@ -114,7 +114,7 @@ class CpuEngine:
     @cached_property
     def charges(self) -> npt.NDArray[np.int32]:
         """What indices cost the search of the trellis, see `Tables.charges`."""
-        return self.coder.tables.charges(1 / TRELLIS_PRICE)
+        return self.tables.charges(1 / TRELLIS_PRICE)
 
     @cached_property
     def adjoint(self) -> Adjoint:
