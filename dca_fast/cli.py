@@ -239,6 +239,11 @@ def _add_train(p: argparse.ArgumentParser) -> None:
     p.add_argument("--effort", type=int, choices=(0, 1), help=effort_help)
     aq_help = "of adaptive quantisation that is trained for (default: 0)"
     p.add_argument("--aq-strength", type=aq_strength, metavar="X", help=aq_help)
+    rates_help = "what is counted: uniform noise, or the values that files hold (default: noise)"
+    p.add_argument("--rates", choices=("noise", "expected"), help=rates_help)
+    for name, what in (("blocks", "blocks of f_a"), ("hidden", "their hidden widths")):
+        text = f"{what} at 1/8 and 1/16, if not the preset's"
+        p.add_argument(f"--analysis-{name}", type=two, metavar="N,N", help=text)
     p.add_argument("--rate-only", action="store_true", help="bits alone, without f_s: for --parts without transforms")
     tables_help = "integer weights with whose tables the trellis is searched (default: Gaussian ones)"
     p.add_argument("--tables", type=Path, metavar="FILE", help=tables_help)
@@ -316,6 +321,11 @@ def positive(text: str) -> float:
     if not 0 < float(text) < math.inf:
         raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
     return float(text)
+
+
+def two(text: str) -> tuple[int, int]:
+    first, second = map(count, text.split(","))
+    return first, second
 
 
 def crop(text: str) -> int:

@@ -37,7 +37,8 @@ from dca_fast.export import load_float
 from dca_fast.latents import ORDER
 from dca_fast.model import trellis
 from dca_fast.model.context import parity_join, parity_split
-from dca_fast.model.network import Network, axis, gaussian_bits, interpolate, log2_coded, noisy_bits, straight_through
+from dca_fast.model.network import Network, axis, interpolate, log2_coded, straight_through
+from dca_fast.model.rates import gaussian_bits, noisy_bits
 from dca_fast.model.transforms import pad_image
 
 try:

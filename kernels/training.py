@@ -369,7 +369,7 @@ class _NoisyBits(torch.autograd.Function):
 
 
 def noisy_bits(x: Tensor, noise: Tensor, log2_scale: Tensor) -> Tensor:
-    """`dca_fast.model.network.noisy_bits` with its noise, uniform in 0..1; float32, and the scale broadcasts."""
+    """`dca_fast.model.rates.noisy_bits` with its noise, uniform in 0..1; float32, and the scale broadcasts."""
     bits: Tensor = _NoisyBits.apply(x, noise, log2_scale.expand_as(x))
     return bits
 

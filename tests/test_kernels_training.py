@@ -12,7 +12,8 @@ from dca_fast.config import ModelConfig
 from dca_fast.model import layers
 from dca_fast.model.fused import fuse
 from dca_fast.model.layers import DepthBlock, GatedFfn, row_scales
-from dca_fast.model.network import Network, noisy_bits
+from dca_fast.model.network import Network
+from dca_fast.model.rates import noisy_bits
 from tests.kernel_tools import ARCHITECTURES, DEVICE, SHARED_LIMIT, compiled, kernels
 
 training = kernels("training")

@@ -18,7 +18,8 @@ from dca_fast.model.context import parity_join, parity_split
 from dca_fast.model.cost import macs_per_pixel
 from dca_fast.model.layers import OPERAND_STEPS, GatedFfn, Linear, gate, operand, space_to_depth
 from dca_fast.model.layers import depth_to_space as to_space
-from dca_fast.model.network import Factorised, Network, gaussian_bits, noisy_bits, straight_through
+from dca_fast.model.network import Factorised, Network, straight_through
+from dca_fast.model.rates import gaussian_bits, noisy_bits
 from dca_fast.ops.reference import neighbour_mean
 from tests import test_rans_device
 

@@ -57,6 +57,32 @@ def test_an_unknown_optimiser_is_refused() -> None:
         make_optimiser(Network(TINY), Recipe(optimiser="sgd"))
 
 
+def test_a_heavier_analysis_begins_as_the_lighter_one() -> None:
+    torch.manual_seed(2)
+    light = Network(TINY).eval()
+    with torch.no_grad():
+        for p in light.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    heavy = Network(replace(TINY, analysis_blocks=(3, 3), analysis_hidden=(48, 40))).eval()
+    heavy.load_state_dict(trainer_module.grown(light.state_dict(), heavy))
+    image, t = torch.randn(1, 64, 128, 3) * 40, torch.tensor([0.3]).view(1, 1, 1, 1)
+    assert torch.allclose(heavy.analysis(image, t), light.analysis(image, t), atol=1e-4)
+    assert sum(p.numel() for p in heavy.parameters()) > sum(p.numel() for p in light.parameters())
+
+
+def test_modules_of_parts_can_be_trained(photographs: Photographs, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, minutes=0, steps=1, parts=("analysis.blocks8.1",), rates="expected", optimiser="adam")
+    trainer = Trainer(TINY, photographs, tmp_path, recipe)
+    before = {name: p.detach().clone() for name, p in trainer.network.named_parameters()}
+    trainer.run()
+    moved = {name for name, p in trainer.network.named_parameters() if not p.equal(before[name])}
+    assert moved
+    assert all(name.startswith("analysis.blocks8.1.") for name in moved)
+    for wrong in (replace(recipe, rates="loud"), replace(recipe, parts=("analysis.blocks9",))):
+        with pytest.raises(ConfigError, match=r"rates|parts"):
+            Trainer(TINY, photographs, tmp_path / "other", wrong)
+
+
 def test_parts_alone_are_trained(photographs: Photographs, tmp_path: Path) -> None:
     torch.manual_seed(0)
     start = Network(TINY).state_dict()

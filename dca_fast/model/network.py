@@ -35,7 +35,9 @@ from dca_fast.config import (
 from dca_fast.entropy.coder import Coder
 from dca_fast.model import trellis
 from dca_fast.model.context import Contextualiser, parity_join, parity_split
+from dca_fast.model.expected import Expected, rounded_bits
 from dca_fast.model.hyper import GlobalHyper, LocalHyper, RegionalHyper
+from dca_fast.model.rates import gaussian_bits, noisy_bits
 from dca_fast.model.transforms import PatchSynthesis, build_transforms, pad_image
 from dca_fast.ops.reference import sum_around
 
@@ -48,15 +50,6 @@ def axis(quality: Tensor) -> Tensor:
     return (quality / QUALITY_MAX * 2 - 1).view(-1, 1, 1, 1)
 
 
-def gaussian_bits(value: Tensor, log2_scale: Tensor) -> Tensor:
-    """Bits of a zero-mean Gaussian integrated over [value - 1/2, value + 1/2]."""
-    inverse = torch.exp2(-log2_scale)
-    v = value.abs()
-    upper = torch.erfc((v - 0.5) * inverse * math.sqrt(0.5))
-    lower = torch.erfc((v + 0.5) * inverse * math.sqrt(0.5))
-    return -torch.log2((0.5 * (upper - lower)).clamp_min(2.0**-20))
-
-
 def log2_coded(row: int) -> float:
     """log2 of the smallest scale that rounds to a table row that is coded, `row` being the first one."""
     return math.log2(SCALE_MIN) + (row - 0.5) / ROWS_PER_OCTAVE
@@ -65,25 +58,6 @@ def log2_coded(row: int) -> float:
 def straight_through(x: Tensor, value: Tensor) -> Tensor:
     """`value` with the gradient of `x`."""
     return x + (value - x).detach()
-
-
-def noisy_bits(x: Tensor, log2_scale: Tensor, fused: bool = False) -> Tensor:
-    """What training counts: bits of x and uniform noise; `fused`: by the kernel of `kernels/training.py`.
-
-    Their derivative by x is that of the mean over the noise, bits(x + 1/2) - bits(x - 1/2), instead of the sample's:
-    the same on average, and a fifth less noise in the gradient of f_a (docs/training.md).
-    """
-    noise = torch.rand_like(x)
-    if fused:
-        from dca_fast.kernels import training
-
-        return training.noisy_bits(x, noise, log2_scale)
-    seen = x + noise - 0.5
-    if not x.requires_grad:
-        return gaussian_bits(seen, log2_scale)
-    with torch.no_grad():
-        slope = gaussian_bits(x + 0.5, log2_scale) - gaussian_bits(x - 0.5, log2_scale)
-    return gaussian_bits(seen.detach(), log2_scale) + slope * (x - x.detach())
 
 
 def sum_of(bits: Tensor) -> Tensor:
@@ -151,6 +125,7 @@ class Network(nn.Module):
         self.config = config
         self.fused = False  # `model/fused.py`
         self.coder: Coder | None = None  # whose tables tell what symbols take that are not noisy; None: Gaussian ones
+        self.expected: Expected | None = None  # counts rates in training; None: uniform noise does
         self.log2_coded = log2_coded(FIRST_CODED_ROW)
         self.analysis, self.synthesis = build_transforms(config)
         self.hyper = nn.ModuleDict()
@@ -175,7 +150,9 @@ class Network(nn.Module):
             coded, residual = log2_scale >= self.log2_coded, z[part.sites] - mean
             rounded = straight_through(residual, torch.round(residual) * coded)
             # Training counts symbols that no file has as well: their bits alone tell a scale to grow.
-            if noisy:
+            if noisy and self.expected is not None:
+                bits = rounded_bits(residual, rounded.detach(), log2_scale, coded)
+            elif noisy:
                 bits = noisy_bits(residual, log2_scale, self.fused)
             elif self.coder is None:
                 bits = gaussian_bits(rounded, log2_scale) * coded
@@ -298,12 +275,17 @@ class Network(nn.Module):
             scales = [(scale - shift).clamp_min(lowest) for scale, shift in zip(plain, shifts, strict=True)]
             coded = [torch.minimum(s, whole) >= self.log2_coded for s, whole in zip(scales, plain, strict=True)]
             seen, spent = trellis.step(residuals, scales, coded, noisy is False, self.coder)
-            if noisy:
+            follow: list[Tensor | float] = [1.0] * STEPS  # how much of a residual's change its value makes
+            if noisy and self.expected is not None:
+                costs = [self.expected(*arguments) for arguments in zip(residuals, seen, scales, coded, strict=True)]
+                spent, follow = [bits for bits, _ in costs], [slope for _, slope in costs]
+            elif noisy:
                 spent = [noisy_bits(r, scale, self.fused) for r, scale in zip(residuals, scales, strict=True)]
             bits, square = sum(map(sum_of, spent), y.new_zeros(y.shape[0])), y.new_zeros(y.shape[0])
             for p, g in enumerate(groups):
                 square = square + (residuals[p] * torch.exp2(-scales[p])).square().flatten(1).mean(1) / 4
-                decoded[p][g] = straight_through(residuals[p], seen[p]) / units[p] + means[p]
+                value = seen[p] + follow[p] * (residuals[p] - residuals[p].detach())
+                decoded[p][g] = value / units[p] + means[p]
             bits_y.append(bits)
             error.append(square.detach())
             y_hat = parity_join([torch.cat(parts, -1) for parts in decoded])

@@ -32,7 +32,7 @@ SMALLEST = 256  # side of a photograph, and at least that of a crop
 
 def train(args: argparse.Namespace) -> None:
     """Train, then do what was asked for at the end; without data only draw the losses of an earlier run."""
-    config, data = preset(args.preset), None
+    config, data = config_of(args), None
     check(args, config)
     if args.data:
         with join(args.device) as world:
@@ -46,6 +46,12 @@ def train(args: argparse.Namespace) -> None:
             print(validate(out, args.validate, args.out / "validation.json"))
     if args.plot:
         plot_losses(args.out / "log.jsonl", args.plot)
+
+
+def config_of(args: argparse.Namespace) -> ModelConfig:
+    """The preset, with what was asked for otherwise."""
+    names = ("analysis_blocks", "analysis_hidden")
+    return replace(preset(args.preset), **{n: getattr(args, n) for n in names if getattr(args, n) is not None})
 
 
 def check(args: argparse.Namespace, config: ModelConfig) -> None:

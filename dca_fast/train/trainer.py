@@ -28,6 +28,7 @@ from dca_fast.config import LAMBDA_MAX, LAMBDA_MIN, QUALITY_MAX, STEPS, ModelCon
 from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import Tables
 from dca_fast.errors import ConfigError, TrainingError, WeightsError
+from dca_fast.model.expected import Expected
 from dca_fast.model.fused import fuse
 from dca_fast.model.network import Network
 from dca_fast.train.data import Crops, DeviceImages, Images
@@ -65,11 +66,13 @@ class Recipe:
             and global ones die before their synthesis has learned to read them.
         balance: samples are weighted by lambda ** -balance, so that low qualities are not drowned by high ones.
         average: decay of the averaged weights, per step.
-        parts: of the network that are trained, of "analysis", "hyper", "factorised", "context", "synthesis"; the others
-            stay as they are. None: all, and the gains.
+        parts: of the network that are trained, of "analysis", "hyper", "factorised", "context", "synthesis", or modules
+            of these, as "analysis.blocks8.2"; the others stay as they are. None: all, and the gains.
         effort: level of the encoder that is trained for: 0, or 1 where "analysis" is not among `parts`. The answer of
             level 1 undoes most of what f_a changes, so that f_a would drift (docs/training.md).
         aq_strength: of adaptive quantisation (docs/adaptive.md), 0..15/16; squared errors count at their site's price.
+        rates: "noise" counts bits of uniform noise around y, "expected" those of the values that a file holds, with
+            gradients that are right on average (`model/expected.py`).
         rate_only: the loss is bits alone and f_s is left out, for parts without transforms: half as many steps again in
             the same time.
         bf16: on a GPU, convolutions of the transforms in bfloat16. The GEMMs of int8 layers are so there anyway.
@@ -98,6 +101,7 @@ class Recipe:
     compile: bool = False
     effort: int = 0
     aq_strength: float = 0.0
+    rates: str = "noise"
     rate_only: bool = False
     bf16: bool = True
     fused: bool = True
@@ -148,11 +152,12 @@ def keep(network: Network, parts: tuple[str, ...]) -> None:
     Raises:
         ConfigError: a part that there is not.
     """
-    names = {name for name, _ in network.named_children()}
+    names = {name for name, _ in network.named_modules() if name}
     if not parts or not set(parts) <= names:
-        raise ConfigError(f"parts must be among {', '.join(sorted(names))}, got {', '.join(parts)}")
+        known = ", ".join(sorted(name for name, _ in network.named_children()))
+        raise ConfigError(f"parts must be among {known}, or modules of these, got {', '.join(parts)}")
     for name, p in network.named_parameters():
-        p.requires_grad_(name.split(".")[0] in parts)
+        p.requires_grad_(any(name.startswith(f"{part}.") for part in parts))
 
 
 def learning_rate(recipe: Recipe, since: int, elapsed: float) -> float:
@@ -219,14 +224,36 @@ def uploaded(photographs: Crops, device: torch.device) -> DeviceImages | None:
 
 
 def grown(weights: dict[str, Tensor], network: Network) -> dict[str, Tensor]:
-    """Weights for a network with more: a c of each step, what they lack being that of the first one, and sites of a
-    hyper latent that expect something of those around, at first nothing."""
+    """Weights for a network with more: a c of each step, what they lack being that of the first one; sites of a
+    hyper latent that expect something of those around, at first nothing; an f_a with wider or further blocks, which add
+    nothing at first."""
+    weights = weights | {
+        name: _widened(name, weights.get(name), value)
+        for name, value in network.state_dict().items()
+        if name.startswith("analysis.blocks")
+    }
     if not network.config.shared:
         first = "context.cores.0."
         shared = {name.removeprefix(first): value for name, value in weights.items() if name.startswith(first)}
         weights = {f"context.cores.{i}.{k}": v for i in range(1, STEPS) for k, v in shared.items()} | weights
     around = {f"factorised.{k}": v for k, v in network.factorised.state_dict().items() if "weight" in k or "wider" in k}
     return around | weights
+
+
+def _widened(name: str, old: Tensor | None, new: Tensor) -> Tensor:
+    """A parameter of a block of f_a: as it was, in the first channels of a wider one; else as new, but for what adds to
+    the trunk, which is silent."""
+    if old is not None and old.shape == new.shape:
+        return old
+    value = torch.zeros_like(new) if name.endswith(("bias", "slope", "project.weight")) else new.clone()
+    if old is None:
+        return value
+    if ".ffn.expand." in name:  # two halves
+        for mine, theirs in zip(value.chunk(2), old.chunk(2), strict=True):
+            mine[: len(theirs)] = theirs
+    else:
+        value[tuple(map(slice, old.shape))] = old
+    return value
 
 
 class Watch:
@@ -285,6 +312,8 @@ class Trainer:
             raise ConfigError('effort 1 is for parts without "analysis", and for "patch" transforms')
         if recipe.rate_only and (recipe.parts is None or {"analysis", "synthesis"} & set(recipe.parts)):
             raise ConfigError("bits alone are a loss for parts without transforms")
+        if recipe.rates not in ("noise", "expected"):
+            raise ConfigError(f'rates are "noise" or "expected", got {recipe.rates!r}')
         torch.manual_seed(recipe.seed)
         self.recipe, self.folder, self.device, self.world = recipe, Path(folder), device, world
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -332,6 +361,8 @@ class Trainer:
                 in_bfloat16(transform, "cuda")
         if device.startswith("cuda") and recipe.fused and not recipe.compile:
             fuse(self.network)
+        if recipe.rates == "expected":
+            self.network.expected = Expected(torch.device(device))
         objective = Objective(self.network, recipe)
         self.recorded: RecordedStep | None = None
         self._on_device = uploaded(photographs, torch.device(device))
