@@ -232,7 +232,7 @@ def installation(load: Load) -> str:
     keys = ("installed_mb", "decode_s", "decode_peak_mb", "first_codec_s")
     rows = [[label, *(significant(run[key]) for key in keys)] for label, run in facts["runs"].items()]
     text = prose(f"Fresh environments, pip included; medians of processes. {machine(facts)}.")
-    return text + "\n\n" + table(heads, rows)
+    return f"{text}\n{table(heads, rows)}"
 
 
 def integers(load: Load) -> str:
