@@ -99,7 +99,7 @@ def arguments_of(item: dict[str, Any], data: Path, folder: Path, device: str) ->
     Raises:
         InputError: it has arguments that are not its own.
     """
-    if wrong := OWN & set(item.get("arguments", ())):
+    if wrong := OWN & {argument.partition("=")[0] for argument in item.get("arguments", ())}:
         raise InputError(f"{', '.join(sorted(wrong))} of {item['name']} are not for a queue to choose")
     given = ["train", "--data", str(data), "--out", str(folder), "--device", device, *item.get("arguments", ())]
     if item.get("start"):
