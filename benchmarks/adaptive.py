@@ -22,7 +22,7 @@ from rich.progress import track
 from dca_fast import Codec
 from dca_fast.config import AQ_STEPS, DEFAULT_AQ, DEFAULT_EFFORT
 from dca_fast.evaluate import ImageFolder, bd_rate, ms_ssim, psnr
-from dca_fast.image_io import write_atomic
+from dca_fast.files import write_atomic
 from dca_fast.report import decibels
 
 QUALITIES = (5, 20, 35, 50, 65, 80, 95)

@@ -24,7 +24,7 @@ from dca_fast.config import BACK, GRADIENT_BACK, LINEAR_PRICE, MAX_EFFORT, TRELL
 from dca_fast.container import VERSION
 from dca_fast.effort import DESCENTS, PRICES
 from dca_fast.evaluate import ImageFolder, bd_rate, psnr
-from dca_fast.image_io import write_atomic
+from dca_fast.files import write_atomic
 from dca_fast.report import environment
 
 QUALITIES = (15, 35, 55, 75)

@@ -40,18 +40,22 @@ from torch import Tensor
 
 from dca_fast import Codec, latents, restoration, weights
 from dca_fast.adjoint import Adjoint
+from dca_fast.backends import resolve
 from dca_fast.codec import _aq
 from dca_fast.config import DEFAULT_AQ, RINGS, TRELLIS_STEP, preset
-from dca_fast.device import _analyse, _synthesise
+from dca_fast.device import DeviceCodec, _analyse, _synthesise
 from dca_fast.effort import Step, step_multipliers, worth
+from dca_fast.engines.cpu import CpuEngine
 from dca_fast.entropy.coder import choose_lanes
 from dca_fast.export import load_float
 from dca_fast.kernels.ops import OPS
 from dca_fast.model.network import Network
 from dca_fast.ops import Ops, reference
+from dca_fast.ops.reference import TorchArrays
 from dca_fast.program import ProgramSet
 from dca_fast.report import environment
 from dca_fast.testing import photograph
+from dca_fast.threads import default_threads
 from dca_fast.timing import work_of
 from dca_fast.train.data import Images
 from dca_fast.train.trainer import Recipe, Trainer
@@ -182,7 +186,8 @@ class Call:
 
 def collect(gpu: Codec, image: np.ndarray) -> dict[str, Call]:
     """All different calls of operations in one encode and one synthesis, by name and shapes."""
-    assert gpu._device is not None
+    engine = gpu.engine
+    assert isinstance(engine, DeviceCodec)
     calls: dict[str, Call] = {}
 
     def keeping(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -198,25 +203,24 @@ def collect(gpu: Codec, image: np.ndarray) -> dict[str, Call]:
 
         return call
 
-    ops = gpu._device._model.ops
-    names = [f.name for f in fields(Ops) if f.name != "name"]
+    ops, weights = engine.ops, engine.weights
+    names = [f.name for f in fields(Ops) if f.name not in ("name", "arrays")]
     kept = replace(ops, **{name: keeping(name, getattr(ops, name)) for name in names})
-    program = ProgramSet(gpu._weights, kept, gpu._device.device).at(round(100 * QUALITY), _aq(DEFAULT_AQ))
-    codec = gpu._device
+    program = ProgramSet(weights, kept, engine.device).at(round(100 * QUALITY), _aq(DEFAULT_AQ))
     size = image.shape[0], image.shape[1]
     padded = np.pad(image, ((0, -image.shape[0] % 64), (0, -image.shape[1] % 64), (0, 0)), mode="edge")
-    m = step_multipliers(program.gain.cpu(), QUALITY).to(codec.device)
+    m = engine.arrays.array(step_multipliers(engine.arrays.numpy(program.gain), QUALITY))
     groups = latents.groups_of(*size)
-    step = Step(Adjoint(gpu._weights, kept, codec.device), partial(codec._quantise, groups), m)
+    step = Step(Adjoint(weights, kept, engine.device), partial(engine.quantise, groups), m)
     target = torch.from_numpy(image).cuda()
 
     def fit(picture: Tensor) -> Tensor:
-        found = restoration.fit(kept, picture[0], target, worth(QUALITY))
-        return restoration.as_tensor(found, len(RINGS)).to(codec.device)
+        found = restoration.fit(kept, engine.arrays, picture[0], target, worth(QUALITY))
+        return restoration.as_array(engine.arrays, found, len(RINGS))
 
     source, _ = _analyse(program, torch.from_numpy(padded).cuda()[None], size, step, fit, None)
-    stream, _ = codec._code(source, groups)
-    _synthesise(program, codec.coder.decoder(stream), *latents.sites(*size), None)
+    stream, _ = engine.code(source, groups)
+    _synthesise(program, engine.coder.decoder(stream), *latents.sites(*size), None)
     return calls
 
 
@@ -252,7 +256,7 @@ def whole_images(gpu: Codec, sizes: dict[str, tuple[int, int]], clock: Clock) ->
             break
         (image,) = pictures(width, height)
         tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
-        tensor = tensor if gpu._device is None else tensor.cuda()
+        tensor = tensor.to(gpu.engine.device)
         row: dict[str, Any] = {"size": name}
         for effort in (*EFFORTS, SEARCHED):
             gpu.warm_up(height, width, effort=effort)
@@ -265,7 +269,7 @@ def whole_images(gpu: Codec, sizes: dict[str, tuple[int, int]], clock: Clock) ->
             row["encode_batch_effort0"] = call_ms(lambda t=tensor: gpu.encode_batch([t] * BATCH, QUALITY, effort=0), 5)
             row["decode_batch"] = call_ms(lambda d=data: gpu.decode_batch([d] * BATCH, "torch"), 5)
             row["batch"] = BATCH
-        if gpu._device is not None:
+        if gpu.engine.takes_tensors:
             row |= coder_times(gpu, image)
         rows.append(row)
     return rows
@@ -273,9 +277,9 @@ def whole_images(gpu: Codec, sizes: dict[str, tuple[int, int]], clock: Clock) ->
 
 def coder_times(gpu: Codec, image: np.ndarray) -> dict[str, float]:
     """The entropy coder and the search of the trellis alone, on the values of this image."""
-    codec, cpu = gpu._device, Codec(device="cpu")
-    assert codec is not None
-    symbols, _ = cpu._symbols(np.ascontiguousarray(image), round(100 * QUALITY), 0, _aq(DEFAULT_AQ))
+    codec, cpu = gpu.engine, CpuEngine(gpu.engine.weights, resolve("auto", "cpu"), gpu.tables, default_threads)
+    assert isinstance(codec, DeviceCodec)
+    symbols, _ = cpu.symbols(cpu.image(image), round(100 * QUALITY), 0, _aq(DEFAULT_AQ))
     parts = [tuple(torch.from_numpy(np.array(a)).cuda() for a in part) for part in symbols.parts]
     plain, groups = symbols.plain, latents.groups_of(image.shape[0], image.shape[1])
     lanes = choose_lanes(codec.coder.estimate_bytes([rows for _, rows in parts], plain) // groups)
@@ -297,9 +301,9 @@ def coder_times(gpu: Codec, image: np.ndarray) -> dict[str, float]:
     assert all(out.equal(values) for out, (values, _) in zip(outputs, parts, strict=True))
     encode = median_ms(lambda: codec.coder.start_encode(parts, lanes, groups, plain))
     residuals = [(values.int() * TRELLIS_STEP, rows) for values, rows in parts[plain:]]
-    on_cpu = cpu._quantiser(groups)
-    assert all(codec._quantise(groups, *step).cpu().equal(on_cpu(*(t.cpu() for t in step))) for step in residuals)
-    search = median_ms(lambda: [codec._quantise(groups, *step) for step in residuals])
+    on_cpu = latents.quantiser(TorchArrays(), cpu.coder, cpu.charges, groups)
+    assert all(codec.quantise(groups, *step).cpu().equal(on_cpu(*(t.cpu() for t in step))) for step in residuals)
+    search = median_ms(lambda: [codec.quantise(groups, *step) for step in residuals])
     found = {"coder_decode_ms": statistics.median(times), "coder_encode_ms": encode, "coder_search_ms": search}
     return found | {"lanes": lanes, "groups": groups}
 
@@ -351,8 +355,8 @@ def training_speed(device: str, clock: Clock, batch: int, crop: int, turns: int)
 
 def integer_transforms(gpu: Codec) -> list[dict[str, Any]]:
     """f_a and f_s of the integer program, beside `float_model`."""
-    assert gpu._device is not None
-    program, rows = gpu._device._programs.at(round(100 * QUALITY)), []
+    assert isinstance(gpu.engine, DeviceCodec)
+    program, rows = gpu.engine.program(round(100 * QUALITY)), []
     for size, (height, width) in SIZES.items():
         h, w = -(-height // 64) * 64, -(-width // 64) * 64
         image = torch.randint(0, 256, (1, h, w, 3), dtype=torch.uint8, device="cuda")

@@ -28,7 +28,7 @@ fi
 
 evaluate() { # NAME FOLDER QUALITIES ...
     "$python" -m dca_fast eval "$2" --qualities "$3" --peers jpeg,webp,avif,jxl --peer-cache "$cache" --threads 1 \
-        --json "$out/$1.json" "${@:4}"
+        --force --json "$out/$1.json" "${@:4}"
 }
 speed() { "$python" benchmarks/test_bench_codec.py --out "$out/speed.json"; }
 scaling() { "$python" benchmarks/test_bench_scaling.py --out "$out/scaling.json"; }
@@ -36,7 +36,7 @@ bench() {
     "$python" -m pytest benchmarks/test_bench_stages.py --benchmark-only -q --benchmark-json "$out/bench.json"
 }
 profile() { # without the places of files on this machine
-    (cd "$photographs" && "$python" -m dca_fast.profile --image "${first##*/}" --json "$OLDPWD/$out/profile.json")
+    (cd "$photographs" && "$python" -m dca_fast.profile --image "${first##*/}" --force --json "$OLDPWD/$out/profile.json")
     "$python" - "$out/profile.json" <<'END'
 import json, pathlib, sys
 path = pathlib.Path(sys.argv[1])

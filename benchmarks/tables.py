@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from dca_fast.evaluate import bd_rate, need
-from dca_fast.image_io import write_atomic
+from dca_fast.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path("benchmarks") / "results" / "dca-s"
@@ -33,6 +33,7 @@ DOCUMENTS = (
     Path("docs") / "adaptive.md",
     Path("docs") / "numerics.md",
     Path("docs") / "evaluation.md",
+    Path("docs") / "installation.md",
     Path("docs") / "gpu.md",
 )
 GPU = "../nvidia-h200"
@@ -225,6 +226,15 @@ def scaling(load: Load) -> str:
     return f"{what}.\n\n{text}"
 
 
+def installation(load: Load) -> str:
+    facts = load("installation")
+    heads = ["", "MB installed", "decode a file of 72x48, s", "its peak, MB", "`import dca_fast; Codec()`, s"]
+    keys = ("installed_mb", "decode_s", "decode_peak_mb", "first_codec_s")
+    rows = [[label, *(significant(run[key]) for key in keys)] for label, run in facts["runs"].items()]
+    text = prose(f"Fresh environments, pip included; medians of processes. {machine(facts)}.")
+    return text + "\n\n" + table(heads, rows)
+
+
 def integers(load: Load) -> str:
     """What the integers cost."""
     loss = load("integer_loss")
@@ -349,6 +359,7 @@ TABLES: dict[str, Callable[[Load], str]] = {
     "effort": effort,
     "adaptive": adaptive,
     "exactness": exactness,
+    "installation": installation,
     "integers": integers,
     "stages": stages,
     "operations": operations,

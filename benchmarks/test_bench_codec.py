@@ -38,7 +38,7 @@ from dca_fast.commands import At
 from dca_fast.config import DEFAULT_AQ
 from dca_fast.errors import BackendUnavailableError
 from dca_fast.evaluate import Pixels, psnr
-from dca_fast.image_io import write_atomic
+from dca_fast.files import write_atomic
 from dca_fast.peers import FAMILIES, make_peers
 from dca_fast.report import environment
 

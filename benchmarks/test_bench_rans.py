@@ -288,7 +288,7 @@ def residuals_of(paths: Sequence[Path], quality: int) -> tuple[Residuals, Rows]:
 
     codec, parts = Codec(threads=1), []
     seen: list[tuple[Residuals, Rows]] = []
-    quantiser = codec._quantiser
+    quantiser = codec.engine.quantiser
 
     def keeping(groups: int) -> Quantiser:
         quantise = quantiser(groups)
@@ -299,9 +299,11 @@ def residuals_of(paths: Sequence[Path], quality: int) -> tuple[Residuals, Rows]:
 
         return call
 
-    vars(codec)["_quantiser"] = keeping
+    engine = codec.engine
+    vars(engine)["quantiser"] = keeping
     for path in paths:
-        kept, _ = codec._symbols(load_image(path).pixels, quality, DEFAULT_EFFORT, _aq(DEFAULT_AQ))
+        pixels = engine.image(load_image(path).pixels)
+        kept, _ = engine.symbols(pixels, quality, DEFAULT_EFFORT, _aq(DEFAULT_AQ))
         parts += [(symbols.astype(np.int32) * LATENT_STEPS, rows) for symbols, rows in kept.parts[: kept.plain]]
         parts += seen[-STEPS:]  # those of the last walk
     residuals, rows = zip(*parts, strict=True)

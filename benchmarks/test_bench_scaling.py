@@ -28,7 +28,7 @@ from pictures import pictures, source
 
 from dca_fast import Codec
 from dca_fast.evaluate import Pixels, psnr
-from dca_fast.image_io import write_atomic
+from dca_fast.files import write_atomic
 from dca_fast.profile import memory
 from dca_fast.report import environment
 

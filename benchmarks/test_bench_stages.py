@@ -27,8 +27,9 @@ from dca_fast.entropy.tables import SKIP_ROW
 from dca_fast.latents import Quantiser, groups_of
 from dca_fast.ops import Ops
 from dca_fast.profile import instrument
-from dca_fast.program import QUALITY_STEPS, Program
+from dca_fast.program import QUALITY_STEPS, Program, ProgramSet
 from dca_fast.timing import Recorder, work_of
+from tests.bridge import ops_on_tensors, to_tensors
 
 WIDTH, HEIGHT, QUALITY = 1280, 704, 60.0  # sides are multiples of 64
 THREADS = 1
@@ -50,7 +51,7 @@ FILTER = ("restore", "restore_sums")  # behind the networks
 
 @dataclass
 class Call:
-    """A call of an operation, and its work."""
+    """A call of an operation, on tensors, and its work."""
 
     arguments: tuple[Any, ...]
     macs: int
@@ -77,7 +78,7 @@ class Keeping(Recorder):
                 result = function(*arguments)
                 work = work_of(name, arguments, result)
                 if name not in self.calls or work.bytes > self.calls[name].bytes:
-                    self.calls[name] = Call(arguments, work.macs, work.bytes)
+                    self.calls[name] = Call(to_tensors(arguments), work.macs, work.bytes)
                 return result
 
             return call
@@ -91,20 +92,20 @@ def calls() -> dict[str, Call]:
     if not available()["native"][0]:
         pytest.skip(available()["native"][1])
     codec, keeping = Codec(backend="native", threads=THREADS), Keeping()
-    codec._program(round(QUALITY_STEPS * QUALITY))._silent = frozenset()  # also what these weights leave unused
+    codec.engine.program(round(QUALITY_STEPS * QUALITY))._silent = frozenset()  # also what these weights leave unused
     image = pictures(WIDTH, HEIGHT)[0]
     data = instrument(codec, keeping, []).encode(image, QUALITY, effort=0, aq_strength=0)
     assert set(keeping.calls) == set(OPERATIONS)
-    original, picture = torch.from_numpy(image), torch.from_numpy(codec.decode(data, "numpy"))
-    ops, weights = codec._programs.model.ops, restoration.fit(codec._programs.model.ops, picture, original, 1.0)
+    picture, ops, arrays = codec.decode(data, "numpy"), codec.engine.ops, codec.engine.arrays
+    weights = restoration.fit(ops, arrays, picture, image, 1.0)
     assert len(weights) == 18 * len(RINGS)  # all rings pay where errors are dear
     arguments: dict[str, tuple[Any, ...]] = {
-        "restore": (picture, restoration.as_tensor(weights)),
-        "restore_sums": (picture, original, WIDTH * HEIGHT // restoration.SAMPLES),
+        "restore": (picture, restoration.as_array(arrays, weights)),
+        "restore_sums": (picture, image, WIDTH * HEIGHT // restoration.SAMPLES),
     }
     for name in FILTER:
         work = work_of(name, arguments[name], getattr(ops, name)(*arguments[name]))
-        keeping.calls[name] = Call(arguments[name], work.macs, work.bytes)
+        keeping.calls[name] = Call(to_tensors(arguments[name]), work.macs, work.bytes)
     return keeping.calls
 
 
@@ -112,7 +113,7 @@ def ops_of(backend: str) -> Ops:
     from dca_fast.ops import native, reference
 
     native.set_threads(THREADS)
-    return {"native": native.OPS, "reference": reference.OPS}[backend]
+    return reference.OPS if backend == "reference" else ops_on_tensors(native.OPS, reference.OPS)
 
 
 def same(a: list[Tensor], b: list[Tensor]) -> bool:
@@ -223,9 +224,14 @@ def steps() -> dict[str, Step]:
     """By backend: step `STEP` after the ones before it; gives all it computes. The search of the trellis is native."""
     if not available()["native"][0]:
         pytest.skip(available()["native"][1])
-    codecs = [Codec(backend=name, threads=THREADS) for name in BACKENDS]
-    native, reference = (codec._program(round(QUALITY_STEPS * QUALITY)) for codec in codecs)
-    quantise = codecs[0]._quantiser(groups_of(HEIGHT, WIDTH))
+    codec = Codec(backend="native", threads=THREADS)
+    programs = (ProgramSet(codec.engine.weights, ops_of(name)) for name in BACKENDS)
+    native, reference = (each.at(round(QUALITY_STEPS * QUALITY)) for each in programs)
+    search = codec.engine.quantiser(groups_of(HEIGHT, WIDTH))
+
+    def quantise(residuals: Tensor, rows: Tensor) -> Tensor:
+        return torch.from_numpy(search(residuals.numpy(), rows.numpy()))
+
     y = native.analyse(torch.from_numpy(pictures(WIDTH, HEIGHT)[0])[None])
     features = native.hyper_features(native.hyper_analyse(y))
     before = torch.zeros_like(y)

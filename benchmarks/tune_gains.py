@@ -101,7 +101,7 @@ def main() -> int:
         for band, way in product(range(len(BANDS)), (-DELTA, DELTA)):
             by = np.zeros((ANCHORS, len(BANDS)))
             by[:, band] = np.rint(way * LOG2_STEPS)
-            gains = change(integer.tensors["latent.log2_gain"], by)
+            gains = change(torch.from_numpy(integer.tensors["latent.log2_gain"]), by).numpy()
             paths.append(Path(folder) / f"{len(paths)}.safetensors")
             weights_io.save(paths[-1], integer.tensors | {"latent.log2_gain": gains}, integer.config, integer.skip)
         with ProcessPoolExecutor(args.processes) as pool:

@@ -1,26 +1,42 @@
 """The training's loss on photographs it never sees, by float networks: what chooses between trainings.
 
     python benchmarks/validation_loss.py PHOTOGRAPHS CHECKPOINT [CHECKPOINT ...]
+    python benchmarks/validation_loss.py PHOTOGRAPHS END --apart START
 
 For each checkpoint (averaged weights) or float weights: mean loss, and bits per pixel and PSNR at each quality. Latents
-are quantised as in files, bits are the model's estimates; there is no restoration filter.
+are quantised as in files, bits are the model's estimates by Gaussian tables; there is no restoration filter.
+
+With --apart the first one is taken apart: its start; all of it; it with the quantiser steps of its start, for steps
+that drift change the rate and say nothing of the rest; and its start with each of its parts alone. A training improved
+if the third line is better than the first and no part alone makes it worse.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from effort import middle
 
-from dca_fast.config import DEFAULT_EFFORT
+from dca_fast.config import DEFAULT_AQ, DEFAULT_EFFORT
 from dca_fast.export import load_float
-from dca_fast.train.data import list_images, read_pixels
+from dca_fast.image_io import list_images
+from dca_fast.model.network import Network
+from dca_fast.train.data import read_pixels
 from dca_fast.train.trainer import Recipe, loss_of
 
 QUALITIES = (10.0, 35.0, 60.0, 85.0)
 SIDE = 512  # of the middle of each photograph
+# Parts that a training may move, by the beginnings of their names; quantiser steps of y are one of them.
+PARTS = {
+    "f_a": ("analysis.",),
+    "hyper pairs": ("hyper.", "factorised."),
+    "c": ("context.",),
+    "f_s": ("synthesis.",),
+    "quantiser steps": ("log2_gain",),
+}
 
 
 def image(path: Path) -> torch.Tensor:
@@ -31,27 +47,54 @@ def image(path: Path) -> torch.Tensor:
     return torch.from_numpy(middle(pixels, SIDE))[None].float() - 128
 
 
+def apart(start: Path, end: Path) -> Iterator[tuple[str, Network]]:
+    """Networks between two, by what they have of the end."""
+    states = [load_float(path).state_dict() for path in (start, end)]
+
+    def of(names: tuple[str, ...], network: Path, state: dict[str, torch.Tensor]) -> Network:
+        found = load_float(network)
+        found.load_state_dict(found.state_dict() | {k: v for k, v in state.items() if k.startswith(names)})
+        return found.eval()
+
+    yield "start", load_float(start)
+    yield "end", load_float(end)
+    yield "end, quantiser steps of the start", of(PARTS["quantiser steps"], end, states[0])
+    if states[0].keys() == states[1].keys():
+        for part, names in PARTS.items():
+            if any(not states[0][k].equal(states[1][k]) for k in states[0] if k.startswith(names)):
+                yield f"start with {part} of the end", of(names, start, states[1])
+
+
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photographs", type=Path)
     parser.add_argument("checkpoints", type=Path, nargs="+")
+    parser.add_argument("--apart", type=Path, metavar="START", help="take the first checkpoint apart")
     parser.add_argument("--effort", type=int, choices=(0, 1), default=DEFAULT_EFFORT, help="default: %(default)s")
+    parser.add_argument("--aq-strength", type=float, default=DEFAULT_AQ, help="default: %(default)s")
+    parser.add_argument("--images", type=int, metavar="N", help="the first so many photographs (default: all)")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    images = [image(path) for path in list_images(args.photographs)]
-    for path in args.checkpoints:
-        network, losses, text = load_float(path).eval(), [], []
+    images = [image(path) for path in list_images(args.photographs)[: args.images]]
+    named: Iterator[tuple[str, Network]] = ((str(path), load_float(path)) for path in args.checkpoints)
+    if args.apart:
+        named = apart(args.apart, args.checkpoints[0])
+    first = None
+    for name, network in named:
+        losses, text = [], []
         for quality in QUALITIES:
             q, found = torch.tensor([quality]), []
             for x in images:
-                out = network(x, q, noisy=False, effort=args.effort)
+                out = network.eval()(x, q, noisy=False, effort=args.effort, aq_strength=args.aq_strength)
                 found.append(loss_of(out, x, q, Recipe().balance, torch.tensor(1.0)))
             losses += [loss for loss, _, _ in found]
             bpp, mse = (torch.cat(parts) for parts in list(zip(*found, strict=True))[1:])
             text.append(f"{bpp.mean():.4f} bpp {(10 * torch.log10(255**2 / mse)).mean():.3f} dB")
-        print(f"{path}: loss {torch.stack(losses).mean():.5f}; " + ", ".join(text), flush=True)
+        loss = float(torch.stack(losses).mean())
+        first = loss if first is None else first
+        print(f"{name}: loss {loss:.5f} ({100 * (loss / first - 1):+.2f} %); " + ", ".join(text), flush=True)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,12 @@ from dca_fast.errors import (
     ConfigError,
     CorruptStreamError,
     DcaError,
+    DeviceMemoryError,
     InputError,
     InputWarning,
     LimitExceededError,
     NotADcaFileError,
+    TrainingError,
     TruncatedStreamError,
     UnknownModelError,
     UnsupportedVersionError,
@@ -39,10 +41,12 @@ __all__ = [
     "ConfigError",
     "CorruptStreamError",
     "DcaError",
+    "DeviceMemoryError",
     "InputError",
     "InputWarning",
     "LimitExceededError",
     "NotADcaFileError",
+    "TrainingError",
     "TruncatedStreamError",
     "UnknownModelError",
     "UnsupportedVersionError",
@@ -54,7 +58,7 @@ __all__ = [
 if not TYPE_CHECKING:  # which would take any name for granted
 
     def __getattr__(name: str) -> object:
-        """Load `Codec` (and with it torch) and `inspect` on first use, so that importing stays cheap."""
+        """Load `Codec` and `inspect` on first use, so that importing stays cheap."""
         if name == "Codec":
             from dca_fast.codec import Codec
 

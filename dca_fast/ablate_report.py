@@ -13,7 +13,7 @@ from dca_fast.ablate import BASE, TWINS
 from dca_fast.config import STEPS
 from dca_fast.errors import InputError
 from dca_fast.evaluate import need
-from dca_fast.image_io import write_atomic
+from dca_fast.files import write_atomic
 from dca_fast.report import PLOT_FORMATS, environment
 
 # Two-sided 95 % points of Student's t for 1, 2, ... degrees of freedom; the normal one beyond.

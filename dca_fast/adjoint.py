@@ -7,47 +7,48 @@ is two products with 16-bit integers, in a third of the time of f_s; it points 3
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+import numpy.typing as npt
 
 from dca_fast.config import BACK, GRADIENT_BACK, LATENT_STEPS, PATCH, STRIDE
-from dca_fast.ops import Linear, Ops
-from dca_fast.ops.reference import LIMIT16
+from dca_fast.ops import Array, Linear, Ops
+from dca_fast.ops.limits import LIMIT16
 from dca_fast.weights import ACCUMULATOR, Weights
 
 # Scales of the results: in 1/8 grey levels of a coefficient at 1/8, in 1/4 of one at 1/16, were they orthonormal.
 AT_8, AT_16 = 128, 1 / 4
 
 
-def transposed(w: Tensor, m: Tensor, scale: float) -> Linear:
-    """x -> scale * (w * m)^T x. w int16 [O, K], m float32 [O]; takes O inputs and gives K outputs."""
-    rows = (w.double() * m.double()[:, None]).T
-    unit = rows.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny)
-    whole = (rows / unit[:, None] * LIMIT16).round().long()
-    most, total = ACCUMULATOR // LIMIT16, whole.abs().sum(1).clamp_min(1)
-    total = total.clamp_min(most)  # sums of smaller rows fit an accumulator as they are
-    whole = torch.div(whole * most, total[:, None], rounding_mode="trunc")
-    size = unit * total.double() / (most * LIMIT16) * scale
-    return Linear(whole.short().contiguous(), torch.zeros(len(whole), dtype=torch.int32, device="cpu"), size.float())
+def transposed(w: npt.NDArray[np.int16], m: npt.NDArray[np.float32], scale: float) -> Linear:
+    """x -> scale * (w * m)^T x, in host memory. w int16 [O, K], m float32 [O]; takes O inputs and gives K outputs."""
+    rows = (w.astype(np.float64) * m.astype(np.float64)[:, None]).T
+    unit = np.maximum(np.abs(rows).max(1), float(np.finfo(np.float32).tiny))
+    whole = np.rint(rows / unit[:, None] * LIMIT16).astype(np.int64)
+    # Sums of smaller rows fit an accumulator as they are.
+    most = ACCUMULATOR // LIMIT16
+    total = np.maximum(np.abs(whole).sum(1), most)
+    whole = np.sign(whole) * (np.abs(whole) * most // total[:, None])
+    size = unit * total.astype(np.float64) / (most * LIMIT16) * scale
+    w16 = np.ascontiguousarray(whole.astype(np.int16))
+    return Linear(w16, np.zeros(len(whole), np.int32), size.astype(np.float32))
 
 
-def multipliers(gain: Tensor, bits: float, price: float) -> Tensor:
+def multipliers(gain: npt.NDArray[np.float32], bits: float, price: float) -> npt.NDArray[np.float32]:
     """What turns a slope into a step of y.
 
     Args:
-        gain: float32 [M], that of the quality (`Program.gain`), on the CPU.
+        gain: float32 [M], that of the quality (`Program.gain`), in host memory.
         bits: that a squared error of one grey level is worth.
         price: bits that a squared step of the quantiser costs.
 
     Returns:
         float32 [M], at most 2^15, with which no product leaves 32 bits.
     """
-    scale = np.square(LATENT_STEPS / gain.numpy().astype(np.float64)) * (bits / 3 / (AT_8 * AT_16) / price)
-    return torch.from_numpy(np.minimum(scale, 1 << 15).astype(np.float32))
+    scale = np.square(LATENT_STEPS / gain.astype(np.float64)) * (bits / 3 / (AT_8 * AT_16) / price)
+    m: npt.NDArray[np.float32] = np.minimum(scale, 1 << 15).astype(np.float32)
+    return m
 
 
 class Adjoint:
@@ -59,18 +60,21 @@ class Adjoint:
         device: of its tensors.
     """
 
-    def __init__(self, weights: Weights, ops: Ops, device: torch.device | str = "cpu") -> None:
-        self._ops = ops
+    def __init__(self, weights: Weights, ops: Ops, device: Any = "cpu") -> None:
+        self._ops, self.arrays = ops, ops.arrays(device)
 
         def backwards(name: str, scale: float) -> Linear:
             layer = transposed(weights.tensors[f"{name}.w"], weights.tensors[f"{name}.m"], scale)
-            return Linear(layer.w.to(device), layer.b.to(device), layer.m.to(device))
+            return layer.map(self.arrays.array)
 
         self._pixels, self._split = backwards("synthesis.pixels", AT_8), backwards("synthesis.split", AT_16)
-        part = partial(torch.full, (weights.config.latent,), dtype=torch.float32, device="cpu")
-        self._ways = {back: (part(1 - back).to(device), part(back).to(device)) for back in (BACK, GRADIENT_BACK)}
 
-    def missing(self, image: Tensor, picture: Tensor, size: tuple[int, int]) -> Tensor:
+        def part(share: float) -> Array:
+            return self.arrays.array(np.full(weights.config.latent, share, np.float32))
+
+        self._ways = {back: (part(1 - back), part(back)) for back in (BACK, GRADIENT_BACK)}
+
+    def missing(self, image: Array, picture: Array, size: tuple[int, int]) -> Array:
         """What is missing to a picture, as patches: pixels as the last layer of f_s makes them.
 
         Args:
@@ -80,19 +84,13 @@ class Adjoint:
         Returns:
             int16 [1, H/8, W/8, 192].
         """
-        on_cpu = image.device.type == "cpu"  # without PyTorch there, see `program.compact`
-        target: Any
-        source: Any
-        target, source = (x[0].numpy() if on_cpu else x[0] for x in (picture, image))
-        for beyond in ((slice(size[0], None), slice(None)), (slice(None), slice(size[1], None))):
-            target[beyond] = source[beyond]
-        wanted, found = (self._ops.patches_from_image(x, PATCH) for x in (image, picture))
-        if on_cpu:
-            np.subtract(wanted.numpy(), found.numpy(), out=wanted.numpy())
-            return wanted
-        return wanted.sub_(found)
+        picture[:, size[0] :] = image[:, size[0] :]
+        picture[:, :, size[1] :] = image[:, :, size[1] :]
+        error = self._ops.patches_from_image(image, PATCH)
+        error -= self._ops.patches_from_image(picture, PATCH)
+        return error
 
-    def slope(self, error: Tensor) -> Tensor:
+    def slope(self, error: Array) -> Array:
         """Half the gradient of the squared error, with the opposite sign, in a fixed unit.
 
         Args:
@@ -103,15 +101,15 @@ class Adjoint:
         """
         return self.at_16(self.at_8(error))
 
-    def at_8(self, error: Tensor) -> Tensor:
+    def at_8(self, error: Array) -> Array:
         """The first half of `slope`: int16 [N, H/8, W/8, C]."""
         return self._ops.wide_linear(error, self._pixels)
 
-    def at_16(self, slope: Tensor) -> Tensor:
+    def at_16(self, slope: Array) -> Array:
         """The second half, from the first."""
         return self._ops.wide_linear(self._ops.space_to_depth2(slope), self._split)
 
-    def answer(self, image: Tensor, picture: Tensor, size: tuple[int, int], rows: int | None = None) -> Tensor:
+    def answer(self, image: Array, picture: Array, size: tuple[int, int], rows: int | None = None) -> Array:
         """`slope` of what is `missing`; `rows` as `Program.analyse` takes them."""
         if rows is None or rows * STRIDE >= image.shape[1]:
             return self.slope(self.missing(image, picture, size))
@@ -120,9 +118,9 @@ class Adjoint:
             strip = slice(top, top + rows * STRIDE)
             within = max(0, size[0] - top), size[1]
             strips.append(self.slope(self.missing(image[:, strip], picture[:, strip], within)))
-        return torch.cat(strips, 1)
+        return self.arrays.concat(strips, 1)
 
-    def moved(self, y_hat: Tensor, slope: Tensor, m: Tensor, y: Tensor | None = None, back: float = BACK) -> Tensor:
+    def moved(self, y_hat: Array, slope: Array, m: Array, y: Array | None = None, back: float = BACK) -> Array:
         """y_hat, a step along the slope away. All int16 [N, H/16, W/16, M] but `m` of `multipliers`, on the device.
 
         Args:

@@ -10,6 +10,7 @@ from dca_fast.entropy.coder import available as coder_available
 from dca_fast.entropy.coder import choose_isa
 from dca_fast.errors import BackendUnavailableError, ConfigError
 from dca_fast.ops import Ops
+from dca_fast.tensors import INSTALL, has_torch
 
 log = logging.getLogger(__name__)
 ON_CPU = ("native", "reference")
@@ -42,6 +43,8 @@ def _native() -> tuple[bool, str]:
 
 
 def _reference() -> tuple[bool, str]:
+    if not has_torch():
+        return False, f"PyTorch is not installed: {INSTALL}"
     return True, "pure PyTorch, the definition"
 
 
@@ -65,7 +68,7 @@ def resolve(name: str = "auto", device: str | None = None) -> Ops:
     asked = name
     name = os.environ.get("DCA_BACKEND") or "auto" if name == "auto" else name
     if name == "auto":
-        name = "cuda" if kind == "cuda" else next(n for n in ON_CPU if _STATES[n]()[0])
+        name = "cuda" if kind == "cuda" else next((n for n in ON_CPU if _STATES[n]()[0]), ON_CPU[0])
     if name not in _STATES:
         raise ConfigError(f"unknown backend {name!r}; known: auto, {', '.join(_STATES)}")
     if kind is not None and (kind == "cuda") != (name == "cuda"):

@@ -1,89 +1,38 @@
-"""Codec: images to bytes and back. The whole path is readable here; each stage has its own module.
+"""Codec: images to bytes and back.
 
-encode: image -> pad -> analyse -> y, z -> walk (latents) -> rANS -> container
-decode: container -> rANS <-> walk (latents) -> y_hat -> synthesise -> crop -> restore -> image
+encode: image -> `inputs` -> `Engine.encode`: pad -> analyse -> y, z -> walk (latents) -> rANS -> container
+decode: container -> `Engine.decode`: rANS <-> walk (latents) -> y_hat -> synthesise -> crop -> restore -> image
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from PIL import Image
-from torch import Tensor
 
-from dca_fast import container, image_io, latents, rate_control, restoration
+from dca_fast import container, image_io, rate_control
 from dca_fast import weights as weights_io
-from dca_fast.adjoint import Adjoint
 from dca_fast.backends import resolve
-from dca_fast.config import (
-    ALIGN,
-    AQ_STEPS,
-    DEFAULT_AQ,
-    DEFAULT_EFFORT,
-    MAX_AQ,
-    QUALITY_MAX,
-    TRELLIS_PRICE,
-    ModelConfig,
-)
-from dca_fast.effort import Search, Step, Tools, first_pass, second_pass, squared_error, step_multipliers, worth
+from dca_fast.config import AQ_STEPS, DEFAULT_AQ, DEFAULT_EFFORT, MAX_AQ, QUALITY_MAX, ModelConfig
 from dca_fast.effort import check as check_effort
-from dca_fast.entropy.coder import Coder
-from dca_fast.errors import (
-    ConfigError,
-    CorruptStreamError,
-    DeviceMemoryError,
-    InputError,
-    LimitExceededError,
-    UnknownModelError,
-)
-from dca_fast.gradient import Gradient
-from dca_fast.program import QUALITY_STEPS, Program, ProgramSet
+from dca_fast.engines import Engine
+from dca_fast.engines.cpu import CpuEngine
+from dca_fast.errors import ConfigError, CorruptStreamError, InputError, UnknownModelError
+from dca_fast.inputs import FileLike, ImageLike, check_size, file_bytes, image_of, images_of
+from dca_fast.ops import Array
+from dca_fast.program import QUALITY_STEPS
+from dca_fast.tensors import need_torch, planes_of, tensor_of
+from dca_fast.threads import check as check_threads
+from dca_fast.threads import default_threads
 
-if TYPE_CHECKING:
-    from dca_fast.device import DeviceCodec
-
-ImageLike = Image.Image | np.ndarray | Tensor | image_io.ImageInput
 OUTPUTS = ("pil", "numpy", "torch")
 METADATA = ("icc", "exif", "xmp")
-
-
-def _threads(threads: int | None) -> int:
-    """The argument, else DCA_THREADS, else the cores this process may use."""
-    if threads is None:
-        text = os.environ.get("DCA_THREADS")
-        if not text:
-            return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        try:
-            threads = int(text)
-        except ValueError as error:
-            raise ConfigError(f"DCA_THREADS must be a number, got {text!r}") from error
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise ConfigError(f"threads must be a whole number of at least 1, got {threads!r}")
-    return threads
-
-
-def _as_input(image: ImageLike) -> image_io.ImageInput:
-    """Any accepted image as pixels and metadata; refuses wrong shapes and dtypes by name."""
-    if isinstance(image, image_io.ImageInput):
-        return image
-    if isinstance(image, Image.Image):
-        return image_io.from_pil(image)
-    if isinstance(image, Tensor):
-        return _as_input(_as_pixels(image).cpu().numpy())
-    if not isinstance(image, np.ndarray):
-        raise InputError(f"expected a Pillow image, an array or a tensor, got {type(image).__name__}")
-    if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
-        raise InputError(f"an array must be uint8 [H, W, 3] or [H, W], got {image.dtype} {list(image.shape)}")
-    gray = image.ndim == 2
-    return image_io.ImageInput(np.repeat(image[:, :, None], 3, 2) if gray else image, gray=gray)
 
 
 def _quality(quality: float) -> int:
@@ -100,50 +49,15 @@ def _aq(strength: float) -> int:
     return round(float(strength) * AQ_STEPS)
 
 
-def _as_pixels(image: Tensor) -> Tensor:
-    """uint8 [3, H, W] as [H, W, 3], on its device."""
-    if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[0] != 3:
-        raise InputError(f"a tensor must be uint8 [3, H, W], got {image.dtype} {list(image.shape)}")
-    return image.permute(1, 2, 0).contiguous()
-
-
-class _Shared:
-    """An array as NumPy sees it when it is told that it may write to it."""
-
-    def __init__(self, array: npt.NDArray[np.uint8]) -> None:
-        self._array = array
-        self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
-
-
-def _as_tensor(pixels: npt.NDArray[np.uint8]) -> Tensor:
-    """The same memory if contiguous. PyTorch has no read-only tensors and warns; nothing writes to this one."""
-    pixels = np.ascontiguousarray(pixels).ravel().reshape(pixels.shape)  # sides of one pixel may keep negative strides
-    return torch.from_numpy(pixels if pixels.flags.writeable else np.asarray(_Shared(pixels)))
-
-
-def _padded(pixels: npt.NDArray[np.uint8]) -> Tensor:
-    """uint8 [1, H, W, 3] with sides that are multiples of 64."""
-    height, width = pixels.shape[:2]
-    if height % ALIGN or width % ALIGN:
-        pixels = np.pad(pixels, ((0, -height % ALIGN), (0, -width % ALIGN), (0, 0)), mode="edge")
-    return _as_tensor(pixels)[None]
-
-
-def _luma(pixels: Tensor) -> Tensor:
-    """Luma of ITU-R BT.601 in integers: uint8 [H, W, 3] to [H, W]."""
-    red, green, blue = pixels.to(torch.int32).unbind(-1)
-    return ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).to(torch.uint8)
-
-
-def _compare(digest: int, expected: int) -> None:
-    if digest != expected:
-        raise CorruptStreamError("the decoded symbols do not have the digest in the header")
+def _rebuilt(arguments: dict[str, Any]) -> Codec:
+    return Codec(**arguments)
 
 
 class Codec:
-    """A DCA codec with one set of weights. Safe to share between threads.
+    """A DCA codec with one set of weights. Safe to share between threads, and with forked processes.
 
-    Every file decodes to the same pixels on every machine and backend, or raises; see docs/numerics.md.
+    Every file decodes to the same pixels on every machine and backend, or raises; see docs/numerics.md. A codec is
+    pickled as its arguments and made again where it is unpickled, with the threads of the process there.
 
     Args:
         model: name of shipped weights.
@@ -151,8 +65,8 @@ class Codec:
         device: "cpu" (the default) or a CUDA device. On a CUDA device images may be tensors there, and
             `decode(..., output="torch")` leaves the image there.
         backend: "auto", "native" or "reference" on the CPU, "auto" or "cuda" on a CUDA device.
-        threads: CPU threads of the native backend; default DCA_THREADS or all cores. Changes no byte. The
-            native thread pool is one for the process: the codec that works next sets its size.
+        threads: CPU threads of the native backend; default: those of `dca_fast.threads.default_threads`. Changes no
+            byte. The native thread pool is one for the process: the codec that works next sets its size.
         max_pixels: larger images are refused, in both directions.
 
     Raises:
@@ -171,19 +85,48 @@ class Codec:
         threads: int | None = None,
         max_pixels: int = container.DEFAULT_MAX_PIXELS,
     ) -> None:
-        self.threads, self.max_pixels = _threads(threads), max_pixels
+        self._threads = None if threads is None else check_threads(threads)
+        self.max_pixels = max_pixels
         ops = resolve(backend, device)
         self.backend = ops.name
-        self._weights = weights_io.load(Path(weights) if weights is not None else weights_io.find(model))
+        path = Path(weights).absolute() if weights is not None else weights_io.find(model)
+        self._weights = weights_io.load(path)
+        self._arguments = {
+            "model": model,
+            "weights": None if weights is None else str(path),
+            "device": device,
+            "backend": backend,
+            "threads": threads,
+            "max_pixels": max_pixels,
+        }
         self.tables = self._weights.tables
-        self._device: DeviceCodec | None = None
+        self.engine: Engine
         if ops.name == "cuda":
             from dca_fast.device import DeviceCodec
 
-            self._device = DeviceCodec(self._weights, ops, self.tables, "cuda" if device is None else device)
-            ops = resolve("auto", "cpu")  # for searches that the device has no memory for
-        self._coder = Coder(self.tables, "python" if ops.name == "reference" else "native", threads=self.threads)
-        self._programs = ProgramSet(self._weights, ops)
+            on_cpu = partial(CpuEngine, self._weights, tables=self.tables, threads=lambda: self.threads)
+            chosen = "cuda" if device is None else device
+            self.engine = DeviceCodec(self._weights, ops, self.tables, chosen, lambda: on_cpu(resolve("auto", "cpu")))
+        else:
+            self.engine = CpuEngine(self._weights, ops, self.tables, lambda: self.threads)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (self._arguments,)
+
+    def __copy__(self) -> Codec:
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self))
+        return twin
+
+    def __repr__(self) -> str:
+        facts = f"model_id={self.model_id!r}, backend={self.backend!r}, threads={self.threads}"
+        device = "" if str(self.engine.device) == "cpu" else f", device={str(self.engine.device)!r}"
+        return f"Codec({self.config.name!r}, {facts}{device})"
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of the native backend."""
+        return default_threads() if self._threads is None else self._threads
 
     @property
     def config(self) -> ModelConfig:
@@ -198,14 +141,7 @@ class Codec:
     @property
     def parameters(self) -> int:
         """Number of integer weights."""
-        return sum(t.numel() for n, t in self._weights.tensors.items() if n.endswith(".w"))
-
-    def _program(self, quality: int, aq: int = 0) -> Program:
-        if self._programs.model.ops.name == "native":
-            from dca_fast.ops.native import set_threads
-
-            set_threads(self.threads)
-        return self._programs.at(quality, aq)
+        return sum(t.size for n, t in self._weights.tensors.items() if n.endswith(".w"))
 
     def encode(
         self,
@@ -220,7 +156,9 @@ class Codec:
         """Compress one image.
 
         Args:
-            image: Pillow image; uint8 array [H, W, 3] or [H, W]; uint8 tensor [3, H, W]; or `ImageInput`.
+            image: Pillow image; uint8 array [H, W], [H, W, 1] (gray), [H, W, 3] or [H, W, 4] (alpha last); uint8 tensor
+                [1, H, W], [3, H, W] or [4, H, W]; a path or a binary file object of an image; or `ImageInput`. A batch,
+                array [N, H, W, C] or tensor [N, C, H, W], gives a list of N files.
             quality: 0..100, continuous; one step is 1/100.
             effort: 0..9, time for fewer bits at equal distortion; no decoder sees a difference. The default, 1, takes
                 two to three times as long as 0; from 2 on latents follow gradients of the decoder, and every level
@@ -240,26 +178,26 @@ class Codec:
             ConfigError: quality, effort or aq_strength out of range.
         """
         q, level, aq = _quality(quality), check_effort(effort), _aq(aq_strength)
-        source: image_io.ImageInput | None = None
-        pixels: npt.NDArray[np.uint8] | Tensor
-        if self._device is not None and isinstance(image, Tensor):
-            pixels = _as_pixels(image)
-        else:
-            source = _as_input(image)
-            pixels = source.pixels
-        height, width = pixels.shape[:2]
-        if not (0 < height <= container.MAX_SIDE and 0 < width <= container.MAX_SIDE):
-            raise InputError(f"sides must be 1..{container.MAX_SIDE}, got {width} x {height}")
-        if height * width > self.max_pixels:
-            raise LimitExceededError(f"{width} x {height} pixels exceed the limit of {self.max_pixels}")
+        batch = images_of(image)
+        if batch is not None:
+            files = [self.encode(one, quality, effort=effort, aq_strength=aq_strength) for one in batch]
+            return files  # type: ignore[return-value]
+        source = self._image(image)
+        height, width = source.pixels.shape[:2]
         sections = self._sections(source, metadata)
-        stream, digest, weights = self._encode_pixels(pixels, q, level, aq, progress)
+        coded = self.engine.encode(self.engine.image(source.pixels), q, level, aq, progress)
         if progress is not None and level <= 1:
             progress(1.0)
-        gray = source is not None and source.gray
-        return container.pack(
-            container.Header(width, height, q, self._weights.model_id, digest, gray, aq, weights), stream, sections
+        header = container.Header(
+            width, height, q, self._weights.model_id, coded.digest, source.gray, aq, coded.restoration
         )
+        return container.pack(header, coded.stream, sections)
+
+    def _image(self, image: ImageLike) -> image_io.ImageInput:
+        """What is coded; pixels of colour tensors stay on a CUDA device."""
+        source = image_of(image, on_device=self.engine.takes_tensors, max_pixels=self.max_pixels)
+        check_size(source.pixels.shape, self.max_pixels)
+        return image_io.smooth_where_hidden(source)
 
     def encode_to(
         self,
@@ -296,175 +234,89 @@ class Codec:
         """
         goals = {"max_bytes": max_bytes, "bpp": bpp, "psnr": psnr}
         kind, goal = rate_control.check(goals, tolerance)
-        source: image_io.ImageInput | None = None
-        if isinstance(image, Tensor) and self._device is not None:
-            pixels = _as_pixels(image)
-        else:
-            image = source = _as_input(image)
-            pixels = _as_tensor(source.pixels)
+        source = self._image(image)
+        sections = self._sections(source, metadata)
 
         def encoded(quality: float) -> bytes:
             return self.encode(
-                image, quality, effort=effort, aq_strength=aq_strength, metadata=metadata, progress=progress
+                source, quality, effort=effort, aq_strength=aq_strength, metadata=metadata, progress=progress
             )
 
         def error(data: bytes) -> float:
-            decoded = self.decode(data, "torch").permute(1, 2, 0)
-            return squared_error(pixels, decoded.to(pixels.device)) / pixels.numel()
+            decoded = self._decoded(container.parse(data, max_pixels=self.max_pixels))
+            squares = self.engine.ops.squared_error(self.engine.image(source.pixels), decoded, None)
+            return squares / math.prod(source.pixels.shape)
 
         if kind == "psnr":
             return rate_control.to_psnr(encoded, error, goal, tolerance)
-        bits = 8.0 if kind == "max_bytes" else float(pixels.shape[0] * pixels.shape[1])
-        fixed = sum(map(len, self._sections(source, metadata).values()))
+        bits = 8.0 if kind == "max_bytes" else float(math.prod(source.pixels.shape[:2]))
+        fixed = sum(map(len, sections.values()))
         return rate_control.to_size(encoded, goal * bits / 8, fixed, tolerance)
-
-    def _encode_pixels(
-        self,
-        pixels: npt.NDArray[np.uint8] | Tensor,
-        quality: int,
-        effort: int,
-        aq: int,
-        progress: Callable[[float], None] | None,
-    ) -> tuple[bytes, int, tuple[int, ...]]:
-        """The stream, the digest of its symbols, and the restoration filter; quality in 1/100, aq in 1/16."""
-        if self._device is not None:
-            image = pixels if isinstance(pixels, Tensor) else _as_tensor(pixels)
-            try:
-                return self._device.encode(image.to(self._device.device), quality, effort, aq, progress)
-            except DeviceMemoryError:
-                if effort <= 1:
-                    raise  # searches need more memory than encoders that go by strips, and the CPU finds the same
-        array = pixels.cpu().numpy() if isinstance(pixels, Tensor) else pixels
-        program, size = self._program(quality, aq), (array.shape[0], array.shape[1])
-        groups = latents.groups_of(*size)
-        if effort > 1:
-            tools = Tools(
-                self._quantiser(groups),
-                latents.EncoderSource,
-                lambda source: (self._coder.encode(source.parts, groups=groups, plain=source.plain), source.digest),
-                self._adjoint,
-                self._gradient,
-            )
-            best = Search(tools, program, _padded(array), size, quality / QUALITY_STEPS).run(effort, progress)
-            return best.stream, best.digest, best.weights
-        symbols, picture = self._symbols(array, quality, effort, aq)
-        stream = self._coder.encode(symbols.parts, groups=groups, plain=symbols.plain)
-        return stream, symbols.digest, () if picture is None else self._fit(picture, array, quality)
-
-    def _fit(self, picture: Tensor, pixels: npt.NDArray[np.uint8], quality: int) -> tuple[int, ...]:
-        """The restoration filter from the decoded picture [1, H, W, 3] to the pixels; quality in 1/100."""
-        bits = worth(quality / QUALITY_STEPS)
-        return restoration.fit(self._programs.model.ops, picture[0], _as_tensor(pixels), bits)
-
-    def _symbols(
-        self, pixels: npt.NDArray[np.uint8], quality: int, effort: int, aq: int
-    ) -> tuple[latents.EncoderSource, Tensor | None]:
-        """Everything of the encoder before the entropy coder, and from effort 1 on the picture that it makes.
-
-        Args:
-            quality: in 1/100.
-            effort: 0 or 1.
-            aq: in 1/16.
-        """
-        program, image = self._program(quality, aq), _padded(pixels)
-        size = pixels.shape[0], pixels.shape[1]
-        quantise = self._quantiser(latents.groups_of(*size))
-        if effort:
-            m = step_multipliers(program.gain, quality / QUALITY_STEPS)
-            step = Step(self._adjoint, quantise, m)
-            first = first_pass(program, step, image, size)
-            weights = self._fit(first.picture, pixels, quality)
-            w = restoration.as_tensor(weights) if weights else None
-            return second_pass(program, step, first, w, image, size)
-        y = program.analyse(image)
-        source = latents.EncoderSource(program, y, program.hyper_analyse(y), quantise)
-        latents.code(program, source, *latents.sites(*size))
-        return source, None
-
-    def _quantiser(self, groups: int) -> latents.Quantiser:
-        return latents.quantiser(self._coder, self._charges, groups)
-
-    @cached_property
-    def _charges(self) -> npt.NDArray[np.int32]:
-        return self.tables.charges(1 / TRELLIS_PRICE)
-
-    @cached_property
-    def _adjoint(self) -> Adjoint:
-        return Adjoint(self._weights, self._programs.model.ops)
-
-    @cached_property
-    def _gradient(self) -> Gradient:
-        return Gradient(self._adjoint, self._programs.model.ops)
 
     @staticmethod
     def _sections(
-        source: image_io.ImageInput | None, metadata: Mapping[str, bytes] | None
+        source: image_io.ImageInput, metadata: Mapping[str, bytes] | None
     ) -> dict[container.Section, bytes]:
-        blocks = metadata if metadata is not None else {} if source is None else source.metadata
+        blocks = metadata if metadata is not None else source.metadata
         for key, value in blocks.items():
             if key not in METADATA or not isinstance(value, bytes):
                 kind = type(value).__name__
                 raise InputError(f"metadata holds bytes under {', '.join(METADATA)}, got {kind} under {key!r}")
         sections = {container.Section[key.upper()]: value for key, value in blocks.items()}
-        if source is not None and source.alpha is not None:
+        if source.alpha is not None:
             sections[container.Section.ALPHA] = image_io.pack_alpha(source.alpha)
         container.check_sections(sections)
         return sections
 
-    def decode(self, data: bytes | bytearray | memoryview, output: str = "pil") -> Any:
+    def decode(self, data: FileLike, output: str = "pil") -> Any:
         """Decompress one file.
 
         Args:
-            data: the whole file.
+            data: the whole file, its path, or a binary file object.
             output: "pil", "numpy" or "torch".
 
         Returns:
             Pillow image (mode L, RGB or with alpha; metadata in `info`), uint8 array [H, W, 3], or uint8 tensor
-            [3, H, W].
+            [3, H, W]; with alpha, if the file has it, as a fourth channel.
 
         Raises:
             BitstreamError: one of its kinds says what is wrong with the bytes. Never a wrong picture.
             UnknownModelError: the file was made with other weights.
+            InputError: neither bytes nor where they are.
+            OSError: the file cannot be read.
+            BackendUnavailableError: "torch" without PyTorch.
         """
         if output not in OUTPUTS:
             raise ConfigError(f"output must be one of {OUTPUTS}, got {output!r}")
-        if not isinstance(data, bytes | bytearray | memoryview):
-            raise InputError(f"a file is bytes, got {type(data).__name__}")
-        dca = container.parse(data, max_pixels=self.max_pixels)
+        if output == "torch":
+            need_torch('output="torch"')
+        dca = container.parse(file_bytes(data), max_pixels=self.max_pixels)
+        header, alpha = dca.header, dca.sections.get(container.Section.ALPHA)
+        plane = None if alpha is None else image_io.unpack_alpha(alpha, header.width, header.height)
+        pixels = self._decoded(dca)
+        if output == "torch" and self.engine.takes_tensors:
+            return planes_of(pixels, plane)
+        array = np.ascontiguousarray(self.engine.arrays.numpy(pixels))
+        if output == "pil":
+            return image_io.to_pil(array, alpha=plane, gray=header.grayscale, metadata=dca.metadata)
+        if plane is not None:
+            array = np.dstack((array, plane))
+        return array if output == "numpy" else tensor_of(np.ascontiguousarray(array.transpose(2, 0, 1)))
+
+    def _decoded(self, dca: container.Dca) -> Array:
+        """The picture of a file, uint8 [H, W, 3], with its filter; all three planes of a gray one are equal."""
         header = dca.header
         if header.model_id != self._weights.model_id:
             raise UnknownModelError(f"made with model {header.model_id.hex()}, this codec holds {self.model_id}")
-        alpha = dca.sections.get(container.Section.ALPHA)
-        plane = None if alpha is None else image_io.unpack_alpha(alpha, header.width, header.height)
-        pixels = self._decode_pixels(header, dca.stream)
+        pixels, digest = self.engine.decode(dca.stream, header)
+        if digest != header.digest:
+            raise CorruptStreamError("the decoded symbols do not have the digest in the header")
         if header.restoration:
-            pixels = self._restore(pixels, header.restoration)
+            pixels = self.engine.restore(pixels, header.restoration)
         if header.grayscale:
-            pixels = _luma(pixels)[:, :, None].expand(-1, -1, 3)  # all three planes equal, as they were
-        if output == "torch":
-            return pixels.permute(2, 0, 1).contiguous()
-        array = np.ascontiguousarray(pixels.cpu().numpy())
-        if output == "numpy":
-            return array
-        return image_io.to_pil(array, alpha=plane, gray=header.grayscale, metadata=dca.metadata)
-
-    def _decode_pixels(self, header: container.Header, stream: bytes) -> Tensor:
-        """uint8 [H, W, 3]."""
-        if self._device is not None:
-            pixels, digest = self._device.decode(stream, header.height, header.width, header.quality, header.aq)
-            _compare(digest, header.digest)
-            return pixels
-        program = self._program(header.quality, header.aq)
-        decoder = self._coder.decoder(stream)
-        source = latents.DecoderSource(decoder)
-        y_hat = latents.code(program, source, *latents.sites(header.height, header.width))
-        decoder.finish()
-        _compare(source.digest, header.digest)
-        return program.synthesise(y_hat)[0, : header.height, : header.width]
-
-    def _restore(self, pixels: Tensor, weights: tuple[int, ...]) -> Tensor:
-        ops = self._programs.model.ops if self._device is None else self._device.ops
-        return ops.restore(pixels.contiguous(), restoration.as_tensor(weights).to(pixels.device))
+            luma = self.engine.ops.luma(pixels)[:, :, None]
+            pixels = self.engine.arrays.broadcast(luma, tuple(pixels.shape))
+        return pixels
 
     def warm_up(
         self, height: int, width: int, *, effort: int = DEFAULT_EFFORT, aq_strength: float = DEFAULT_AQ
@@ -479,21 +331,19 @@ class Codec:
             ConfigError: effort or aq_strength out of range.
             DeviceMemoryError: the device cannot hold it.
         """
-        level, aq = check_effort(effort), _aq(aq_strength)
-        if self._device is not None:
-            self._device.warm_up(height, width, level, aq)
+        self.engine.warm_up(height, width, check_effort(effort), _aq(aq_strength))
 
     def encode_batch(
         self,
-        images: Sequence[ImageLike],
+        images: Iterable[ImageLike],
         quality: float = 60.0,
         *,
         effort: int = DEFAULT_EFFORT,
         aq_strength: float = DEFAULT_AQ,
     ) -> list[bytes]:
-        """`encode` of each; the bytes do not depend on the batch."""
+        """`encode` of each, of a list or of an array or tensor [N, ...]; the bytes do not depend on the batch."""
         return [self.encode(image, quality, effort=effort, aq_strength=aq_strength) for image in images]
 
-    def decode_batch(self, files: Sequence[bytes], output: str = "pil") -> list[Any]:
+    def decode_batch(self, files: Iterable[FileLike], output: str = "pil") -> list[Any]:
         """`decode` of each."""
         return [self.decode(data, output) for data in files]

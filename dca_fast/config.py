@@ -112,6 +112,7 @@ class ModelConfig:
         latent: channels M of y at 1/16; divisible by 16 and by 4 * tokens.
         latent_hidden: hidden width of the blocks at 1/16.
         analysis_blocks, synthesis_blocks: number of blocks at (1/8, 1/16).
+        analysis_hidden: hidden widths of the blocks of f_a at (1/8, 1/16); None: as in f_s.
         context_width: width of the contextualisation model c and of the hyper features.
         context_blocks: shared regional blocks of c.
         heads: attention heads; divides context_width.
@@ -137,6 +138,7 @@ class ModelConfig:
     latent_hidden: int = 192
     analysis_blocks: tuple[int, int] = (2, 2)
     synthesis_blocks: tuple[int, int] = (3, 2)
+    analysis_hidden: tuple[int, int] | None = None
     context_width: int = 160
     context_blocks: int = 2
     heads: int = 5

@@ -13,13 +13,17 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from dca_fast import latents, restoration
 from dca_fast.adjoint import Adjoint
 from dca_fast.config import RINGS, STRIDE, TRELLIS_PRICE, Part
+from dca_fast.container import Header
 from dca_fast.effort import Pass, Search, Step, Tools, first_pass, second_pass, step_multipliers, worth
+from dca_fast.engines import Encoded, Engine, Progress
 from dca_fast.entropy.coder import choose_lanes
 from dca_fast.entropy.device import DeviceCoder, DeviceDecoder
 from dca_fast.entropy.tables import Tables
@@ -28,6 +32,7 @@ from dca_fast.gradient import Gradient
 from dca_fast.graphs import CAPTURE, record
 from dca_fast.ops import Ops
 from dca_fast.program import CACHED_QUALITIES, QUALITY_STEPS, Adaptation, Model, Program, ProgramSet, settings
+from dca_fast.tensors import tensor_of
 from dca_fast.weights import Weights
 
 CACHED_GRAPHS = 16
@@ -47,7 +52,8 @@ Key = tuple[str, Size, Size | int, int]
 def _all_settings(weights: Weights, quality: int) -> dict[str, Tensor]:
     """Those of the program, and "step", `multipliers` of effort 1; quality in 1/100."""
     values = settings(weights, quality)
-    return values | {"step": step_multipliers(values["gain"], quality / QUALITY_STEPS)}
+    values["step"] = step_multipliers(values["gain"], quality / QUALITY_STEPS)
+    return {name: torch.from_numpy(value) for name, value in values.items()}
 
 
 class _Settings:
@@ -127,7 +133,8 @@ def _synthesise(program: Program, decoder: DeviceDecoder, grid: Size, valid: Siz
     """Everything of the decoder after `reset`: uint8 [1, H, W, 3]."""
     y_hat = latents.code(program, _DecoderSource(decoder), grid, valid)
     decoder.close()
-    return program.synthesise(y_hat, rows)
+    picture: Tensor = program.synthesise(y_hat, rows)
+    return picture
 
 
 class _EncoderGraph:
@@ -198,19 +205,34 @@ class DeviceCodec:
         weights: checked integer weights.
         ops: a backend for CUDA tensors.
         device: a CUDA device.
+        on_cpu: makes an engine for searches that the device has no memory for; it finds the same.
     """
 
-    def __init__(self, weights: Weights, ops: Ops, tables: Tables, device: torch.device | str) -> None:
-        self.ops, self.tables, self.coder = ops, tables, DeviceCoder(tables, device)
+    takes_tensors = True
+
+    def __init__(
+        self,
+        weights: Weights,
+        ops: Ops,
+        tables: Tables,
+        device: torch.device | str,
+        on_cpu: Callable[[], Engine],
+    ) -> None:
+        self.weights, self.ops, self.tables, self.coder = weights, ops, tables, DeviceCoder(tables, device)
         self.device = self.coder.device
         self._programs = ProgramSet(weights, ops, self.device)
-        self._model = self._programs.model
+        self.model = self._programs.model
+        self.arrays, self._on_cpu = self.model.arrays, on_cpu
         self._seen: OrderedDict[Key, _EncoderGraph | _DecoderGraph | None] = OrderedDict()
         self._lock = threading.Lock()
         self._charges = torch.from_numpy(tables.charges(1 / TRELLIS_PRICE)).to(self.device)
         self._adjoint = Adjoint(weights, ops, self.device)
         self._gradient = Gradient(self._adjoint, ops)
         self._multipliers = lru_cache(CACHED_QUALITIES)(lambda q: _all_settings(weights, q)["step"].to(self.device))
+
+    def program(self, quality: int, aq: int = 0) -> Program:
+        """The integer network at a quality in 1/100 and a strength of adaptive quantisation, 0..15."""
+        return self._programs.at(quality, aq)
 
     def warm_up(self, height: int, width: int, effort: int, aq: int) -> None:
         """Compile, load and record everything for images of one size, so that the next ones take no longer than others.
@@ -225,8 +247,12 @@ class DeviceCodec:
         """
         image = torch.zeros(height, width, 3, dtype=torch.uint8, device=self.device)
         for level in (min(effort, 1), min(effort, 2)):  # searches of higher levels only go on like this
-            stream = self.encode(image, 0, level, aq)[0]
-            self.decode(stream, height, width, 0, aq)
+            stream = self.encode(image, 0, level, aq).stream
+            self.decode(stream, Header(width, height, 0, b"", 0, aq=aq))
+
+    def image(self, pixels: Tensor | npt.NDArray[np.uint8]) -> Tensor:
+        """Pixels uint8 [H, W, 3] on the device."""
+        return (pixels if isinstance(pixels, Tensor) else tensor_of(pixels)).to(self.device)
 
     def recorded(self, height: int, width: int, effort: int, aq: int) -> bool:
         """Whether graphs encode and decode images of this size, in pixels."""
@@ -240,43 +266,35 @@ class DeviceCodec:
         quality: int,
         effort: int,
         aq: int,
-        progress: Callable[[float], None] | None = None,
-    ) -> tuple[bytes, int, tuple[int, ...]]:
-        """Compress uint8 [H, W, 3] on the device.
-
-        Args:
-            quality: in 1/100, 0..10000.
-            effort: 0..9.
-            aq: strength of adaptive quantisation, 0..15.
-            progress: of efforts from 2 on: told how much is done, 0..1.
-
-        Returns:
-            The stream, the digest of its symbols and the restoration filter, as on every other backend.
-
-        Raises:
-            DeviceMemoryError: the device has too little memory, up to effort 1 even by strips.
-        """
+        progress: Progress | None = None,
+    ) -> Encoded:
+        """See `Engine`. Up to effort 1 a picture that the device has too little memory for is coded by strips."""
         height, width = image.shape[:2]
         grid, _ = latents.sites(height, width)
         groups = latents.groups_of(height, width)
-        step = partial(Step, self._adjoint, partial(self._quantise, groups))
+        step = partial(Step, self._adjoint, partial(self.quantise, groups))
         fit = partial(self._fitted, image, quality)
         with torch.cuda.device(self.device):
             if effort > 1:
-                return self._in_memory(lambda rows: self._search(image, quality, effort, aq, progress), 2)
+                try:
+                    return self._in_memory(lambda rows: self._search(image, quality, effort, aq, progress), 2)
+                except DeviceMemoryError:
+                    on_cpu = self._on_cpu()  # searches need more memory than encoders that go by strips
+                    return on_cpu.encode(on_cpu.image(image), quality, effort, aq, progress)
             padded = self._padded(image, grid)
-            make = partial(_EncoderGraph, self._model, padded, (height, width), step, effort, aq)
+            make = partial(_EncoderGraph, self.model, padded, (height, width), step, effort, aq)
             graph = self._graph(_encoder_key((height, width), effort, aq), grid, make)
             if isinstance(graph, _EncoderGraph):
                 with graph.lock:  # until the outputs are read: the next replay overwrites them
                     graph.settings.load(quality)
                     graph.image.copy_(padded)
                     graph.replay(fit)
-                    return *self._code(graph.source, groups), self._restoration(graph.picture, image, quality)
+                    stream, digest = self.code(graph.source, groups)
+                    return Encoded(stream, digest, self._restoration(graph.picture, image, quality))
             program, at = self._programs.at(quality, aq), step(self._multipliers(quality))
             work = partial(_analyse, program, padded, (height, width), at, fit if effort else None)
             source, picture = self._in_memory(work)
-            return *self._code(source, groups), self._restoration(picture, image, quality)
+            return Encoded(*self.code(source, groups), self._restoration(picture, image, quality))
 
     def _padded(self, image: Tensor, grid: Size) -> Tensor:
         down = torch.arange(grid[0] * STRIDE, device=self.device).clamp_(max=image.shape[0] - 1)
@@ -284,48 +302,50 @@ class DeviceCodec:
         return image[down][:, across][None]
 
     def _search(
-        self, image: Tensor, quality: int, effort: int, aq: int, progress: Callable[[float], None] | None
-    ) -> tuple[bytes, int, tuple[int, ...]]:
+        self, image: Tensor, quality: int, effort: int, aq: int, progress: Progress | None
+    ) -> Encoded:
         height, width = image.shape[:2]
         groups, padded = latents.groups_of(height, width), self._padded(image, latents.sites(height, width)[0])
-        quantise, code = partial(self._quantise, groups), partial(self._code, groups=groups)
+        quantise, code = partial(self.quantise, groups), partial(self.code, groups=groups)
         tools = Tools(quantise, _EncoderSource, code, self._adjoint, self._gradient)
         search = Search(tools, self._programs.at(quality, aq), padded, (height, width), quality / QUALITY_STEPS)
         best = search.run(effort, progress)
-        return best.stream, best.digest, best.weights
+        return Encoded(best.stream, best.digest, best.weights)
 
     def _restoration(self, picture: Tensor | None, image: Tensor, quality: int) -> tuple[int, ...]:
         if picture is None:
             return ()
-        return restoration.fit(self.ops, picture[0], image.contiguous(), worth(quality / QUALITY_STEPS))
+        bits = worth(quality / QUALITY_STEPS)
+        return restoration.fit(self.ops, self.model.arrays, picture[0], image.contiguous(), bits)
 
     def _fitted(self, image: Tensor, quality: int, picture: Tensor) -> Tensor:
         """`_restoration` as the operation takes it, int8 on the device; zeros change nothing."""
-        return restoration.as_tensor(self._restoration(picture, image, quality), len(RINGS)).to(self.device)
+        weights = self._restoration(picture, image, quality)
+        w: Tensor = restoration.as_array(self.model.arrays, weights, len(RINGS))
+        return w
 
-    def _quantise(self, groups: int, residuals: Tensor, rows: Tensor) -> Tensor:
+    def quantise(self, groups: int, residuals: Tensor, rows: Tensor) -> Tensor:
+        """Values of a trellis of streams of so many groups, see `latents.quantiser`."""
         return self.coder.quantise(residuals.flatten(), rows.flatten(), self._charges, groups).view(rows.shape)
 
-    def _code(self, source: latents.EncoderSource, groups: int) -> tuple[bytes, int]:
+    def code(self, source: latents.EncoderSource, groups: int) -> tuple[bytes, int]:
+        """The stream of what is coded, and the digest of its symbols."""
         rows = [rows for _, rows in source.parts]
         lanes = choose_lanes(self.coder.estimate_bytes(rows, source.plain) // groups)
         return self.coder.start_encode(source.parts, lanes, groups, source.plain).read()
 
-    def decode(self, stream: bytes, height: int, width: int, quality: int, aq: int) -> tuple[Tensor, int]:
-        """Decompress a stream; quality in 1/100, aq in 1/16.
+    def restore(self, picture: Tensor, weights: tuple[int, ...]) -> Tensor:
+        restored: Tensor = restoration.apply(self.ops, self.arrays, picture, weights)
+        return restored
 
-        Returns:
-            uint8 [H, W, 3] on the device, and the digest of the symbols.
-
-        Raises:
-            BitstreamError: one of its kinds.
-            DeviceMemoryError: as in `encode`.
-        """
+    def decode(self, stream: bytes, header: Header) -> tuple[Tensor, int]:
+        """See `Engine`."""
+        height, width, quality, aq = header.height, header.width, header.quality, header.aq
         grid, valid = latents.sites(height, width)
         with torch.cuda.device(self.device):
             graph = None
             if len(stream) <= _capacity(grid):
-                make = partial(_DecoderGraph, self._model, self.coder, grid, valid, aq, stream)
+                make = partial(_DecoderGraph, self.model, self.coder, grid, valid, aq, stream)
                 graph = self._graph(("decode", grid, valid, aq), grid, make)
             if isinstance(graph, _DecoderGraph):
                 with graph.lock:

@@ -10,22 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from numbers import Integral
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import numpy.typing as npt
 
 from dca_fast import latents
 from dca_fast.adjoint import Adjoint, multipliers
-from dca_fast.config import BACK, GRADIENT_BACK, LINEAR_PRICE, MAX_EFFORT, RINGS, STRIDE
+from dca_fast.config import BACK, GRADIENT_BACK, LINEAR_PRICE, MAX_EFFORT, RINGS
 from dca_fast.config import price as price_of
 from dca_fast.container import pack_restoration
 from dca_fast.errors import ConfigError
 from dca_fast.gradient import Exponents, Gradient
+from dca_fast.ops import Array, Arrays
 from dca_fast.program import Adaptation, Halves, Program
-from dca_fast.restoration import as_tensor, fit, restored
+from dca_fast.restoration import as_array, fit, restored
 
 # Iterations of `descend` of the levels from 2 on, and the range of their prices (docs/effort.md).
 DESCENTS = {2: 1, 3: 2, 4: 4, 5: 8, 6: 16, 7: 32, 8: 64, 9: 128}
@@ -59,9 +58,9 @@ class Candidate(NamedTuple):
     stream: bytes
     digest: int
     weights: tuple[int, ...]
-    y: Tensor
-    y_hat: Tensor
-    picture: Tensor
+    y: Array
+    y_hat: Array
+    picture: Array
 
 
 _cost = attrgetter("cost")
@@ -70,8 +69,8 @@ _cost = attrgetter("cost")
 def descend(
     start: Candidate,
     prices: Sequence[float],
-    slope: Callable[[Candidate], Tensor],
-    moved: Callable[[Candidate, Tensor, float], Candidate],
+    slope: Callable[[Candidate], Array],
+    moved: Callable[[Candidate, Array, float], Candidate],
     report: Callable[[int], None],
 ) -> Candidate:
     """Descent of the error, with the search of the trellis after every step (docs/effort.md).
@@ -104,8 +103,8 @@ def between(ends: tuple[float, float], count: int) -> list[float]:
     return [ends[0] + (ends[1] - ends[0]) * (i + 0.5) / count for i in range(count)]
 
 
-def step_multipliers(gain: Tensor, quality: float) -> Tensor:
-    """`multipliers` of level 1: float32 [M]; `gain` float32 [M] on the CPU, quality 0..100."""
+def step_multipliers(gain: npt.NDArray[np.float32], quality: float) -> npt.NDArray[np.float32]:
+    """`multipliers` of level 1: float32 [M]; `gain` float32 [M] in host memory, quality 0..100."""
     return multipliers(gain, worth(quality), LINEAR_PRICE)
 
 
@@ -114,17 +113,17 @@ class Step(NamedTuple):
 
     adjoint: Adjoint
     quantise: latents.Quantiser
-    m: Tensor
+    m: Array
 
 
 class Pass(NamedTuple):
     """A picture coded once: y, a source with z coded, what z says of y, what became of y, and the picture it makes."""
 
-    y: Tensor
+    y: Array
     source: latents.EncoderSource
-    features: dict[str, Tensor]
-    y_hat: Tensor
-    picture: Tensor
+    features: dict[str, Array]
+    y_hat: Array
+    picture: Array
 
 
 Sources = Callable[..., latents.EncoderSource]
@@ -134,10 +133,10 @@ def analysed(
     program: Program,
     quantise: latents.Quantiser,
     source: Sources,
-    image: Tensor,
+    image: Array,
     size: tuple[int, int],
     rows: int | None = None,
-) -> tuple[Tensor, latents.EncoderSource, dict[str, Tensor]]:
+) -> tuple[Array, latents.EncoderSource, dict[str, Array]]:
     """y of a picture, a source with its hyper latents coded, and what these say of y; arguments as of `first_pass`."""
     y = program.analyse(image, rows)
     coded = source(program, y, program.hyper_analyse(y), quantise)
@@ -147,7 +146,7 @@ def analysed(
 def first_pass(
     program: Program,
     step: Step,
-    image: Tensor,
+    image: Array,
     size: tuple[int, int],
     source: Sources = latents.EncoderSource,
     rows: int | None = None,
@@ -171,11 +170,11 @@ def second_pass(
     program: Program,
     step: Step,
     first: Pass,
-    w: Tensor | None,
-    image: Tensor,
+    w: Array | None,
+    image: Array,
     size: tuple[int, int],
     rows: int | None = None,
-) -> tuple[latents.EncoderSource, Tensor]:
+) -> tuple[latents.EncoderSource, Array]:
     """The step along the linear part, whatever comes of it, and what is coded then.
 
     Args:
@@ -186,7 +185,7 @@ def second_pass(
     Returns:
         What is coded, and the picture it makes, without a filter.
     """
-    picture = first.picture if w is None else restored(program.ops, first.picture, w, size)
+    picture = first.picture if w is None else restored(program.ops, program.arrays, first.picture, w, size)
     slope = step.adjoint.answer(image, picture, size, rows)
     answered = first.source.again(step.adjoint.moved(first.y_hat, slope, step.m, first.y))
     y_hat = latents.code_steps(program, answered, first.features, *latents.sites(*size))
@@ -204,35 +203,13 @@ class Tools(NamedTuple):
     gradient: Gradient
 
 
-def squared_error(a: Tensor, b: Tensor, weights: Tensor | None = None) -> int:
-    """Sum of the squared differences of two pictures, uint8 [H, W, 3]; `weights` int64 [h, w]: those of their sites."""
-    if a.device.type != "cpu":
-        squares = (a.int() - b.int()).square()
-        if weights is None:
-            return int(squares.sum(dtype=torch.int64))
-        squares = F.pad(squares.sum(-1), (0, -a.shape[1] % STRIDE, 0, -a.shape[0] % STRIDE))
-        of_sites = squares.view(squares.shape[0] // STRIDE, STRIDE, -1, STRIDE).sum((1, 3))
-        return int((of_sites * weights[: of_sites.shape[0], : of_sites.shape[1]]).sum())
-    total, starts = 0, np.arange(0, a.shape[1] * a.shape[2], STRIDE * a.shape[2])
-    for top in range(0, len(a), STRIDE):  # without PyTorch, see `program.compact`
-        difference: Any = a[top : top + STRIDE].numpy() - b[top : top + STRIDE].numpy().astype(np.int16)
-        columns: Any = np.square(difference, dtype=np.int32).sum(0, dtype=np.int32)
-        if weights is None:
-            total += int(columns.sum(dtype=np.int64))
-        else:
-            sums = np.add.reduceat(columns.ravel(), starts, dtype=np.int64)
-            total += int(sums @ weights[top // STRIDE, : len(starts)].numpy())
-    return total
-
-
-def site_weights(adaptation: Adaptation | None) -> Tensor | None:
+def site_weights(arrays: Arrays, adaptation: Adaptation | None) -> Array | None:
     """What a squared error at each site counts where quantisers adapt, int64 [h, w] in 1/AQ_UNIT: less in the same
     measure as the squared steps grow."""
     if adaptation is None:
         return None
-    finer: Any = adaptation.finer[0].cpu().numpy()
-    weights = np.rint(np.square(finer, dtype=np.float64) * AQ_UNIT).astype(np.int64)
-    return torch.from_numpy(weights).to(adaptation.finer.device)
+    finer = arrays.numpy(adaptation.finer[0])
+    return arrays.array(np.rint(np.square(finer, dtype=np.float64) * AQ_UNIT).astype(np.int64))
 
 
 class Search:
@@ -246,16 +223,17 @@ class Search:
         quality: 0..100.
     """
 
-    def __init__(self, tools: Tools, program: Program, image: Tensor, size: tuple[int, int], quality: float) -> None:
+    def __init__(self, tools: Tools, program: Program, image: Array, size: tuple[int, int], quality: float) -> None:
         self._tools, self._program, self._image, self._size = tools, program, image, size
         self._lambda = worth(quality)
         self._sites = latents.sites(*size)
-        self._inside = image[0, : size[0], : size[1]].contiguous()
+        self._arrays = program.arrays
+        self._inside = self._arrays.contiguous(image[0, : size[0], : size[1]])
         self._exponents: Exponents = {}
         # Of the last y_hat that was synthesised; those of more take too much memory.
-        self._halves: tuple[Tensor, tuple[Halves, Halves]] | None = None
+        self._halves: tuple[Array, tuple[Halves, Halves]] | None = None
         self._y, self._coded, self._features = analysed(program, tools.quantise, tools.source, image, size)
-        self._weights = site_weights(latents.adaptation(program, self._features, *self._sites))
+        self._weights = site_weights(self._arrays, latents.adaptation(program, self._features, *self._sites))
 
     def run(self, level: int, progress: Callable[[float], None] | None = None) -> Candidate:
         """What the level finds; `progress` is told how much is done, 0..1."""
@@ -271,7 +249,7 @@ class Search:
         report(0)
         return descend(min(start, answered, key=_cost), prices, self._slope, self._step, report)
 
-    def candidate(self, y: Tensor) -> Candidate:
+    def candidate(self, y: Array) -> Candidate:
         """The picture coded with this y."""
         program, source = self._program, self._coded.again(y)
         y_hat = latents.code_steps(program, source, self._features, *self._sites)
@@ -279,31 +257,32 @@ class Search:
         self._halves = None
         at_16, at_8, picture = program.synthesis_halves(y_hat)
         self._halves = y_hat, (at_16, at_8)
-        weights = fit(program.ops, picture[0], self._inside, self._lambda)
+        weights = fit(program.ops, self._arrays, picture[0], self._inside, self._lambda)
         if weights:
-            rings = 0 if program.device.type == "cpu" else len(RINGS)  # a kernel for each number of them
-            w = as_tensor(weights, rings).to(program.device)
-            picture = restored(program.ops, picture, w, self._size)
+            rings = 0 if str(program.device) == "cpu" else len(RINGS)  # a kernel for each number of them
+            w = as_array(self._arrays, weights, rings)
+            picture = restored(program.ops, self._arrays, picture, w, self._size)
         height, width = self._size
-        squares = squared_error(self._inside, picture[0, :height, :width], self._weights)
+        squares = program.ops.squared_error(self._inside, picture[0, :height, :width], self._weights)
         error = squares if self._weights is None else squares / AQ_UNIT
         bits = 8 * len(stream) + (8 * len(pack_restoration(weights)) if weights else 0)
         cost = bits + self._lambda * error / 3
         return Candidate(cost, stream, digest, weights, y, y_hat, picture)
 
-    def _missing(self, found: Candidate) -> Tensor:
-        return self._tools.adjoint.missing(self._image, found.picture.clone(), self._size)
+    def _missing(self, found: Candidate) -> Array:
+        picture = self._arrays.broadcast(found.picture, found.picture.shape)  # a copy: its padding is overwritten
+        return self._tools.adjoint.missing(self._image, picture, self._size)
 
-    def _slope(self, found: Candidate) -> Tensor:
+    def _slope(self, found: Candidate) -> Array:
         if self._halves is None or self._halves[0] is not found.y_hat:
             self._halves = found.y_hat, self._program.synthesis_halves(found.y_hat)[:2]
         (at_16, at_8), self._halves = self._halves[1], None
         # The filter's share in the picture is taken as given.
         return self._tools.gradient.slope(at_16, at_8, self._missing(found), self._exponents)
 
-    def _moved(self, found: Candidate, slope: Tensor, price: float, back: float) -> Candidate:
-        m = multipliers(self._program.gain.cpu(), self._lambda, price).to(self._program.device)
+    def _moved(self, found: Candidate, slope: Array, price: float, back: float) -> Candidate:
+        m = self._arrays.array(multipliers(self._arrays.numpy(self._program.gain), self._lambda, price))
         return self.candidate(self._tools.adjoint.moved(found.y_hat, slope, m, found.y, back))
 
-    def _step(self, found: Candidate, slope: Tensor, price: float) -> Candidate:
+    def _step(self, found: Candidate, slope: Array, price: float) -> Candidate:
         return self._moved(found, slope, price, GRADIENT_BACK)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
@@ -19,10 +20,10 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from dca_fast.errors import BackendUnavailableError, InputError
-from dca_fast.image_io import load_image, write_atomic
+from dca_fast.errors import BackendUnavailableError, InputError, InputWarning
+from dca_fast.files import write_atomic
+from dca_fast.image_io import list_images, load_image
 
 __all__ = [
     "Curve",
@@ -122,8 +123,6 @@ class ImageFolder:
     """
 
     def __init__(self, folder: Path) -> None:
-        from dca_fast.train.data import list_images
-
         self.folder = Path(folder)
         self.paths = list_images(self.folder)
 
@@ -132,7 +131,7 @@ class ImageFolder:
 
     def __iter__(self) -> Iterator[tuple[str, Pixels]]:
         for path in self.paths:
-            yield path.relative_to(self.folder).as_posix(), load_image(path).pixels
+            yield path.relative_to(self.folder).as_posix(), load_image(path, pixels_only=True).pixels
 
 
 class RowCache:
@@ -183,6 +182,7 @@ def ms_ssim(a: Pixels, b: Pixels) -> float | None:
     """Multi-scale structural similarity of 8-bit RGB images, 0..1; None below 161 pixels a side."""
     if min(a.shape[:2]) < MS_SSIM_SIDE:
         return None
+    torch = need("torch")
     x, y = (torch.from_numpy(v.copy()).permute(2, 0, 1)[None].float() for v in (a, b))
     return float(need("pytorch_msssim").ms_ssim(x, y, data_range=255))
 
@@ -212,12 +212,17 @@ def evaluate(
     Raises:
         InputError: no images, or a decoder that returns another size.
     """
-    rows = []
+    rows, similarity = [], ms_ssim
+    try:
+        similarity(*2 * [np.zeros((MS_SSIM_SIDE, MS_SSIM_SIDE, 3), np.uint8)])
+    except BackendUnavailableError as error:
+        warnings.warn(f"MS-SSIM is left out: {error}", InputWarning, stacklevel=2)
+        similarity = no_ms_ssim
     for label, pixels in images:
         for quality in qualities:
             row = cache.find(label, pixels, quality) if cache else None
             if row is None:
-                row = _measure(codec, label, pixels, quality)
+                row = _measure(codec, label, pixels, quality, similarity)
                 if cache:
                     cache.keep(row, pixels)
             rows.append(row)
@@ -228,7 +233,17 @@ def evaluate(
     return Curve(name, tuple(rows))
 
 
-def _measure(codec: CodecLike, label: str, pixels: Pixels, quality: float) -> Row:
+def no_ms_ssim(a: Pixels, b: Pixels) -> None:
+    """Where `ms_ssim` has no packages."""
+
+
+def _measure(
+    codec: CodecLike,
+    label: str,
+    pixels: Pixels,
+    quality: float,
+    similarity: Callable[[Pixels, Pixels], float | None],
+) -> Row:
     start = time.perf_counter()
     data = codec.encode(pixels, quality)
     middle = time.perf_counter()
@@ -242,7 +257,7 @@ def _measure(codec: CodecLike, label: str, pixels: Pixels, quality: float) -> Ro
         bytes=len(data),
         bpp=8 * len(data) / (pixels.shape[0] * pixels.shape[1]),
         psnr=psnr(pixels, decoded),
-        ms_ssim=ms_ssim(pixels, decoded),
+        ms_ssim=similarity(pixels, decoded),
         encode_ms=1e3 * (middle - start),
         decode_ms=1e3 * (end - middle),
     )

@@ -204,8 +204,8 @@ class Exporter:
         self.context(network)
 
 
-def export(network: Network) -> dict[str, Tensor]:
-    """Integer tensors of a float network with patch transforms.
+def export(network: Network) -> weights_io.Tensors:
+    """Integer arrays of a float network with patch transforms.
 
     Raises:
         ConfigError: the configuration has no integer program.
@@ -216,13 +216,13 @@ def export(network: Network) -> dict[str, Tensor]:
     index = torch.arange(LOG2_STEPS).double()
     e.put("tables.exp2", torch.exp2(index / LOG2_STEPS), torch.float32)
     e.put("tables.softmax", 127 * torch.exp(-torch.arange(256).double() / 16), torch.uint8)
-    return e.tensors | put_tables(build_gaussian_tables())
+    arrays = {name: tensor.numpy() for name, tensor in e.tensors.items()}
+    return arrays | put_tables(build_gaussian_tables())
 
 
-def put_tables(tables: Tables) -> dict[str, Tensor]:
-    """Tables of the entropy coder as tensors of the weights."""
-    freq = torch.from_numpy(tables.freq.astype("int16"))
-    return {"tables.freq": freq, "tables.shift": torch.from_numpy(tables.shift.copy())}
+def put_tables(tables: Tables) -> weights_io.Tensors:
+    """Tables of the entropy coder as arrays of the weights."""
+    return {"tables.freq": tables.freq.astype("int16"), "tables.shift": tables.shift.copy()}
 
 
 def load_float(path: Path) -> Network:

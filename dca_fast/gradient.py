@@ -13,12 +13,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+import numpy.typing as npt
 
 from dca_fast.adjoint import Adjoint
-from dca_fast.ops import DepthBlockParams, Depthwise, GatedFfnParams, Linear, Ops, settle
-from dca_fast.ops.reference import LIMIT8, LIMIT16
+from dca_fast.ops import Array, Arrays, DepthBlockParams, Depthwise, GatedFfnParams, Linear, Ops
+from dca_fast.ops.limits import LIMIT8, LIMIT16
 from dca_fast.program import GATE, Halves
 
 # Root mean square of an int8 gradient: tails are long, so a sixteenth of the range loses least. Attempts to find its
@@ -32,16 +31,16 @@ Half = DepthBlockParams | GatedFfnParams
 Exponents = dict[tuple[int, int], int]  # the powers of two of one picture, by half of a block and place in it
 
 
-def bounded(m: Tensor, accumulator: Tensor | int) -> Tensor:
+def bounded(m: npt.NDArray[np.float64], accumulator: npt.NDArray[np.int64] | int) -> npt.NDArray[np.float32]:
     """float32 multipliers that take no sum of so much out of 32 bits."""
-    most = MAX_PRODUCT / torch.as_tensor(accumulator, dtype=torch.float64, device=m.device)
-    return m.clamp(-most, most).float().contiguous()
+    most = MAX_PRODUCT / np.asarray(accumulator, np.float64)
+    return np.clip(m, -most, most).astype(np.float32)
 
 
-def plain_linear(w: Tensor, m: Tensor) -> Linear:
-    """Layer without bias. w int8 [O, K], m float64 [O]."""
-    most = LIMIT8 * w.double().abs().sum(1).clamp_min(1)
-    return Linear(w.contiguous(), torch.zeros_like(w[:, 0], dtype=torch.int32), bounded(m, most))
+def plain_linear(w: npt.NDArray[np.int8], m: npt.NDArray[np.float64]) -> Linear:
+    """Layer without bias, in host memory. w int8 [O, K], m float64 [O]."""
+    most = LIMIT8 * np.maximum(np.abs(w.astype(np.int64)).sum(1), 1)
+    return Linear(np.ascontiguousarray(w), np.zeros(len(w), np.int32), bounded(m, most))
 
 
 class Gradient:
@@ -53,10 +52,10 @@ class Gradient:
     """
 
     def __init__(self, adjoint: Adjoint, ops: Ops) -> None:
-        self._adjoint, self._ops = adjoint, ops
+        self._adjoint, self._ops, self._arrays = adjoint, ops, adjoint.arrays
         self._layers: dict[tuple[int, int, int], Any] = {}  # by half, place and power: they know no quality
 
-    def slope(self, at_16: Halves, at_8: Halves, error: Tensor, exponents: Exponents) -> Tensor:
+    def slope(self, at_16: Halves, at_8: Halves, error: Array, exponents: Exponents) -> Array:
         """Half the gradient of the squared error, with the opposite sign, in the unit of `Adjoint.slope`.
 
         Args:
@@ -75,7 +74,7 @@ class Gradient:
             slope = self._back(slope, x, half, i, exponents)
         return slope
 
-    def _back(self, slope: Tensor, x: Tensor, half: Half, index: int, exponents: Exponents) -> Tensor:
+    def _back(self, slope: Array, x: Array, half: Half, index: int, exponents: Exponents) -> Array:
         """The slope of what half a block reads, from that of what it makes."""
         ops = self._ops
         h = ops.operand8(x, half.m_in)
@@ -83,19 +82,19 @@ class Gradient:
         def layer(place: int, power: int) -> Any:
             key = index, place, power
             if key not in self._layers:
-                made = backwards(half, place, power)
-                settle(x.device)
+                made = backwards(self._arrays, half, place, power)
+                self._arrays.settle()
                 self._layers[key] = made
             return self._layers[key]
 
         total = 0
 
-        def fitted(place: int, run: Callable[[Any], Tensor]) -> Tensor:
+        def fitted(place: int, run: Callable[[Any], Array]) -> Array:
             nonlocal total
             power = exponents.get((index, place))
             if power is None:
-                power, found = fit_exponent(FIRST[place], lambda power: run(layer(place, power)))
-                if (found if found.is_cuda else found.numpy()).any():  # else the next iteration looks again
+                power, found = fit_exponent(self._arrays, FIRST[place], lambda power: run(layer(place, power)))
+                if found.any():  # else the next iteration looks again
                     exponents[index, place] = power
             else:
                 found = run(layer(place, power))
@@ -114,35 +113,38 @@ class Gradient:
         return ops.add_slope(slope, ops.linear_add(e, layer(3, -total)), h)
 
 
-def backwards(half: Half, place: int, power: int) -> Any:
+def backwards(arrays: Arrays, half: Half, place: int, power: int) -> Any:
     """The multipliers or the layer at one of four places on the way back through half a block.
 
     Args:
+        arrays: those of `half`.
         half: the weights of the way there.
         place: 0 and 2 before and after the first transposed product, or the convolution; 1 and 3 the products.
         power: results are 2^power times what they are.
     """
     scale = 2.0**power
-    first = half.expand if isinstance(half, DepthBlockParams) else half.gate
+    first = (half.expand if isinstance(half, DepthBlockParams) else half.gate).map(arrays.numpy)
+    project, m = half.project.map(arrays.numpy), first.m.astype(np.float64)
     if place == 0:
-        return bounded(half.project.m.double() * scale, LIMIT16 + 1)
+        return arrays.array(bounded(project.m.astype(np.float64) * scale, LIMIT16 + 1))
     if place == 1:
-        return plain_linear(half.project.w.T, torch.full_like(half.project.w[0], scale, dtype=torch.float64))
+        return plain_linear(project.w.T, np.full(project.w.shape[1], scale)).map(arrays.array)
     if place == 2 and isinstance(half, DepthBlockParams):
-        d = half.depthwise
-        m = bounded(d.m.double() * first.m.double() * scale, 9 * LIMIT8**2)
-        return Depthwise(d.w.flip(0, 1).contiguous(), torch.zeros_like(d.b), m)
+        d = half.depthwise.map(arrays.numpy)
+        bound = bounded(d.m.astype(np.float64) * m * scale, 9 * LIMIT8**2)
+        return Depthwise(np.ascontiguousarray(d.w[::-1, ::-1]), np.zeros_like(d.b), bound).map(arrays.array)
     if place == 2:
-        return bounded(first.m.double() * (GATE * scale), LIMIT8**2)
-    return plain_linear(first.w.T, half.m_in.double() * scale)
+        return arrays.array(bounded(m * (GATE * scale), LIMIT8**2))
+    return plain_linear(first.w.T, arrays.numpy(half.m_in).astype(np.float64) * scale).map(arrays.array)
 
 
-def fit_exponent(power: int, run: Callable[[int], Tensor]) -> tuple[int, Tensor]:
+def fit_exponent(arrays: Arrays, power: int, run: Callable[[int], Array]) -> tuple[int, Array]:
     """The power of two with which the int8 result of `run` has a root mean square near RMS, and that result."""
     found = run(power)
     for _ in range(ATTEMPTS):
-        step = 6 * (found.numel() // (6 * SAMPLES)) + 1  # sees all channels: their number has no other factors
-        values = found.flatten()[::step].cpu().numpy()
+        flat = found.reshape(-1)
+        step = 6 * (len(flat) // (6 * SAMPLES)) + 1  # sees all channels: their number has no other factors
+        values = arrays.numpy(flat[::step])
         squares = int(np.einsum("i,i", values, values, dtype=np.int64))
         # frexp instead of a logarithm, which machines round differently: no change from RMS / sqrt(2) to RMS sqrt(2).
         change = math.frexp(RMS**2 * values.size / squares)[1] // 2 if squares else LEAP

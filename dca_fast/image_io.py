@@ -1,62 +1,47 @@
-"""Image files to uint8 arrays and back, through Pillow; alpha planes; atomic writes.
+"""Image files and Pillow images to uint8 arrays, and back to Pillow images; alpha planes.
 
 What is kept: 8-bit colour or gray, alpha, and the ICC, EXIF and XMP blocks. What cannot be kept (more than
-8 bits per sample, CMYK inks, further frames) is reduced with an `InputWarning`, never silently.
+8 bits per sample, CMYK inks, further frames, other metadata) is reduced with an `InputWarning`, never silently.
 """
 
 import io
 import os
-import secrets
-import sys
-import warnings
+import re
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+from PIL import Image, UnidentifiedImageError
 
+from dca_fast import metadata as meta
 from dca_fast.container import DEFAULT_MAX_PIXELS
-from dca_fast.errors import CorruptStreamError, InputError, InputWarning, LimitExceededError
+from dca_fast.errors import CorruptStreamError, InputError, LimitExceededError
+from dca_fast.files import read
+from dca_fast.hidden import fill
 
 __all__ = [
-    "INFO_KEYS",
     "ImageInput",
     "from_pil",
-    "info_of",
+    "list_images",
     "load_image",
-    "metadata_of",
+    "no_limit_of_pillow",
     "pack_alpha",
-    "save_image",
+    "smooth_where_hidden",
+    "suffixes",
     "to_pil",
     "unpack_alpha",
-    "write_atomic",
 ]
 
 _Plane = npt.NDArray[np.uint8]
 
 # Formats that are pictures and nothing else: EPS and the like would start an interpreter on foreign data.
-_READABLE = {"PNG", "JPEG", "MPO", "WEBP", "AVIF", "JXL", "JPEG2000"}
+_READABLE = {"PNG", "JPEG", "MPO", "WEBP", "AVIF", "JXL", "JPEG2000", "HEIF"}
 _READABLE |= {"TIFF", "BMP", "GIF", "PPM", "TGA", "QOI"}
-_JPEG_OPTIONS: dict[str, Any] = {"quality": 95, "subsampling": 0}
-_WRITABLE: dict[str, tuple[str, dict[str, Any]]] = {
-    ".png": ("PNG", {}),
-    ".webp": ("WEBP", {"lossless": True}),
-    ".jpg": ("JPEG", _JPEG_OPTIONS),
-    ".jpeg": ("JPEG", _JPEG_OPTIONS),
-    ".avif": ("AVIF", {"quality": 95}),
-    ".tif": ("TIFF", {"compression": "tiff_adobe_deflate"}),
-    ".tiff": ("TIFF", {"compression": "tiff_adobe_deflate"}),
-    ".bmp": ("BMP", {}),
-    ".ppm": ("PPM", {}),
-    ".pgm": ("PPM", {}),
-}
-_INFO_KEYS = {"icc": "icc_profile", "exif": "exif", "xmp": "xmp"}
-INFO_KEYS = tuple(_INFO_KEYS.values())  # of Pillow's `info`
-_EXIF_PREFIX = b"Exif\x00\x00"
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,14 +61,60 @@ class ImageInput:
     metadata: Mapping[str, bytes] = field(default_factory=dict)
 
 
+@cache
+def _plugins() -> None:
+    """Let Pillow read what it can, and what plugins can that are installed."""
+    Image.init()
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    with suppress(ImportError):
+        import pillow_jxl  # noqa: F401 (it registers itself)
+
+
+def suffixes() -> frozenset[str]:
+    """Those of all image files that can be read here, in lower case, with their dots."""
+    _plugins()
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in _READABLE)
+
+
+def list_images(folder: str | os.PathLike[str]) -> list[Path]:
+    """Image files below a folder, sorted.
+
+    Raises:
+        InputError: there is none.
+    """
+    known = suffixes()
+    paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in known and p.is_file())
+    if not paths:
+        raise InputError(f"no images in {folder}")
+    return paths
+
+
+@contextmanager
+def no_limit_of_pillow() -> Iterator[None]:
+    """Where `max_pixels` is the limit: Pillow's own is one for the process, and lower than that of the format."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
 def load_image(
-    source: str | os.PathLike[str] | bytes, *, strip: bool = False, max_pixels: int = DEFAULT_MAX_PIXELS
+    source: str | os.PathLike[str] | bytes,
+    *,
+    strip: bool = False,
+    pixels_only: bool = False,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> ImageInput:
     """Read an image file.
 
     Args:
         source: a path, "-" for standard input, or the bytes of a file.
         strip: as in `from_pil`.
+        pixels_only: metadata is of no interest: it is left away, and nothing said about what a .dca would not keep.
         max_pixels: refuse larger images before decoding them. Pillow's own limit applies as well.
 
     Returns:
@@ -94,24 +125,31 @@ def load_image(
         InputError: its content is not an image, or a damaged one.
         LimitExceededError: too many pixels.
     """
-    data = source if isinstance(source, bytes) else _read(source)
-    Image.init()
-    try:
-        image = Image.open(io.BytesIO(data), formats=sorted(_READABLE & Image.OPEN.keys()))
-    except Image.DecompressionBombError as error:
-        raise LimitExceededError(f"{error}; PIL.Image.MAX_IMAGE_PIXELS holds the limit") from error
-    except Exception as error:  # Pillow's parsers answer damaged headers with many types
-        raise InputError(f"not an image in a supported format: {error}") from error
-    with image:
+    data = meta.without_damaged_chunks(source if isinstance(source, bytes) else read(source))
+    _plugins()
+    with _open(data) as image:
         width, height = image.size
         if width * height > max_pixels:
             raise LimitExceededError(f"{width} x {height} pixels exceed the limit of {max_pixels}")
-        _warn_of_losses(image, data)
-        try:
-            image.load()
-        except Exception as error:  # and damaged pixel data with as many
-            raise InputError(f"the image is damaged: {error}") from error
-        return _convert(image, strip)
+        loaded = _convert(image, data, strip, facts=not (strip or pixels_only))
+    return replace(loaded, metadata={}) if pixels_only else loaded
+
+
+def _open(data: bytes) -> Image.Image:
+    formats = sorted(_READABLE & Image.OPEN.keys())
+    try:
+        return Image.open(io.BytesIO(data), formats=formats)
+    except Image.DecompressionBombError as error:
+        raise LimitExceededError(f"{error}; PIL.Image.MAX_IMAGE_PIXELS holds the limit") from error
+    except Exception as error:  # Pillow's parsers answer damaged headers with many types
+        without_exif = re.sub(rb"(infe.{8})Exif", rb"\1none", data, count=1, flags=re.DOTALL)
+        if data[4:8] == b"ftyp" and without_exif != data:  # Pillow opens no AVIF with a damaged EXIF block
+            image = _open(without_exif)
+            meta.warn("EXIF cannot be read and is not kept")
+            return image
+        if isinstance(error, UnidentifiedImageError):  # its message names a Python object
+            raise InputError("not an image in a supported format") from error
+        raise InputError(f"not an image in a supported format: {error}") from error
 
 
 def from_pil(image: Image.Image, *, strip: bool = False) -> ImageInput:
@@ -129,8 +167,7 @@ def from_pil(image: Image.Image, *, strip: bool = False) -> ImageInput:
     Raises:
         InputError: an empty image, or a mode without a defined 8-bit range.
     """
-    _warn_of_losses(image)
-    return _convert(image, strip)
+    return _convert(image, b"", strip, facts=False)
 
 
 def to_pil(
@@ -163,74 +200,20 @@ def to_pil(
         image = image.convert("L")
     if alpha is not None:
         image.putalpha(Image.fromarray(alpha))
-    image.info.update(info_of(metadata or {}))
+    image.info.update(meta.info_of(metadata or {}))
     return image
 
 
-def info_of(metadata: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Raw blocks by name, as in `ImageInput`, as Pillow's `info` has them."""
-    return {_INFO_KEYS[name]: _EXIF_PREFIX + block if name == "exif" else block for name, block in metadata.items()}
-
-
-def metadata_of(info: Mapping[Any, Any]) -> dict[str, bytes]:
-    """The reverse of `info_of`, of what there is and is not empty."""
-    blocks = {name: info[key] for name, key in _INFO_KEYS.items() if info.get(key)}
-    return {name: block.removeprefix(_EXIF_PREFIX) if name == "exif" else block for name, block in blocks.items()}
-
-
-def save_image(image: Image.Image, path: str | os.PathLike[str], **options: Any) -> None:
-    """Write an image file with its metadata, atomically.
-
-    Args:
-        image: as `to_pil` makes it.
-        path: the extension names the format; "-" writes PNG to standard output.
-        options: for Pillow's writer. The defaults are lossless where the format can be, else quality 95.
+def smooth_where_hidden(image: ImageInput) -> ImageInput:
+    """The image with colours that cost little where alpha is 0 (`hidden.fill`).
 
     Raises:
-        InputError: an extension we do not write, or an image the format cannot hold (alpha in JPEG).
-        OSError: the file cannot be written.
+        InputError: alpha and pixels differ in size.
     """
-    extension = ".png" if os.fspath(path) == "-" else Path(path).suffix.lower()
-    if extension not in _WRITABLE:
-        raise InputError(f"cannot write {os.fspath(path)!r}; known extensions: {' '.join(_WRITABLE)}")
-    format_name, defaults = _WRITABLE[extension]
-    blocks = {key: image.info[key] for key in INFO_KEYS if image.info.get(key)}
-    if format_name == "PNG" and "xmp" in blocks:
-        blocks["pnginfo"] = PngImagePlugin.PngInfo()
-        blocks["pnginfo"].add_itxt("XML:com.adobe.xmp", blocks.pop("xmp").decode("utf-8", "replace"))
-    buffer = io.BytesIO()
-    try:
-        image.save(buffer, format_name, **blocks, **defaults | options)
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"cannot write this image as {format_name}: {error}") from error
-    write_atomic(path, buffer.getvalue())
-
-
-def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file completely or not at all.
-
-    Args:
-        path: the target, replaced in one step; pipes and devices are written to; "-" is standard output.
-        data: the whole content.
-
-    Raises:
-        OSError: the file cannot be written; nothing is left behind.
-    """
-    if os.fspath(path) == "-":
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-        return
-    target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
-        target.write_bytes(data)
-        return
-    temporary = target.with_name(f".dca-{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    if image.alpha is not None and image.alpha.shape != image.pixels.shape[:2]:
+        raise InputError(f"alpha must be {image.pixels.shape[:2]} uint8, not {image.alpha.shape}")
+    pixels = fill(image.pixels, image.alpha)
+    return image if pixels is image.pixels else replace(image, pixels=pixels)
 
 
 def pack_alpha(alpha: _Plane) -> bytes:
@@ -270,24 +253,50 @@ def unpack_alpha(data: bytes, width: int, height: int) -> _Plane:
     return np.cumsum(np.frombuffer(rows, np.uint8).reshape(height, width), axis=0, dtype=np.uint8)
 
 
-def _read(source: str | os.PathLike[str]) -> bytes:
-    if os.fspath(source) == "-":
-        return sys.stdin.buffer.read()
-    return Path(source).read_bytes()
+def _convert(image: Image.Image, data: bytes, strip: bool, facts: bool) -> ImageInput:
+    """An image that may not be loaded yet, and its file where known; `facts` says all that is lost, not colours alone.
 
-
-def _warn_of_losses(image: Image.Image, data: bytes = b"") -> None:
-    """Name what conversion will drop; `image` must not be loaded yet, `data` is its file where known."""
+    What a program put together in memory, or Pillow read, may hold facts that were never meant to be saved.
+    """
+    if 0 in image.size:
+        raise InputError("the image has no pixels")
+    deep = _is_deep(image, data)
     if getattr(image, "is_animated", False):
-        warnings.warn("only one of several frames is read", InputWarning, stacklevel=3)
-    if _is_deep(image, data):
-        warnings.warn("more than 8 bits per sample are reduced to 8", InputWarning, stacklevel=3)
+        meta.warn("only one of several frames is read")
+    if deep:
+        meta.warn("more than 8 bits per sample are reduced to 8")
+    try:
+        image.load()
+    except Exception as error:  # damaged pixel data raises many types
+        raise InputError(f"the image is damaged: {error}") from error
+    blocks = meta.blocks_of(image, data)
+    if lost := meta.dropped(image, data, colours_only=not facts):
+        meta.warn(f"not kept: {', '.join(lost)}")
+    if strip:
+        blocks.pop("exif", None)
+        blocks.pop("xmp", None)
+        image = meta.turned_upright(image)
     if image.mode == "CMYK":
-        warnings.warn("CMYK is converted to sRGB", InputWarning, stacklevel=3)
+        image = _cmyk_to_srgb(image, blocks.pop("icc", None))
+    elif image.mode == "LAB":  # becomes sRGB, too
+        blocks.pop("icc", None)
+    image = _to_8_bit(image)
+    alpha = np.array(image.getchannel("A")) if "A" in image.getbands() else None
+    if alpha is not None and alpha.min() == 255:
+        alpha = None
+    gray, pixels = image.mode in ("L", "LA"), np.array(image.convert("RGB"))
+    if deep and image.mode == "RGBA":  # Pillow opens 16-bit gray with alpha so
+        gray = bool((pixels == pixels[..., :1]).all())
+    if "icc" in blocks and meta.profile_space(blocks["icc"]) in ({"CMYK", "Lab"} if gray else {"CMYK", "Lab", "GRAY"}):
+        meta.warn(f"the {meta.profile_space(blocks.pop('icc'))} profile does not fit the pixels and is not kept")
+    return ImageInput(pixels, alpha, gray, blocks)
 
 
 def _is_deep(image: Image.Image, data: bytes) -> bool:
-    """Whether the file holds more than 8 bits per sample; Pillow mostly hides this from the mode."""
+    """Whether the file of an image that is not loaded yet holds more than 8 bits per sample.
+
+    Pillow mostly hides this from the mode.
+    """
     if image.format == "JPEG2000":  # codestream header: the sizes, then sign and depth - 1 of a component
         siz = data.find(b"\xff\x4f\xff\x51")
         return siz >= 0 and any(depth & 0x7F > 7 for depth in data[siz + 42 : siz + 43])
@@ -300,63 +309,41 @@ def _is_deep(image: Image.Image, data: bytes) -> bool:
             return True
         if image.format == "PPM" and isinstance(arguments[-1], int) and arguments[-1] > 255:
             return True
-    return image.mode.startswith("I")
-
-
-def _convert(image: Image.Image, strip: bool) -> ImageInput:
-    if 0 in image.size:
-        raise InputError("the image has no pixels")
-    if strip:
-        image = _upright(image)
-    metadata = _metadata(image)
-    if strip:
-        metadata = {name: block for name, block in metadata.items() if name == "icc"}
-    if image.mode == "CMYK":
-        image = _cmyk_to_srgb(image, metadata.pop("icc", None))
-    image = _to_8_bit(image)
-    alpha = np.array(image.getchannel("A")) if "A" in image.getbands() else None
-    if alpha is not None and alpha.min() == 255:
-        alpha = None
-    return ImageInput(np.array(image.convert("RGB")), alpha, image.mode in ("L", "LA"), metadata)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception as error:  # damaged EXIF blocks fail in many ways, and are to be dropped anyway
-        warnings.warn(f"the orientation cannot be read: {error}", InputWarning, stacklevel=4)
-        return image
-
-
-def _metadata(image: Image.Image) -> dict[str, bytes]:
-    info = dict(image.info)
-    if not info.get("exif") and "Raw profile type exif" in info:  # PNG by old ImageMagick
-        info["exif"] = image.getexif().tobytes()
-    return metadata_of(info)
+    return image.mode.startswith("I") or bool(image.info.get("bit_depth", 8) > 8)  # of pillow-heif
 
 
 def _cmyk_to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    if profile is None:
-        return image.convert("RGB")
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except ImageCms.PyCMSError as error:
-        raise InputError(f"the CMYK profile cannot be used: {error}") from error
-    assert converted is not None  # only in-place conversions return nothing
-    return converted
+    meta.warn("CMYK is converted to sRGB")
+    if profile is not None:
+        try:
+            from PIL import ImageCms
+
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            assert converted is not None  # only in-place conversions return nothing
+            return converted
+        except Exception as error:  # a damaged profile, one for other inks, or a Pillow without LittleCMS
+            meta.warn(f"the CMYK profile cannot be used, the colours are about right at best: {error}")
+    return image.convert("RGB")
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
     """Reduce any mode to L, LA, RGB or RGBA."""
+    key = image.info.get("transparency")
     if image.mode.startswith("I"):
         values = np.array(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise InputError("32-bit samples have no defined range; convert the image to 8 or 16 bits")
-        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+        reduced = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+        if isinstance(key, int):
+            reduced.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+        return reduced
     if image.mode == "F":
         raise InputError("float samples have no defined range; convert the image to 8 or 16 bits")
     gray = image.mode in ("1", "L", "LA", "La")
+    if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:  # 16 bits, of which Pillow keeps the upper
+        image = image.copy()
+        image.info["transparency"] = tuple(sample >> 8 for sample in key)
     if image.has_transparency_data:
         return image.convert("LA" if gray else "RGBA")
     return image.convert("L" if gray else "RGB")

@@ -10,28 +10,25 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from dca_fast.config import ALIGN, LATENT_STEPS, SKIP_ROW, STEPS, STRIDE, Part
+from dca_fast.config import ALIGN, SKIP_ROW, STEPS, STRIDE, Part
 from dca_fast.entropy.coder import Coder, Decoder, choose_groups, crc32
-from dca_fast.ops.reference import LIMIT16
-from dca_fast.program import Adaptation, Program, compact
+from dca_fast.ops import Array, Arrays
+from dca_fast.program import Adaptation, Program
 
 ORDER = ("global", "local", "regional")  # of the hyper latents in the stream
-_STEP_BITS = LATENT_STEPS.bit_length() - 1
 
 
 # residuals int32, in 1/256 quantiser steps, and rows uint8 of one shape -> values int16 of a trellis
-Quantiser = Callable[[Tensor, Tensor], Tensor]
+Quantiser = Callable[[Array, Array], Array]
 
 
-def quantiser(coder: Coder, charges: np.ndarray, groups: int) -> Quantiser:
-    """That of `Coder.quantise` for tensors of any shape."""
+def quantiser(arrays: Arrays, coder: Coder, charges: np.ndarray, groups: int) -> Quantiser:
+    """That of `Coder.quantise` for a backend's arrays of any shape."""
 
-    def quantise(residuals: Tensor, rows: Tensor) -> Tensor:
-        values = coder.quantise(residuals.numpy().ravel(), rows.numpy().ravel(), charges, groups)
-        return torch.from_numpy(values).view(rows.shape)
+    def quantise(residuals: Array, rows: Array) -> Array:
+        values = coder.quantise(arrays.numpy(residuals).ravel(), arrays.numpy(rows).ravel(), charges, groups)
+        return arrays.array(values.reshape(rows.shape))
 
     return quantise
 
@@ -50,10 +47,10 @@ def groups_of(height: int, width: int) -> int:
 class Source(Protocol):
     """Where symbols come from. `rows` uint8 and the result int16 have one shape."""
 
-    def hyper(self, name: str, part: Part, rows: Tensor, mean: Tensor | None) -> Tensor:
+    def hyper(self, name: str, part: Part, rows: Array, mean: Array | None) -> Array:
         """Symbols of a part of a hyper latent; mean int16 in 1/256 quantiser steps, None: zero."""
 
-    def step(self, step: int, mean: Tensor, rows: Tensor, adaptation: Adaptation | None) -> Tensor:
+    def step(self, step: int, mean: Array, rows: Array, adaptation: Adaptation | None) -> Array:
         """Values of a quadtree step, of a trellis; mean int32 in 1/256 quantiser steps, rows of steps as adapted."""
 
 
@@ -71,40 +68,30 @@ class EncoderSource:
         quantise: what makes values of y's residuals.
     """
 
-    def __init__(self, program: Program, y: Tensor, z: dict[str, Tensor], quantise: Quantiser) -> None:
+    def __init__(self, program: Program, y: Array, z: dict[str, Array], quantise: Quantiser) -> None:
         self._program, self._y, self._z, self._quantise = program, y, z, quantise
         self.parts: list[tuple[Any, Any]] = []
         self.plain = 0  # parts before those of the trellis
         self.digest = 0
 
-    def again(self, y: Tensor) -> EncoderSource:
+    def again(self, y: Array) -> EncoderSource:
         """A source for y that goes on from here, where the hyper latents are coded and no step is."""
         twin = type(self)(self._program, y, self._z, self._quantise)
         twin.parts, twin.plain, twin.digest = list(self.parts), self.plain, self.digest
         return twin
 
-    def _keep(self, symbols: Tensor, rows: Tensor) -> Tensor:
-        flat = symbols.flatten().numpy()
-        self.parts.append((flat, rows.flatten().numpy()))
+    def _keep(self, symbols: Array, rows: Array) -> Array:
+        numpy = self._program.arrays.numpy
+        flat = numpy(symbols).ravel()
+        self.parts.append((flat, numpy(rows).ravel()))
         self.digest = symbol_digest(flat, self.digest)
         return symbols
 
-    def hyper(self, name: str, part: Part, rows: Tensor, mean: Tensor | None) -> Tensor:
-        z = self._z[name][part.sites]
-        if z.device.type != "cpu":
-            residuals = z.int() if mean is None else z.int() - mean
-            symbols = ((residuals + LATENT_STEPS // 2) >> _STEP_BITS).masked_fill_(rows == SKIP_ROW, 0).short()
-        else:  # without PyTorch, see `compact`
-            values = z.numpy().astype(np.int32) + LATENT_STEPS // 2
-            if mean is not None:
-                values -= mean.numpy()
-            values >>= _STEP_BITS
-            values *= rows.numpy() != SKIP_ROW
-            symbols = torch.from_numpy(values.astype(np.int16))
+    def hyper(self, name: str, part: Part, rows: Array, mean: Array | None) -> Array:
         self.plain += 1
-        return self._keep(symbols, rows)
+        return self._keep(self._program.ops.hyper_symbols(self._z[name][part.sites], mean, rows), rows)
 
-    def step(self, step: int, mean: Tensor, rows: Tensor, adaptation: Adaptation | None) -> Tensor:
+    def step(self, step: int, mean: Array, rows: Array, adaptation: Adaptation | None) -> Array:
         finer = None if adaptation is None else adaptation.finer
         residuals = self._program.ops.residuals(self._y, mean, self._program.gain, step, finer)
         return self._keep(self._quantise(residuals, rows), rows)
@@ -113,23 +100,23 @@ class EncoderSource:
 class DecoderSource:
     """Takes the symbols of one image from an entropy decoder and keeps their digest."""
 
-    def __init__(self, decoder: Decoder) -> None:
-        self._decoder = decoder
+    def __init__(self, arrays: Arrays, decoder: Decoder) -> None:
+        self._arrays, self._decoder = arrays, decoder
         self.digest = 0
 
-    def _take(self, rows: Tensor, trellis: bool = False) -> Tensor:
-        symbols = self._decoder.decode(rows.contiguous().flatten().numpy(), trellis)
+    def _take(self, rows: Array, trellis: bool = False) -> Array:
+        symbols = self._decoder.decode(np.ascontiguousarray(self._arrays.numpy(rows)).ravel(), trellis)
         self.digest = symbol_digest(symbols, self.digest)
-        return torch.from_numpy(symbols).view(rows.shape)
+        return self._arrays.array(symbols.reshape(rows.shape))
 
-    def hyper(self, name: str, part: Part, rows: Tensor, mean: Tensor | None) -> Tensor:
+    def hyper(self, name: str, part: Part, rows: Array, mean: Array | None) -> Array:
         return self._take(rows)
 
-    def step(self, step: int, mean: Tensor, rows: Tensor, adaptation: Adaptation | None) -> Tensor:
+    def step(self, step: int, mean: Array, rows: Array, adaptation: Adaptation | None) -> Array:
         return self._take(rows, trellis=True)
 
 
-def code(program: Program, source: Source, grid: tuple[int, int], valid: tuple[int, int]) -> Tensor:
+def code(program: Program, source: Source, grid: tuple[int, int], valid: tuple[int, int]) -> Array:
     """Run the walk for one image.
 
     Args:
@@ -145,42 +132,28 @@ def code(program: Program, source: Source, grid: tuple[int, int], valid: tuple[i
     return code_steps(program, source, program.hyper_features(z), grid, valid)
 
 
-def code_hyper(program: Program, source: Source, grid: tuple[int, int], valid: tuple[int, int]) -> dict[str, Tensor]:
+def code_hyper(program: Program, source: Source, grid: tuple[int, int], valid: tuple[int, int]) -> dict[str, Array]:
     """The hyper latents as a decoder sees them, as `Program.hyper_features` takes them."""
     z = {}
     shapes = program.hyper_shapes(*grid)
     for name in ORDER:
         if name in shapes:
-            z[name] = torch.zeros(1, *shapes[name], dtype=torch.int16, device=program.device)
+            z[name] = program.arrays.zeros(1, *shapes[name])
             for part, row, mean in program.hyper_parts(name, z[name]):
-                place = z[name][part.sites]
                 # One row for each channel; of the global latent for each channel of each token.
-                rows = compact(row.expand(place.shape))
+                rows = program.arrays.broadcast(row, z[name][part.sites].shape)
                 if name == "local":
                     rows[:, valid[0] :] = SKIP_ROW
                     rows[:, :, valid[1] :] = SKIP_ROW
-                _put(place, source.hyper(name, part, rows, mean), mean)
+                z[name][part.sites] = program.ops.hyper_values(source.hyper(name, part, rows, mean), mean)
     return z
 
 
-def _put(place: Tensor, symbols: Tensor, mean: Tensor | None) -> None:
-    """Symbols around a mean into their place in z_hat."""
-    if place.device.type != "cpu":
-        z = symbols.int() * LATENT_STEPS
-        place.copy_((z if mean is None else z + mean).clamp_(-LIMIT16, LIMIT16))
-    else:  # without PyTorch, see `compact`
-        values = symbols.numpy().astype(np.int32) * LATENT_STEPS
-        if mean is not None:
-            values += mean.numpy()
-        place.numpy()[:] = values.clip(-LIMIT16, LIMIT16)
-
-
 def code_steps(
-    program: Program, source: Source, features: dict[str, Tensor], grid: tuple[int, int], valid: tuple[int, int]
-) -> Tensor:
+    program: Program, source: Source, features: dict[str, Array], grid: tuple[int, int], valid: tuple[int, int]
+) -> Array:
     """The four steps; `features` of the hyper latents."""
-    # Every step writes a quarter.
-    y_hat = torch.empty(1, *grid, program.config.latent, dtype=torch.int16, device=program.device)
+    y_hat = program.arrays.zeros(1, *grid, program.config.latent)  # every step writes a quarter
     ops, at, coarser = program.ops, None, None
     for step in range(STEPS):
         mean, rows = program.step_parameters(step, y_hat, features, valid)
@@ -195,10 +168,10 @@ def code_steps(
 
 
 def adaptation(
-    program: Program, features: dict[str, Tensor], grid: tuple[int, int], valid: tuple[int, int]
+    program: Program, features: dict[str, Array], grid: tuple[int, int], valid: tuple[int, int]
 ) -> Adaptation | None:
     """What `code_steps` adapts quantisers to, whatever the symbols; None without adaptive quantisation."""
     if not program.aq:
         return None
-    y_hat = torch.empty(1, *grid, program.config.latent, dtype=torch.int16, device=program.device)
+    y_hat = program.arrays.zeros(1, *grid, program.config.latent)
     return program.adaptation(program.step_parameters(0, y_hat, features, valid)[1])

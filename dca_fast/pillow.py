@@ -7,24 +7,27 @@
 
 `Image.open` reads size, mode and metadata; pixels are decoded when they are needed. Options of `save`: `quality`, or a
 goal (`max_bytes`, `bpp`, `psnr`), `effort` and `aq_strength`, as of `Codec.encode` and `Codec.encode_to`;
-`icc_profile`, `exif` and `xmp`, bytes that replace the image's own (None: none). A file that cannot be decoded is an
-OSError, as Pillow's users expect, with the `BitstreamError` as its cause. Pillow opens what `save` shall write before
-it asks for the bytes: where a goal cannot be reached, an existing file is lost.
+`icc_profile`, `exif` and `xmp`, bytes that replace the image's own (None: none). Others are a `ConfigError`. A file
+that cannot be decoded is an OSError, as Pillow's users expect, with the `BitstreamError` as its cause. A file is
+replaced when its new bytes are there: where they cannot be made, the old ones stay.
 """
 
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import replace
-from functools import cache
+from functools import cache, wraps
 from typing import IO, Any
 
 from PIL import Image, ImageFile
 
 from dca_fast import container
 from dca_fast.codec import Codec
-from dca_fast.errors import BitstreamError, ConfigError
-from dca_fast.image_io import INFO_KEYS, from_pil, info_of, metadata_of
+from dca_fast.errors import BitstreamError, ConfigError, InputError
+from dca_fast.files import write_atomic
+from dca_fast.image_io import from_pil
+from dca_fast.metadata import INFO_KEYS, info_of, metadata_of
 from dca_fast.rate_control import GOALS
 
 FORMAT, MIME = "DCA", "image/x-dca"
@@ -82,15 +85,24 @@ class DcaImageFile(ImageFile.ImageFile):
         """Pillow would map the file instead of reading what was decoded, were this not here."""
 
 
+_OPTIONS = ("quality", "effort", "aq_strength", *GOALS)
+
+
 def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
+    """What Pillow calls with a file that it has opened."""
     options: dict[str, Any] = getattr(image, "encoderinfo", {})
+    if unknown := options.keys() - {*_OPTIONS, *INFO_KEYS}:
+        known = ", ".join((*_OPTIONS, *INFO_KEYS))
+        raise ConfigError(f"unknown option {min(unknown)!r} of save; a .dca file has {known}")
     source = from_pil(image)
     info: dict[str, Any] = {**info_of(source.metadata), **{key: options[key] for key in INFO_KEYS if key in options}}
     exif = info.get("exif")
     if exif and isinstance(exif, Image.Exif):  # one without entries is none
         info["exif"] = exif.tobytes()
-    names = ("quality", "effort", "aq_strength", *GOALS)
-    given = {name: options[name] for name in names if options.get(name) is not None}
+    for key, block in info.items():
+        if block and not isinstance(block, bytes):
+            raise InputError(f"{key} must be bytes, not {type(block).__name__}")
+    given = {name: options[name] for name in _OPTIONS if options.get(name) is not None}
     goal = given.keys() & set(GOALS)
     if goal and "quality" in given:
         raise ConfigError(f"give quality or {goal.pop()}, not both")
@@ -98,6 +110,30 @@ def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
     file.write(work(replace(source, metadata=metadata_of(info)), **given))
 
 
+def _keep_old_files() -> None:
+    """Let `Image.save` make the bytes of a .dca file before it opens, and so empties, what has its name.
+
+    Pillow has no hook before that.
+    """
+    save = Image.Image.save
+
+    @wraps(save)
+    def atomic(self: Image.Image, fp: Any, format: str | None = None, **options: Any) -> None:
+        if not isinstance(fp, str | bytes | os.PathLike):
+            save(self, fp, format, **options)
+            return
+        path = os.fsdecode(fp)
+        if (format or Image.EXTENSION.get(os.path.splitext(path)[1].lower(), "")).upper() != FORMAT:
+            save(self, fp, format, **options)
+            return
+        buffer = io.BytesIO()
+        save(self, buffer, FORMAT, **options)
+        write_atomic(os.path.abspath(path), buffer.getvalue())
+
+    setattr(Image.Image, "save", atomic)  # noqa: B010 (an assignment is none of a type's)
+
+
+_keep_old_files()
 Image.register_open(FORMAT, DcaImageFile, lambda prefix: prefix.startswith(container.MAGIC))
 Image.register_save(FORMAT, _save)
 Image.register_extension(FORMAT, ".dca")

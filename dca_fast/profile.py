@@ -14,28 +14,26 @@ import json
 import os
 import re
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from dca_fast import cli, commands, latents, profile_device
+from dca_fast import cli, commands, latents
 from dca_fast.adjoint import Adjoint
 from dca_fast.codec import Codec
 from dca_fast.config import ALIGN, DEFAULT_AQ, DEFAULT_EFFORT, PATCH, STEPS
 from dca_fast.container import DEFAULT_MAX_PIXELS, MAX_SIDE, parse
+from dca_fast.engines.cpu import CpuEngine
 from dca_fast.entropy.coder import Coder
-from dca_fast.errors import DcaError, InputError
+from dca_fast.errors import InputError
 from dca_fast.evaluate import need
-from dca_fast.image_io import load_image, write_atomic
-from dca_fast.model.cost import macs_per_pixel
+from dca_fast.files import write_atomic
+from dca_fast.image_io import load_image
 from dca_fast.profile_report import (
     advice,
     as_text,
@@ -46,6 +44,7 @@ from dca_fast.profile_report import (
 )
 from dca_fast.program import Program
 from dca_fast.report import PLOT_FORMATS, environment
+from dca_fast.tensors import is_tensor, need_torch
 from dca_fast.testing import photograph
 from dca_fast.timing import Ceilings, Clock, Recorder, Rounds, Run, WallClock, measure_ceilings, timed, trace
 
@@ -85,7 +84,7 @@ class _Cpu:
         return memory(peak)
 
     def ceilings(self) -> Ceilings:
-        return measure_ceilings(self._codec._program(0).ops, self._codec.threads)
+        return measure_ceilings(self._codec.engine.ops, self._codec.threads)
 
 
 class _Coder:
@@ -137,19 +136,21 @@ def instrument(codec: Codec, recorder: Recorder, parts: list[Any]) -> Codec:
     def fitted(*arguments: Any) -> tuple[int, ...]:
         """To the picture that is coded, at last, or to the one that effort answers."""
         after = "container" if recorder.stage == "container" else "effort"
-        weights: tuple[int, ...] = recorder.staged(codec._fit, "restoration", after)(*arguments)
+        weights: tuple[int, ...] = recorder.staged(engine.fit, "restoration", after)(*arguments)
         return weights
 
     twin = copy.copy(codec)
-    vars(twin).update(
-        _fit=fitted,
-        _restore=recorder.staged(codec._restore, "restoration", "crop"),
-    )
-    if codec._device is not None:
-        vars(twin).update(_device=profile_device.follow(codec._device, staged, stepped, recorder, parts))
-        return twin
-    coder, adjoint = _Coder(codec._coder, recorder, parts), stepped(codec._adjoint)
-    vars(twin).update(_program=lambda *at: staged(codec._program(*at)), _coder=coder, _adjoint=adjoint)
+    engine: Any = codec.engine
+    if isinstance(engine, CpuEngine):
+        twin.engine = copy.copy(engine)
+        coder, adjoint = _Coder(engine.coder, recorder, parts), stepped(engine.adjoint)
+        program = lambda *at: staged(engine.program(*at))  # noqa: E731
+        vars(twin.engine).update(fit=fitted, coder=coder, adjoint=adjoint, program=program)
+    else:
+        from dca_fast import profile_device
+
+        twin.engine = profile_device.follow(engine, staged, stepped, recorder, parts)
+    vars(twin.engine)["restore"] = recorder.staged(engine.restore, "restoration", "crop")
     return twin
 
 
@@ -169,7 +170,12 @@ def profile(
         Facts for `as_text` and JSON, and the last run of each direction with its work.
     """
     height, width = pixels.shape[:2]
-    machine = _Cpu(codec) if codec._device is None else profile_device.Gpu(codec._device)
+    engine: Any = codec.engine
+    machine: Any = _Cpu(codec)
+    if engine.takes_tensors:
+        from dca_fast.profile_device import Gpu
+
+        machine = Gpu(engine)
     picture = machine.picture(pixels)
     used = {"before_bytes": machine.memory(peak=False)}
     codec.warm_up(height, width, effort=effort)
@@ -198,16 +204,15 @@ def profile(
             m.runs.append(run)
     megapixels = height * width / 1e6
     facts: dict[str, Any] = {"ceilings": asdict(ceilings), "memory": used, "file_bytes": len(data)}
-    if codec._device is not None:
-        facts["graphs"] = codec._device.recorded(height, width, effort, parse(data).header.aq)
+    if engine.takes_tensors:
+        facts["graphs"] = engine.recorded(height, width, effort, parse(data).header.aq)
     hosted = [(_on_host(values), _on_host(rows)) for values, rows in parts]
     plain, groups = len(codec.config.latents), latents.groups_of(height, width)
     facts["bits"] = bit_facts(named(codec, hosted), plain, groups, machine.tables, len(data))
     facts |= {way: direction_facts(m, megapixels, ceilings) for way, m in measured.items()}
     facts["operations"] = operation_facts(list(measured.values()), ceilings)
     coded = sum(part["coded"] for part in facts["bits"])
-    launches = codec._device is not None
-    facts["next"] = {way: advice(facts[way], m.runs[-1], coded, launches) for way, m in measured.items()}
+    facts["next"] = {way: advice(facts[way], m.runs[-1], coded, engine.takes_tensors) for way, m in measured.items()}
     return facts, {way: replace(m.runs[-1], work=m.counted.work) for way, m in measured.items()}
 
 
@@ -245,7 +250,7 @@ def _plain(codec: Codec, clock: Clock, way: str, given: Input) -> float:
 
 
 def _on_host(value: Any) -> Any:
-    return value.cpu().numpy() if isinstance(value, Tensor) else value
+    return value.cpu().numpy() if is_tensor(value) else value
 
 
 def memory(peak: bool) -> int | None:
@@ -277,9 +282,9 @@ def _setup(codec: Codec, image: Pixels, args: argparse.Namespace) -> dict[str, A
     padded = [-(-side // ALIGN) * ALIGN for side in (width, height)]
     specs = {name: importlib.util.find_spec(f"dca_fast.{name}") for name in ("_cpu", "_rans")}
     paths = {name: spec.origin if spec and spec.origin else "not built" for name, spec in specs.items()}
-    isa = {"operations": "Triton", "coder": "CUDA"}
-    if codec._device is None:
-        isa = {"operations": "PyTorch", "coder": getattr(codec._coder, "isa", "Python")}
+    isa, engine = {"operations": "Triton", "coder": "CUDA"}, cast(Any, codec.engine)
+    if isinstance(engine, CpuEngine):
+        isa = {"operations": "PyTorch", "coder": getattr(engine.coder, "isa", "Python")}
     if codec.backend == "native":
         from dca_fast.ops.native import isa as operations_isa
 
@@ -291,7 +296,6 @@ def _setup(codec: Codec, image: Pixels, args: argparse.Namespace) -> dict[str, A
         "backend": codec.backend,
         "isa": isa,
         "threads": codec.threads,
-        "torch_threads": torch.get_num_threads(),
         "model": {"name": codec.config.name, "id": codec.model_id, "parameters": codec.parameters},
         "image": {"source": args.image or "synthetic", "size": [width, height], "padded": padded},
         "pixels": height * width,
@@ -300,20 +304,17 @@ def _setup(codec: Codec, image: Pixels, args: argparse.Namespace) -> dict[str, A
         "aq_strength": DEFAULT_AQ,
         "repeat": args.repeat,
     }
-    return facts if codec._device is None else profile_device.described(facts, codec._device)
+    if isinstance(engine, CpuEngine):
+        return facts
+    from dca_fast.profile_device import described
+
+    return described(facts, engine)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the profiler; arguments and exit codes are those of `dca-fast`."""
     args = make_parser().parse_args(argv)
-    with warnings.catch_warnings():
-        commands.show_warnings()
-        try:
-            return _main(args)
-        except (DcaError, OSError) as error:
-            return commands.fail(error)
-        except KeyboardInterrupt:
-            return cli.INTERRUPTED
+    return cli.guarded(lambda: _main(args))
 
 
 def _main(args: argparse.Namespace) -> int:
@@ -323,18 +324,19 @@ def _main(args: argparse.Namespace) -> int:
         need("matplotlib.figure")  # before minutes of work
         if args.plot.suffix not in PLOT_FORMATS:
             raise InputError(f"a plot is {', '.join(PLOT_FORMATS)}, not {args.plot.name}")
-    for target in filter(None, (args.json, args.trace, args.plot)):
-        if not target.resolve().parent.is_dir():
-            raise InputError(f"{target}: its folder does not exist")
+    commands.check_reports(args.json, args.trace, args.plot, force=args.force)
     codec = Codec(args.preset, weights=args.weights, device=args.device, backend=args.backend, threads=args.threads)
     if args.image:
-        image = load_image(args.image).pixels
+        image = load_image(args.image, pixels_only=True).pixels
     else:
         height, width = args.resolution[::-1]
         image = np.broadcast_to(np.uint8(0), (height, width, 3)) if args.dry_run else synthetic(height, width)
     facts = _setup(codec, image, args)
     runs: dict[str, Run] = {}
     if args.dry_run:
+        need_torch("--dry-run")  # it walks the float network
+        from dca_fast.model.cost import macs_per_pixel
+
         pixels = facts["image"]["padded"][0] * facts["image"]["padded"][1]
         plan, c = macs_per_pixel(codec.config), codec.config
         if args.effort:  # c and f_s once more, and the linear part of f_s backwards
@@ -371,6 +373,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all facts")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="write a trace for chrome://tracing or Perfetto")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the stages (.png, .svg, .pdf)")
+    cli.add_force(parser)
     return parser
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from dca_fast.entropy.tables import SKIP_ROW, Tables
 from dca_fast.evaluate import need
-from dca_fast.image_io import write_atomic
+from dca_fast.files import write_atomic
 from dca_fast.timing import Ceilings, Rounds, Run, Work
 
 __all__ = ["advice", "as_text", "bit_facts", "direction_facts", "operation_facts", "plot"]
@@ -204,7 +204,7 @@ def _heading(facts: dict[str, Any]) -> list[str]:
         "versions   " + ", ".join(f"{name} {version}" for name, version in versions.items()),
         *(f"{name:10} {path}" for name, path in facts["loaded"].items()),
         f"backend    {facts['backend']}, operations {isa['operations']}, coder {isa['coder']}",
-        f"threads    {facts['threads']}, PyTorch's own {facts['torch_threads']}; rounds {facts['repeat']}",
+        f"threads    {facts['threads']}; rounds {facts['repeat']}",
     ]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from dca_fast.errors import InputError
 from dca_fast.evaluate import MS_SSIM_SIDE, Curve, bd_rate, need, rate_inversions
-from dca_fast.image_io import write_atomic
+from dca_fast.files import write_atomic
 
 __all__ = ["PLOT_FORMATS", "environment", "plot", "report", "summary"]
 
@@ -86,7 +86,8 @@ def summary(facts: dict[str, Any]) -> str:
         lines.append(f"{p['quality']:8g}{p['bpp']:9.4f}{_number(p['psnr'], 9, 2)}{tail}")
     small = sum(row["ms_ssim"] is None for row in facts["per_image"]) // max(1, len(facts["points"]))
     if small:
-        lines.append(f"{small} images are below {MS_SSIM_SIDE} pixels a side: no MS-SSIM for them")
+        why = f"are below {MS_SSIM_SIDE} pixels a side, or its packages are missing"
+        lines.append(f"{small} images {why}: no MS-SSIM for them")
     lines += [f"rate fell with rising quality: {text}" for text in facts["rate_inversions"]]
     if facts["bd_rate"]:
         lines += ["", f"{'BD-rate %':>10}{'BD-PSNR':>9}{'overlap':>9}{'MS-SSIM %':>11}  against"]

@@ -11,24 +11,21 @@ from itertools import product
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from dca_fast.config import RING_STEPS, RINGS
 from dca_fast.container import MAX_WEIGHT, pack_restoration
-from dca_fast.ops import Ops
+from dca_fast.ops import Array, Arrays, Ops
 
 SAMPLES = 196608  # pixels, about, that a fit looks at
 RIDGE = 64  # a sample adds 1 / RIDGE to the squares of every feature, so that none is without any
 FILTERS = tuple(product(range(1, len(RINGS) + 1), (1, 2, 4, 8)))  # rings, and what weights are multiples of
 
 
-def fit(ops: Ops, picture: Tensor, image: Tensor, bits: float) -> tuple[int, ...]:
+def fit(ops: Ops, arrays: Arrays, picture: Array, image: Array, bits: float) -> tuple[int, ...]:
     """The weights for a picture.
 
     Args:
-        ops: a backend.
+        ops, arrays: of a backend.
         picture, image: uint8 [H, W, 3] on its device, decoded and original; padding of the picture is cut off.
         bits: that a squared error of one grey level (mean of the three colours) is worth.
 
@@ -37,7 +34,8 @@ def fit(ops: Ops, picture: Tensor, image: Tensor, bits: float) -> tuple[int, ...
     """
     height, width = image.shape[:2]
     stride = max(1, height * width // SAMPLES)
-    sums = ops.restore_sums(picture[:height, :width].contiguous(), image, stride).cpu().numpy()
+    inside = arrays.contiguous(picture[:height, :width])
+    sums = arrays.numpy(ops.restore_sums(inside, image, stride))
     rows = -(-height // stride)
     return choose(sums, rows * width, bits * height / rows)
 
@@ -104,18 +102,23 @@ def _factors(
     return factor, middle
 
 
-def as_tensor(weights: tuple[int, ...], rings: int = 0) -> Tensor:
+def as_array(arrays: Arrays, weights: tuple[int, ...], rings: int = 0) -> Array:
     """As the operation takes them: int8 [3, 6 R]; R is at least `rings`, for which zeros are added."""
-    w = torch.tensor(weights, dtype=torch.int8, device="cpu").view(3, -1)
-    return F.pad(w, (0, max(0, 6 * rings - w.shape[1])))
+    w = np.array(weights, np.int8).reshape(3, -1)
+    return arrays.array(np.pad(w, ((0, 0), (0, max(0, 6 * rings - w.shape[1])))))
 
 
-def restored(ops: Ops, picture: Tensor, w: Tensor, size: tuple[int, int]) -> Tensor:
+def apply(ops: Ops, arrays: Arrays, picture: Array, weights: tuple[int, ...]) -> Array:
+    """The filter that a file holds, on uint8 [H, W, 3]."""
+    return ops.restore(arrays.contiguous(picture), as_array(arrays, weights))
+
+
+def restored(ops: Ops, arrays: Arrays, picture: Array, w: Array, size: tuple[int, int]) -> Array:
     """uint8 [1, H, W, 3] filtered as far as `size`, height and width, goes; its padding beyond as it is."""
     height, width = size
-    inside = ops.restore(picture[0, :height, :width].contiguous(), w)[None]
-    if picture.shape[1:3] == size:
+    inside = ops.restore(arrays.contiguous(picture[0, :height, :width]), w)[None]
+    if tuple(picture.shape[1:3]) == size:
         return inside
-    picture = picture.clone()
+    picture = arrays.broadcast(picture, picture.shape)  # a copy
     picture[:, :height, :width] = inside
     return picture

@@ -6,6 +6,7 @@ Operations are spans inside them. Only time is taken while the codec runs; work 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +14,9 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from dca_fast.ops import Depthwise, Head, Linear, Ops, Params
+from dca_fast.tensors import is_tensor
 
 __all__ = [
     "Ceilings",
@@ -122,21 +122,24 @@ class WallClock:
 class EventClock:
     """Time on a CUDA device: events in its current stream, read together, so that no mark waits for the device."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: Any) -> None:
+        import torch.cuda
+
+        self._cuda: Any = torch.cuda
         self._device, self._zero, self._used = device, 0, 0
-        self._events: list[torch.cuda.Event] = []  # used again and again: making one takes longer than recording it
+        self._events: list[Any] = []  # used again and again: making one takes longer than recording it
 
     def mark(self) -> int:
         if not self._used:
             self._zero = time.perf_counter_ns()
         if self._used == len(self._events):
-            self._events.append(torch.cuda.Event(enable_timing=True))  # type: ignore[no-untyped-call]
-        self._events[self._used].record(torch.cuda.current_stream(self._device))
+            self._events.append(self._cuda.Event(enable_timing=True))
+        self._events[self._used].record(self._cuda.current_stream(self._device))
         self._used += 1
         return self._used - 1
 
     def wait(self) -> None:
-        torch.cuda.synchronize(self._device)
+        self._cuda.synchronize(self._device)
 
     def read(self) -> Callable[[int], int]:
         self.wait()
@@ -202,9 +205,9 @@ class Recorder:
 
     def operations(self, ops: Ops) -> Ops:
         """The same operations, each call a span."""
-        names = [f.name for f in fields(ops) if f.name != "name"]
+        names = [f.name for f in fields(ops) if f.name not in ("name", "arrays")]
         calls: dict[str, Any] = {name: self._operation(name, getattr(ops, name)) for name in names}
-        return Ops(ops.name, **calls)
+        return replace(ops, **calls)
 
     def _operation(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
@@ -221,17 +224,17 @@ class Recorder:
 def work_of(name: str, arguments: Sequence[Any], result: Any) -> Work:
     """What a call of the operation `name` with these arguments and this result must do."""
     leaves = list(_leaves([*arguments, result]))
-    sizes = [t.nbytes for leaf in leaves for t in ([leaf] if isinstance(leaf, Tensor) else leaf.tensors())]
+    sizes = [t.nbytes for leaf in leaves for t in ([leaf] if _is_array(leaf) else leaf.tensors())]
     moved = sum(sizes) - (arguments[_QUARTER[name]].nbytes * 3 // 4 if name in _QUARTER else 0)
     x = arguments[0]
-    attention = 2 * x.numel() * _seen(name, arguments)
-    sites, macs = x.numel() // x.shape[-1], {torch.int8: attention, torch.int16: 0}
+    attention = 2 * math.prod(x.shape) * _seen(name, arguments)
+    sites, macs = math.prod(x.shape[:-1]), {1: attention, 2: 0}  # by bytes of a weight
     if name == "decoded_linear":
         sites = sites * arguments[4] // 4
     for layer in leaves:
-        if not isinstance(layer, Tensor):  # a head holds four layers, one of which serves a site
-            macs[layer.w.dtype] += sites * layer.w.numel() // (4 if isinstance(layer, Head) else 1)
-    return Work(macs[torch.int8], macs[torch.int16], moved, attention)
+        if not _is_array(layer):  # a head holds four layers, one of which serves a site
+            macs[layer.w.itemsize] += sites * math.prod(layer.w.shape) // (4 if isinstance(layer, Head) else 1)
+    return Work(macs[1], macs[2], moved, attention)
 
 
 def _seen(name: str, arguments: Sequence[Any]) -> int:
@@ -243,10 +246,14 @@ def _seen(name: str, arguments: Sequence[Any]) -> int:
     return int(arguments[1].shape[1]) if name in ("token_attention", "token_block") else 0
 
 
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray) or is_tensor(value)
+
+
 def _leaves(values: Sequence[Any]) -> Iterator[Any]:
-    """Tensors and layers, also those inside of tuples and of the parameters of blocks."""
+    """Arrays and layers, also those inside of tuples and of the parameters of blocks."""
     for value in values:
-        if isinstance(value, Tensor | Linear | Depthwise | Head):
+        if _is_array(value) or isinstance(value, Linear | Depthwise | Head):
             yield value
         elif isinstance(value, Params):
             yield from _leaves(value.values())
@@ -284,11 +291,16 @@ class Ceilings:
 def measure_ceilings(ops: Ops, threads: int) -> Ceilings:
     """Large products with the backend's own 1x1 layers, and NumPy copies in as many threads."""
     rows, k, o = _GEMM
-    b, m = torch.zeros(o, dtype=torch.int32), torch.full((o,), 1 / 4096)
+    array, generator = ops.arrays("cpu").array, np.random.default_rng(0)
+    b, m = array(np.zeros(o, np.int32)), array(np.full(o, 1 / 4096, np.float32))
     rates = []
-    for dtype, layer, last in ((torch.int8, ops.linear_act, (False,)), (torch.int16, ops.wide_linear, ())):
-        p = Linear(torch.randint(-100, 101, (o, k), dtype=dtype), b, m)
-        x = torch.randint(-127, 128, (rows, k), dtype=dtype)
+    layers: list[tuple[Any, Callable[..., Any], tuple[Any, ...]]] = [
+        (np.int8, ops.linear_act, (False,)),
+        (np.int16, ops.wide_linear, ()),
+    ]
+    for dtype, layer, last in layers:
+        p = Linear(array(generator.integers(-100, 101, (o, k), dtype)), b, m)
+        x = array(generator.integers(-127, 128, (rows, k), dtype))
         layer(x[:1], p, *last)  # packs the weights
         rates.append(rows * k * o / _seconds(layer, x, p, *last))
     arrays = [(np.zeros(_COPY_BYTES, np.uint8), np.ones(_COPY_BYTES, np.uint8)) for _ in range(threads)]

@@ -13,22 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as save_bytes
-from torch import Tensor
+from safetensors.numpy import save as save_bytes
 
 from dca_fast.config import ModelConfig
 from dca_fast.entropy.tables import Tables
 from dca_fast.errors import ConfigError, WeightsError
-from dca_fast.image_io import write_atomic
+from dca_fast.files import write_atomic
 
 FORMAT = 2
 BUNDLED = Path(__file__).parent / "data"
 ACCUMULATOR = 2**31 - 1
 RESULT = 2**31 - 1024  # so that its float is below 2^31
 SCORE_LIMIT = 2**20
-OPERAND_BOUND = {torch.int8: 127, torch.int16: 32767}
+OPERAND_BOUND = {"int8": 127, "int16": 32767}
+
+Tensors = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Weights:
         digest: sha256 over metadata and tensors; its first four bytes are the model id of a file.
     """
 
-    tensors: dict[str, Tensor]
+    tensors: Tensors
     config: ModelConfig
     skip: int
     digest: bytes
@@ -55,61 +56,63 @@ class Weights:
     @property
     def tables(self) -> Tables:
         """Those of the entropy coder, validated."""
-        freq, shift = self.tensors["tables.freq"].numpy(), self.tensors["tables.shift"].numpy()
+        freq, shift = self.tensors["tables.freq"], self.tensors["tables.shift"]
         return Tables(freq.astype(np.uint16), shift).validate()
 
 
-def _digest(tensors: dict[str, Tensor], metadata: str) -> bytes:
+def _digest(tensors: Tensors, metadata: str) -> bytes:
     h = hashlib.sha256(metadata.encode())
     for name in sorted(tensors):
-        t = tensors[name].contiguous()
-        h.update(f"\n{name} {t.dtype} {tuple(t.shape)}\n".encode())
-        h.update(t.numpy().tobytes())
+        t = np.ascontiguousarray(tensors[name])
+        h.update(f"\n{name} torch.{t.dtype.name} {t.shape}\n".encode())
+        h.update(t.data)
     return h.digest()
 
 
-def check(tensors: dict[str, Tensor]) -> None:
+def check(tensors: Tensors) -> None:
     """Refuse weights whose accumulators or unclamped results could overflow, or multipliers that are not finite.
 
     Raises:
         WeightsError: names the layer.
     """
     for name, t in tensors.items():
-        if t.dtype == torch.float32:
-            if not torch.isfinite(t).all():
+        if t.dtype == np.float32:
+            if not np.isfinite(t).all():
                 raise WeightsError(f"{name} is not finite")
-            if name.endswith(".m_in") and float(t.abs().max()) >= RESULT / 2**15:
+            if name.endswith(".m_in") and float(np.abs(t).max()) >= RESULT / 2**15:
                 raise WeightsError(f"{name} can overflow a 32-bit result")
         elif name.endswith(".w"):
-            if t.dtype not in OPERAND_BOUND:
+            if t.dtype.name not in OPERAND_BOUND:
                 raise WeightsError(f"{name} has dtype {t.dtype}")
             base = name[:-2]
             b = tensors.get(f"{base}.b")
-            if b is None or b.dtype != torch.int32:
+            if b is None or b.dtype != np.int32:
                 raise WeightsError(f"{base} has no int32 bias")
             # Depthwise weights are [3, 3, C]; the sum runs over everything but the output channel.
-            total = t.long().abs().sum((0, 1)) if t.dim() == 3 and t.shape[0] == 3 else t.long().abs().sum(-1)
-            worst = OPERAND_BOUND[t.dtype] * total + b.long().abs()
+            axes = (0, 1) if t.ndim == 3 and t.shape[0] == 3 else -1
+            total = np.abs(t, dtype=np.int32).sum(axes, dtype=np.int64)
+            worst = OPERAND_BOUND[t.dtype.name] * total + np.abs(b.astype(np.int64))
             if f"{base}.slope" in tensors:
-                worst = worst + tensors[f"{base}.slope"].long().abs()
+                worst = worst + np.abs(tensors[f"{base}.slope"].astype(np.int64))
             if int(worst.max()) > ACCUMULATOR:
                 raise WeightsError(f"{base} can overflow a 32-bit accumulator")
             # Heads clamp before they round, and their multipliers depend on the quality.
-            results = worst.double() * tensors[f"{base}.m"].double().abs()
+            results = worst.astype(np.float64) * np.abs(tensors[f"{base}.m"].astype(np.float64))
             if not base.endswith(".heads") and not (results < RESULT).all():
                 raise WeightsError(f"{base} can overflow a 32-bit result")
-        elif name.endswith(".bias") and int(t.long().abs().max()) > SCORE_LIMIT:
+        elif name.endswith(".bias") and int(np.abs(t.astype(np.int64)).max()) > SCORE_LIMIT:
             raise WeightsError(f"{name} exceeds the range of attention scores")
         elif name == "tables.softmax" and (int(t[0]) != 127 or int(t.max()) > 127):
             raise WeightsError(f"{name} must start with its largest value, 127")
 
 
-def save(path: Path, tensors: dict[str, Tensor], config: ModelConfig, skip: int) -> Weights:
+def save(path: Path, tensors: Tensors, config: ModelConfig, skip: int) -> Weights:
     """Write and return checked weights."""
     check(tensors)
     metadata = json.dumps({"format": FORMAT, "config": config.to_dict(), "skip": skip}, sort_keys=True)
     digest = _digest(tensors, metadata).hex()
-    content = save_bytes({k: v.contiguous() for k, v in tensors.items()}, {"dca_fast": metadata, "sha256": digest})
+    arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    content = save_bytes(arrays, {"dca_fast": metadata, "sha256": digest})
     write_atomic(path, content)  # other codecs may have the old file mapped
     return load(path)
 
@@ -121,7 +124,7 @@ def load(path: Path) -> Weights:
         WeightsError: missing, not such a file, other format, or failing `check`.
     """
     try:
-        with safe_open(str(path), framework="pt") as f:
+        with safe_open(str(path), framework="np") as f:
             stored = f.metadata() or {}
             tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:

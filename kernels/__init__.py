@@ -20,7 +20,8 @@ def is_available() -> tuple[bool, str]:
         import torch
         import triton
     except ImportError as error:
-        return False, f"{error.name or 'a package'} cannot be imported: {error}"
+        install = 'pip install "dca-fast[gpu]"'
+        return False, f"{error.name or 'a package'} cannot be imported: {error}; {install}"
     if os.environ.get("TRITON_INTERPRET") == "1":
         return True, f"Triton {triton.__version__}, interpreter on the CPU, for tests only"
     if not torch.cuda.is_available():

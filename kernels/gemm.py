@@ -22,7 +22,8 @@ from torch import Tensor
 
 from dca_fast.config import QUADTREE, SKIP_ROW
 from dca_fast.errors import InputError
-from dca_fast.ops import DepthBlockParams, Depthwise, GatedFfnParams, Head, Linear, settle
+from dca_fast.ops import DepthBlockParams, Depthwise, GatedFfnParams, Head, Linear
+from dca_fast.ops.reference import TorchArrays
 
 from .choices import choose
 from .numerics import EXACT, requantise, requantise_leaky, saturating_add
@@ -210,7 +211,7 @@ def _pack_wide(p: Linear, groups: int) -> _WidePacked:
         start = 128 * (256 * high + low).view(len(w), groups, -1).sum(2).T
         start = start.to(torch.int32).contiguous()
         made = _WidePacked(high.to(torch.int8), low.to(torch.int8), start, biased)
-        settle(w.device)
+        TorchArrays(w.device).settle()
         p.cache[key] = made
     packed: _WidePacked = p.cache[key]
     return packed

@@ -5,7 +5,15 @@ from __future__ import annotations
 import sys
 
 from dca_fast.ops import Ops, collect
-from dca_fast.ops.reference import restore_sums  # a product of float64 matrices, exact on a GPU as well
+from dca_fast.ops.reference import (  # a few launches of PyTorch each; exact on a GPU as well
+    arrays,
+    hyper_symbols,
+    hyper_values,
+    luma,
+    restore_sums,
+    squared_error,
+    step_factors,
+)
 
 from .attention import token_attention, token_block, window_attention, window_block
 from .gemm import (
@@ -46,6 +54,7 @@ __all__ = [
     "act_slope",
     "add",
     "add_slope",
+    "arrays",
     "block",
     "coarseness",
     "coarser_rows",
@@ -56,10 +65,13 @@ __all__ = [
     "gate_slope",
     "gated_ffn",
     "head_params",
+    "hyper_symbols",
+    "hyper_values",
     "image_from_patches",
     "linear_act",
     "linear_add",
     "linear_gate",
+    "luma",
     "neighbour_mean",
     "operand8",
     "operand16",
@@ -70,6 +82,8 @@ __all__ = [
     "restore",
     "restore_sums",
     "space_to_depth2",
+    "squared_error",
+    "step_factors",
     "token_attention",
     "token_block",
     "wide_linear",

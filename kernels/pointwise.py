@@ -25,7 +25,7 @@ from dca_fast.config import (
     TRELLIS_STEP,
     Part,
 )
-from dca_fast.ops.reference import LIMIT_RESIDUAL, LIMIT_VALUE, MAX_ROW
+from dca_fast.ops.limits import LIMIT_RESIDUAL, LIMIT_VALUE, MAX_ROW
 
 from .numerics import EXACT, LIMIT8, LIMIT16, LIMIT_MEAN, requantise, saturating_add
 

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import random
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -15,9 +16,35 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pytest
-import torch
 
-if not torch.cuda.is_available() and not {"DCA_COMPILE_ONLY", "TRITON_INTERPRET"} & os.environ.keys():
+try:
+    import torch
+except ImportError:
+    torch = None  # type: ignore[assignment]
+
+HERE = Path(__file__).resolve().parent
+# Modules of tests, and of the package, that an installation without PyTorch cannot import.
+NEED_TORCH = re.compile(
+    r"^(import torch|from torch|from tests\.(bridge|kernel_tools|test_)"
+    r"|from dca_fast(\.(ablate|compressai_models|export|model|train|profile_device)| import .*(ablate|reference)"
+    r"|\.ops import .*reference|\.ops\.reference|\.peers import))",
+    re.M,
+)
+OF_THE_REPOSITORY = {"test_packaging.py", "test_tables_readme.py"}  # want build and matplotlib
+collect_ignore = [
+    path.name
+    for path in ([] if torch else sorted(HERE.glob("test_*.py")))
+    if path.name in OF_THE_REPOSITORY or NEED_TORCH.search(path.read_text("utf-8"))
+]
+
+
+def pytest_report_header() -> str | None:
+    """What is left out."""
+    left = len(collect_ignore)
+    return f"without PyTorch: {left} files of tests need more and are left out" if left else None
+
+
+if torch and not torch.cuda.is_available() and not {"DCA_COMPILE_ONLY", "TRITON_INTERPRET"} & os.environ.keys():
     # Triton's own functions are made for the compiler or for its interpreter when Triton is imported, by whatever test
     # comes first: here the kernels run in the interpreter (kernel_tools.py).
     os.environ["TRITON_INTERPRET"] = "1"
@@ -30,7 +57,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip `gpu` tests where there is no device, unless DCA_REQUIRE_GPU says that there must be one."""
     if item.get_closest_marker("gpu") is None:
         return
-    if torch.cuda.is_available():
+    if torch and torch.cuda.is_available():
         return
     if os.environ.get("DCA_REQUIRE_GPU") == "1":
         pytest.fail("DCA_REQUIRE_GPU=1, but PyTorch sees no CUDA device")

@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from dca_fast import Codec, container, inspect, latents
-from dca_fast.codec import _padded
 from dca_fast.config import MAX_AQ, ROWS_PER_OCTAVE, SCALE_MIN, SKIP_ROW
-from dca_fast.effort import AQ_UNIT, Candidate, Search, site_weights, squared_error, worth
+from dca_fast.effort import AQ_UNIT, Candidate, Search, site_weights, worth
 from dca_fast.entropy.coder import Coder
 from dca_fast.errors import BitstreamError, ConfigError
 from dca_fast.export import load_float
@@ -57,13 +56,13 @@ def test_rows_follow_the_steps() -> None:
 
 
 def test_factors_are_powers_of_two_to_the_row(codec: Codec) -> None:
-    program = codec._program(5000, 15)
-    row = torch.arange(16 * 128, dtype=torch.int32).remainder(128).to(torch.uint8).view(1, 16, 128, 1)
-    found = program.adaptation(row.expand(1, 16, 128, 96).contiguous())
-    assert found.coarse.unique().tolist() == list(range(-15, 16))
-    exact = torch.exp2(found.coarse.double() / ROWS_PER_OCTAVE)
-    assert torch.allclose(found.coarser.double(), exact, rtol=1e-4)
-    assert torch.allclose(found.finer.double() * exact, torch.ones_like(exact), rtol=1e-4)
+    program = codec.engine.program(5000, 15)
+    row = (np.arange(16 * 128) % 128).astype(np.uint8).reshape(1, 16, 128, 1)
+    found = program.adaptation(np.repeat(row, 96, 3))
+    assert np.unique(found.coarse).tolist() == list(range(-15, 16))
+    exact = np.exp2(found.coarse.astype(np.float64) / ROWS_PER_OCTAVE)
+    assert np.allclose(found.coarser, exact, rtol=1e-4)
+    assert np.allclose(found.finer * exact, 1, rtol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(48, 80), (70, 33)])
@@ -116,17 +115,17 @@ def test_searches_count_errors_at_the_price_of_their_site(codec: Codec, monkeypa
             costs.append(found.cost)
             return found
 
-    monkeypatch.setattr("dca_fast.codec.Search", Watched)
+    monkeypatch.setattr("dca_fast.engines.cpu.Search", Watched)
     data = codec.encode(pixels, 40, effort=2, aq_strength=0.75)
-    dca, program = container.parse(data), codec._program(4000, 12)
-    back = torch.from_numpy(codec.decode(data, "numpy"))
-    y = program.analyse(_padded(pixels))
-    source = latents.EncoderSource(program, y, program.hyper_analyse(y), codec._quantiser(1))
+    dca, program = container.parse(data), codec.engine.program(4000, 12)
+    back = codec.decode(data, "numpy")
+    y = program.analyse(codec.engine.padded(pixels))
+    source = latents.EncoderSource(program, y, program.hyper_analyse(y), codec.engine.quantiser(1))
     features = program.hyper_features(latents.code_hyper(program, source, *latents.sites(90, 120)))
     at = latents.adaptation(program, features, *latents.sites(90, 120))
-    weights = site_weights(at)
-    assert len(weights.unique()) > 5
-    error = squared_error(torch.from_numpy(pixels), back, weights) / AQ_UNIT
+    weights = site_weights(program.arrays, at)
+    assert len(np.unique(weights)) > 5
+    error = program.ops.squared_error(pixels, back, weights) / AQ_UNIT
     bits = 8 * (len(dca.stream) + len(container.pack_restoration(dca.header.restoration)))
     assert min(costs) == bits + worth(40) * error / 3
 
@@ -134,11 +133,12 @@ def test_searches_count_errors_at_the_price_of_their_site(codec: Codec, monkeypa
 def test_squared_errors_of_sites_are_weighted() -> None:
     a, b = (torch.from_numpy(photograph(150, 101, seed=seed)) for seed in (1, 2))
     weights = torch.randint(1, 9 * AQ_UNIT, (12, 8))
+    squared_error = reference.squared_error
     squares = (a.double() - b.double()).square().sum(-1)
     each = weights.repeat_interleave(16, 0).repeat_interleave(16, 1)[:150, :101]
     assert squared_error(a, b, weights) == int((squares * each).sum())
     assert squared_error(a, b, torch.full((12, 8), AQ_UNIT)) == AQ_UNIT * squared_error(a, b)
-    assert site_weights(None) is None
+    assert site_weights(reference.arrays(), None) is None
 
 
 def test_the_float_network_finds_the_same_sites_coarse(codec: Codec) -> None:

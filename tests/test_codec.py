@@ -1,15 +1,18 @@
 """The codec with the shipped weights: exactness across backends, threads, batches and sizes; bad input; bad files."""
 
 import hashlib
+import io
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from dca_fast import Codec, backends, container, inspect
+import dca_fast
+from dca_fast import Codec, backends, container, errors, inspect
 from dca_fast.entropy import coder
 from dca_fast.errors import (
     BackendUnavailableError,
@@ -25,6 +28,7 @@ from dca_fast.errors import (
 )
 from dca_fast.evaluate import psnr
 from dca_fast.testing import photograph
+from tests.optional import torch
 
 GOLDEN = Path(__file__).parent / "golden"
 SIZES = [(1, 1), (1, 17), (16, 16), (63, 65), (255, 257), (1000, 3)]
@@ -37,6 +41,7 @@ def native() -> Codec:
 
 @pytest.fixture(scope="module")
 def reference() -> Codec:
+    assert torch.__version__
     return Codec("dca-s", backend="reference")
 
 
@@ -47,6 +52,7 @@ def test_auto_takes_the_fastest_and_says_what_is_missing(
     assert backends.resolve().name == "native"
     assert not caplog.records
     monkeypatch.setitem(backends._STATES, "native", lambda: (False, "there was no compiler"))
+    assert torch.__version__
     assert backends.resolve().name == "reference"
     assert "there was no compiler" in caplog.text
     caplog.clear()
@@ -69,6 +75,7 @@ def test_backends_agree_at_every_size(native: Codec, reference: Codec, size: tup
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_the_golden_file(backend: str) -> None:
     """Bytes and pixels that another machine wrote down."""
+    assert backend != "reference" or torch.__version__
     codec, data = Codec(backend=backend), (GOLDEN / "photograph.dca").read_bytes()
     image = Image.open(GOLDEN / "photograph.png")
     assert codec.encode(image, 55, effort=0) == data
@@ -131,8 +138,61 @@ def test_every_input_type_gives_the_same_bytes(native: Codec) -> None:
     image = photograph(40, 50)
     data = native.encode(image)
     assert native.encode(Image.fromarray(image)) == data
-    assert native.encode(torch.from_numpy(image).permute(2, 0, 1)) == data
     assert native.encode(np.ascontiguousarray(image[:, ::-1])[:, ::-1]) == data
+    assert native.encode(torch.from_numpy(image).permute(2, 0, 1)) == data
+
+
+def test_paths_and_file_objects_are_read(native: Codec, tmp_path: Path) -> None:
+    image = photograph(24, 40)
+    data = native.encode(image)
+    path, coded = tmp_path / "photo.png", tmp_path / "photo.dca"
+    Image.fromarray(image).save(path)
+    coded.write_bytes(data)
+    for source in (path, str(path), io.BytesIO(path.read_bytes())):
+        assert native.encode(source) == data
+    with path.open("rb") as file:
+        assert native.encode(file) == data
+    for source in (coded, str(coded), io.BytesIO(data), bytearray(data), memoryview(data)):
+        assert np.array_equal(native.decode(source, "numpy"), native.decode(data, "numpy"))
+
+
+def test_alpha_and_gray_come_in_and_out_of_arrays_and_tensors(native: Codec) -> None:
+    image = photograph(24, 40)
+    alpha = np.linspace(1, 255, 24 * 40).astype(np.uint8).reshape(24, 40)
+    four = np.dstack([image, alpha])
+    data = native.encode(Image.fromarray(four))
+    assert native.encode(four) == data
+    pixels = native.decode(data, "numpy")
+    assert pixels.shape == (24, 40, 4)
+    assert np.array_equal(pixels[..., 3], alpha)
+    assert np.array_equal(np.asarray(native.decode(data)), pixels)
+    opaque = np.dstack([image, np.full_like(alpha, 255)])
+    assert native.encode(opaque) == native.encode(image)
+    gray = native.encode(image[..., 0])
+    assert native.encode(image[..., :1]) == gray
+    assert native.encode(torch.from_numpy(four).permute(2, 0, 1)) == data
+    assert np.array_equal(native.decode(data, "torch").permute(1, 2, 0).numpy(), pixels)
+    assert native.encode(torch.from_numpy(image[..., 0])[None]) == gray
+
+
+def test_batches_of_four_dimensions_give_lists(native: Codec) -> None:
+    images = np.stack([photograph(24, 40, seed) for seed in range(3)])
+    files = [native.encode(image) for image in images]
+    assert native.encode(images) == native.encode_batch(images) == files
+    assert native.encode_batch(iter(images), effort=0) == [native.encode(image, effort=0) for image in images]
+    tensors = torch.from_numpy(images).permute(0, 3, 1, 2)
+    assert native.encode(tensors) == native.encode_batch(tensors) == files
+    assert native.encode(tensors[:1]) == files[:1]
+
+
+def test_a_codec_says_what_it_is(native: Codec) -> None:
+    assert repr(native) == f"Codec('dca-s', model_id='{native.model_id}', backend='native', threads=1)"
+
+
+@pytest.mark.parametrize("name", errors.__all__)
+def test_every_error_can_be_imported_from_the_package(name: str) -> None:
+    assert getattr(dca_fast, name) is getattr(errors, name)
+    assert name in dca_fast.__all__
 
 
 def test_every_output_type_holds_the_same_pixels(native: Codec) -> None:
@@ -162,19 +222,40 @@ def test_gray_alpha_and_metadata_survive(native: Codec) -> None:
 @pytest.mark.parametrize(
     "image",
     [
-        np.zeros((4, 4, 3), np.float32),
-        np.zeros((4, 4, 4), np.uint8),
-        np.zeros((2, 4, 4, 3), np.uint8),
-        np.zeros((0, 4, 3), np.uint8),
-        torch.zeros(4, 4, 3, dtype=torch.uint8),
-        torch.zeros(3, 4, 4),
-        "photo.png",
-        None,
+        lambda: np.zeros((4, 4, 3), np.float32),
+        lambda: np.zeros((4, 4, 2), np.uint8),
+        lambda: np.zeros((2, 4, 4, 5), np.uint8),
+        lambda: np.zeros((2, 2, 4, 4, 3), np.uint8),
+        lambda: np.zeros(4, np.uint8),
+        lambda: np.zeros((0, 4, 3), np.uint8),
+        lambda: np.zeros((0, 4, 4), np.uint8),
+        lambda: torch.zeros(4, 4, dtype=torch.uint8),
+        lambda: torch.zeros(5, 4, 3, dtype=torch.uint8),
+        lambda: torch.zeros(3, 4, 4),
+        lambda: torch.zeros(3, 4, 4, dtype=torch.uint8, device="meta"),
+        lambda: torch.zeros(3, 4, 4, dtype=torch.uint8).to_sparse(),
+        lambda: io.StringIO("text"),
+        lambda: b"bytes",
+        lambda: None,
     ],
 )
-def test_wrong_images_are_refused_by_name(native: Codec, image: object) -> None:
+def test_wrong_images_are_refused_by_name(native: Codec, image: Callable[[], Any]) -> None:
+    wrong = image()
     with pytest.raises(InputError):
-        native.encode(image)  # type: ignore[arg-type]
+        native.encode(wrong)
+
+
+def test_a_missing_device_is_named() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(BackendUnavailableError, match="CUDA device"):
+        Codec(device="cuda")
+
+
+def test_files_that_are_not_there_are_named(native: Codec) -> None:
+    for call in (native.encode, native.decode):
+        with pytest.raises(FileNotFoundError, match=r"photo\.png"):
+            call("photo.png")
 
 
 def test_wrong_arguments_are_refused_by_name(native: Codec, tmp_path: Path) -> None:
@@ -188,7 +269,7 @@ def test_wrong_arguments_are_refused_by_name(native: Codec, tmp_path: Path) -> N
     for threads in (0, 1.5, True, "2"):
         with pytest.raises(ConfigError, match="threads"):
             Codec(threads=threads)  # type: ignore[arg-type]
-    for data in (5, None, "file", [1, 2]):
+    for data in (5, None, io.StringIO("file"), [1, 2]):
         with pytest.raises(InputError, match="bytes"):
             native.decode(data)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="backend"):
@@ -197,9 +278,6 @@ def test_wrong_arguments_are_refused_by_name(native: Codec, tmp_path: Path) -> N
         Codec(device="abacus")
     with pytest.raises(ConfigError, match="does not run on"):
         Codec(device="cpu", backend="cuda")
-    if not torch.cuda.is_available():
-        with pytest.raises(BackendUnavailableError, match="CUDA device"):
-            Codec(device="cuda")
     with pytest.raises(WeightsError, match="shipped: dca-s"):
         Codec("dca-xxl")
     with pytest.raises(WeightsError):

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 
 from dca_fast import Codec, effort
 from dca_fast.adjoint import multipliers
-from dca_fast.codec import _padded
 from dca_fast.config import price
 from dca_fast.container import pack, parse
 from dca_fast.errors import ConfigError, InputError
@@ -36,6 +35,12 @@ def codec() -> Codec:
 def network() -> Network:
     """The float network that the shipped weights were made of, but for the rounding of its file."""
     return load_float(Path(__file__).resolve().parents[1] / "checkpoints" / "dca-s.safetensors").requires_grad_(False)
+
+
+def padded(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [1, H, W, 3] with sides that are multiples of 64."""
+    height, width = pixels.shape[:2]
+    return np.pad(pixels, ((0, -height % 64), (0, -width % 64), (0, 0)), mode="edge")[None]
 
 
 def steps_of(network: Network) -> torch.Tensor:
@@ -102,15 +107,16 @@ def test_the_adjoint_is_the_linear_part_transposed(codec: Codec, network: Networ
     """Against autograd through the two projections of the float network."""
     synthesis = network.get_submodule("synthesis")
     pixels, quality = photograph(128, 192, seed=3), 62.5  # a knot of the gains
-    y_hat, program = decoded(codec, pixels, quality), codec._program(6250)
-    image, picture = _padded(pixels), program.synthesise(y_hat)
-    error = codec._adjoint.missing(image, picture, (128, 192))
-    slope = codec._adjoint.slope(error) * multipliers(program.gain, price(quality), 1)
-    y = (y_hat / steps_of(network)).requires_grad_(True)
+    y_hat, program = decoded(codec, pixels, quality), codec.engine.program(6250)
+    image, picture = padded(pixels), program.synthesise(y_hat)
+    error = codec.engine.adjoint.missing(image, picture, (128, 192))
+    slope = torch.from_numpy(codec.engine.adjoint.slope(error) * multipliers(program.gain, price(quality), 1))
+    y = (torch.from_numpy(y_hat) / steps_of(network)).requires_grad_(True)
     split = depth_to_space(F.linear(y * synthesis.unit16, synthesis.split.weight))
     linear = depth_to_space(F.linear(split, synthesis.pixels.weight) * OUTPUT_SCALE, 8)
     # Linear in y, with the slope of the squared error: twice the error of the picture, mean of three colours.
-    wanted = float_slope(codec, network, y, (linear * (picture.float() - image.float())).sum() * (2 / 3), 5)
+    difference = torch.from_numpy(picture.astype(np.float32) - image)
+    wanted = float_slope(codec, network, y, (linear * difference).sum() * (2 / 3), 5)
     unit = network.log2_gain.exp2()[5] / steps_of(network)
     assert float(((slope - wanted) * unit).square().mean() / (wanted * unit).square().mean()) < 1e-3
 
@@ -119,22 +125,22 @@ def test_the_adjoint_is_the_linear_part_transposed(codec: Codec, network: Networ
 def test_the_gradient_is_that_of_the_float_network(codec: Codec, network: Network, knot: int) -> None:
     """Against autograd through all of f_s; 8-bit gradients and operands on other sides of their limits part them."""
     pixels, size = photograph(100, 150, seed=3), (100, 150)
-    program, y_hat = codec._program(1250 * knot), decoded(codec, pixels, 12.5 * knot)
-    image = _padded(pixels)
+    program, y_hat = codec.engine.program(1250 * knot), decoded(codec, pixels, 12.5 * knot)
+    image = padded(pixels)
     at_16, at_8, made = program.synthesis_halves(y_hat)
-    assert torch.equal(made, program.synthesise(y_hat))
-    error = codec._adjoint.missing(image, made, size)
+    assert np.array_equal(made, program.synthesise(y_hat))
+    error = codec.engine.adjoint.missing(image, made, size)
     exponents: dict[tuple[int, int], int] = {}
-    slope = codec._gradient.slope(at_16, at_8, error, exponents)
+    slope = codec.engine.gradient.slope(at_16, at_8, error, exponents)
     assert len(exponents) == 3 * 2 * sum(codec.config.synthesis_blocks)
-    assert torch.equal(codec._gradient.slope(at_16, at_8, error, exponents), slope)
-    y = (y_hat / steps_of(network)).requires_grad_(True)
+    assert np.array_equal(codec.engine.gradient.slope(at_16, at_8, error, exponents), slope)
+    y = (torch.from_numpy(y_hat) / steps_of(network)).requires_grad_(True)
     picture = network.synthesis(y, torch.full((1, 1, 1, 1), knot / 4 - 1.0)).clamp(-128, 127)
-    difference = (picture - (image.float() - 128))[:, : size[0], : size[1]]
+    difference = (picture - (torch.from_numpy(image).float() - 128))[:, : size[0], : size[1]]
     wanted = float_slope(codec, network, y, difference.square().sum() / 3, knot)
     unit = network.log2_gain.exp2()[knot] / steps_of(network)
     have, wanted = (
-        (slope * multipliers(program.gain, price(12.5 * knot), 1) * unit).flatten(),
+        (torch.from_numpy(slope * multipliers(program.gain, price(12.5 * knot), 1)) * unit).flatten(),
         (wanted * unit).flatten(),
     )
     assert float(F.cosine_similarity(have, wanted, dim=0)) > 0.9
@@ -142,44 +148,46 @@ def test_the_gradient_is_that_of_the_float_network(codec: Codec, network: Networ
 
 
 def test_exponents_of_an_error_of_nothing_are_looked_for_again(codec: Codec) -> None:
-    program = codec._program(5000)
+    program = codec.engine.program(5000)
     exponents: dict[tuple[int, int], int] = {}
-    at_16, at_8, _ = program.synthesis_halves(torch.full((1, 4, 8, 384), 50, dtype=torch.int16))
-    none = torch.zeros(1, 8, 16, 192, dtype=torch.int16)
-    assert not codec._gradient.slope(at_16, at_8, none, exponents).any()
+    at_16, at_8, _ = program.synthesis_halves(np.full((1, 4, 8, 384), 50, np.int16))
+    none = np.zeros((1, 8, 16, 192), np.int16)
+    assert not codec.engine.gradient.slope(at_16, at_8, none, exponents).any()
     assert not exponents
-    error = none + torch.arange(192, dtype=torch.int16)
-    slope = codec._gradient.slope(at_16, at_8, error, exponents)
-    assert torch.equal(codec._gradient.slope(at_16, at_8, error, {}), slope)
+    error = none + np.arange(192, dtype=np.int16)
+    slope = codec.engine.gradient.slope(at_16, at_8, error, exponents)
+    assert np.array_equal(codec.engine.gradient.slope(at_16, at_8, error, {}), slope)
     assert set(exponents) == set(itertools.product(range(10), range(3)))
 
 
 def test_gradients_of_nothing_and_of_much_stay_within_range(codec: Codec) -> None:
-    program, y_hat = codec._program(5000), torch.zeros(1, 4, 8, 384, dtype=torch.int16)
+    reference = Codec(backend="reference")
+    program, y_hat = codec.engine.program(5000), np.zeros((1, 4, 8, 384), np.int16)
     for error in (0, 255, -255):
-        patches = torch.full((1, 8, 16, 192), error, dtype=torch.int16)
-        for latents in (y_hat, y_hat + 32767, y_hat - 32767):
-            halves = program.synthesis_halves(latents)[:2]
-            slope = codec._gradient.slope(*halves, patches, {})
-            assert slope.dtype == torch.int16
-            assert bool(slope.count_nonzero()) == bool(error)
-            assert torch.equal(Codec(backend="reference")._gradient.slope(*halves, patches, {}), slope)
+        patches = np.full((1, 8, 16, 192), error, np.int16)
+        for latents in (y_hat, y_hat + np.int16(32767), y_hat - np.int16(32767)):
+            slope = codec.engine.gradient.slope(*program.synthesis_halves(latents)[:2], patches, {})
+            assert slope.dtype == np.int16
+            assert slope.any() == bool(error)
+            halves = reference.engine.program(5000).synthesis_halves(torch.from_numpy(latents))[:2]
+            expected = reference.engine.gradient.slope(*halves, torch.from_numpy(patches), {})
+            assert np.array_equal(expected.numpy(), slope)
 
 
 @pytest.mark.parametrize("size", [(128, 192), (100, 150)])
 def test_the_float_network_knows_level_1(codec: Codec, network: Network, size: tuple[int, int]) -> None:
     """What training sees of it, with the codec's tables, is what the integer encoder does without filters."""
-    network.coder, pixels = codec._coder, photograph(*size, seed=3)
-    x, found, program = torch.from_numpy(pixels).float()[None] - 128, [], codec._program(6250)
-    step = effort.Step(codec._adjoint, codec._quantiser(1), effort.step_multipliers(program.gain, 62.5))
-    first = effort.first_pass(program, step, _padded(pixels), size)
+    network.coder, pixels = codec.engine.coder, photograph(*size, seed=3)
+    x, found, program = torch.from_numpy(pixels).float()[None] - 128, [], codec.engine.program(6250)
+    step = effort.Step(codec.engine.adjoint, codec.engine.quantiser(1), effort.step_multipliers(program.gain, 62.5))
+    first = effort.first_pass(program, step, padded(pixels), size)
     for level in (0, 1):
         with torch.no_grad():
             out = network(x, torch.tensor([62.5]), noisy=False, effort=level)
         picture = first.picture
         if level:
-            picture = effort.second_pass(program, step, first, None, _padded(pixels), size)[1]
-        error = np.square(picture[0, : size[0], : size[1]].numpy() - pixels.astype(np.float64)).mean()
+            picture = effort.second_pass(program, step, first, None, padded(pixels), size)[1]
+        error = np.square(picture[0, : size[0], : size[1]] - pixels.astype(np.float64)).mean()
         assert float((out["image"] - x).square().mean()) == pytest.approx(error, rel=0.03)
         found.append(error)
     assert found[1] < 0.97 * found[0]
@@ -199,7 +207,7 @@ def test_refinement_costs_less(codec: Codec) -> None:
 
 
 def test_latents_that_cost_more_are_not_used(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec._adjoint, "moved", lambda y_hat, slope, m, y=None, back=0.5: y_hat + 5000)
+    monkeypatch.setattr(codec.engine.adjoint, "moved", lambda y_hat, slope, m, y=None, back=0.5: y_hat + 5000)
     for seed in range(3):
         pixels = photograph(64, 64, seed=seed)
         for level in (2, 4, 9):
@@ -244,29 +252,29 @@ def test_many_threads_refine_with_one_codec(codec: Codec) -> None:
             assert list(found) == expected
 
 
-def decoded(codec: Codec, pixels: np.ndarray, quality: float) -> torch.Tensor:
+def decoded(codec: Codec, pixels: np.ndarray, quality: float) -> np.ndarray:
     """y_hat of a file."""
-    program = codec._program(round(quality * 100))
-    y = program.analyse(_padded(pixels))
-    source = EncoderSource(program, y, program.hyper_analyse(y), codec._quantiser(1))
+    program = codec.engine.program(round(quality * 100))
+    y = program.analyse(padded(pixels))
+    source = EncoderSource(program, y, program.hyper_analyse(y), codec.engine.quantiser(1))
     return code(program, source, *sites(*pixels.shape[:2]))
 
 
 def test_the_slope_is_the_gradient_of_the_error_that_a_decoder_makes(codec: Codec) -> None:
     """By differences: along it the integer program's error falls as it says, less what the curvature takes."""
     pixels, quality = photograph(100, 150, seed=3), 62.5  # a knot of the gains
-    program, y_hat = codec._program(6250), decoded(codec, pixels, quality)
+    program, y_hat = codec.engine.program(6250), decoded(codec, pixels, quality)
     at_16, at_8, picture = program.synthesis_halves(y_hat)
-    error = codec._adjoint.missing(_padded(pixels), picture, (100, 150))
-    slope = codec._gradient.slope(at_16, at_8, error, {}) * multipliers(program.gain, price(quality), 1)
+    error = codec.engine.adjoint.missing(padded(pixels), picture, (100, 150))
+    slope = codec.engine.gradient.slope(at_16, at_8, error, {}) * multipliers(program.gain, price(quality), 1)
     unit = 256 / program.gain  # of y in a quantiser step
 
-    def squares(y: torch.Tensor) -> float:
-        return float(np.square(program.synthesise(y)[0, :100, :150].numpy() - pixels.astype(float)).sum() / 3)
+    def squares(y: np.ndarray) -> float:
+        return float(np.square(program.synthesise(y)[0, :100, :150] - pixels.astype(float)).sum() / 3)
 
     for p, least in ((300, 0.75), (1000, 0.85)):  # what it moves is whole, so it is never all there
-        moved = (y_hat + slope / p).round().to(torch.int16)
-        predicted = 2 * float((slope / unit.square() * (moved - y_hat)).sum())
+        moved = np.rint(y_hat + slope / p).astype(np.int16)
+        predicted = 2 * float((slope / np.square(unit) * (moved - y_hat)).sum())
         assert least * predicted < (squares(y_hat) - squares(moved)) * price(quality) < 1.05 * predicted
 
 
@@ -341,12 +349,12 @@ def test_the_command_line_takes_effort(tmp_path: Path) -> None:
 
 def test_the_plain_source_is_level_zero(codec: Codec) -> None:
     pixels = photograph(64, 64)
-    program = codec._program(6000)
-    y = program.analyse(_padded(pixels))
-    source = EncoderSource(program, y, program.hyper_analyse(y), codec._quantiser(1))
+    program = codec.engine.program(6000)
+    y = program.analyse(padded(pixels))
+    source = EncoderSource(program, y, program.hyper_analyse(y), codec.engine.quantiser(1))
     code(program, source, *sites(64, 64))
     plain = parse(codec.encode(pixels, 60, effort=0, aq_strength=0)).stream
-    assert codec._coder.encode(source.parts, plain=source.plain) == plain
+    assert codec.engine.coder.encode(source.parts, plain=source.plain) == plain
 
 
 def test_the_search_begins_with_level_one(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,24 +382,24 @@ def test_progress_ends_with_all_done(codec: Codec, level: int) -> None:
 
 
 def test_strips_of_the_answer_are_exact(codec: Codec) -> None:
-    torch.manual_seed(3)
-    image, picture = (torch.randint(0, 256, (1, 256, 128, 3), dtype=torch.uint8) for _ in range(2))
+    generator = np.random.default_rng(3)
+    image, picture = (generator.integers(0, 256, (1, 256, 128, 3), np.uint8) for _ in range(2))
     for size in ((256, 128), (200, 100), (65, 1)):
-        whole = codec._adjoint.answer(image, picture.clone(), size)
+        whole = codec.engine.adjoint.answer(image, picture.copy(), size)
         for rows in (4, 8, 12):
-            assert torch.equal(codec._adjoint.answer(image, picture.clone(), size, rows), whole)
-    assert whole[:, 5:].count_nonzero() == 0
+            assert np.array_equal(codec.engine.adjoint.answer(image, picture.copy(), size, rows), whole)
+    assert not whole[:, 5:].any()
 
 
 def test_sources_of_other_ys_go_on_from_the_same_hyper_latents(codec: Codec) -> None:
     """Also those made of another such source: all that is coded of z, and its digest, which a file needs."""
-    program, grid, image = codec._program(5000, 3), sites(64, 128), _padded(photograph(64, 128, seed=2))
+    program, grid, image = codec.engine.program(5000, 3), sites(64, 128), padded(photograph(64, 128, seed=2))
     y = program.analyse(image)
-    first, coded = (EncoderSource(program, y, program.hyper_analyse(y), codec._quantiser(1)) for _ in range(2))
+    first, coded = (EncoderSource(program, y, program.hyper_analyse(y), codec.engine.quantiser(1)) for _ in range(2))
     y_hat, features = code(program, first, *grid), program.hyper_features(code_hyper(program, coded, *grid))
-    before = coded.again(y + 9)
+    before = coded.again(y + np.int16(9))
     for source in (coded.again(y), before.again(y)):
-        assert code_steps(program, source, features, *grid).equal(y_hat)
+        assert np.array_equal(code_steps(program, source, features, *grid), y_hat)
         assert (source.digest, source.plain, len(source.parts)) == (first.digest, first.plain, len(first.parts))
         for (values, rows), (expected, where) in zip(source.parts, first.parts, strict=True):
             assert np.array_equal(values, expected)

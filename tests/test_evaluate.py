@@ -126,7 +126,7 @@ def test_the_command_keeps_what_peers_did(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "pictures").mkdir()
     Image.fromarray(photograph(70, 90)).save(tmp_path / "pictures" / "a.png")
     command = ["eval", str(tmp_path / "pictures"), "--qualities", "20,80", "--peers", "jpeg", "--threads", "1"]
-    command += ["--peer-cache", str(tmp_path / "kept"), "--json", str(tmp_path / "out.json")]
+    command += ["--peer-cache", str(tmp_path / "kept"), "--json", str(tmp_path / "out.json"), "--force"]
     assert cli.main(command) == 0
     first = json.loads((tmp_path / "out.json").read_text())
     assert len(list((tmp_path / "kept").iterdir())) == 2

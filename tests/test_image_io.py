@@ -16,7 +16,9 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageCms
 
 from dca_fast.errors import CorruptStreamError, InputError, InputWarning, LimitExceededError
-from dca_fast.image_io import from_pil, load_image, pack_alpha, save_image, to_pil, unpack_alpha, write_atomic
+from dca_fast.files import write_atomic
+from dca_fast.image_io import from_pil, load_image, pack_alpha, to_pil, unpack_alpha
+from dca_fast.image_out import save_image
 
 RNG = np.random.default_rng(7)
 COLOUR = RNG.integers(0, 256, (5, 7, 3), np.uint8)
@@ -107,9 +109,12 @@ def test_cmyk_becomes_srgb_with_a_warning() -> None:
     with pytest.warns(InputWarning, match="CMYK"):
         converted = from_pil(image)
     assert converted.pixels[0, 0].tolist() == [255, 0, 0]
-    image.info["icc_profile"] = SRGB  # a profile for other inks than the image has
-    with pytest.warns(InputWarning, match="CMYK"), pytest.raises(InputError, match="profile"):
-        from_pil(image)
+    for profile in (SRGB, b"garbage"):  # one for other inks than the image has, and a damaged one
+        image.info["icc_profile"] = profile
+        with pytest.warns(InputWarning, match="is converted"), pytest.warns(InputWarning, match="cannot be used"):
+            converted = from_pil(image)
+        assert converted.pixels[0, 0].tolist() == [255, 0, 0]
+        assert not converted.metadata
 
 
 def test_16_bit_gray_is_reduced_with_a_warning() -> None:

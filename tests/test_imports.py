@@ -20,9 +20,16 @@ LAYERS = {
     "kernels.*": 2,
     "ops.*": 1,
     "container": 1,
+    "files": 1,
+    "hidden": 1,
     "image_io": 1,
+    "image_out": 1,
+    "metadata": 1,
     "testing": 0,
-    "timing": 1,
+    "tensors": 1,
+    "threads": 1,
+    "inputs": 2,
+    "timing": 2,
     "weights": 1,
     "entropy": 1,
     "entropy.tables": 1,
@@ -42,14 +49,18 @@ LAYERS = {
     "restoration": 2,
     "rate_control": 3,
     "effort": 4,
+    "engines.*": 4,
     "device": 4,
     "codec": 4,
     "ablate": 5,
     "ablate_report": 5,
     "compressai_models": 5,
-    "cli": 5,
     "commands": 5,
+    "batch": 5,
+    "cli": 5,
     "convert": 5,
+    "examples": 0,
+    "manifest": 5,
     "demo": 5,
     "evaluate": 5,
     "peers": 5,
@@ -62,8 +73,55 @@ LAYERS = {
     "__main__": 6,
     "": 6,
 }
-TORCH_FREE = ["errors", "config", "container", "image_io", "entropy.tables", "entropy.rans", "entropy.trellis"]
-HEAVY = {"torch", "triton", "compressai"}
+# All that a picture passes through on a CPU, every command but `train`, `ablate` and `export`, and the profiler.
+TORCH_FREE = [
+    "__main__",
+    "adjoint",
+    "backends",
+    "batch",
+    "cli",
+    "codec",
+    "commands",
+    "config",
+    "container",
+    "convert",
+    "demo",
+    "effort",
+    "engines",
+    "engines.cpu",
+    "entropy.coder",
+    "entropy.rans",
+    "entropy.tables",
+    "entropy.trellis",
+    "errors",
+    "evaluate",
+    "examples",
+    "files",
+    "gradient",
+    "hidden",
+    "image_io",
+    "image_out",
+    "inputs",
+    "latents",
+    "manifest",
+    "metadata",
+    "ops",
+    "ops.limits",
+    "ops.native",
+    "peers",
+    "pillow",
+    "profile",
+    "profile_report",
+    "program",
+    "rate_control",
+    "report",
+    "restoration",
+    "tensors",
+    "threads",
+    "timing",
+    "weights",
+]
+HEAVY = {"torch", "triton", "compressai", "matplotlib", "scipy"}
 
 
 def module_name(path: Path) -> str:
@@ -161,10 +219,32 @@ def test_modules_that_need_no_torch_do_not_load_it(module: str) -> None:
     assert not loaded_after(f"import dca_fast.{module}") & HEAVY
 
 
-def test_the_codec_loads_neither_triton_nor_compressai() -> None:
-    loaded = loaded_after("from dca_fast import Codec")
-    assert "torch" in loaded
-    assert not loaded & {"triton", "compressai"}
+def test_nobody_imports_what_a_light_installation_lacks_on_the_way_there() -> None:
+    """Modules without PyTorch import those that need it inside of functions only."""
+    for module in TORCH_FREE:
+        path = SOURCES[module]
+        top = "\n".join(map(ast.unparse, at_import(ast.parse(path.read_text("utf-8")))))
+        for target in own_imports(module, top, path.name == "__init__.py"):
+            assert target in (*TORCH_FREE, "", "_cpu", "_rans", "testing", "entropy"), f"{module} imports {target}"
+
+
+def at_import(tree: ast.Module) -> Iterator[ast.stmt]:
+    """Statements that run when a module is imported."""
+    for node in tree.body:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node
+
+
+def test_coding_a_picture_loads_neither_torch_nor_other_heavy_packages() -> None:
+    code = (
+        "import numpy as np; from dca_fast import Codec; codec = Codec(); image = np.zeros((20, 30, 4), np.uint8)\n"
+        "for level in range(4):\n"
+        "    for output in ('numpy', 'pil'): codec.decode(codec.encode(image, effort=level), output)\n"
+        "codec.encode_to(image[..., 0], psnr=30)"
+    )
+    assert not loaded_after(code) & HEAVY
 
 
 def test_the_kernels_folder_is_not_a_package_of_its_own() -> None:

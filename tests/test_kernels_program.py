@@ -29,7 +29,7 @@ pytestmark = INFINITE_PRODUCTS
 def quantise() -> latents.Quantiser:
     """The search on the CPU, for tensors of any device."""
     tables = build_gaussian_tables()
-    found = latents.quantiser(Coder(tables), tables.charges(1 / TRELLIS_PRICE), 1)
+    found = latents.quantiser(reference.arrays(), Coder(tables), tables.charges(1 / TRELLIS_PRICE), 1)
     return lambda residuals, rows: found(residuals.cpu(), rows.cpu()).to(rows.device)
 
 
@@ -89,11 +89,11 @@ def test_a_step_of_effort_on_kernels_is_that_of_the_reference(quantise: latents.
     parts, pictures = [], []
     for operations, device in ((reference.OPS, torch.device("cpu")), (ops.OPS, DEVICE)):
         program = ProgramSet(model, operations, device).at(6000)
-        multipliers = step_multipliers(program.gain.cpu(), 60).to(device)
+        multipliers = torch.from_numpy(step_multipliers(program.gain.cpu().numpy(), 60)).to(device)
         step = Step(Adjoint(model, operations, device), quantise, multipliers)
         there, size = image.to(device), (60, 41)
         first = first_pass(program, step, there, size, Kept)
-        w = restoration.as_tensor(tuple(range(-18, 18)), len(RINGS)).to(device)
+        w = restoration.as_array(program.arrays, tuple(range(-18, 18)), len(RINGS))
         source, picture = second_pass(program, step, first, w, there, size)
         parts.append(source.parts)
         pictures.append(picture.cpu())

@@ -27,10 +27,12 @@ from dca_fast.ops import (
     Linear,
     TokenParams,
     WindowParams,
-    native,
     reference,
 )
+from dca_fast.ops import native as native_module
+from tests.bridge import OnTensors
 
+native = OnTensors(native_module)
 TABLE = torch.arange(255, -1, -1).div(2, rounding_mode="floor").to(torch.uint8)
 
 
@@ -72,13 +74,13 @@ def test_instruction_sets_can_be_forced() -> None:
 
 
 def test_layers_are_packed_once() -> None:
-    p, x = linear(6, 8), int8(4, 8)
-    native.linear_act(x, p, True)
+    p, x = linear(6, 8).map(np.asarray), int8(4, 8).numpy()
+    native_module.linear_act(x, p, True)
     packed = dict(p.cache)
-    native.linear_act(x, p, True)
+    native_module.linear_act(x, p, True)
     assert packed
     assert p.cache == packed
-    assert p.to("cpu").cache == {}
+    assert p.map(np.copy).cache == linear(6, 8).to("cpu").cache == {}
 
 
 def _refusals() -> list[tuple[str, Callable[[], Any]]]:
@@ -215,7 +217,7 @@ def test_concurrent_callers_do_not_disturb_each_other() -> None:
 
 
 def _child(x: np.ndarray[Any, Any], p: Linear, expected: np.ndarray[Any, Any]) -> None:
-    same = np.array_equal(native.linear_act(torch.from_numpy(x), p, True).numpy(), expected)
+    same = np.array_equal(native_module.linear_act(x, p.map(np.asarray), True), expected)
     os._exit(0 if same else 1)
 
 

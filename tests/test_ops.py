@@ -23,11 +23,13 @@ from dca_fast.ops import (
     Ops,
     TokenParams,
     WindowParams,
-    native,
     reference,
 )
+from dca_fast.ops import native as native_module
+from tests.bridge import OPERATIONS, OnTensors
 from tests.kernel_tools import EXTREME_M, TABLE, depthwise, int8, int16, int32, linear, multipliers, wide
 
+native = OnTensors(native_module)
 OP_NAMES = [f.name for f in fields(Ops) if f.name != "name"]
 
 
@@ -39,11 +41,13 @@ def _restore_native() -> Iterator[None]:
     native.set_threads(threads)
 
 
-def outputs(module: ModuleType, function: str, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+def outputs(module: ModuleType | OnTensors, function: str, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
     """What an operation returns, or the tensor that `reconstruct` writes into, a copy of its argument."""
     if function == "reconstruct":
         args = (*args[:4], args[4].clone(), *args[5:])
     out = getattr(module, function)(*args)
+    if isinstance(out, int):  # of `squared_error`
+        return (torch.tensor(out),)
     return out if isinstance(out, tuple) else (args[4] if out is None else out,)
 
 
@@ -63,8 +67,13 @@ SHAPES = list(itertools.product((1, 5, 63, 1000), (1, 3, 20, 33, 160), (1, 7, 96
 
 def test_backends_have_the_same_operations_and_signatures() -> None:
     for name in OP_NAMES:
-        assert inspect.signature(getattr(native, name)) == inspect.signature(getattr(reference, name)), name
-        assert getattr(native.OPS, name) is getattr(native, name)
+        if name in OPERATIONS:
+            mine, definition = (
+                [(p.name, p.default) for p in inspect.signature(getattr(module, name)).parameters.values()]
+                for module in (native_module, reference)
+            )
+            assert mine == definition, name
+        assert getattr(native.OPS, name) is getattr(native_module, name)
         assert getattr(reference.OPS, name) is getattr(reference, name)
     assert (native.OPS.name, reference.OPS.name) == ("native", "reference")
 
@@ -104,6 +113,40 @@ def test_add_saturates(shape: tuple[int, ...]) -> None:
     x, y = int16(*shape), int16(*shape)
     every_backend("add", x, y)
     assert torch.equal(reference.add(x, y).int(), (x.int() + y.int()).clamp(-32767, 32767))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 4), (2, 5, 7, 33)])
+def test_symbols_of_hyper_latents(shape: tuple[int, ...]) -> None:
+    """Halves go up; what is skipped is zero; values are clamped."""
+    z, mean = int16(*shape), int16(*shape)
+    rows = torch.randint(0, 128, shape).to(torch.uint8)
+    rows[torch.rand(shape) < 0.3] = SKIP_ROW
+    for m in (None, mean):
+        every_backend("hyper_symbols", z, m, rows)
+        every_backend("hyper_values", int16(*shape), m)
+        symbols = reference.hyper_symbols(z, m, rows).double()
+        exact = (z.double() - (0 if m is None else m.double())) / 256
+        assert not symbols[rows == SKIP_ROW].any()
+        assert torch.equal(symbols[rows != SKIP_ROW], (exact + 0.5).floor()[rows != SKIP_ROW])
+    back = reference.hyper_values(torch.tensor([[[[-3, 200, -200]]]], dtype=torch.int16), None)
+    assert back.flatten().tolist() == [-768, 32767, -32767]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (16, 33), (150, 101)])
+def test_errors_and_luma_of_pictures(size: tuple[int, int]) -> None:
+    a, b = (torch.randint(0, 256, (*size, 3)).to(torch.uint8) for _ in range(2))
+    weights = torch.randint(1, 40000, (-(-size[0] // 16), -(-size[1] // 16)))
+    every_backend("squared_error", a, b)
+    every_backend("squared_error", a, b, weights)
+    every_backend("luma", a)
+    assert reference.luma(torch.full((1, 1, 3), 255, dtype=torch.uint8)).item() == 255
+
+
+def test_factors_of_steps() -> None:
+    coarse = torch.arange(-15, 16, dtype=torch.int8).view(1, 1, 31)
+    factors = torch.rand(2, 31)
+    every_backend("step_factors", coarse, factors)
+    assert torch.equal(reference.step_factors(coarse, factors).flatten(1), factors)
 
 
 @pytest.mark.parametrize("shape", [(1, 2), (5, 14), (2, 40, 41, 66), (3, 320)])

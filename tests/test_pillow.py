@@ -1,6 +1,7 @@
 """Pillow with .dca files: `Image.open` and `save` do what the codec does."""
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 import dca_fast.pillow
 from dca_fast import Codec, inspect
-from dca_fast.errors import BitstreamError, ConfigError, CorruptStreamError
+from dca_fast.errors import BitstreamError, ConfigError, CorruptStreamError, InputError
 from dca_fast.testing import photograph
 
 PICTURE = Image.fromarray(photograph(50, 70, seed=2))
@@ -67,6 +68,49 @@ def test_options(codec: Codec) -> None:
     for mistake in ({"quality": 101}, {"bpp": 1.0, "psnr": 30.0}, {"bpp": 1.0, "quality": 3}):
         with pytest.raises(ConfigError):
             saved(PICTURE, **mistake)
+    with pytest.raises(ConfigError, match=r"unknown option 'qualty' of save; a \.dca file has quality, effort"):
+        saved(PICTURE, qualty=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"quality": 200}, ConfigError),
+        ({"subsampling": 0}, ConfigError),
+        ({"max_bytes": 20}, InputError),
+        ({"exif": 3}, InputError),
+    ],
+)
+def test_what_cannot_be_saved_leaves_the_old_file(tmp_path: Path, options: dict[str, object], error: type) -> None:
+    path = tmp_path / "a.dca"
+    with pytest.raises(error):
+        PICTURE.save(path, **options)
+    assert not path.exists()
+    path.write_bytes(b"old")
+    for name in (path, str(path), os.fsencode(path)):
+        with pytest.raises(error):
+            PICTURE.save(name, **options)
+    with pytest.raises(error):
+        PICTURE.save(path, "DCA", **options)
+    assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == {"a.dca": b"old"}
+    PICTURE.save(path)
+    with Image.open(path) as image:
+        with pytest.raises(error):
+            image.save(path, **options)
+        image.save(path, quality=5, effort=0)  # over the file that it was read from
+    assert inspect(path.read_bytes()).quality == 5
+
+
+def test_a_name_of_another_suffix_and_other_formats(codec: Codec, tmp_path: Path) -> None:
+    PICTURE.save(tmp_path / "a.bin", "dca", effort=0)
+    assert (tmp_path / "a.bin").read_bytes() == codec.encode(PICTURE, effort=0)
+    PICTURE.save(tmp_path / "a.DCA", effort=0)
+    assert (tmp_path / "a.DCA").read_bytes() == codec.encode(PICTURE, effort=0)
+    PICTURE.save(tmp_path / "a.png")
+    PICTURE.save(tmp_path / "b.dca", "PNG")
+    for name in ("a.png", "b.dca"):
+        with Image.open(tmp_path / name) as image:
+            assert image.format == "PNG"
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])

@@ -39,23 +39,23 @@ def codec() -> Codec:
 
 @pytest.fixture(scope="module")
 def measured(codec: Codec) -> tuple[dict[str, Any], dict[str, Run]]:
-    codec._program(6000, 3)._silent = frozenset()  # what weights leave unused would be spared, and not counted
+    codec.engine.program(6000, 3)._silent = frozenset()  # what weights leave unused would be spared, and not counted
     return profile(codec, synthetic(SIDE, SIDE), 60, 3, effort=0)
 
 
 def again(codec: Codec, parts: list[Any], height: int, width: int) -> bytes:
     """The stream of these parts of a picture."""
-    return codec._coder.encode(parts, groups=groups_of(height, width), plain=len(parts) - STEPS)
+    return codec.engine.coder.encode(parts, groups=groups_of(height, width), plain=len(parts) - STEPS)
 
 
 def test_recording_changes_neither_bytes_nor_the_codec(codec: Codec) -> None:
     image = synthetic(100, 140)
     data, parts, recorder = codec.encode(image, 30), [], Recorder()
-    before = {**vars(codec)}, {**vars(codec._program(3000, 3))}
+    before = {**vars(codec)}, {**vars(codec.engine.program(3000, 3))}
     twin = instrument(codec, recorder, parts)
     assert twin.encode(image, 30) == data
     assert np.array_equal(twin.decode(data, "numpy"), codec.decode(data, "numpy"))
-    assert ({**vars(codec)}, {**vars(codec._program(3000, 3))}) == before
+    assert ({**vars(codec)}, {**vars(codec.engine.program(3000, 3))}) == before
     assert again(codec, parts, 100, 140) == container.parse(data).stream
     run = recorder.finish()
     assert run.stages
@@ -204,7 +204,7 @@ def test_the_command_from_another_folder(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dca_fast.profile", *OPTIONS, *outputs]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", check=True, env=env)
     facts = json.loads((tmp_path / "facts.json").read_text())
-    assert {"machine", "versions", "loaded", "backend", "isa", "threads", "torch_threads", "load"} <= set(facts)
+    assert {"machine", "versions", "loaded", "backend", "isa", "threads", "load"} <= set(facts)
     assert {"ceilings", "memory", "encode", "decode", "bits", "operations", "next"} <= set(facts)
     assert {"image", "pixels", "model", "quality", "repeat", "file_bytes"} <= set(facts)
     assert facts["image"]["size"] == [64, 48]
@@ -237,7 +237,7 @@ def test_a_dry_run_times_nothing(
     assert "encode" not in facts
 
 
-def test_pictures_and_plots(tmp_path: Path) -> None:
+def test_pictures_and_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from PIL import Image
 
     Image.fromarray(synthetic(40, 70)).save(tmp_path / "a.png")
@@ -245,6 +245,9 @@ def test_pictures_and_plots(tmp_path: Path) -> None:
     assert main([*arguments, "--json", str(tmp_path / "f.json")]) == 0
     assert json.loads((tmp_path / "f.json").read_text())["image"]["size"] == [70, 40]
     assert "synthesis" in (tmp_path / "p.svg").read_text() or "<svg" in (tmp_path / "p.svg").read_text()
+    for mine in ("--json", "--trace", "--plot"):
+        assert main(["--dry-run" if mine == "--json" else "--repeat=1", mine, str(tmp_path / "p.svg")]) == 2
+        assert "p.svg exists; --force replaces it" in capsys.readouterr().err
 
 
 def test_without_matplotlib_the_plot_is_refused_first(
@@ -395,7 +398,7 @@ def test_a_device_is_timed_with_few_events_and_one_wait(events: list[str]) -> No
 @pytest.mark.usefixtures("gpu")
 def test_following_a_device_changes_neither_bytes_nor_the_codec(codec: Codec) -> None:
     device, image = Codec(device="cuda"), synthetic(70, 100)
-    assert isinstance(device._device, DeviceCodec)
+    assert isinstance(device.engine, DeviceCodec)
     device.warm_up(70, 100)
     data = codec.encode(image, 30)
     for level in (0, 2):  # the latter leaves the device alone
@@ -407,13 +410,13 @@ def test_following_a_device_changes_neither_bytes_nor_the_codec(codec: Codec) ->
     with torch.inference_mode():
         device.warm_up(64, 100)
     assert device.encode(image[:64], 40) == codec.encode(image[:64], 40)
-    before, recorded = {**vars(device._device)}, set(device._device._seen)
+    before, recorded = {**vars(device.engine)}, set(device.engine._seen)
     parts: list[Any] = []
     recorder = Recorder(clock=EventClock(torch.device("cpu")))
     twin = instrument(device, recorder, parts)
     assert device.encode(image, 30) == twin.encode(image, 30) == data
     assert np.array_equal(twin.decode(data, "numpy"), codec.decode(data, "numpy"))
-    assert (vars(device._device), set(device._device._seen)) == (before, recorded)
+    assert (vars(device.engine), set(device.engine._seen)) == (before, recorded)
     assert again(codec, [(v.numpy(), r.numpy()) for v, r in parts], 70, 100) == container.parse(data).stream
     assert recorder.finish().stages
 

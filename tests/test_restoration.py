@@ -10,8 +10,22 @@ import torch
 
 from dca_fast import Codec, restoration
 from dca_fast.container import pack_restoration, parse
-from dca_fast.ops import native, reference
+from dca_fast.ops import Ops, reference
+from dca_fast.ops import native as native_module
 from dca_fast.testing import photograph
+from tests.bridge import OnTensors
+
+TENSORS = reference.arrays("cpu")
+native = OnTensors(native_module)
+
+
+def as_tensor(weights: tuple[int, ...]) -> torch.Tensor:
+    return restoration.as_array(TENSORS, weights)
+
+
+def fit(ops: Ops, picture: torch.Tensor, image: torch.Tensor, bits: float) -> tuple[int, ...]:
+    arrays = ops.arrays("cpu")
+    return restoration.fit(ops, arrays, arrays.array(picture.numpy()), arrays.array(image.numpy()), bits)
 
 
 def blurred(pixels: np.ndarray) -> torch.Tensor:
@@ -52,21 +66,21 @@ def test_weights_are_those_of_the_regression_but_for_their_rounding() -> None:
 
 
 @pytest.mark.parametrize("ops", [reference.OPS, native.OPS], ids=["reference", "native"])
-def test_the_filter_takes_error_away_and_is_worth_its_bits(ops: object) -> None:
+def test_the_filter_takes_error_away_and_is_worth_its_bits(ops: Ops) -> None:
     image = torch.from_numpy(photograph(150, 200, seed=5))
     picture, bits = blurred(image.numpy()), 0.01
-    weights = restoration.fit(ops, picture, image, bits)  # type: ignore[arg-type]
-    assert weights == restoration.fit(reference.OPS, picture, image, bits)
-    before, after = squares(picture, image), squares(reference.restore(picture, restoration.as_tensor(weights)), image)
+    weights = fit(ops, picture, image, bits)
+    assert weights == fit(reference.OPS, picture, image, bits)
+    before, after = squares(picture, image), squares(reference.restore(picture, as_tensor(weights)), image)
     assert (before - after) / 3 * bits > 8 * len(pack_restoration(weights))
     assert after < 0.7 * before
-    assert restoration.fit(reference.OPS, picture, image, 1e-9) == ()
-    assert restoration.fit(reference.OPS, image, image, 1.0) == ()
+    assert fit(reference.OPS, picture, image, 1e-9) == ()
+    assert fit(reference.OPS, image, image, 1.0) == ()
 
 
 def test_more_bits_buy_more_rings() -> None:
     image = torch.from_numpy(photograph(150, 200, seed=5))
-    sizes = [len(restoration.fit(native.OPS, blurred(image.numpy()), image, bits)) for bits in (1e-9, 0.003, 1.0)]
+    sizes = [len(fit(native.OPS, blurred(image.numpy()), image, bits)) for bits in (1e-9, 0.003, 1.0)]
     assert sizes == sorted(sizes)
     assert (sizes[0], sizes[-1]) == (0, 54)
 
@@ -85,7 +99,7 @@ def test_the_gain_is_what_rounded_weights_bring() -> None:
         for c in range(3)
         for i in range(size)
     )
-    after = squares(reference.restore(picture, restoration.as_tensor(weights)), image)
+    after = squares(reference.restore(picture, as_tensor(weights)), image)
     rounding = picture.numel() / 12
     assert abs(squares(picture, image) - gain + rounding - after) < 0.3 * rounding + 0.01 * gain
 
@@ -93,9 +107,9 @@ def test_the_gain_is_what_rounded_weights_bring() -> None:
 @pytest.mark.parametrize("value", [0, 128, 255])
 def test_flat_pictures_need_no_filter(value: int) -> None:
     flat = torch.full((70, 90, 3), value, dtype=torch.uint8)
-    assert restoration.fit(native.OPS, flat, flat, 1.0) == ()
+    assert fit(native.OPS, flat, flat, 1.0) == ()
     noise = (flat.int() + torch.randint(-2, 3, flat.shape)).clamp(0, 255).byte()
-    assert restoration.fit(native.OPS, flat, noise, 1.0) == ()  # nothing to weigh
+    assert fit(native.OPS, flat, noise, 1.0) == ()  # nothing to weigh
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 500), (300, 2), (130, 190)])
@@ -121,9 +135,9 @@ def test_large_pictures_are_fitted_to_some_of_their_rows() -> None:
             seen.append(stride)
             return native.restore_sums(picture, image, stride)
 
-    weights = restoration.fit(Watching, picture, image, 0.01)  # type: ignore[arg-type]
+    weights = restoration.fit(Watching, TENSORS, picture, image, 0.01)  # type: ignore[arg-type]
     assert seen == [6]
-    after = squares(native.restore(picture, restoration.as_tensor(weights)), image)
+    after = squares(native.restore(picture, as_tensor(weights)), image)
     whole = restoration.choose(native.restore_sums(picture, image, 1).numpy(), image.numel() // 3, 0.01)
-    best = squares(native.restore(picture, restoration.as_tensor(whole)), image)
+    best = squares(native.restore(picture, as_tensor(whole)), image)
     assert best <= after < 1.02 * best < 0.9 * squares(picture, image)

@@ -30,8 +30,9 @@ class PatchAnalysis(nn.Module):
         self.embed = WideLinear(3 * PATCH**2, config.width)
         self.merge = WideLinear(4 * config.width, config.latent)
         fine, coarse = config.analysis_blocks
-        self.blocks8 = nn.ModuleList(Block(config.width, config.width, self.unit8) for _ in range(fine))
-        self.blocks16 = nn.ModuleList(Block(config.latent, config.latent_hidden, self.unit16) for _ in range(coarse))
+        hidden8, hidden16 = config.analysis_hidden or (config.width, config.latent_hidden)
+        self.blocks8 = nn.ModuleList(Block(config.width, hidden8, self.unit8) for _ in range(fine))
+        self.blocks16 = nn.ModuleList(Block(config.latent, hidden16, self.unit16) for _ in range(coarse))
 
     def forward(self, image: Tensor, t: Tensor) -> Tensor:
         x = self.embed(space_to_depth(image * PIXEL_SCALE, PATCH))

@@ -1,22 +1,25 @@
-"""The operations in C++ (`dca_fast._cpu`), on CPU tensors; same names, signatures and bits as the reference.
+"""The operations in C++ (`dca_fast._cpu`), on NumPy arrays; same names, signatures and bits as the reference.
 
-The extension sees NumPy views of the tensors, checks every type, shape and layout, and raises `InputError`
-instead of copying or guessing. Weights are packed for the processor the first time a layer is used and kept
-in its `cache`, so a layer must not be changed in place afterwards.
+The extension checks every type, shape and layout, and raises `InputError` instead of copying or guessing. Weights are
+packed for the processor the first time a layer is used and kept in its `cache`, so a layer must not be changed in
+place afterwards. What a picture needs once or twice is NumPy here, without its BLAS: nothing but the extension has
+threads, so that a forked process can go on with all of it.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from dca_fast import _cpu
-from dca_fast.config import Part
+from dca_fast.config import AQ_REACH, LATENT_STEPS, SKIP_ROW, STRIDE, Part
 from dca_fast.errors import InputError
 from dca_fast.ops import (
+    Array,
     DepthBlockParams,
     Depthwise,
     GatedFfnParams,
@@ -28,11 +31,42 @@ from dca_fast.ops import (
     WindowParams,
     collect,
 )
+from dca_fast.ops.limits import LIMIT16
 
 _cpu.set_error_type(InputError)
 
 NAME = "native"
-_tensor = torch.from_numpy
+
+
+class NumpyArrays:
+    """`Arrays` of NumPy."""
+
+    def __init__(self, device: object = "cpu") -> None:
+        """There is no other device."""
+
+    def array(self, values: npt.NDArray[Any]) -> Array:
+        return values
+
+    def numpy(self, x: Array) -> npt.NDArray[Any]:
+        return x
+
+    def zeros(self, *shape: int) -> Array:
+        return np.zeros(shape, np.int16)
+
+    def contiguous(self, x: Array) -> Array:
+        return np.ascontiguousarray(x)
+
+    def broadcast(self, x: Array, shape: tuple[int, ...]) -> Array:
+        return np.broadcast_to(x, shape).copy()
+
+    def concat(self, parts: Sequence[Array], axis: int) -> Array:
+        return np.concatenate(parts, axis)
+
+    def settle(self) -> None:
+        """All is done when a call returns."""
+
+
+arrays = NumpyArrays
 
 
 def isas() -> list[str]:
@@ -67,7 +101,7 @@ def _packed(p: Linear | Depthwise | Head) -> Any:
     handle = p.cache.get(NAME)
     if handle is None:
         make = getattr(_cpu, type(p).__name__)
-        handle = p.cache[NAME] = make(*(t.numpy() for t in p.tensors()))
+        handle = p.cache[NAME] = make(*p.tensors())
     return handle
 
 
@@ -76,160 +110,194 @@ def _arguments(p: Params) -> tuple[Any, ...]:
     found = p.cache.get(NAME)
     if found is None:
         found = p.cache[NAME] = tuple(
-            v.numpy() if isinstance(v, Tensor) else _packed(v) if isinstance(v, Linear | Depthwise) else v
-            for v in p.values()
+            _packed(v) if isinstance(v, Linear | Depthwise) else v for v in p.values()
         )
     return found
 
 
-def operand8(x: Tensor, m: Tensor) -> Tensor:
-    return _tensor(_cpu.operand8(x.numpy(), m.numpy()))
+def operand8(x: Array, m: Array) -> Array:
+    return _cpu.operand8(x, m)
 
 
-def operand16(x: Tensor, m: Tensor) -> Tensor:
-    return _tensor(_cpu.operand16(x.numpy(), m.numpy()))
+def operand16(x: Array, m: Array) -> Array:
+    return _cpu.operand16(x, m)
 
 
-def linear_act(x: Tensor, p: Linear, leaky: bool) -> Tensor:
-    return _tensor(_cpu.linear_act(x.numpy(), _packed(p), leaky))
+def linear_act(x: Array, p: Linear, leaky: bool) -> Array:
+    return _cpu.linear_act(x, _packed(p), leaky)
 
 
-def linear_gate(x: Tensor, p: Linear, g: float) -> Tensor:
-    return _tensor(_cpu.linear_gate(x.numpy(), _packed(p), g))
+def linear_gate(x: Array, p: Linear, g: float) -> Array:
+    return _cpu.linear_gate(x, _packed(p), g)
 
 
-def linear_add(x: Tensor, p: Linear, residual: Tensor | None = None) -> Tensor:
-    return _tensor(_cpu.linear_add(x.numpy(), _packed(p), None if residual is None else residual.numpy()))
+def linear_add(x: Array, p: Linear, residual: Array | None = None) -> Array:
+    return _cpu.linear_add(x, _packed(p), residual)
 
 
-def add(x: Tensor, y: Tensor) -> Tensor:
-    return _tensor(_cpu.add(x.numpy(), y.numpy()))
+def add(x: Array, y: Array) -> Array:
+    return _cpu.add(x, y)
 
 
-def wide_linear(x: Tensor, p: Linear, residual: Tensor | None = None) -> Tensor:
-    return _tensor(_cpu.wide_linear(x.numpy(), _packed(p), None if residual is None else residual.numpy()))
+def wide_linear(x: Array, p: Linear, residual: Array | None = None) -> Array:
+    return _cpu.wide_linear(x, _packed(p), residual)
 
 
-def decoded_linear(y_hat: Tensor, m: Tensor, p: Linear, residual: Tensor, step: int) -> Tensor:
+def decoded_linear(y_hat: Array, m: Array, p: Linear, residual: Array, step: int) -> Array:
     name = f"{NAME} {step}"
     handle = p.cache.get(name)
     if handle is None:
-        handle = p.cache[name] = _cpu.Decoded(*(t.numpy() for t in p.tensors()), step)
-    return _tensor(_cpu.decoded_linear(y_hat.numpy(), m.numpy(), handle, residual.numpy()))
+        handle = p.cache[name] = _cpu.Decoded(*p.tensors(), step)
+    return _cpu.decoded_linear(y_hat, m, handle, residual)
 
 
-def wide_pixels(x: Tensor, p: Linear) -> Tensor:
-    return _tensor(_cpu.wide_pixels(x.numpy(), _packed(p)))
+def wide_pixels(x: Array, p: Linear) -> Array:
+    return _cpu.wide_pixels(x, _packed(p))
 
 
-def act_slope(e: Tensor, h: Tensor, leaky: bool) -> Tensor:
-    return _tensor(_cpu.act_slope(e.numpy(), h.numpy(), leaky))
+def act_slope(e: Array, h: Array, leaky: bool) -> Array:
+    return _cpu.act_slope(e, h, leaky)
 
 
-def gate_slope(e: Tensor, uv: Tensor, g: float, m: Tensor) -> Tensor:
-    return _tensor(_cpu.gate_slope(e.numpy(), uv.numpy(), g, m.numpy()))
+def gate_slope(e: Array, uv: Array, g: float, m: Array) -> Array:
+    return _cpu.gate_slope(e, uv, g, m)
 
 
-def add_slope(slope: Tensor, d: Tensor, h: Tensor) -> Tensor:
-    return _tensor(_cpu.add_slope(slope.numpy(), d.numpy(), h.numpy()))
+def add_slope(slope: Array, d: Array, h: Array) -> Array:
+    return _cpu.add_slope(slope, d, h)
 
 
-def depthwise3x3(x: Tensor, p: Depthwise) -> Tensor:
-    return _tensor(_cpu.depthwise3x3(x.numpy(), _packed(p)))
+def depthwise3x3(x: Array, p: Depthwise) -> Array:
+    return _cpu.depthwise3x3(x, _packed(p))
 
 
 def window_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    q: Array,
+    k: Array,
+    v: Array,
     heads: int,
     window: int,
     shift: int,
     m: float,
-    bias: Tensor,
-    table: Tensor,
-) -> Tensor:
-    out = _cpu.window_attention(q.numpy(), k.numpy(), v.numpy(), heads, window, shift, m, bias.numpy(), table.numpy())
-    return _tensor(out)
+    bias: Array,
+    table: Array,
+) -> Array:
+    return _cpu.window_attention(q, k, v, heads, window, shift, m, bias, table)
 
 
-def token_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, m: float, table: Tensor) -> Tensor:
-    return _tensor(_cpu.token_attention(q.numpy(), k.numpy(), v.numpy(), heads, m, table.numpy()))
+def token_attention(q: Array, k: Array, v: Array, heads: int, m: float, table: Array) -> Array:
+    return _cpu.token_attention(q, k, v, heads, m, table)
 
 
-def head_params(t: Tensor, p: Head, step: int, skip: int, valid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    mean, row = _cpu.head_params(t.numpy(), _packed(p), step, skip, *valid)
-    return _tensor(mean), _tensor(row)
+def head_params(t: Array, p: Head, step: int, skip: int, valid: tuple[int, int]) -> tuple[Array, Array]:
+    mean, row = _cpu.head_params(t, _packed(p), step, skip, *valid)
+    return mean, row
 
 
-def quadtree_gather(x: Tensor, step: int) -> Tensor:
-    return _tensor(_cpu.quadtree_gather(x.numpy(), step))
+def quadtree_gather(x: Array, step: int) -> Array:
+    return _cpu.quadtree_gather(x, step)
 
 
-def neighbour_mean(z: Tensor, m: Tensor, part: Part) -> Tensor:
-    return _tensor(_cpu.neighbour_mean(z.numpy(), m.numpy(), part.top, part.left, part.step))
+def neighbour_mean(z: Array, m: Array, part: Part) -> Array:
+    return _cpu.neighbour_mean(z, m, part.top, part.left, part.step)
 
 
-def coarseness(row: Tensor, offset: Tensor, skip: int, strength: int) -> Tensor:
-    return _tensor(_cpu.coarseness(row.numpy(), offset.numpy(), skip, strength))
+def hyper_symbols(z: Array, mean: Array | None, rows: Array) -> Array:
+    values = z.astype(np.int32) + LATENT_STEPS // 2
+    if mean is not None:
+        values -= mean
+    values //= LATENT_STEPS
+    values *= rows != SKIP_ROW
+    return values.astype(np.int16)
 
 
-def coarser_rows(row: Tensor, coarse: Tensor, skip: int) -> Tensor:
-    return _tensor(_cpu.coarser_rows(row.numpy(), coarse.numpy(), skip))
+def hyper_values(symbols: Array, mean: Array | None) -> Array:
+    values = symbols.astype(np.int32) * LATENT_STEPS
+    if mean is not None:
+        values += mean
+    return values.clip(-LIMIT16, LIMIT16).astype(np.int16)
 
 
-def residuals(y: Tensor, mean: Tensor, gain: Tensor, step: int, finer: Tensor | None = None) -> Tensor:
-    factors = None if finer is None else finer.numpy()
-    return _tensor(_cpu.residuals(y.numpy(), mean.numpy(), gain.numpy(), step, factors))
+def coarseness(row: Array, offset: Array, skip: int, strength: int) -> Array:
+    return _cpu.coarseness(row, offset, skip, strength)
 
 
-def reconstruct(q: Tensor, mean: Tensor, inv: Tensor, step: int, y_hat: Tensor, coarser: Tensor | None = None) -> None:
-    factors = None if coarser is None else coarser.numpy()
-    _cpu.reconstruct(q.numpy(), mean.numpy(), inv.numpy(), step, y_hat.numpy(), factors)
+def coarser_rows(row: Array, coarse: Array, skip: int) -> Array:
+    return _cpu.coarser_rows(row, coarse, skip)
 
 
-def patches_from_image(image: Tensor, size: int = 8) -> Tensor:
-    return _tensor(_cpu.patches_from_image(image.numpy(), size))
+def step_factors(coarse: Array, factors: Array) -> Array:
+    return np.take(factors, coarse.astype(np.intp) + AQ_REACH, axis=1)
 
 
-def image_from_patches(patches: Tensor, size: int = 8) -> Tensor:
-    return _tensor(_cpu.image_from_patches(patches.numpy(), size))
+def residuals(y: Array, mean: Array, gain: Array, step: int, finer: Array | None = None) -> Array:
+    return _cpu.residuals(y, mean, gain, step, finer)
 
 
-def restore(picture: Tensor, w: Tensor) -> Tensor:
-    return _tensor(_cpu.restore(picture.numpy(), w.numpy()))
+def reconstruct(q: Array, mean: Array, inv: Array, step: int, y_hat: Array, coarser: Array | None = None) -> None:
+    _cpu.reconstruct(q, mean, inv, step, y_hat, coarser)
 
 
-def restore_sums(picture: Tensor, image: Tensor, stride: int) -> Tensor:
-    return _tensor(_cpu.restore_sums(picture.numpy(), image.numpy(), stride))
+def patches_from_image(image: Array, size: int = 8) -> Array:
+    return _cpu.patches_from_image(image, size)
 
 
-def space_to_depth2(x: Tensor) -> Tensor:
-    return _tensor(_cpu.space_to_depth2(x.numpy()))
+def image_from_patches(patches: Array, size: int = 8) -> Array:
+    return _cpu.image_from_patches(patches, size)
 
 
-def depth_to_space2(x: Tensor) -> Tensor:
-    return _tensor(_cpu.depth_to_space2(x.numpy()))
+def restore(picture: Array, w: Array) -> Array:
+    return _cpu.restore(picture, w)
 
 
-def depth_block(x: Tensor, p: DepthBlockParams) -> Tensor:
-    return _tensor(_cpu.depth_block(x.numpy(), *_arguments(p)))
+def restore_sums(picture: Array, image: Array, stride: int) -> Array:
+    return _cpu.restore_sums(picture, image, stride)
 
 
-def gated_ffn(x: Tensor, p: GatedFfnParams) -> Tensor:
-    return _tensor(_cpu.gated_ffn(x.numpy(), *_arguments(p)))
+def squared_error(a: Array, b: Array, weights: Array | None = None) -> int:
+    total, starts = 0, np.arange(0, a.shape[1] * a.shape[2], STRIDE * a.shape[2])
+    for top in range(0, len(a), STRIDE):  # strips stay in the cache
+        difference: Any = a[top : top + STRIDE] - b[top : top + STRIDE].astype(np.int16)
+        columns: Any = np.square(difference, dtype=np.int32).sum(0, dtype=np.int32)
+        if weights is None:
+            total += int(columns.sum(dtype=np.int64))
+        else:
+            sums = np.add.reduceat(columns.ravel(), starts, dtype=np.int64)
+            total += int((sums * weights[top // STRIDE, : len(starts)]).sum())
+    return total
 
 
-def block(x: Tensor, depth: DepthBlockParams, ffn: GatedFfnParams) -> Tensor:
-    return _tensor(_cpu.block(x.numpy(), *_arguments(depth), *_arguments(ffn)))
+def luma(picture: Array) -> Array:
+    red, green, blue = (picture[..., i].astype(np.int32) for i in range(3))
+    return ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).astype(np.uint8)
 
 
-def window_block(x: Tensor, p: WindowParams) -> Tensor:
-    return _tensor(_cpu.window_block(x.numpy(), *_arguments(p)))
+def space_to_depth2(x: Array) -> Array:
+    return _cpu.space_to_depth2(x)
 
 
-def token_block(x: Tensor, k: Tensor, v: Tensor, p: TokenParams) -> Tensor:
-    return _tensor(_cpu.token_block(x.numpy(), k.numpy(), v.numpy(), *_arguments(p)))
+def depth_to_space2(x: Array) -> Array:
+    return _cpu.depth_to_space2(x)
+
+
+def depth_block(x: Array, p: DepthBlockParams) -> Array:
+    return _cpu.depth_block(x, *_arguments(p))
+
+
+def gated_ffn(x: Array, p: GatedFfnParams) -> Array:
+    return _cpu.gated_ffn(x, *_arguments(p))
+
+
+def block(x: Array, depth: DepthBlockParams, ffn: GatedFfnParams) -> Array:
+    return _cpu.block(x, *_arguments(depth), *_arguments(ffn))
+
+
+def window_block(x: Array, p: WindowParams) -> Array:
+    return _cpu.window_block(x, *_arguments(p))
+
+
+def token_block(x: Array, k: Array, v: Array, p: TokenParams) -> Array:
+    return _cpu.token_block(x, k, v, *_arguments(p))
 
 
 OPS: Ops = collect(NAME, sys.modules[__name__])

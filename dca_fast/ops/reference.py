@@ -7,8 +7,11 @@ point operation is one float32 multiply per output (`requantise`), which IEEE 75
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,11 +19,13 @@ from torch import Tensor
 from dca_fast.config import (
     AQ_CHANNELS,
     AQ_REACH,
+    LATENT_STEPS,
     QUADTREE,
     RING_LIMIT,
     RING_STEPS,
     RINGS,
     SKIP_ROW,
+    STRIDE,
     TRELLIS_STEP,
     Part,
 )
@@ -35,13 +40,40 @@ from dca_fast.ops import (
     WindowParams,
     collect,
 )
+from dca_fast.ops.limits import LIMIT8, LIMIT16, LIMIT_MEAN, LIMIT_RESIDUAL, LIMIT_VALUE, MAX_ROW
 
-LIMIT8 = 127
-LIMIT16 = 32767
-LIMIT_MEAN = 1 << 20  # of means in 1/256, scores and scales in 1/16
-LIMIT_RESIDUAL, LIMIT_VALUE = 1 << 21, 1 << 22  # of residuals in, and values of, steps of a site's own
-MAX_ROW = 127  # last row of the scale table
 
+class TorchArrays:
+    """`Arrays` of PyTorch tensors on one device."""
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+
+    def array(self, values: npt.NDArray[Any]) -> Tensor:
+        # PyTorch has no read-only tensors.
+        return torch.from_numpy(values if values.flags.writeable else values.copy()).to(self.device)
+
+    def numpy(self, x: Tensor) -> npt.NDArray[Any]:
+        return x.cpu().numpy()
+
+    def zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.int16, device=self.device)
+
+    def contiguous(self, x: Tensor) -> Tensor:
+        return x.contiguous()
+
+    def broadcast(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return x.expand(shape).clone(memory_format=torch.contiguous_format)
+
+    def concat(self, parts: Sequence[Tensor], axis: int) -> Tensor:
+        return torch.cat(tuple(parts), axis)
+
+    def settle(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+
+
+arrays = TorchArrays
 
 def requantise(acc: Tensor, m: Tensor | float, limit: int, leaky: bool = False) -> Tensor:
     """Integers times float32, rounded half to even, clamped to [-limit, limit]; int32."""
@@ -274,6 +306,28 @@ def neighbour_mean(z: Tensor, m: Tensor, part: Part) -> Tensor:
     return requantise(total, m[count[..., 0] - 1], LIMIT16).to(torch.int16)
 
 
+def hyper_symbols(z: Tensor, mean: Tensor | None, rows: Tensor) -> Tensor:
+    """Symbols of a part of a hyper latent: what is not expected of it, in whole quantiser steps.
+
+    Args:
+        z: int16 [N, H, W, C], 1/256 quantiser steps; any strides.
+        mean: int16 alike, of `neighbour_mean`; None: zero.
+        rows: uint8 alike; where SKIP_ROW nothing is coded.
+
+    Returns:
+        int16 alike, 0 where nothing is coded.
+    """
+    residuals = z.to(torch.int32) if mean is None else z.to(torch.int32) - mean
+    symbols = (residuals + LATENT_STEPS // 2).div(LATENT_STEPS, rounding_mode="floor")
+    return symbols.masked_fill(rows == SKIP_ROW, 0).to(torch.int16)
+
+
+def hyper_values(symbols: Tensor, mean: Tensor | None) -> Tensor:
+    """The hyper latent that `hyper_symbols` stand for. symbols, mean as there; int16 alike."""
+    z = symbols.to(torch.int32) * LATENT_STEPS
+    return (z if mean is None else z + mean).clamp(-LIMIT16, LIMIT16).to(torch.int16)
+
+
 def head_params(t: Tensor, p: Head, step: int, skip: int, valid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Mean and scale-table row of the symbols of one quadtree step.
 
@@ -343,6 +397,19 @@ def coarser_rows(row: Tensor, coarse: Tensor, skip: int) -> Tensor:
     """
     r = (row.to(torch.int32) - coarse[..., None]).clamp(0, MAX_ROW)
     return torch.where((row == SKIP_ROW) | (r < skip), SKIP_ROW, r).to(torch.uint8)
+
+
+def step_factors(coarse: Tensor, factors: Tensor) -> Tensor:
+    """By what quantiser steps, and values in them, change at each site.
+
+    Args:
+        coarse: int8 [N, H, W] of `coarseness`.
+        factors: float32 [2, 2 AQ_REACH + 1], of -AQ_REACH, -AQ_REACH + 1...
+
+    Returns:
+        float32 [2, N, H, W].
+    """
+    return factors.index_select(1, coarse.flatten().int() + AQ_REACH).view(2, *coarse.shape)
 
 
 def residuals(y: Tensor, mean: Tensor, gain: Tensor, step: int, finer: Tensor | None = None) -> Tensor:
@@ -426,6 +493,27 @@ def restore_sums(picture: Tensor, image: Tensor, stride: int) -> Tensor:
     features = ring_features(picture, len(RINGS), stride).flatten(0, 1).double()
     error = (image[::stride].to(torch.int32) - picture[::stride].to(torch.int32)).flatten(0, 1).double()
     return (features.T @ torch.cat((features, error), 1)).to(torch.int64)
+
+
+def squared_error(a: Tensor, b: Tensor, weights: Tensor | None = None) -> int:
+    """Sum of the squared differences of two pictures.
+
+    Args:
+        a, b: uint8 [H, W, 3].
+        weights: int64 [h, w]: what those of each site of 16 x 16 pixels count; None: 1.
+    """
+    squares = (a.to(torch.int32) - b.to(torch.int32)).square()
+    if weights is None:
+        return int(squares.sum(dtype=torch.int64))
+    squares = F.pad(squares.sum(-1), (0, -a.shape[1] % STRIDE, 0, -a.shape[0] % STRIDE))
+    of_sites = squares.view(squares.shape[0] // STRIDE, STRIDE, -1, STRIDE).sum((1, 3))
+    return int((of_sites * weights[: of_sites.shape[0], : of_sites.shape[1]]).sum())
+
+
+def luma(picture: Tensor) -> Tensor:
+    """Luma of ITU-R BT.601 in integers: uint8 [H, W, 3] to [H, W]."""
+    red, green, blue = picture.to(torch.int32).unbind(-1)
+    return ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).to(torch.uint8)
 
 
 def space_to_depth2(x: Tensor) -> Tensor:

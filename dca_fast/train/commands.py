@@ -18,7 +18,7 @@ from dca_fast.ablate import TWINS, Plan, run
 from dca_fast.config import ModelConfig, preset
 from dca_fast.errors import ConfigError, InputError
 from dca_fast.export import load_float, mix, save_float
-from dca_fast.image_io import write_atomic
+from dca_fast.files import write_atomic
 from dca_fast.report import PLOT_FORMATS
 from dca_fast.train.data import Crops, Images, open_data
 from dca_fast.train.finish import export_and_check, plot_losses, validate

@@ -23,25 +23,13 @@ from rich.progress import track
 from torch import Tensor
 
 from dca_fast.errors import InputError
+from dca_fast.image_io import list_images, suffixes
 
 log = logging.getLogger(__name__)
-SUFFIXES = {".avif", ".jpg", ".jpeg", ".png", ".webp", ".jxl", ".bmp", ".tif", ".tiff"}
 # What Pillow raises about damaged files.
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 ATTEMPTS = 100  # photographs tried for one crop
 READERS = 8  # threads that decode the members of shards
-
-
-def list_images(folder: Path) -> list[Path]:
-    """Image files below `folder`, sorted.
-
-    Raises:
-        InputError: there is none.
-    """
-    paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise InputError(f"no images in {folder}")
-    return paths
 
 
 def read_pixels(source: Path | io.BytesIO, name: str, smallest: int) -> np.ndarray | None:
@@ -213,7 +201,7 @@ class Shards:
         for path in track(paths, "listing shards"):
             try:
                 with tarfile.open(path, "r:") as tar:
-                    images = (m for m in tar if m.isfile() and Path(m.name).suffix.lower() in SUFFIXES)
+                    images = (m for m in tar if m.isfile() and Path(m.name).suffix.lower() in suffixes())
                     self.members += [(path, m.offset_data, m.size) for m in images]
             except tarfile.TarError as error:
                 raise InputError(f"{path} is not a tar file: {error}") from error

@@ -16,7 +16,7 @@ from dca_fast.config import DEFAULT_AQ, DEFAULT_EFFORT
 from dca_fast.errors import BackendUnavailableError, InputError, WeightsError
 from dca_fast.evaluate import ImageFolder, evaluate, need, psnr
 from dca_fast.export import export_checkpoint, load_float
-from dca_fast.image_io import write_atomic
+from dca_fast.files import write_atomic
 from dca_fast.report import PLOT_FORMATS, report, summary
 from dca_fast.testing import photograph
 from dca_fast.train.data import Crops

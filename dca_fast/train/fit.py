@@ -10,6 +10,7 @@ from rich.progress import track
 
 from dca_fast import weights as weights_io
 from dca_fast.codec import Codec
+from dca_fast.engines.cpu import CpuEngine
 from dca_fast.entropy.tables import SYMBOLS, TABLE_ROWS, Tables, fit_tables
 from dca_fast.export import put_tables
 from dca_fast.program import QUALITY_RANGE
@@ -24,11 +25,12 @@ SEED = 0
 def count_symbols(codec: Codec, photographs: Crops, crops: int = CROPS) -> np.ndarray:
     """How often each symbol of each row occurs, over all qualities alike: int64 [384, 256]."""
     counts, tables = np.zeros((TABLE_ROWS, SYMBOLS), np.int64), codec.tables
-    generator = np.random.default_rng(SEED)
+    generator, engine = np.random.default_rng(SEED), codec.engine
+    assert isinstance(engine, CpuEngine)
     for i in track(range(crops), "fitting tables", console=Console(stderr=True)):
         pixels = (photographs.batch(generator, 1, SIZE)[0] + 128).byte().numpy()
         quality = round((i + 0.5) / crops * QUALITY_RANGE)
-        source, _ = codec._symbols(pixels, quality, 1, 0)
+        source, _ = engine.symbols(engine.image(pixels), quality, 1, 0)
         for part, (values, rows) in enumerate(source.parts):
             at = tables.coded(values, rows, None if part < source.plain else 1)
             np.add.at(counts, at[::-1], 1)

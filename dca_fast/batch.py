@@ -1,0 +1,142 @@
+"""Which files a batch takes and where each goes: none twice, none over another, none left out in silence."""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+import zlib
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dca_fast.errors import InputError, InputWarning
+
+__all__ = ["Job", "name_of", "plan"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file of a batch.
+
+    Args:
+        source: its path.
+        place: its path below the folder that was given, or its name: what a shard goes by.
+        target: where it goes; "" for none.
+        problem: why it cannot be converted, or "".
+        left_out: it is none of the files that were meant, as a text file among pictures.
+    """
+
+    source: str
+    place: Path
+    target: str = ""
+    problem: str = ""
+    left_out: bool = False
+
+
+def name_of(place: Path, extension: str, suffixes: Collection[str], keep_suffix: bool = False) -> Path:
+    """What a file becomes: photo.png photo.dca, or photo.png.dca with its suffix; photo.png.dca photo.png again."""
+    stem = place if keep_suffix or place.suffix.lower() not in suffixes else place.with_suffix("")
+    return stem if not keep_suffix and stem.suffix.lower() == extension else Path(f"{stem}{extension}")
+
+
+def plan(
+    paths: Sequence[str],
+    out: Path,
+    extension: str,
+    suffixes: Collection[str],
+    *,
+    keep_suffix: bool = False,
+    shard: tuple[int, int] = (1, 1),
+    ignore: Collection[Path] = (),
+) -> list[Job]:
+    """All files and where each goes; those of a folder keep their places below it.
+
+    Args:
+        paths: files and folders.
+        out: folder of the outputs.
+        extension: of the outputs.
+        suffixes: of the files that are taken from folders, in lower case.
+        keep_suffix: of the inputs, before the extension. Inputs that would become one output keep theirs anyway.
+        shard: (i, n), the i-th of n parts of about equal size; a file's part depends on its place alone.
+        ignore: files that are not even left out.
+
+    Returns:
+        Files to convert, files with a problem, and files left out, in the order of the paths and of names.
+
+    Raises:
+        InputError: nothing at all to convert.
+    """
+    jobs: dict[str, Job] = {}  # by real path and place: a file that is given twice is one
+    for path in paths:
+        for job in _found(Path(path), suffixes):
+            jobs.setdefault(f"{os.path.realpath(job.source)}\0{job.place}", job)
+    found = _with_targets(list(jobs.values()), out, extension, suffixes, keep_suffix)
+    skipped = {os.path.realpath(path) for path in [*map(str, ignore), *(job.target for job in found if job.target)]}
+    found = [job for job in found if not (job.left_out and os.path.realpath(job.source) in skipped)]
+    if all(job.left_out for job in found):
+        what = ".dca files" if ".dca" in suffixes else "pictures"
+        others = f", {len(found)} other files, as {found[0].source} ({found[0].problem})" if found else ""
+        raise InputError(f"no {what} in {', '.join(paths)}{others}")
+    part, parts = shard
+    return [job for job in found if zlib.crc32(os.fsencode(job.place.as_posix())) % parts == part - 1]
+
+
+def _found(path: Path, suffixes: Collection[str]) -> Iterator[Job]:
+    """A file, or what is in a folder and below."""
+    if not path.is_dir():
+        yield Job(str(path), Path(path.name), problem="" if _is_readable(path) else "not a regular file")
+        return
+    problems: list[OSError] = []
+    for here, folders, files in os.walk(path, onerror=problems.append):
+        folders.sort()
+        linked = [name for name in folders if os.path.islink(os.path.join(here, name))]
+        for name in sorted(files + linked):
+            file = Path(here, name)
+            place = file.relative_to(path)
+            if name in linked:
+                yield Job(str(file), place, problem="a link to a folder", left_out=True)
+            elif file.suffix.lower() not in suffixes:
+                yield Job(str(file), place, problem="another kind of file", left_out=True)
+            elif not _is_readable(file):
+                yield Job(str(file), place, problem="not a regular file", left_out=True)
+            else:
+                yield Job(str(file), place)
+    for error in problems:
+        yield Job(str(error.filename), Path(os.path.relpath(error.filename, path)), problem=str(error.strerror))
+
+
+def _is_readable(path: Path) -> bool:
+    """A regular file, or what reading it will tell about: not a pipe, on which it would wait for ever."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True
+
+
+def _with_targets(
+    jobs: list[Job], out: Path, extension: str, suffixes: Collection[str], keep_suffix: bool
+) -> list[Job]:
+    def target(job: Job, keep: bool) -> str:
+        return str(out / name_of(job.place, extension, suffixes, keep))
+
+    targets = {i: target(job, keep_suffix) for i, job in enumerate(jobs) if not job.problem}
+    for group in [] if keep_suffix else _shared(targets):
+        targets |= {i: target(jobs[i], True) for i in group}
+        sources = " and ".join(jobs[i].source for i in group)
+        warnings.warn(f"{sources} keep their suffixes, to be told apart", InputWarning, stacklevel=2)
+    result = [replace(job, target=targets.get(i, "")) for i, job in enumerate(jobs)]
+    for group in _shared(targets):
+        sources = " and ".join(jobs[i].source for i in group)
+        for i in group:
+            result[i] = replace(jobs[i], problem=f"{sources} would both become {targets[i]}")
+    return result
+
+
+def _shared(targets: dict[int, str]) -> list[list[int]]:
+    """Groups of jobs with one target, without case: so do some file systems compare names."""
+    groups = defaultdict(list)
+    for i, target in targets.items():
+        groups[target.casefold()].append(i)
+    return [group for group in groups.values() if len(group) > 1]
