@@ -338,14 +338,15 @@ def training_speed(device: str, clock: Clock, batch: int, crop: int, turns: int)
             start = load_float(CHECKPOINT).state_dict()
             trainer = Trainer(preset("dca-s"), data, Path(folder), recipe, device, start, tables=tables)
             begin = time.perf_counter()
-            trainer.train_step(1.0)
-            trainer.train_step(1.0)  # both kinds of updates are recorded now
-            wait()
+            # Both kinds of updates are recorded then.
+            early = [float(trainer.train_step(1.0)[0]) for _ in range(2)]
             first, begin = time.perf_counter() - begin, time.perf_counter()
-            losses = [float(loss) for loss in [trainer.train_step(1.0)[0].clone() for _ in range(turns)]]
+            losses = torch.stack([trainer.train_step(1.0)[0].clone() for _ in range(turns)]).tolist()
             step = (time.perf_counter() - begin) / turns
         rows[name] = {"step_ms": 1e3 * step, "pixels_per_s": batch * crop**2 / step, "first_steps_s": first}
-        rows[name]["finite"] = all(map(math.isfinite, losses))
+        rows[name] |= {"first_losses": early, "last_loss": statistics.fmean(losses[-10:])}
+        if abs(early[0] / rows["graphs"]["first_losses"][0] - 1) > 0.02 or not all(map(math.isfinite, losses)):
+            raise RuntimeError(f"losses differ, or are not finite: {rows}")
         if torch.cuda.is_available():
             rows[name]["peak_bytes"] = torch.cuda.max_memory_allocated()
             torch.cuda.reset_peak_memory_stats()

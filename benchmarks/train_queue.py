@@ -9,13 +9,16 @@ without "minutes" it takes what is left. The folder OUT holds few and small file
 lent machine: of a training that is over NAME.safetensors (its averaged weights, for `dca-fast export` and as a start),
 of one that was cut short NAME.0.safetensors, ... with which the next slot goes on (--resume: a folder with the files
 of earlier ones), and training.jsonl, the log of all. --join makes of the latter what `dca-fast train --out` resumes and
-`dca-fast export` takes. A training that fails is named, and the next one begins.
+`dca-fast export` takes. A training that fails is named, and the next one begins; one that fails for no fault of its own
+is first tried without fused kernels and then launch by launch, each time in a fresh process, because after an error of
+CUDA nothing runs in the old one.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -26,7 +29,7 @@ from typing import Any
 
 from dca_fast.cli import make_parser
 from dca_fast.config import preset
-from dca_fast.errors import InputError
+from dca_fast.errors import DcaError, InputError
 from dca_fast.export import load_float, save_float
 from dca_fast.train.commands import make_trainer
 from dca_fast.train.parts import join_parts, part_files, write_parts
@@ -38,6 +41,7 @@ MAX_FILES, MAX_BYTES = 8, 64_000_000  # of OUT, other files included
 SAVE_MINUTES = 1.5
 MARGIN = 0.5  # seconds by which a schedule that fills a slot is over before
 SHORTEST = 5.0  # seconds that are worth a beginning
+CAREFUL = ((), ("--no-fused",), ("--no-fused", "--no-record"))  # arguments of further tries
 OWN = {"--data", "--out", "--start", "--minutes", "--steps", "--device"}  # arguments that are not the queue's
 
 
@@ -93,15 +97,16 @@ def log(out: Path, name: str, lines: Path) -> None:
     path.write_text("\n".join([*kept, *new]) + "\n")
 
 
-def arguments_of(item: dict[str, Any], data: Path, folder: Path, device: str) -> argparse.Namespace:
+def arguments_of(item: dict[str, Any], args: argparse.Namespace, folder: Path) -> argparse.Namespace:
     """Those of `dca-fast train`, for one training of the queue.
 
     Raises:
         InputError: it has arguments that are not its own.
     """
-    if wrong := OWN & set(item.get("arguments", ())):
+    if wrong := OWN & {argument.partition("=")[0] for argument in item.get("arguments", ())}:
         raise InputError(f"{', '.join(sorted(wrong))} of {item['name']} are not for a queue to choose")
-    given = ["train", "--data", str(data), "--out", str(folder), "--device", device, *item.get("arguments", ())]
+    given = ["train", "--data", str(args.data), "--out", str(folder), "--device", args.device]
+    given += [*item.get("arguments", ()), *CAREFUL[args.careful]]
     if item.get("start"):
         given += ["--start", str(HERE.parent / item["start"])]
     args = make_parser().parse_args(given)
@@ -112,10 +117,9 @@ def arguments_of(item: dict[str, Any], data: Path, folder: Path, device: str) ->
 def train(item: dict[str, Any], args: argparse.Namespace, deadline: float, folder: Path) -> None:
     """One training, from where an earlier slot left it."""
     name, before = item["name"], 0.0
-    earlier = args.resume if args.resume and part_files(args.resume, name) else None
-    if earlier:
-        before = join_parts(earlier, name, folder / "checkpoint.pt")["minutes"]
-    given = arguments_of(item, args.data, folder, args.device)
+    if earlier := [place for place in (args.out, args.resume) if part_files(place, name)]:
+        before = join_parts(earlier[0], name, folder / "checkpoint.pt")["minutes"]
+    given = arguments_of(item, args, folder)
     trainer = make_trainer(given, preset(given.preset), World(device=args.device), Cut)
     minutes = item.get("minutes") or before + (deadline - MARGIN - time.monotonic()) / 60
     trainer.recipe = replace(trainer.recipe, minutes=minutes)
@@ -132,6 +136,13 @@ def train(item: dict[str, Any], args: argparse.Namespace, deadline: float, folde
     say(f"{name}: {trainer.step - trainer.first} steps, {'over' if trainer.over else 'to be continued'}")
 
 
+def again(careful: int) -> None:
+    """All that is not over, in a fresh process."""
+    say(f"once more, {' '.join(CAREFUL[careful])}")
+    arguments = [argument for argument in sys.argv[1:] if not argument.startswith("--careful")]
+    os.execv(sys.executable, [sys.executable, str(Path(__file__).resolve()), *arguments, f"--careful={careful}"])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--join", nargs=3, metavar=("OUT", "NAME", "CHECKPOINT"), help="put a checkpoint together")
@@ -141,6 +152,7 @@ def main() -> int:
     parser.add_argument("--until", type=float, metavar="TIME", help="when to end, in seconds of `date +%%s`")
     parser.add_argument("--resume", type=Path, help="files of earlier slots; default: OUT itself")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--careful", type=int, default=0, choices=range(len(CAREFUL)), help="without what is newest")
     args = parser.parse_args()
     if args.join:
         join_parts(Path(args.join[0]), args.join[1], Path(args.join[2]))
@@ -152,16 +164,18 @@ def main() -> int:
     args.resume = args.resume or args.out
     with tempfile.TemporaryDirectory() as work:
         for item in json.loads(args.queue.read_text()):
-            if (args.resume / f"{item['name']}.safetensors").exists():
-                say(f"{item['name']}: over in an earlier slot")
+            if any((place / f"{item['name']}.safetensors").exists() for place in (args.out, args.resume)):
+                say(f"{item['name']}: is over")
                 continue
             if deadline - time.monotonic() < SHORTEST:
                 say(f"{item['name']}: no time left")
                 continue
             try:
                 train(item, args, deadline, Path(work) / item["name"])
-            except Exception:
+            except Exception as error:
                 say(f"{item['name']}: {traceback.format_exc()}")
+                if args.careful + 1 < len(CAREFUL) and not isinstance(error, DcaError):
+                    again(args.careful + 1)
                 failed.append(item["name"])
     if failed:
         say(f"FAILED: {', '.join(failed)}")

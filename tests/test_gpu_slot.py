@@ -5,14 +5,17 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from dca_fast.errors import WeightsError
+from dca_fast.errors import InputError, WeightsError
 from dca_fast.export import load_float
 from dca_fast.testing import photograph
 from dca_fast.train.pack import write_pack
@@ -63,7 +66,7 @@ def test_two_slots_are_rehearsed(checkout: Path, tmp_path: Path) -> None:
     write_pack(photographs, checkout / "pack.crops", 1 << 20, side=256)
     (tmp_path / "queue.json").write_text(json.dumps(QUEUE))
 
-    code, printed = slot(checkout, str(first), "1.05", DCA_QUEUE=str(tmp_path / "queue.json"))
+    code, printed = slot(checkout, str(first), "1.1", DCA_QUEUE=str(tmp_path / "queue.json"))
     assert (first / "slot.log").read_text() == printed
     assert code == 1
     assert "FAILED: broken" in printed
@@ -86,7 +89,7 @@ def test_two_slots_are_rehearsed(checkout: Path, tmp_path: Path) -> None:
     code, printed = slot(
         checkout, str(second), "0.7", "train", DCA_QUEUE=str(tmp_path / "queue.json"), DCA_RESUME=str(first)
     )
-    assert "short: over in an earlier slot" in printed
+    assert "short: is over" in printed
     state, facts = read_parts(first, "long")
     again, more = read_parts(second, "long")
     assert again["step"] > state["step"]
@@ -108,6 +111,44 @@ def test_a_checkpoint_with_files_missing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.0.safetensors").write_bytes(np.arange(9).tobytes())
     with pytest.raises(WeightsError, match="cannot be read"):
         read_parts(tmp_path, "bad")
+
+
+def test_what_fails_without_a_fault_is_tried_again(
+    benchmark_script: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, calls = benchmark_script("train_queue"), []
+
+    class Replaced(BaseException):
+        """Stands for the process that is no more."""
+
+    def execute(program: str, arguments: list[str]) -> None:
+        calls.append(arguments[2:])
+        raise Replaced
+
+    def run(error: Exception, *arguments: str) -> int:
+        def train(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(queue, "train", train)
+        monkeypatch.setattr(sys, "argv", ["train_queue.py", *given, *arguments])
+        return int(queue.main())
+
+    monkeypatch.setattr(os, "execv", execute)
+    (tmp_path / "queue.json").write_text(json.dumps(QUEUE))
+    given = ["--data", "x", "--out", str(tmp_path), "--until", str(time.time() + 99)]
+    given += ["--queue", str(tmp_path / "queue.json")]
+    for tried in range(2):
+        with pytest.raises(Replaced):
+            run(RuntimeError("CUDA error"), *([f"--careful={tried}"] if tried else []))
+        assert calls[-1] == [*given, f"--careful={tried + 1}"]
+    assert run(RuntimeError("CUDA error"), "--careful=2") == 1
+    assert run(WeightsError("of another configuration")) == 1
+    assert len(calls) == 2
+    args = queue.argparse.Namespace(data=Path("x"), device="cuda", careful=2)
+    found = queue.arguments_of(QUEUE[1], args, tmp_path)
+    assert (found.fused, found.record, found.batch) == (False, False, 1)
+    with pytest.raises(InputError, match="--minutes of x are not"):
+        queue.arguments_of({"name": "x", "arguments": ["--minutes=3"]}, args, tmp_path)
 
 
 # Takes the place of Python: writes every call down, and fails as it is told.

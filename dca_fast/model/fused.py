@@ -1,5 +1,4 @@
-"""A network whose residual blocks and rates run by the fused functions of `kernels/training.py`, as trainings on a GPU
-do."""
+"""A network that runs by the fused functions of `kernels/training.py`, as trainings on a GPU do."""
 
 from __future__ import annotations
 

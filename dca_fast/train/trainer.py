@@ -487,7 +487,8 @@ class Trainer:
             while True:
                 since, elapsed = self.progress(self.step - first, (time.monotonic() - begin) / 60)
                 now, over = time.monotonic(), elapsed >= 1
-                if len(pending) == few or (pending and over):
+                due = now - saved > 60 * r.save_minutes
+                if pending and (len(pending) == few or over or due):
                     losses, pending = torch.stack(pending).tolist(), []
                     watch.see(losses, self.step)
                     window += losses
@@ -499,7 +500,7 @@ class Trainer:
                     window, written = [], now
                 if over:
                     break
-                if now - saved > 60 * r.save_minutes:
+                if due:
                     self.save()
                     saved = now
                 loss, *self._last = self.train_step(learning_rate(r, since, elapsed))

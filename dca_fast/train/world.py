@@ -71,6 +71,8 @@ def join(device: str) -> Iterator[World]:
         device: "cuda" becomes the GPU of this process.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if device.startswith("cuda:"):
+            torch.cuda.set_device(device)  # where kernels are launched
         yield World(device=device)
         return
     if device == "cuda":
