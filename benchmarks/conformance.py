@@ -20,7 +20,7 @@ import torch
 from rich.progress import track
 
 from dca_fast import Codec
-from dca_fast.evaluate import ImageFolder
+from dca_fast.evaluation.measure import ImageFolder
 from dca_fast.ops import native as ops
 from dca_fast.testing import photograph
 

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `pictures` and `rivals`, i
 
 import pytest
 
-from dca_fast.report import environment
+from dca_fast.evaluation.report import environment
 
 KEPT = ("median", "min", "iqr", "rounds")  # of what pytest-benchmark knows about a row
 LEFT_OUT: dict[str, str] = {}

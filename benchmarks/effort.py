@@ -21,11 +21,11 @@ from rich.progress import Progress
 
 from dca_fast import Codec
 from dca_fast.config import BACK, GRADIENT_BACK, LINEAR_PRICE, MAX_EFFORT, TRELLIS_PRICE
-from dca_fast.container import VERSION
-from dca_fast.effort import DESCENTS, PRICES
-from dca_fast.evaluate import ImageFolder, bd_rate, psnr
-from dca_fast.files import write_atomic
-from dca_fast.report import environment
+from dca_fast.encoder.effort import DESCENTS, PRICES
+from dca_fast.evaluation.measure import ImageFolder, bd_rate, psnr
+from dca_fast.evaluation.report import environment
+from dca_fast.files.atomic import write_atomic
+from dca_fast.files.container import VERSION
 
 QUALITIES = (15, 35, 55, 75)
 

@@ -38,26 +38,28 @@ import triton
 from pictures import pictures, source
 from torch import Tensor
 
-from dca_fast import Codec, latents, restoration, weights
-from dca_fast.adjoint import Adjoint
+from dca_fast import Codec
 from dca_fast.backends import resolve
 from dca_fast.codec import _aq
 from dca_fast.config import DEFAULT_AQ, RINGS, TRELLIS_STEP, preset
-from dca_fast.device import DeviceCodec, _analyse, _synthesise
-from dca_fast.effort import Step, step_multipliers, worth
+from dca_fast.encoder import restoration_fit
+from dca_fast.encoder.effort import Step, step_multipliers, worth
+from dca_fast.encoder.linear_gradient import Adjoint
 from dca_fast.engines.cpu import CpuEngine
+from dca_fast.engines.cuda import CudaEngine, _analyse, _synthesise
 from dca_fast.entropy.coder import choose_lanes
-from dca_fast.export import load_float
+from dca_fast.evaluation.report import environment
 from dca_fast.kernels.ops import OPS
 from dca_fast.model.network import Network
+from dca_fast.network import walk, weights
+from dca_fast.network.program import ProgramSet
 from dca_fast.ops import Ops, reference
 from dca_fast.ops.reference import TorchArrays
-from dca_fast.program import ProgramSet
-from dca_fast.report import environment
+from dca_fast.profile.recorder import work_of
 from dca_fast.testing import photograph
 from dca_fast.threads import default_threads
-from dca_fast.timing import work_of
 from dca_fast.train.data import Images
+from dca_fast.train.export import load_float
 from dca_fast.train.trainer import Recipe, Trainer
 
 SIZES = {"768x512": (512, 768), "1080p": (1080, 1920), "4k": (2160, 3840)}
@@ -187,7 +189,7 @@ class Call:
 def collect(gpu: Codec, image: np.ndarray) -> dict[str, Call]:
     """All different calls of operations in one encode and one synthesis, by name and shapes."""
     engine = gpu.engine
-    assert isinstance(engine, DeviceCodec)
+    assert isinstance(engine, CudaEngine)
     calls: dict[str, Call] = {}
 
     def keeping(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -210,17 +212,17 @@ def collect(gpu: Codec, image: np.ndarray) -> dict[str, Call]:
     size = image.shape[0], image.shape[1]
     padded = np.pad(image, ((0, -image.shape[0] % 64), (0, -image.shape[1] % 64), (0, 0)), mode="edge")
     m = engine.arrays.array(step_multipliers(engine.arrays.numpy(program.gain), QUALITY))
-    groups = latents.groups_of(*size)
+    groups = walk.groups_of(*size)
     step = Step(Adjoint(weights, kept, engine.device), partial(engine.quantise, groups), m)
     target = torch.from_numpy(image).cuda()
 
     def fit(picture: Tensor) -> Tensor:
-        found = restoration.fit(kept, engine.arrays, picture[0], target, worth(QUALITY))
-        return restoration.as_array(engine.arrays, found, len(RINGS))
+        found = restoration_fit.fit(kept, engine.arrays, picture[0], target, worth(QUALITY))
+        return restoration_fit.as_array(engine.arrays, found, len(RINGS))
 
     source, _ = _analyse(program, torch.from_numpy(padded).cuda()[None], size, step, fit, None)
     stream, _ = engine.code(source, groups)
-    _synthesise(program, engine.coder.decoder(stream), *latents.sites(*size), None)
+    _synthesise(program, engine.coder.decoder(stream), *walk.sites(*size), None)
     return calls
 
 
@@ -278,10 +280,10 @@ def whole_images(gpu: Codec, sizes: dict[str, tuple[int, int]], clock: Clock) ->
 def coder_times(gpu: Codec, image: np.ndarray) -> dict[str, float]:
     """The entropy coder and the search of the trellis alone, on the values of this image."""
     codec, cpu = gpu.engine, CpuEngine(gpu.engine.weights, resolve("auto", "cpu"), gpu.tables, default_threads)
-    assert isinstance(codec, DeviceCodec)
+    assert isinstance(codec, CudaEngine)
     symbols, _ = cpu.symbols(cpu.image(image), round(100 * QUALITY), 0, _aq(DEFAULT_AQ))
     parts = [tuple(torch.from_numpy(np.array(a)).cuda() for a in part) for part in symbols.parts]
-    plain, groups = symbols.plain, latents.groups_of(image.shape[0], image.shape[1])
+    plain, groups = symbols.plain, walk.groups_of(image.shape[0], image.shape[1])
     lanes = choose_lanes(codec.coder.estimate_bytes([rows for _, rows in parts], plain) // groups)
     stream = codec.coder.encode(parts, lanes, groups, plain)
     decoder = codec.coder.decoder(stream, capacity=len(stream), positions=max(rows.numel() for _, rows in parts))
@@ -301,7 +303,7 @@ def coder_times(gpu: Codec, image: np.ndarray) -> dict[str, float]:
     assert all(out.equal(values) for out, (values, _) in zip(outputs, parts, strict=True))
     encode = median_ms(lambda: codec.coder.start_encode(parts, lanes, groups, plain))
     residuals = [(values.int() * TRELLIS_STEP, rows) for values, rows in parts[plain:]]
-    on_cpu = latents.quantiser(TorchArrays(), cpu.coder, cpu.charges, groups)
+    on_cpu = walk.quantiser(TorchArrays(), cpu.coder, cpu.charges, groups)
     assert all(codec.quantise(groups, *step).cpu().equal(on_cpu(*(t.cpu() for t in step))) for step in residuals)
     search = median_ms(lambda: [codec.quantise(groups, *step) for step in residuals])
     found = {"coder_decode_ms": statistics.median(times), "coder_encode_ms": encode, "coder_search_ms": search}
@@ -355,7 +357,7 @@ def training_speed(device: str, clock: Clock, batch: int, crop: int, turns: int)
 
 def integer_transforms(gpu: Codec) -> list[dict[str, Any]]:
     """f_a and f_s of the integer program, beside `float_model`."""
-    assert isinstance(gpu.engine, DeviceCodec)
+    assert isinstance(gpu.engine, CudaEngine)
     program, rows = gpu.engine.program(round(100 * QUALITY)), []
     for size, (height, width) in SIZES.items():
         h, w = -(-height // 64) * 64, -(-width // 64) * 64

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dca_fast.export import load_float
 from dca_fast.model.network import Network
 from dca_fast.train.data import Crops, Photographs
+from dca_fast.train.export import load_float
 from dca_fast.train.trainer import Recipe, draw_qualities, loss_of
 from dca_fast.train.whiten import trunk
 

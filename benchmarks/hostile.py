@@ -20,9 +20,10 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
-from dca_fast import Codec, container
+from dca_fast import Codec
 from dca_fast.errors import BitstreamError
-from dca_fast.image_io import load_image
+from dca_fast.files import container
+from dca_fast.files.image_io import load_image
 
 MAX_PIXELS = 1 << 20  # what a careful server would set
 

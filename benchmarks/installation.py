@@ -19,9 +19,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from dca_fast.files import write_atomic
-from dca_fast.report import environment
-from dca_fast.timing import timed
+from dca_fast.evaluation.report import environment
+from dca_fast.files.atomic import write_atomic
+from dca_fast.profile.recorder import timed
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = (

@@ -24,11 +24,11 @@ from rich.progress import track
 from dca_fast import Codec
 from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import Tables
-from dca_fast.evaluate import ImageFolder, bd_rate, psnr
-from dca_fast.export import load_float
-from dca_fast.latents import EncoderSource, groups_of
+from dca_fast.evaluation.measure import ImageFolder, bd_rate, psnr
 from dca_fast.model.network import Network
-from dca_fast.program import QUALITY_STEPS
+from dca_fast.network.program import QUALITY_STEPS
+from dca_fast.network.walk import EncoderSource, groups_of
+from dca_fast.train.export import load_float
 
 QUALITIES = (0, 10, 30, 50, 70, 90, 100)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dca_fast.evaluate import ImageFolder, Pixels
+from dca_fast.evaluation.measure import ImageFolder, Pixels
 from dca_fast.testing import photograph
 
 SIZES = {"768x512": (768, 512), "1920x1080": (1920, 1080), "3840x2160": (3840, 2160)}

@@ -16,11 +16,11 @@ from rivals import FLOAT_WEIGHTS, to_fp32, unrounded
 from torch import Tensor
 
 from dca_fast.config import LATENT_STEPS, PATCH, QUADTREE
-from dca_fast.export import load_float
 from dca_fast.model.context import parity_join, parity_split
 from dca_fast.model.layers import depth_to_space, space_to_depth
 from dca_fast.model.transforms import PIXEL_SCALE
 from dca_fast.ops import Head
+from dca_fast.train.export import load_float
 
 SCORE_STEPS = 16  # scores are in 1/16 nat
 

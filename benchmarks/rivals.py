@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dca_fast.config import ALIGN, OPERAND_STEPS, QUADTREE, STEPS, STRIDE, Part
-from dca_fast.evaluate import Pixels
-from dca_fast.export import load_float
-from dca_fast.latents import ORDER
+from dca_fast.evaluation.measure import Pixels
 from dca_fast.model import layers
 from dca_fast.model.context import parity_join, parity_split
 from dca_fast.model.network import Network, axis, interpolate
+from dca_fast.network.walk import ORDER
+from dca_fast.train.export import load_float
 
 OPERAND_LIMIT = 127 / OPERAND_STEPS
 FLOAT_WEIGHTS = Path(__file__).parents[1] / "checkpoints" / "dca-s.safetensors"

@@ -21,8 +21,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dca_fast.evaluate import bd_rate, need
-from dca_fast.files import write_atomic
+from dca_fast.evaluation.measure import bd_rate, need
+from dca_fast.files.atomic import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path("benchmarks") / "results" / "dca-s"

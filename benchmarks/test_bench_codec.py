@@ -34,13 +34,13 @@ from pictures import SIZES, pictures, source
 from rivals import COMPRESSAI, CompressAi, FloatModel
 
 from dca_fast import Codec
-from dca_fast.commands import At
+from dca_fast.cli.commands import At
 from dca_fast.config import DEFAULT_AQ
 from dca_fast.errors import BackendUnavailableError
-from dca_fast.evaluate import Pixels, psnr
-from dca_fast.files import write_atomic
-from dca_fast.peers import FAMILIES, make_peers
-from dca_fast.report import environment
+from dca_fast.evaluation.measure import Pixels, psnr
+from dca_fast.evaluation.peers import FAMILIES, make_peers
+from dca_fast.evaluation.report import environment
+from dca_fast.files.atomic import write_atomic
 
 THREADS = 2
 QUALITY = 60.0

@@ -31,9 +31,9 @@ from dca_fast.config import DEFAULT_AQ, DEFAULT_EFFORT, LATENT_STEPS, STEPS, TRE
 from dca_fast.entropy.coder import Coder, available, choose_groups
 from dca_fast.entropy.tables import ROWS, SKIP_ROW, Tables, build_gaussian_tables, row_sigma
 from dca_fast.errors import BackendUnavailableError
-from dca_fast.evaluate import ImageFolder
-from dca_fast.latents import Quantiser
-from dca_fast.report import environment
+from dca_fast.evaluation.measure import ImageFolder
+from dca_fast.evaluation.report import environment
+from dca_fast.network.walk import Quantiser
 
 Residuals = npt.NDArray[np.int32]  # 1/256 quantiser steps
 Symbols = npt.NDArray[np.int16]
@@ -62,7 +62,7 @@ class OnDevice(Ours):
     """This package on a CUDA device: symbols and rows stay there, the stream crosses."""
 
     def __init__(self, symbols: Symbols, rows: Rows, tables: Tables, trellis: bool = False) -> None:
-        from dca_fast.entropy.device import DeviceCoder
+        from dca_fast.entropy.cuda_coder import DeviceCoder
 
         self.coder, self.trellis = DeviceCoder(tables), trellis
         self.symbols, self.rows = (torch.from_numpy(x.copy()).to(self.coder.device) for x in (symbols, rows))
@@ -284,7 +284,7 @@ def some_residuals() -> tuple[Residuals, Rows]:
 def residuals_of(paths: Sequence[Path], quality: int) -> tuple[Residuals, Rows]:
     """What the codec quantises of these photographs, at a quality in 1/100, and symbols of the hyper latents."""
     from dca_fast import Codec
-    from dca_fast.image_io import load_image
+    from dca_fast.files.image_io import load_image
 
     codec, parts = Codec(threads=1), []
     seen: list[tuple[Residuals, Rows]] = []

@@ -27,10 +27,10 @@ import pytest
 from pictures import pictures, source
 
 from dca_fast import Codec
-from dca_fast.evaluate import Pixels, psnr
-from dca_fast.files import write_atomic
-from dca_fast.profile import memory
-from dca_fast.report import environment
+from dca_fast.evaluation.measure import Pixels, psnr
+from dca_fast.evaluation.report import environment
+from dca_fast.files.atomic import write_atomic
+from dca_fast.profile.run import memory
 
 AREAS = ((384, 256), (768, 512), (1920, 1080), (3840, 2160), (7680, 4320))  # 0.1 to 33 megapixels
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

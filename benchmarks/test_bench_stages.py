@@ -20,15 +20,16 @@ from pictures import pictures
 from rival_ops import Attention, DepthBlock, Gaussian
 from torch import Tensor
 
-from dca_fast import Codec, restoration
+from dca_fast import Codec
 from dca_fast.backends import available
 from dca_fast.config import RINGS
+from dca_fast.encoder import restoration_fit
 from dca_fast.entropy.tables import SKIP_ROW
-from dca_fast.latents import Quantiser, groups_of
+from dca_fast.network.program import QUALITY_STEPS, Program, ProgramSet
+from dca_fast.network.walk import Quantiser, groups_of
 from dca_fast.ops import Ops
-from dca_fast.profile import instrument
-from dca_fast.program import QUALITY_STEPS, Program, ProgramSet
-from dca_fast.timing import Recorder, work_of
+from dca_fast.profile.recorder import Recorder, work_of
+from dca_fast.profile.run import instrument
 from tests.bridge import ops_on_tensors, to_tensors
 
 WIDTH, HEIGHT, QUALITY = 1280, 704, 60.0  # sides are multiples of 64
@@ -97,11 +98,11 @@ def calls() -> dict[str, Call]:
     data = instrument(codec, keeping, []).encode(image, QUALITY, effort=0, aq_strength=0)
     assert set(keeping.calls) == set(OPERATIONS)
     picture, ops, arrays = codec.decode(data, "numpy"), codec.engine.ops, codec.engine.arrays
-    weights = restoration.fit(ops, arrays, picture, image, 1.0)
+    weights = restoration_fit.fit(ops, arrays, picture, image, 1.0)
     assert len(weights) == 18 * len(RINGS)  # all rings pay where errors are dear
     arguments: dict[str, tuple[Any, ...]] = {
-        "restore": (picture, restoration.as_array(arrays, weights)),
-        "restore_sums": (picture, image, WIDTH * HEIGHT // restoration.SAMPLES),
+        "restore": (picture, restoration_fit.as_array(arrays, weights)),
+        "restore_sums": (picture, image, WIDTH * HEIGHT // restoration_fit.SAMPLES),
     }
     for name in FILTER:
         work = work_of(name, arguments[name], getattr(ops, name)(*arguments[name]))

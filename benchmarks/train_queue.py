@@ -27,11 +27,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dca_fast.cli import make_parser
+from dca_fast.cli.parser import make_parser
 from dca_fast.config import preset
 from dca_fast.errors import DcaError, InputError
-from dca_fast.export import load_float, save_float
 from dca_fast.train.commands import make_trainer
+from dca_fast.train.export import load_float, save_float
 from dca_fast.train.parts import join_parts, part_files, write_parts
 from dca_fast.train.trainer import Trainer
 from dca_fast.train.world import World

@@ -22,12 +22,12 @@ import numpy as np
 import torch
 
 from dca_fast import Codec
-from dca_fast import weights as weights_io
 from dca_fast.config import QUALITY_MAX, price
-from dca_fast.export import load_float, save_float
 from dca_fast.model.network import ANCHORS
-from dca_fast.program import LOG2_STEPS
+from dca_fast.network import weights as weights_io
+from dca_fast.network.program import LOG2_STEPS
 from dca_fast.train.data import Photographs, cut
+from dca_fast.train.export import load_float, save_float
 
 # Channels of a group, the strongest first (`dca_fast.train.klt`).
 BANDS = ((0, 2), (2, 4), (4, 8), (8, 16), (16, 24), (24, 32), (32, 48), (48, 64), (64, 96))

@@ -21,10 +21,10 @@ import torch
 from effort import middle
 
 from dca_fast.config import DEFAULT_AQ, DEFAULT_EFFORT
-from dca_fast.export import load_float
-from dca_fast.image_io import list_images
+from dca_fast.files.image_io import list_images
 from dca_fast.model.network import Network
 from dca_fast.train.data import read_pixels
+from dca_fast.train.export import load_float
 from dca_fast.train.trainer import Recipe, loss_of
 
 QUALITIES = (10.0, 35.0, 60.0, 85.0)

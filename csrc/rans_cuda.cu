@@ -905,7 +905,7 @@ void launch_decode(const Search<kSets>* search, uint32_t staged_bytes, const uin
 }  // namespace dca::rans
 
 // All functions that launch return 0 or a CUDA error code. Pointers are to the device unless named otherwise;
-// sizes are positions below 2^31. Called by dca_fast/entropy/device.py, which checks every argument.
+// sizes are positions below 2^31. Called by dca_fast/entropy/cuda_coder.py, which checks every argument.
 extern "C" {
 
 using namespace dca::rans;

@@ -23,7 +23,7 @@ from dca_fast.errors import (
 
 if TYPE_CHECKING:
     from dca_fast.codec import Codec
-    from dca_fast.container import inspect
+    from dca_fast.files.container import inspect
 
     _cpu: Any  # built or mapped at install time
     _rans: Any
@@ -64,7 +64,7 @@ if not TYPE_CHECKING:  # which would take any name for granted
 
             return Codec
         if name == "inspect":
-            from dca_fast.container import inspect
+            from dca_fast.files.container import inspect
 
             return inspect
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,7 +2,7 @@
 
 import sys
 
-from dca_fast.cli import main
+from dca_fast.cli.parser import main
 
 if __name__ == "__main__":
     sys.exit(main())

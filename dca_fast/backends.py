@@ -27,9 +27,9 @@ def _cuda() -> tuple[bool, str]:
     ok, reason = kernels.is_available()
     if not ok:
         return False, reason
-    from dca_fast.entropy import device
+    from dca_fast.entropy import cuda_coder
 
-    coder_ok, coder_reason = device.available()
+    coder_ok, coder_reason = cuda_coder.available()
     return coder_ok, f"{reason}; {coder_reason}"
 
 

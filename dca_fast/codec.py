@@ -16,17 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from dca_fast import container, image_io, rate_control
-from dca_fast import weights as weights_io
 from dca_fast.backends import resolve
 from dca_fast.config import AQ_STEPS, DEFAULT_AQ, DEFAULT_EFFORT, MAX_AQ, QUALITY_MAX, ModelConfig
-from dca_fast.effort import check as check_effort
+from dca_fast.encoder import rate_control
+from dca_fast.encoder.effort import check as check_effort
 from dca_fast.engines import Engine
 from dca_fast.engines.cpu import CpuEngine
 from dca_fast.errors import ConfigError, CorruptStreamError, InputError, UnknownModelError
+from dca_fast.files import container, image_io
 from dca_fast.inputs import FileLike, ImageLike, check_size, file_bytes, image_of, images_of
+from dca_fast.network import weights as weights_io
+from dca_fast.network.program import QUALITY_STEPS
 from dca_fast.ops import Array
-from dca_fast.program import QUALITY_STEPS
 from dca_fast.tensors import need_torch, planes_of, tensor_of
 from dca_fast.threads import check as check_threads
 from dca_fast.threads import default_threads
@@ -102,11 +103,11 @@ class Codec:
         self.tables = self._weights.tables
         self.engine: Engine
         if ops.name == "cuda":
-            from dca_fast.device import DeviceCodec
+            from dca_fast.engines.cuda import CudaEngine
 
             on_cpu = partial(CpuEngine, self._weights, tables=self.tables, threads=lambda: self.threads)
             chosen = "cuda" if device is None else device
-            self.engine = DeviceCodec(self._weights, ops, self.tables, chosen, lambda: on_cpu(resolve("auto", "cpu")))
+            self.engine = CudaEngine(self._weights, ops, self.tables, chosen, lambda: on_cpu(resolve("auto", "cpu")))
         else:
             self.engine = CpuEngine(self._weights, ops, self.tables, lambda: self.threads)
 

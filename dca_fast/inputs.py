@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from dca_fast.container import MAX_SIDE
 from dca_fast.errors import InputError, LimitExceededError
-from dca_fast.image_io import ImageInput, from_pil, load_image
+from dca_fast.files.container import MAX_SIDE
+from dca_fast.files.image_io import ImageInput, from_pil, load_image
 from dca_fast.tensors import is_tensor, pixels_of
 
 if TYPE_CHECKING:

@@ -25,9 +25,9 @@ except ImportError:
 HERE = Path(__file__).resolve().parent
 # Modules of tests, and of the package, that an installation without PyTorch cannot import.
 NEED_TORCH = re.compile(
-    r"^(import torch|from torch|from tests\.(bridge|kernel_tools|test_)"
-    r"|from dca_fast(\.(ablate|compressai_models|export|model|train|profile_device)| import .*(ablate|reference)"
-    r"|\.ops import .*reference|\.ops\.reference|\.peers import))",
+    r"^(import torch|from torch|from tests\.(bridge|kernel_tools|recording_tools|test_)"
+    r"|from dca_fast\.(model|train|engines\.(cuda|graphs)|profile\.cuda|ops\.reference|evaluation\.peers)"
+    r"|from dca_fast\.(ops|evaluation|profile) import .*(reference|peers|cuda))",
     re.M,
 )
 OF_THE_REPOSITORY = {"test_packaging.py", "test_tables_readme.py"}  # want build and matplotlib

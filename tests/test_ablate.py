@@ -11,16 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
-from dca_fast import ablate
-from dca_fast.ablate import BASE, TWINS, Plan, build, entropy, run, train_twin, training_latents
-from dca_fast.ablate_report import confidence, plot, summarise, table
-from dca_fast.cli import main
+from dca_fast.cli.parser import main
 from dca_fast.config import ModelConfig
 from dca_fast.errors import InputError
-from dca_fast.export import save_float
 from dca_fast.model.network import Network
 from dca_fast.testing import photograph
+from dca_fast.train import ablate
+from dca_fast.train.ablate import BASE, TWINS, Plan, build, entropy, run, train_twin, training_latents
+from dca_fast.train.ablate_report import confidence, plot, summarise, table
 from dca_fast.train.data import Images
+from dca_fast.train.export import save_float
 
 TINY = ModelConfig(
     "tiny", width=32, latent=64, latent_hidden=32, context_width=32, heads=2, local=4, regional=16, tokens=4

@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from dca_fast import Codec, container, inspect, latents
+from dca_fast import Codec, inspect
 from dca_fast.config import MAX_AQ, ROWS_PER_OCTAVE, SCALE_MIN, SKIP_ROW
-from dca_fast.effort import AQ_UNIT, Candidate, Search, site_weights, worth
+from dca_fast.encoder.effort import AQ_UNIT, Candidate, Search, site_weights, worth
 from dca_fast.entropy.coder import Coder
 from dca_fast.errors import BitstreamError, ConfigError
-from dca_fast.export import load_float
+from dca_fast.files import container
 from dca_fast.model.context import parity_split
+from dca_fast.network import walk
 from dca_fast.ops import reference
 from dca_fast.testing import photograph
+from dca_fast.train.export import load_float
 
 CHECKPOINT = Path(__file__).resolve().parents[1] / "checkpoints" / "dca-s.safetensors"
 
@@ -120,9 +122,9 @@ def test_searches_count_errors_at_the_price_of_their_site(codec: Codec, monkeypa
     dca, program = container.parse(data), codec.engine.program(4000, 12)
     back = codec.decode(data, "numpy")
     y = program.analyse(codec.engine.padded(pixels))
-    source = latents.EncoderSource(program, y, program.hyper_analyse(y), codec.engine.quantiser(1))
-    features = program.hyper_features(latents.code_hyper(program, source, *latents.sites(90, 120)))
-    at = latents.adaptation(program, features, *latents.sites(90, 120))
+    source = walk.EncoderSource(program, y, program.hyper_analyse(y), codec.engine.quantiser(1))
+    features = program.hyper_features(walk.code_hyper(program, source, *walk.sites(90, 120)))
+    at = walk.adaptation(program, features, *walk.sites(90, 120))
     weights = site_weights(program.arrays, at)
     assert len(np.unique(weights)) > 5
     error = program.ops.squared_error(pixels, back, weights) / AQ_UNIT

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from dca_fast import Codec
-from dca_fast.batch import Job, name_of, plan
-from dca_fast.cli import main
+from dca_fast.cli.batch import Job, name_of, plan
+from dca_fast.cli.manifest import Manifest
+from dca_fast.cli.parser import main
 from dca_fast.errors import InputError, InputWarning
-from dca_fast.image_io import load_image, suffixes
-from dca_fast.manifest import Manifest
+from dca_fast.files.image_io import load_image, suffixes
 from dca_fast.testing import photograph
 
 PICTURE = Image.fromarray(photograph(20, 30))
@@ -341,7 +341,7 @@ def test_processes_share_a_manifest(tmp_path: Path) -> None:
     script = """if True:
         import sys
         from pathlib import Path
-        from dca_fast.manifest import Manifest
+        from dca_fast.cli.manifest import Manifest
         for i in range(50):
             manifest = Manifest(Path(sys.argv[1]))
             manifest.add({"source": f"{sys.argv[2]}{i}", "output": None})

@@ -18,12 +18,14 @@ import pytest
 from PIL import Image, ImageCms
 
 import dca_fast
-from dca_fast import Codec, demo, evaluate, inspect
-from dca_fast.cli import main, make_parser
-from dca_fast.container import parse
+from dca_fast import Codec, inspect
+from dca_fast.cli import demo
+from dca_fast.cli.examples import EXAMPLES
+from dca_fast.cli.parser import main, make_parser
 from dca_fast.errors import BackendUnavailableError
-from dca_fast.examples import EXAMPLES
-from dca_fast.image_io import load_image
+from dca_fast.evaluation import measure
+from dca_fast.files.container import parse
+from dca_fast.files.image_io import load_image
 from dca_fast.testing import photograph
 from tests.optional import torch
 
@@ -120,7 +122,7 @@ def test_as_a_process(png: Path) -> None:
 
 def test_help_and_mistakes_need_no_heavy_modules() -> None:
     script = (
-        "import sys\nfrom dca_fast.cli import main\n"
+        "import sys\nfrom dca_fast.cli.parser import main\n"
         "for line in (['--help'], ['eval', '--help'], ['encode', '-q', 'x']):\n"
         "    try: main(line)\n"
         "    except SystemExit: pass\n"
@@ -546,7 +548,7 @@ def test_nothing_is_written_into_a_file_that_took_the_place_of_standard_error(co
     """What opens first gets the number of a closed stream, and C libraries write their warnings to number 2."""
     data = codec.encode(photograph(20, 30))
     (tmp_path / "a.dca").write_bytes(data)
-    script = "import os, sys; from dca_fast.cli import main; main(['info', 'a.dca']); print(os.open('a.dca', 0))"
+    script = "import os, sys; from dca_fast.cli.parser import main; main(['info', 'a.dca']); print(os.open('a.dca', 0))"
     done = shell(f"{shlex.quote(sys.executable)} -c {shlex.quote(script)} 2>&-", tmp_path)
     assert int(done.stdout.splitlines()[-1]) > 2
 
@@ -678,7 +680,7 @@ def test_eval_refuses_early_what_would_fail_late(
     def late(*_: object, **__: object) -> None:
         pytest.fail("the work began")
 
-    monkeypatch.setattr(evaluate, "evaluate", late)
+    monkeypatch.setattr(measure, "evaluate", late)
     folder = png.parent
     for options, what in (
         (("--plot", "plot.bmp"), "a plot is .png, .svg, .pdf"),
@@ -754,8 +756,8 @@ def test_train_export_encode(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert torch.__version__
-    from dca_fast.export import load_float
     from dca_fast.train import finish
+    from dca_fast.train.export import load_float
 
     monkeypatch.setattr(finish, "fit", partial(finish.fit, crops=64, rounds=2))
     data = tmp_path / "data"

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import dca_fast
-from dca_fast import Codec, backends, container, errors, inspect
+from dca_fast import Codec, backends, errors, inspect
 from dca_fast.entropy import coder
 from dca_fast.errors import (
     BackendUnavailableError,
@@ -26,7 +26,8 @@ from dca_fast.errors import (
     UnknownModelError,
     WeightsError,
 )
-from dca_fast.evaluate import psnr
+from dca_fast.evaluation.measure import psnr
+from dca_fast.files import container
 from dca_fast.testing import photograph
 from tests.optional import torch
 

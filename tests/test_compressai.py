@@ -15,10 +15,10 @@ import torch
 
 from dca_fast.config import ModelConfig
 from dca_fast.errors import BitstreamError, ConfigError, WeightsError
-from dca_fast.export import load_float, save_float
 from dca_fast.model.network import Network
 from dca_fast.testing import photograph
 from dca_fast.train.data import Images
+from dca_fast.train.export import load_float, save_float
 from dca_fast.train.trainer import Recipe, Trainer
 
 TINY = ModelConfig(
@@ -34,7 +34,7 @@ def models() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pytest.importorskip("compressai", reason="needs the extra dca-fast[compressai]")
-        return importlib.import_module("dca_fast.compressai_models")
+        return importlib.import_module("dca_fast.model.compressai")
 
 
 @pytest.fixture
@@ -64,9 +64,9 @@ def test_models_are_registered(models: Any) -> None:
 
 
 def test_the_package_does_not_need_compressai() -> None:
-    code = "import sys; sys.modules['compressai'] = None; import dca_fast, dca_fast.cli\nfrom dca_fast import Codec"
+    code = "import sys; sys.modules['compressai'] = None; import dca_fast.cli\nfrom dca_fast import Codec"
     subprocess.run([sys.executable, "-c", code], check=True)
-    failing = f"{code}\nimport dca_fast.compressai_models"
+    failing = f"{code}\nimport dca_fast.model.compressai"
     done = subprocess.run([sys.executable, "-c", failing], capture_output=True, text=True)
     assert done.returncode == 1
     assert "dca-fast[compressai]" in done.stderr

@@ -9,8 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dca_fast
-from dca_fast import container
-from dca_fast.container import Header, Section, inspect, pack, pack_restoration, parse
 from dca_fast.errors import (
     BitstreamError,
     CorruptStreamError,
@@ -20,6 +18,8 @@ from dca_fast.errors import (
     TruncatedStreamError,
     UnsupportedVersionError,
 )
+from dca_fast.files import container
+from dca_fast.files.container import Header, Section, inspect, pack, pack_restoration, parse
 
 HEADER = Header(width=768, height=5, quality=6000, model_id=b"\x01\x02\x03\x04", digest=0xDEADBEEF)
 SECTIONS = {Section.ALPHA: b"a" * 200, Section.ICC: b"profile"}

@@ -16,20 +16,21 @@ import numpy as np
 import pytest
 import torch
 
-from dca_fast import Codec, backends, weights
-from dca_fast.device import (
+from dca_fast import Codec, backends
+from dca_fast.engines.cuda import (
     CACHED_GRAPHS,
     LARGEST_GRAPH,
     STRIP_ROWS,
-    DeviceCodec,
+    CudaEngine,
     _all_settings,
     _DecoderGraph,
     _Settings,
 )
 from dca_fast.errors import BitstreamError, DeviceMemoryError
+from dca_fast.network import weights
+from dca_fast.network.program import Model
 from dca_fast.ops import Linear, Ops, Params
 from dca_fast.ops.reference import OPS
-from dca_fast.program import Model
 from dca_fast.testing import photograph
 from tests import test_rans_device
 from tests.recording_tools import overwrite_unowned, recorded
@@ -54,9 +55,9 @@ def test_settings_in_fixed_memory_are_those_of_every_quality() -> None:
     assert all(address % 16 == 0 for address in before.values())
 
 
-def bare() -> DeviceCodec:
+def bare() -> CudaEngine:
     """One that has its caches and no device."""
-    codec = DeviceCodec.__new__(DeviceCodec)
+    codec = CudaEngine.__new__(CudaEngine)
     codec._seen, codec._lock = OrderedDict(), Lock()
     return codec
 
@@ -100,7 +101,7 @@ def test_short_memory_means_strips_then_a_typed_error(monkeypatch: pytest.Monkey
         bare()._in_memory(failing(len(STRIP_ROWS)))
     with pytest.raises(DeviceMemoryError, match="no room"):
         bare()._in_memory(failing(1), 1)
-    monkeypatch.setattr("dca_fast.device.STRIP_ROWS", (16,))  # as a test below does
+    monkeypatch.setattr("dca_fast.engines.cuda.STRIP_ROWS", (16,))  # as a test below does
     assert bare()._in_memory(failing(0)) == 16
 
 
@@ -111,7 +112,7 @@ def test_the_cpu_searches_where_a_device_has_no_memory(monkeypatch: pytest.Monke
     codec, pixels = Codec(), photograph(64, 80, seed=2)
     expected, on_cpu = codec.encode(pixels, 50, effort=2), codec.engine
     engine = vars(bare()) | {"_in_memory": full, "_on_cpu": lambda: on_cpu, "device": torch.device("cpu")}
-    codec.engine = DeviceCodec.__new__(DeviceCodec)
+    codec.engine = CudaEngine.__new__(CudaEngine)
     vars(codec.engine).update(engine, _adjoint=None, _model=None, arrays=on_cpu.arrays, ops=on_cpu.ops)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     assert codec.encode(pixels, 50, effort=2) == expected
@@ -143,7 +144,7 @@ def packing() -> Ops:
 @pytest.fixture
 def imitated(monkeypatch: pytest.MonkeyPatch, emulation: None) -> Codec:
     monkeypatch.setattr("dca_fast.codec.resolve", lambda backend, device: packing())
-    monkeypatch.setattr("dca_fast.device.record", recorded)
+    monkeypatch.setattr("dca_fast.engines.cuda.record", recorded)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     return Codec(device="cuda")
 
@@ -154,7 +155,7 @@ def test_graphs_own_what_they_read(imitated: Codec) -> None:
     other = photograph(70, 100, seed=6)
     imitated.warm_up(70, 100, effort=1)
     imitated.warm_up(70, 100, effort=0)
-    assert isinstance(imitated.engine, DeviceCodec)
+    assert isinstance(imitated.engine, CudaEngine)
     graphs = list(imitated.engine._seen.values())
     assert sorted(type(graph).__name__ for graph in graphs) == ["_DecoderGraph", "_EncoderGraph", "_EncoderGraph"]
     for graph in graphs:
@@ -171,7 +172,7 @@ def test_a_graph_without_its_program_is_noticed(imitated: Codec) -> None:
     """That the test above can fail: as decoders were recorded before their graphs kept programs."""
     image, plain = photograph(70, 100, seed=5), Codec()
     imitated.warm_up(70, 100, effort=0)
-    assert isinstance(imitated.engine, DeviceCodec)
+    assert isinstance(imitated.engine, CudaEngine)
     (graph,) = (graph for graph in imitated.engine._seen.values() if isinstance(graph, _DecoderGraph))
     del graph._program
     overwrite_unowned(graph)
@@ -261,7 +262,7 @@ def test_damaged_files_raise_and_leave_the_codec_usable(cpu: Codec, gpu: Codec) 
 def test_strips_on_the_device_are_exact(cpu: Codec, gpu: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     image = photograph(640, 192, seed=5)
     data = cpu.encode(image, 50)
-    monkeypatch.setattr("dca_fast.device.STRIP_ROWS", (16,))
-    monkeypatch.setattr("dca_fast.device.LARGEST_GRAPH", 0)
+    monkeypatch.setattr("dca_fast.engines.cuda.STRIP_ROWS", (16,))
+    monkeypatch.setattr("dca_fast.engines.cuda.LARGEST_GRAPH", 0)
     assert gpu.encode(image, 50) == data
     assert np.array_equal(gpu.decode(data, "numpy"), cpu.decode(data, "numpy"))

@@ -12,18 +12,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dca_fast import Codec, effort
-from dca_fast.adjoint import multipliers
+from dca_fast import Codec
 from dca_fast.config import price
-from dca_fast.container import pack, parse
+from dca_fast.encoder import effort
+from dca_fast.encoder.linear_gradient import multipliers
 from dca_fast.errors import ConfigError, InputError
-from dca_fast.export import COEFFICIENT16, load_float
-from dca_fast.latents import EncoderSource, code, code_hyper, code_steps, sites
+from dca_fast.files.container import pack, parse
 from dca_fast.model.layers import depth_to_space
 from dca_fast.model.network import Network
 from dca_fast.model.transforms import OUTPUT_SCALE
+from dca_fast.network.walk import EncoderSource, code, code_hyper, code_steps, sites
 from dca_fast.ops import native
 from dca_fast.testing import photograph
+from dca_fast.train.export import COEFFICIENT16, load_float
 
 
 @pytest.fixture(scope="module")
@@ -334,7 +335,7 @@ def test_the_float_network_does_not_code_small_scales(network: Network) -> None:
 def test_the_command_line_takes_effort(tmp_path: Path) -> None:
     from PIL import Image
 
-    from dca_fast.cli import main
+    from dca_fast.cli.parser import main
 
     Image.fromarray(photograph(64, 80, seed=1)).save(tmp_path / "in.png")
     pixels, costs = photograph(64, 80, seed=1), []

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image, JpegImagePlugin
 
-from dca_fast import Codec, cli
+from dca_fast import Codec
+from dca_fast.cli import parser as cli
 from dca_fast.errors import BackendUnavailableError, ConfigError, InputError
-from dca_fast.evaluate import (
+from dca_fast.evaluation.measure import (
     Curve,
     ImageFolder,
     Row,
@@ -26,8 +27,8 @@ from dca_fast.evaluate import (
     psnr,
     rate_inversions,
 )
-from dca_fast.peers import FAMILIES, Peer, make_peers
-from dca_fast.report import environment, plot, report, summary
+from dca_fast.evaluation.peers import FAMILIES, Peer, make_peers
+from dca_fast.evaluation.report import environment, plot, report, summary
 from dca_fast.testing import photograph
 
 PEERS = make_peers(FAMILIES)

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from dca_fast.config import TRELLIS_PRICE
-from dca_fast.export import load_float
 from dca_fast.model import trellis
 from dca_fast.model.expected import BINS_PER_STEP, REACH, STEP, Expected, curves, rounded_bits, value_bits
 from dca_fast.testing import landscape
+from dca_fast.train.export import load_float
 
 CHECKPOINT = Path(__file__).resolve().parents[1] / "checkpoints" / "dca-s.safetensors"
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from dca_fast.container import MAGIC
 from dca_fast.errors import InputError
-from dca_fast.files import check_output, identities, is_dca, write_atomic
+from dca_fast.files.atomic import check_output, identities, is_dca, write_atomic
+from dca_fast.files.container import MAGIC
 
 
 def test_what_may_be_replaced(tmp_path: Path) -> None:

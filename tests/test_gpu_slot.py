@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from dca_fast.errors import InputError, WeightsError
-from dca_fast.export import load_float
 from dca_fast.testing import photograph
+from dca_fast.train.export import load_float
 from dca_fast.train.pack import write_pack
 from dca_fast.train.parts import join_parts, part_files, read_parts
 

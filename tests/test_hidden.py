@@ -10,8 +10,8 @@ from PIL import Image
 
 from dca_fast import Codec
 from dca_fast.errors import InputError
-from dca_fast.hidden import fill
-from dca_fast.image_io import ImageInput
+from dca_fast.files.hidden import fill
+from dca_fast.files.image_io import ImageInput
 from dca_fast.testing import photograph
 
 SIDE = 128

@@ -16,9 +16,9 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageCms
 
 from dca_fast.errors import CorruptStreamError, InputError, InputWarning, LimitExceededError
-from dca_fast.files import write_atomic
-from dca_fast.image_io import from_pil, load_image, pack_alpha, to_pil, unpack_alpha
-from dca_fast.image_out import save_image
+from dca_fast.files.atomic import write_atomic
+from dca_fast.files.image_io import from_pil, load_image, pack_alpha, to_pil, unpack_alpha
+from dca_fast.files.image_out import save_image
 
 RNG = np.random.default_rng(7)
 COLOUR = RNG.integers(0, 256, (5, 7, 3), np.uint8)

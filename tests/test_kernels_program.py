@@ -9,15 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from dca_fast import latents, restoration, weights
-from dca_fast.adjoint import Adjoint
 from dca_fast.config import RINGS, SKIP_ROW, TRELLIS_PRICE
-from dca_fast.effort import Step, first_pass, second_pass, step_multipliers
+from dca_fast.encoder import restoration_fit
+from dca_fast.encoder.effort import Step, first_pass, second_pass, step_multipliers
+from dca_fast.encoder.full_gradient import Exponents, Gradient
+from dca_fast.encoder.linear_gradient import Adjoint
 from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import build_gaussian_tables
-from dca_fast.gradient import Exponents, Gradient
+from dca_fast.network import walk, weights
+from dca_fast.network.program import Program, ProgramSet
 from dca_fast.ops import Ops, reference
-from dca_fast.program import Program, ProgramSet
 from dca_fast.testing import photograph
 from tests.kernel_tools import DEVICE, INFINITE_PRODUCTS, int16, kernels
 
@@ -26,14 +27,14 @@ pytestmark = INFINITE_PRODUCTS
 
 
 @pytest.fixture(scope="module")
-def quantise() -> latents.Quantiser:
+def quantise() -> walk.Quantiser:
     """The search on the CPU, for tensors of any device."""
     tables = build_gaussian_tables()
-    found = latents.quantiser(reference.arrays(), Coder(tables), tables.charges(1 / TRELLIS_PRICE), 1)
+    found = walk.quantiser(reference.arrays(), Coder(tables), tables.charges(1 / TRELLIS_PRICE), 1)
     return lambda residuals, rows: found(residuals.cpu(), rows.cpu()).to(rows.device)
 
 
-class Kept(latents.EncoderSource):
+class Kept(walk.EncoderSource):
     """Quantises, and keeps values and rows of each part on the CPU."""
 
     def _keep(self, symbols: Tensor, rows: Tensor) -> Tensor:
@@ -49,7 +50,7 @@ class Checked(Kept):
         program: Program,
         y: Tensor,
         z: dict[str, Tensor],
-        quantise: latents.Quantiser,
+        quantise: walk.Quantiser,
         expected: list[tuple[Tensor, Tensor]],
     ) -> None:
         super().__init__(program, y, z, quantise)
@@ -64,7 +65,7 @@ class Checked(Kept):
 
 
 @pytest.mark.slow
-def test_the_program_on_kernels_is_the_reference_program(quantise: latents.Quantiser) -> None:
+def test_the_program_on_kernels_is_the_reference_program(quantise: walk.Quantiser) -> None:
     grid, valid = (4, 8), (4, 7)
     model = weights.load(weights.find("dca-s"))
     program = ProgramSet(model, ops.OPS, DEVICE).at(6000, 3)
@@ -73,17 +74,17 @@ def test_the_program_on_kernels_is_the_reference_program(quantise: latents.Quant
     y, mine = oracle.analyse(image), program.analyse(image.to(DEVICE))
     assert torch.equal(mine.cpu(), y)
     source = Kept(oracle, y, oracle.hyper_analyse(y), quantise)
-    y_hat = latents.code(oracle, source, grid, valid)
+    y_hat = walk.code(oracle, source, grid, valid)
     assert sum(int((rows != SKIP_ROW).sum()) for _, rows in source.parts) > 500
     checked = Checked(program, mine, program.hyper_analyse(mine), quantise, source.parts)
-    mine = latents.code(program, checked, grid, valid)
+    mine = walk.code(program, checked, grid, valid)
     assert len(checked.parts) == len(source.parts)
     assert torch.equal(mine.cpu(), y_hat)
     assert torch.equal(program.synthesise(mine).cpu(), oracle.synthesise(y_hat))
 
 
 @pytest.mark.slow
-def test_a_step_of_effort_on_kernels_is_that_of_the_reference(quantise: latents.Quantiser) -> None:
+def test_a_step_of_effort_on_kernels_is_that_of_the_reference(quantise: walk.Quantiser) -> None:
     """Values of level 1, of a picture that its last site is not full of."""
     model, image = weights.load(weights.find("dca-s")), torch.from_numpy(photograph(64, 64, seed=8))[None]
     parts, pictures = [], []
@@ -93,7 +94,7 @@ def test_a_step_of_effort_on_kernels_is_that_of_the_reference(quantise: latents.
         step = Step(Adjoint(model, operations, device), quantise, multipliers)
         there, size = image.to(device), (60, 41)
         first = first_pass(program, step, there, size, Kept)
-        w = restoration.as_array(program.arrays, tuple(range(-18, 18)), len(RINGS))
+        w = restoration_fit.as_array(program.arrays, tuple(range(-18, 18)), len(RINGS))
         source, picture = second_pass(program, step, first, w, there, size)
         parts.append(source.parts)
         pictures.append(picture.cpu())

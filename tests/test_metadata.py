@@ -15,8 +15,8 @@ from PIL import Image, ImageCms, ImageOps, PngImagePlugin, TiffImagePlugin
 
 from dca_fast import Codec
 from dca_fast.errors import InputError, InputWarning
-from dca_fast.image_io import ImageInput, from_pil, load_image
-from dca_fast.image_out import EXTENSIONS, image_bytes
+from dca_fast.files.image_io import ImageInput, from_pil, load_image
+from dca_fast.files.image_out import EXTENSIONS, image_bytes
 from dca_fast.testing import photograph
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -16,16 +16,18 @@ import numpy as np
 import pytest
 import torch
 
-from dca_fast import Codec, backends, container, profile_device
+from dca_fast import Codec, backends
 from dca_fast.config import STEPS
-from dca_fast.device import DeviceCodec
+from dca_fast.engines.cuda import CudaEngine
 from dca_fast.errors import BackendUnavailableError
-from dca_fast.latents import EncoderSource, groups_of
+from dca_fast.files import container
 from dca_fast.model.cost import macs_per_pixel
+from dca_fast.network.walk import EncoderSource, groups_of
 from dca_fast.ops import Depthwise, Head, Linear, reference
-from dca_fast.profile import instrument, main, profile, synthetic
-from dca_fast.profile_report import advice, as_text, bit_facts
-from dca_fast.timing import Ceilings, EventClock, Recorder, Run, Span, Work, measure_ceilings, trace, work_of
+from dca_fast.profile import cuda
+from dca_fast.profile.recorder import Ceilings, EventClock, Recorder, Run, Span, Work, measure_ceilings, trace, work_of
+from dca_fast.profile.report import advice, as_text, bit_facts
+from dca_fast.profile.run import instrument, main, profile, synthetic
 from tests import test_rans_device
 
 SIDE = 256  # the side for which model.cost counts
@@ -226,7 +228,7 @@ def test_a_dry_run_times_nothing(
         raise AssertionError("a dry run must not encode")
 
     monkeypatch.setattr(Codec, "encode", refuse)
-    monkeypatch.setattr("dca_fast.profile.measure_ceilings", refuse)
+    monkeypatch.setattr("dca_fast.profile.run.measure_ceilings", refuse)
     target = tmp_path / "plan.json"
     assert main(["--dry-run", "--resolution", "4k", "--json", str(target)]) == 0
     facts = json.loads(target.read_text())
@@ -368,14 +370,14 @@ def gpu(monkeypatch: pytest.MonkeyPatch, events: list[str], emulation: None) -> 
     operations = replace(reference.OPS, name="cuda")  # it packs nothing: graphs follow the quality
     found = SimpleNamespace(name="Imitation", major=9, minor=0, multi_processor_count=3, total_memory=5 << 30)
     monkeypatch.setattr("dca_fast.codec.resolve", lambda backend, device: operations)
-    monkeypatch.setattr("dca_fast.device.record", recorded)
+    monkeypatch.setattr("dca_fast.engines.cuda.record", recorded)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1 << 20)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 << 20)
-    monkeypatch.setattr(profile_device, "_DRIVER", (sys.executable, "-c", "print('580.1')"))
-    monkeypatch.setattr(profile_device, "_GEMM", 64)
-    monkeypatch.setattr(profile_device, "_COPY_BYTES", 1 << 16)
+    monkeypatch.setattr(cuda, "_DRIVER", (sys.executable, "-c", "print('580.1')"))
+    monkeypatch.setattr(cuda, "_GEMM", 64)
+    monkeypatch.setattr(cuda, "_COPY_BYTES", 1 << 16)
 
 
 def test_a_device_is_timed_with_few_events_and_one_wait(events: list[str]) -> None:
@@ -398,7 +400,7 @@ def test_a_device_is_timed_with_few_events_and_one_wait(events: list[str]) -> No
 @pytest.mark.usefixtures("gpu")
 def test_following_a_device_changes_neither_bytes_nor_the_codec(codec: Codec) -> None:
     device, image = Codec(device="cuda"), synthetic(70, 100)
-    assert isinstance(device.engine, DeviceCodec)
+    assert isinstance(device.engine, CudaEngine)
     device.warm_up(70, 100)
     data = codec.encode(image, 30)
     for level in (0, 2):  # the latter leaves the device alone
@@ -456,7 +458,7 @@ def test_the_command_on_a_device(capsys: pytest.CaptureFixture[str], tmp_path: P
 @test_rans_device.needs_gcc
 @pytest.mark.usefixtures("gpu")
 def test_a_size_without_a_graph_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("dca_fast.device.LARGEST_GRAPH", 0)
+    monkeypatch.setattr("dca_fast.engines.cuda.LARGEST_GRAPH", 0)
     assert main(["--device", "cuda", *OPTIONS]) == 0
     text = capsys.readouterr().out
     assert text.count("without a graph of this size") == 2
@@ -470,7 +472,7 @@ def test_without_a_device_nothing_is_done(capsys: pytest.CaptureFixture[str], mo
         raise AssertionError("there is no device to make a picture for")
 
     monkeypatch.setitem(backends._STATES, "cuda", lambda: (False, "the reason"))
-    monkeypatch.setattr("dca_fast.profile.synthetic", refuse)
+    monkeypatch.setattr("dca_fast.profile.run.synthetic", refuse)
     assert main([*OPTIONS, "--device", "cuda"]) == 4
     output = capsys.readouterr()
     assert not output.out

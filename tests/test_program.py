@@ -9,17 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dca_fast import latents, weights
 from dca_fast.config import FIRST_CODED_ROW, SKIP_ROW, ModelConfig, Part, preset
 from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import build_gaussian_tables
 from dca_fast.errors import ConfigError, WeightsError
-from dca_fast.export import export, export_checkpoint, load_float, save_float
 from dca_fast.model.network import Network, neighbours
+from dca_fast.network import walk, weights
+from dca_fast.network.program import Model, Program, ProgramSet, exp2, interpolate, settings, silent
 from dca_fast.ops import Array, Arrays, native
 from dca_fast.ops.reference import OPS
-from dca_fast.program import Model, Program, ProgramSet, exp2, interpolate, settings, silent
 from dca_fast.testing import photograph
+from dca_fast.train.export import export, export_checkpoint, load_float, save_float
 from dca_fast.train.klt import start_from_components
 
 TINY = ModelConfig(
@@ -36,7 +36,7 @@ TINY = ModelConfig(
     local_blocks=2,
 )
 TABLES = build_gaussian_tables()
-QUANTISE = latents.quantiser(OPS.arrays("cpu"), Coder(TABLES), TABLES.charges(1 / 14), 1)
+QUANTISE = walk.quantiser(OPS.arrays("cpu"), Coder(TABLES), TABLES.charges(1 / 14), 1)
 
 
 class SyntheticPhotographs:
@@ -68,10 +68,10 @@ def packed(network: Network, tmp_path_factory: pytest.TempPathFactory) -> weight
     return weights.save(path, export(network), network.config, FIRST_CODED_ROW)
 
 
-def encode(program: Program, image: np.ndarray) -> tuple[latents.EncoderSource, torch.Tensor]:
+def encode(program: Program, image: np.ndarray) -> tuple[walk.EncoderSource, torch.Tensor]:
     y = program.analyse(torch.from_numpy(image)[None])
-    source = latents.EncoderSource(program, y, program.hyper_analyse(y), QUANTISE)
-    return source, latents.code(program, source, (y.shape[1], y.shape[2]), (y.shape[1], y.shape[2]))
+    source = walk.EncoderSource(program, y, program.hyper_analyse(y), QUANTISE)
+    return source, walk.code(program, source, (y.shape[1], y.shape[2]), (y.shape[1], y.shape[2]))
 
 
 @pytest.mark.parametrize("quality", [0, 3333, 10000])
@@ -117,7 +117,7 @@ def test_decoder_walk_reproduces_the_encoder_walk(packed: weights.Weights, quali
 
     program = ProgramSet(packed, OPS).at(quality)
     source, y_hat = encode(program, photograph(64, 128, seed=5))
-    again = latents.code(program, Replay(source.parts), (4, 8), (4, 8))
+    again = walk.code(program, Replay(source.parts), (4, 8), (4, 8))
     assert torch.equal(again, y_hat)
     coded = sum(int((rows != SKIP_ROW).sum()) for _, rows in source.parts)
     assert coded > 0
@@ -126,8 +126,8 @@ def test_decoder_walk_reproduces_the_encoder_walk(packed: weights.Weights, quali
 def test_skipped_and_outside_symbols_are_zero(packed: weights.Weights) -> None:
     program = ProgramSet(packed, OPS).at(5000)
     y = program.analyse(torch.from_numpy(photograph(64, 64, seed=1))[None])
-    source = latents.EncoderSource(program, y, program.hyper_analyse(y), QUANTISE)
-    latents.code(program, source, (4, 4), (1, 2))
+    source = walk.EncoderSource(program, y, program.hyper_analyse(y), QUANTISE)
+    walk.code(program, source, (4, 4), (1, 2))
     for symbols, rows in source.parts:
         assert (symbols[rows == SKIP_ROW] == 0).all()
         assert ((rows >= packed.skip) | (rows == SKIP_ROW)).all()
@@ -162,7 +162,7 @@ def test_backends_walk_alike_whatever_a_stream_holds(
         for ops in (OPS, native.OPS):
             arrays = ops.arrays("cpu")
             source = Hostile(arrays, choice)
-            y_hat = latents.code(ProgramSet(packed, ops).at(quality, aq), source, grid, (grid[0], grid[1] - 1))
+            y_hat = walk.code(ProgramSet(packed, ops).at(quality, aq), source, grid, (grid[0], grid[1] - 1))
             found.append(arrays.numpy(y_hat))
             told.append(source.told)
         assert np.array_equal(*found)

@@ -17,11 +17,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from dca_fast.entropy import cuda_coder as device_module
 from dca_fast.entropy import cuda_library, tables, trellis
-from dca_fast.entropy import device as device_module
 from dca_fast.entropy.coder import LANES, Coder
+from dca_fast.entropy.cuda_coder import DeviceCoder, Encoded
 from dca_fast.entropy.cuda_library import Library
-from dca_fast.entropy.device import DeviceCoder, Encoded
 from dca_fast.entropy.tables import SKIP_ROW, Tables, build_gaussian_tables
 from dca_fast.entropy.trellis import CHAINS
 from dca_fast.errors import (

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from dca_fast import Codec, inspect
+from dca_fast.encoder.rate_control import largest
 from dca_fast.errors import ConfigError, InputError
-from dca_fast.evaluate import psnr
-from dca_fast.rate_control import largest
+from dca_fast.evaluation.measure import psnr
 from dca_fast.testing import photograph
 from tests.optional import torch
 

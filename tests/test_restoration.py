@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from dca_fast import Codec, restoration
-from dca_fast.container import pack_restoration, parse
+from dca_fast import Codec
+from dca_fast.encoder import restoration_fit
+from dca_fast.files.container import pack_restoration, parse
 from dca_fast.ops import Ops, reference
 from dca_fast.ops import native as native_module
 from dca_fast.testing import photograph
@@ -20,12 +21,12 @@ native = OnTensors(native_module)
 
 
 def as_tensor(weights: tuple[int, ...]) -> torch.Tensor:
-    return restoration.as_array(TENSORS, weights)
+    return restoration_fit.as_array(TENSORS, weights)
 
 
 def fit(ops: Ops, picture: torch.Tensor, image: torch.Tensor, bits: float) -> tuple[int, ...]:
     arrays = ops.arrays("cpu")
-    return restoration.fit(ops, arrays, arrays.array(picture.numpy()), arrays.array(image.numpy()), bits)
+    return restoration_fit.fit(ops, arrays, arrays.array(picture.numpy()), arrays.array(image.numpy()), bits)
 
 
 def blurred(pixels: np.ndarray) -> torch.Tensor:
@@ -50,9 +51,9 @@ def test_weights_are_those_of_the_regression_but_for_their_rounding() -> None:
     sums = reference.restore_sums(picture, image, 1)
     sums[:, 18:] //= 4  # of the error only a quarter: weights that need no clamping
     products, wanted = sums[:, :18].double(), sums[:, 18:].double()
-    ridge = 90 * 130 / restoration.RIDGE
-    found = restoration._solutions(sums[:, :18].numpy(), sums[:, 18:].numpy(), ridge)
-    for (rings, grid), solution in zip(restoration.FILTERS, found, strict=True):
+    ridge = 90 * 130 / restoration_fit.RIDGE
+    found = restoration_fit._solutions(sums[:, :18].numpy(), sums[:, 18:].numpy(), ridge)
+    for (rings, grid), solution in zip(restoration_fit.FILTERS, found, strict=True):
         k = 6 * rings
         normal = products[:k, :k] + ridge * torch.eye(k).double()
         expected = 256 * torch.linalg.solve(normal, wanted[:k]).T
@@ -90,7 +91,7 @@ def test_the_gain_is_what_rounded_weights_bring() -> None:
     image = torch.from_numpy(photograph(80, 80, seed=1)) // 2 + 64
     picture = blurred(image.numpy())
     sums = reference.restore_sums(picture, image, 1).numpy()
-    weights = restoration.choose(sums, 6400, 1.0)
+    weights = restoration_fit.choose(sums, 6400, 1.0)
     size = len(weights) // 3
     assert size > 0
     w = [[Fraction(x, 256) for x in weights[c * size : (c + 1) * size]] for c in range(3)]
@@ -135,9 +136,9 @@ def test_large_pictures_are_fitted_to_some_of_their_rows() -> None:
             seen.append(stride)
             return native.restore_sums(picture, image, stride)
 
-    weights = restoration.fit(Watching, TENSORS, picture, image, 0.01)  # type: ignore[arg-type]
+    weights = restoration_fit.fit(Watching, TENSORS, picture, image, 0.01)  # type: ignore[arg-type]
     assert seen == [6]
     after = squares(native.restore(picture, as_tensor(weights)), image)
-    whole = restoration.choose(native.restore_sums(picture, image, 1).numpy(), image.numel() // 3, 0.01)
+    whole = restoration_fit.choose(native.restore_sums(picture, image, 1).numpy(), image.numel() // 3, 0.01)
     best = squares(native.restore(picture, as_tensor(whole)), image)
     assert best <= after < 1.02 * best < 0.9 * squares(picture, image)

@@ -18,17 +18,17 @@ import pytest
 import torch
 from PIL import Image
 
-from dca_fast.cli import main
+from dca_fast.cli.parser import main
 from dca_fast.config import LAMBDA_MAX, LAMBDA_MIN, ModelConfig, price
 from dca_fast.entropy.tables import SYMBOLS, Tables, build_gaussian_tables
 from dca_fast.errors import ConfigError, InputError, TrainingError, WeightsError
-from dca_fast.export import load_float
 from dca_fast.model.layers import depth_to_space, space_to_depth
 from dca_fast.model.network import Network
 from dca_fast.testing import photograph
 from dca_fast.train import pack
 from dca_fast.train import trainer as trainer_module
 from dca_fast.train.data import DeviceImages, Images, Photographs, Shards, open_data
+from dca_fast.train.export import load_float
 from dca_fast.train.finish import export_and_check, plot_losses
 from dca_fast.train.klt import principal_components, start_from_components
 from dca_fast.train.recorded import RecordedStep

@@ -61,7 +61,7 @@ def test_pictures_are_coded_as_with_it() -> None:
 def test_commands_run(tmp_path: Path) -> None:
     picture, file = tmp_path / "photo.png", tmp_path / "photo.dca"
     Image.fromarray(photograph(40, 50)).save(picture)
-    run = "from dca_fast.cli import main\nassert main(sys.argv[1:]) == 0"
+    run = "from dca_fast.cli.parser import main\nassert main(sys.argv[1:]) == 0"
     without_torch(run, "encode", picture, file, "--verify", "--effort", 2)
     assert hashlib.sha256(file.read_bytes()).digest() == hashlib.sha256(Codec().encode(picture, effort=2)).digest()
     without_torch(run, "decode", file, tmp_path / "back.png")
@@ -70,7 +70,7 @@ def test_commands_run(tmp_path: Path) -> None:
     assert Codec().model_id in without_torch(run, "info", "--preset", "dca-s")
     assert "PSNR" in without_torch(run, "eval", tmp_path, "--qualities", "20,60")
     assert "landscape" in without_torch(run, "demo", "--out", tmp_path / "demo")
-    profile = "from dca_fast.profile import main\nassert main(sys.argv[1:]) == 0"
+    profile = "from dca_fast.profile.run import main\nassert main(sys.argv[1:]) == 0"
     assert "encode" in without_torch(profile, "--resolution", "128x96", "--repeat", "1")
 
 
@@ -94,7 +94,7 @@ def test_what_needs_it_names_the_command_that_installs_it(call: str, extra: str)
     "command", ["train --data . --out runs", "export a.pt b.safetensors", "ablate --data . --out r --start s"]
 )
 def test_commands_that_need_it_say_so_in_a_line(command: str, tmp_path: Path) -> None:
-    code = BLOCK + "from dca_fast.cli import main\nsys.exit(main(sys.argv[1:]))"
+    code = BLOCK + "from dca_fast.cli.parser import main\nsys.exit(main(sys.argv[1:]))"
     done = subprocess.run(
         [sys.executable, "-c", code, *command.split()], capture_output=True, text=True, check=False, cwd=tmp_path
     )

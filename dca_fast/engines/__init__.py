@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-from dca_fast.container import Header
+from dca_fast.files.container import Header
+from dca_fast.network.program import Program
+from dca_fast.network.weights import Weights
 from dca_fast.ops import Array, Arrays, Ops
-from dca_fast.program import Program
-from dca_fast.weights import Weights
 
 Progress = Callable[[float], None]
 

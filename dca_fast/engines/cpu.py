@@ -9,19 +9,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dca_fast import latents, restoration
-from dca_fast.adjoint import Adjoint
 from dca_fast.config import ALIGN, TRELLIS_PRICE
-from dca_fast.container import Header
-from dca_fast.effort import Search, Step, Tools, first_pass, second_pass, step_multipliers, worth
+from dca_fast.encoder import restoration_fit
+from dca_fast.encoder.effort import Search, Step, Tools, first_pass, second_pass, step_multipliers, worth
+from dca_fast.encoder.full_gradient import Gradient
+from dca_fast.encoder.linear_gradient import Adjoint
 from dca_fast.engines import Encoded, Progress
 from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import Tables
-from dca_fast.gradient import Gradient
+from dca_fast.files.container import Header
+from dca_fast.network import walk
+from dca_fast.network.program import QUALITY_STEPS, Program, ProgramSet
+from dca_fast.network.weights import Weights
 from dca_fast.ops import Array, Ops
-from dca_fast.program import QUALITY_STEPS, Program, ProgramSet
 from dca_fast.tensors import is_tensor
-from dca_fast.weights import Weights
 
 
 class CpuEngine:
@@ -67,11 +68,11 @@ class CpuEngine:
 
     def encode(self, image: Array, quality: int, effort: int, aq: int, progress: Progress | None = None) -> Encoded:
         size = image.shape[0], image.shape[1]
-        groups = latents.groups_of(*size)
+        groups = walk.groups_of(*size)
         if effort > 1:
             tools = Tools(
                 self.quantiser(groups),
-                latents.EncoderSource,
+                walk.EncoderSource,
                 lambda source: (self.coder.encode(source.parts, groups=groups, plain=source.plain), source.digest),
                 self.adjoint,
                 self.gradient,
@@ -85,31 +86,31 @@ class CpuEngine:
 
     def symbols(
         self, image: Array, quality: int, effort: int, aq: int
-    ) -> tuple[latents.EncoderSource, Array | None]:
+    ) -> tuple[walk.EncoderSource, Array | None]:
         """Everything of the encoder before the entropy coder, and from effort 1 on the picture [1, H, W, 3] that it
         makes; arguments as of `encode`, effort 0 or 1."""
         program, padded = self.program(quality, aq), self.padded(image)
         size = image.shape[0], image.shape[1]
-        quantise = self.quantiser(latents.groups_of(*size))
+        quantise = self.quantiser(walk.groups_of(*size))
         if effort:
             m = step_multipliers(program.arrays.numpy(program.gain), quality / QUALITY_STEPS)
             step = Step(self.adjoint, quantise, program.arrays.array(m))
             first = first_pass(program, step, padded, size)
             weights = self.fit(first.picture, image, quality)
-            w = restoration.as_array(program.arrays, weights) if weights else None
+            w = restoration_fit.as_array(program.arrays, weights) if weights else None
             return second_pass(program, step, first, w, padded, size)
         y = program.analyse(padded)
-        source = latents.EncoderSource(program, y, program.hyper_analyse(y), quantise)
-        latents.code(program, source, *latents.sites(*size))
+        source = walk.EncoderSource(program, y, program.hyper_analyse(y), quantise)
+        walk.code(program, source, *walk.sites(*size))
         return source, None
 
     def fit(self, picture: Array, image: Array, quality: int) -> tuple[int, ...]:
         """The restoration filter from the decoded picture [1, H, W, 3] to the image; quality in 1/100."""
-        return restoration.fit(self.ops, self.arrays, picture[0], image, worth(quality / QUALITY_STEPS))
+        return restoration_fit.fit(self.ops, self.arrays, picture[0], image, worth(quality / QUALITY_STEPS))
 
-    def quantiser(self, groups: int) -> latents.Quantiser:
+    def quantiser(self, groups: int) -> walk.Quantiser:
         """That of streams of so many groups."""
-        return latents.quantiser(self.arrays, self.coder, self.charges, groups)
+        return walk.quantiser(self.arrays, self.coder, self.charges, groups)
 
     @cached_property
     def charges(self) -> npt.NDArray[np.int32]:
@@ -129,13 +130,13 @@ class CpuEngine:
     def decode(self, stream: bytes, header: Header) -> tuple[Array, int]:
         program = self.program(header.quality, header.aq)
         decoder = self.coder.decoder(stream)
-        source = latents.DecoderSource(program.arrays, decoder)
-        y_hat = latents.code(program, source, *latents.sites(header.height, header.width))
+        source = walk.DecoderSource(program.arrays, decoder)
+        y_hat = walk.code(program, source, *walk.sites(header.height, header.width))
         decoder.finish()
         return program.synthesise(y_hat)[0, : header.height, : header.width], source.digest
 
     def restore(self, picture: Array, weights: tuple[int, ...]) -> Array:
-        return restoration.apply(self.ops, self.arrays, picture, weights)
+        return restoration_fit.apply(self.ops, self.arrays, picture, weights)
 
     def warm_up(self, height: int, width: int, effort: int, aq: int) -> None:
         """There is nothing to prepare."""

@@ -217,7 +217,7 @@ class Network(nn.Module):
     def answered(
         self, image: Tensor, y: Tensor, features: dict[str, Tensor], quality: Tensor, t: Tensor, aq_strength: float
     ) -> Tensor:
-        """Where the encoder's level 1 quantises y around, as `dca_fast.effort`, without a restoration filter: y coded
+        """Where the encoder's level 1 quantises y around, as the encoder does, without a restoration filter: y coded
         once, and from there a step along what the linear part of f_s makes of the error backwards."""
         synthesis = self.synthesis
         assert isinstance(synthesis, PatchSynthesis)

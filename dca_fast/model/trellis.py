@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dca_fast.config import LATENT_STEPS, ROWS_PER_OCTAVE, SCALE_MIN, SKIP_ROW, TRELLIS_PRICE, TRELLIS_STEP
 from dca_fast.entropy.coder import MAX_GROUPS, Coder
-from dca_fast.entropy.device import DeviceCoder
+from dca_fast.entropy.cuda_coder import DeviceCoder
 from dca_fast.entropy.tables import ROWS, Tables, build_gaussian_tables
 
 _LIMIT = 1 << 22  # of residuals in 1/256 quantiser steps: beyond what the search distinguishes

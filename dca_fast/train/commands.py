@@ -13,14 +13,15 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from dca_fast import ablate_report, weights
-from dca_fast.ablate import TWINS, Plan, run
 from dca_fast.config import ModelConfig, preset
 from dca_fast.errors import ConfigError, InputError
-from dca_fast.export import load_float, mix, save_float
-from dca_fast.files import write_atomic
-from dca_fast.report import PLOT_FORMATS
+from dca_fast.evaluation.report import PLOT_FORMATS
+from dca_fast.files.atomic import write_atomic
+from dca_fast.network import weights
+from dca_fast.train import ablate_report
+from dca_fast.train.ablate import TWINS, Plan, run
 from dca_fast.train.data import Crops, Images, open_data
+from dca_fast.train.export import load_float, mix, save_float
 from dca_fast.train.finish import export_and_check, plot_losses, validate
 from dca_fast.train.trainer import Recipe, Trainer
 from dca_fast.train.world import World, join

@@ -23,7 +23,7 @@ from rich.progress import track
 from torch import Tensor
 
 from dca_fast.errors import InputError
-from dca_fast.image_io import list_images, suffixes
+from dca_fast.files.image_io import list_images, suffixes
 
 log = logging.getLogger(__name__)
 # What Pillow raises about damaged files.

@@ -14,13 +14,13 @@ import torch
 from dca_fast.codec import Codec
 from dca_fast.config import DEFAULT_AQ, DEFAULT_EFFORT
 from dca_fast.errors import BackendUnavailableError, InputError, WeightsError
-from dca_fast.evaluate import ImageFolder, evaluate, need, psnr
-from dca_fast.export import export_checkpoint, load_float
-from dca_fast.files import write_atomic
-from dca_fast.report import PLOT_FORMATS, report, summary
+from dca_fast.evaluation.measure import ImageFolder, evaluate, need, psnr
+from dca_fast.evaluation.report import PLOT_FORMATS, report, summary
+from dca_fast.files.atomic import write_atomic
 from dca_fast.testing import photograph
 from dca_fast.train.data import Crops
-from dca_fast.train.fit import fit
+from dca_fast.train.export import export_checkpoint, load_float
+from dca_fast.train.fit_tables import fit
 
 BACKENDS = ("reference", "native")
 CHECKED_QUALITY = 50.0

@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image
 
 from dca_fast.errors import DcaError, InputError
-from dca_fast.files import write_atomic
-from dca_fast.image_io import list_images
+from dca_fast.files.atomic import write_atomic
+from dca_fast.files.image_io import list_images
 from dca_fast.train.data import read_pixels
 
 SIDE, QUALITY, MIB = 512, 90, 38.0

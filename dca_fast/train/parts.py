@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dca_fast.errors import WeightsError
-from dca_fast.files import write_atomic
+from dca_fast.files.atomic import write_atomic
 
 LIMIT = 15 << 20  # bytes of a file, without its header
 

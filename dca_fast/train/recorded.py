@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from dca_fast.graphs import record
+from dca_fast.engines.graphs import record
 from dca_fast.train.soap import Scalars, Soap
 from dca_fast.train.world import World
 

@@ -1,0 +1,288 @@
+"""Levels of encoder effort: smaller files for more time. Neither the format nor a decoder knows of it.
+
+From level 1 on, symbols are chosen again around what the error asks for, the error behind a restoration filter: once
+as the linear part of f_s tells (`second_pass`, `linear_gradient`), from level 2 on then as the gradient of f_s does
+(`descend`, `full_gradient`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from numbers import Integral
+from operator import attrgetter
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dca_fast.config import BACK, GRADIENT_BACK, LINEAR_PRICE, MAX_EFFORT, RINGS
+from dca_fast.config import price as price_of
+from dca_fast.encoder.full_gradient import Exponents, Gradient
+from dca_fast.encoder.linear_gradient import Adjoint, multipliers
+from dca_fast.encoder.restoration_fit import as_array, fit, restored
+from dca_fast.errors import ConfigError
+from dca_fast.files.container import pack_restoration
+from dca_fast.network import walk
+from dca_fast.network.program import Adaptation, Halves, Program
+from dca_fast.ops import Array, Arrays
+
+# Iterations of `descend` of the levels from 2 on, and the range of their prices (docs/effort.md).
+DESCENTS = {2: 1, 3: 2, 4: 4, 5: 8, 6: 16, 7: 32, 8: 64, 9: 128}
+PRICES = 36, 64
+AQ_UNIT = 4096  # of weights of sites
+
+
+def check(effort: object) -> int:
+    """The level.
+
+    Raises:
+        ConfigError: not a whole number of 0..9.
+    """
+    if isinstance(effort, bool) or not isinstance(effort, Integral) or not 0 <= int(effort) <= MAX_EFFORT:
+        raise ConfigError(f"effort must be a whole number within 0..{MAX_EFFORT}, got {effort!r}")
+    return int(effort)
+
+
+def worth(quality: float) -> float:
+    """Bits that a squared error of one grey level is worth, alike on all machines: their powers differ beyond a float's
+    digits."""
+    return float(np.float32(price_of(quality)))
+
+
+class Candidate(NamedTuple):
+    """One way to code a picture: bits + priced error (where quantisers adapt, at each site's price); the stream, its
+    values' digest and the restoration filter; the y that was quantised and what became of it; the picture behind the
+    filter."""
+
+    cost: float
+    stream: bytes
+    digest: int
+    weights: tuple[int, ...]
+    y: Array
+    y_hat: Array
+    picture: Array
+
+
+_cost = attrgetter("cost")
+
+
+def descend(
+    start: Candidate,
+    prices: Sequence[float],
+    slope: Callable[[Candidate], Array],
+    moved: Callable[[Candidate, Array, float], Candidate],
+    report: Callable[[int], None],
+) -> Candidate:
+    """Descent of the error, with the search of the trellis after every step (docs/effort.md).
+
+    A step goes from what is coded, y_hat, a part of the way back to the y that was quantised, and along a slope over
+    a price: the error is modelled by a parabola with one curvature, in quantiser steps, for all latents, and the price
+    is bits for a squared step. Each one goes on from the last, better or not: held to improvements, the descent soon
+    ends where no single step is one.
+
+    Args:
+        start: where to start.
+        prices: of the steps; steps become shorter as they grow.
+        slope: of a candidate: where y should go.
+        moved: codes a candidate after a step along a slope at such a price.
+        report: told how many steps are done.
+
+    Returns:
+        The best of all, `start` included.
+    """
+    best = last = start
+    for done, price in enumerate(prices, 1):
+        last = moved(last, slope(last), price)
+        best = min(best, last, key=_cost)
+        report(done)
+    return best
+
+
+def between(ends: tuple[float, float], count: int) -> list[float]:
+    """The middles of so many equal parts of a range."""
+    return [ends[0] + (ends[1] - ends[0]) * (i + 0.5) / count for i in range(count)]
+
+
+def step_multipliers(gain: npt.NDArray[np.float32], quality: float) -> npt.NDArray[np.float32]:
+    """`multipliers` of level 1: float32 [M]; `gain` float32 [M] in host memory, quality 0..100."""
+    return multipliers(gain, worth(quality), LINEAR_PRICE)
+
+
+class Step(NamedTuple):
+    """What level 1 needs besides the program: how errors go back, the quantiser, and `step_multipliers`."""
+
+    adjoint: Adjoint
+    quantise: walk.Quantiser
+    m: Array
+
+
+class Pass(NamedTuple):
+    """A picture coded once: y, a source with z coded, what z says of y, what became of y, and the picture it makes."""
+
+    y: Array
+    source: walk.EncoderSource
+    features: dict[str, Array]
+    y_hat: Array
+    picture: Array
+
+
+Sources = Callable[..., walk.EncoderSource]
+
+
+def analysed(
+    program: Program,
+    quantise: walk.Quantiser,
+    source: Sources,
+    image: Array,
+    size: tuple[int, int],
+    rows: int | None = None,
+) -> tuple[Array, walk.EncoderSource, dict[str, Array]]:
+    """y of a picture, a source with its hyper latents coded, and what these say of y; arguments as of `first_pass`."""
+    y = program.analyse(image, rows)
+    coded = source(program, y, program.hyper_analyse(y), quantise)
+    return y, coded, program.hyper_features(walk.code_hyper(program, coded, *walk.sites(*size)))
+
+
+def first_pass(
+    program: Program,
+    step: Step,
+    image: Array,
+    size: tuple[int, int],
+    source: Sources = walk.EncoderSource,
+    rows: int | None = None,
+) -> Pass:
+    """Level 1 as far as the picture that its step answers. Nothing in it depends on the data, so that a GPU can record
+    it; likewise `second_pass`.
+
+    Args:
+        program: at the quality.
+        image: uint8 [1, H, W, 3], sides multiples of 64, on the program's device.
+        size: height and width of the picture without its padding.
+        source: class of the sources.
+        rows: as `Program.analyse` takes them.
+    """
+    y, coded, features = analysed(program, step.quantise, source, image, size, rows)
+    y_hat = walk.code_steps(program, coded.again(y), features, *walk.sites(*size))
+    return Pass(y, coded, features, y_hat, program.synthesise(y_hat, rows))
+
+
+def second_pass(
+    program: Program,
+    step: Step,
+    first: Pass,
+    w: Array | None,
+    image: Array,
+    size: tuple[int, int],
+    rows: int | None = None,
+) -> tuple[walk.EncoderSource, Array]:
+    """The step along the linear part, whatever comes of it, and what is coded then.
+
+    Args:
+        first: of `first_pass`.
+        w: the restoration filter of its picture, int8 [3, 6 R] on the device; the error behind it is answered.
+        image, size, rows: as there.
+
+    Returns:
+        What is coded, and the picture it makes, without a filter.
+    """
+    picture = first.picture if w is None else restored(program.ops, program.arrays, first.picture, w, size)
+    slope = step.adjoint.answer(image, picture, size, rows)
+    answered = first.source.again(step.adjoint.moved(first.y_hat, slope, step.m, first.y))
+    y_hat = walk.code_steps(program, answered, first.features, *walk.sites(*size))
+    return answered, program.synthesise(y_hat, rows)
+
+
+class Tools(NamedTuple):
+    """What a search needs of a codec, on the program's device: the quantiser and class of its sources, what makes their
+    stream and its digest, and where errors lead."""
+
+    quantise: walk.Quantiser
+    source: Sources
+    code: Callable[[walk.EncoderSource], tuple[bytes, int]]
+    adjoint: Adjoint
+    gradient: Gradient
+
+
+def site_weights(arrays: Arrays, adaptation: Adaptation | None) -> Array | None:
+    """What a squared error at each site counts where quantisers adapt, int64 [h, w] in 1/AQ_UNIT: less in the same
+    measure as the squared steps grow."""
+    if adaptation is None:
+        return None
+    finer = arrays.numpy(adaptation.finer[0])
+    return arrays.array(np.rint(np.square(finer, dtype=np.float64) * AQ_UNIT).astype(np.int64))
+
+
+class Search:
+    """The search for the least bits + priced error of one picture.
+
+    Args:
+        tools: of the codec.
+        program: at the quality.
+        image: uint8 [1, H, W, 3], sides multiples of 64, on its device.
+        size: height and width of the picture without its padding.
+        quality: 0..100.
+    """
+
+    def __init__(self, tools: Tools, program: Program, image: Array, size: tuple[int, int], quality: float) -> None:
+        self._tools, self._program, self._image, self._size = tools, program, image, size
+        self._lambda = worth(quality)
+        self._sites = walk.sites(*size)
+        self._arrays = program.arrays
+        self._inside = self._arrays.contiguous(image[0, : size[0], : size[1]])
+        self._exponents: Exponents = {}
+        # Of the last y_hat that was synthesised; those of more take too much memory.
+        self._halves: tuple[Array, tuple[Halves, Halves]] | None = None
+        self._y, self._coded, self._features = analysed(program, tools.quantise, tools.source, image, size)
+        self._weights = site_weights(self._arrays, walk.adaptation(program, self._features, *self._sites))
+
+    def run(self, level: int, progress: Callable[[float], None] | None = None) -> Candidate:
+        """What the level finds; `progress` is told how much is done, 0..1."""
+        prices = between(PRICES, DESCENTS[level])
+
+        def report(done: int) -> None:
+            if progress is not None:
+                progress((2 + done) / (2 + len(prices)))
+
+        start = self.candidate(self._y)  # level 0, with a filter, then level 1
+        report(-1)
+        answered = self._moved(start, self._tools.adjoint.slope(self._missing(start)), LINEAR_PRICE, BACK)
+        report(0)
+        return descend(min(start, answered, key=_cost), prices, self._slope, self._step, report)
+
+    def candidate(self, y: Array) -> Candidate:
+        """The picture coded with this y."""
+        program, source = self._program, self._coded.again(y)
+        y_hat = walk.code_steps(program, source, self._features, *self._sites)
+        stream, digest = self._tools.code(source)
+        self._halves = None
+        at_16, at_8, picture = program.synthesis_halves(y_hat)
+        self._halves = y_hat, (at_16, at_8)
+        weights = fit(program.ops, self._arrays, picture[0], self._inside, self._lambda)
+        if weights:
+            rings = 0 if str(program.device) == "cpu" else len(RINGS)  # a kernel for each number of them
+            w = as_array(self._arrays, weights, rings)
+            picture = restored(program.ops, self._arrays, picture, w, self._size)
+        height, width = self._size
+        squares = program.ops.squared_error(self._inside, picture[0, :height, :width], self._weights)
+        error = squares if self._weights is None else squares / AQ_UNIT
+        bits = 8 * len(stream) + (8 * len(pack_restoration(weights)) if weights else 0)
+        cost = bits + self._lambda * error / 3
+        return Candidate(cost, stream, digest, weights, y, y_hat, picture)
+
+    def _missing(self, found: Candidate) -> Array:
+        picture = self._arrays.broadcast(found.picture, found.picture.shape)  # a copy: its padding is overwritten
+        return self._tools.adjoint.missing(self._image, picture, self._size)
+
+    def _slope(self, found: Candidate) -> Array:
+        if self._halves is None or self._halves[0] is not found.y_hat:
+            self._halves = found.y_hat, self._program.synthesis_halves(found.y_hat)[:2]
+        (at_16, at_8), self._halves = self._halves[1], None
+        # The filter's share in the picture is taken as given.
+        return self._tools.gradient.slope(at_16, at_8, self._missing(found), self._exponents)
+
+    def _moved(self, found: Candidate, slope: Array, price: float, back: float) -> Candidate:
+        m = self._arrays.array(multipliers(self._arrays.numpy(self._program.gain), self._lambda, price))
+        return self.candidate(self._tools.adjoint.moved(found.y_hat, slope, m, found.y, back))
+
+    def _step(self, found: Candidate, slope: Array, price: float) -> Candidate:
+        return self._moved(found, slope, price, GRADIENT_BACK)

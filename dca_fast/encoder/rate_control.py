@@ -1,0 +1,123 @@
+"""The quality that a size or a fidelity asks for, found by encoding a few times.
+
+Bytes and squared errors are nearly exponential in the quality, so their logarithms are interpolated. All of it are
+integers and correctly rounded floats: every machine tries the same qualities and ends with the same file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from numbers import Real
+
+import numpy as np
+
+from dca_fast.config import QUALITY_MAX
+from dca_fast.errors import ConfigError, InputError
+from dca_fast.network.program import QUALITY_RANGE, QUALITY_STEPS
+
+GOALS = ("max_bytes", "bpp", "psnr")  # of `Codec.encode_to`
+_OCTAVES = 5.4  # by which bytes grow and squared errors fall over the whole axis, about
+_PEAK, _HIGHEST = 255**2, 300.0  # square, and dB beyond which there is nothing
+_LARGEST = 1e300  # of a goal
+_HASTE = 8  # numbers that are tried by interpolation; then intervals are halved
+
+
+def check(goals: dict[str, float | None], tolerance: float) -> tuple[str, float]:
+    """The one goal that is given: its name and value.
+
+    Raises:
+        ConfigError: there is not one, it is not a positive number, or the tolerance is not within 0..1.
+    """
+    given = {name: goal for name, goal in goals.items() if goal is not None}
+    if len(given) != 1:
+        raise ConfigError(f"give one of {', '.join(goals)}, got {', '.join(given) or 'none'}")
+    ((name, goal),) = given.items()
+    if isinstance(goal, bool) or not isinstance(goal, Real) or not 0 < goal < _LARGEST:
+        raise ConfigError(f"{name} must be a positive number, got {goal!r}")
+    if isinstance(tolerance, bool) or not isinstance(tolerance, Real) or not 0 < tolerance < 1:
+        raise ConfigError(f"tolerance must be a number between 0 and 1, got {tolerance!r}")
+    return name, float(goal)
+
+
+def to_size(encode: Callable[[float], bytes], room: float, fixed: int, tolerance: float) -> bytes:
+    """The file of the highest quality that takes at most `room` bytes; `fixed` of them do not depend on it.
+
+    Raises:
+        InputError: that of quality 0 takes more.
+    """
+    files: dict[int, bytes] = {}
+    if fixed >= room:
+        raise InputError(f"metadata and alpha take {fixed} bytes, more than {room:.0f}")
+
+    def ratio(quality: int) -> float:
+        files[quality] = encode(quality / QUALITY_STEPS)
+        return (len(files[quality]) - fixed) / (room - fixed)
+
+    found = largest(ratio, QUALITY_RANGE, tolerance)
+    if found is None:
+        raise InputError(f"quality 0 takes {len(files[0])} bytes, more than {room:.0f}")
+    return files[found]
+
+
+def to_psnr(encode: Callable[[float], bytes], error: Callable[[bytes], float], psnr: float, tolerance: float) -> bytes:
+    """The file of the lowest quality with a PSNR of at least so many dB; `error` is the mean square of one.
+
+    Raises:
+        InputError: that of the highest quality has less.
+    """
+    files: dict[int, bytes] = {}
+    errors: dict[int, float] = {}
+    # Alike on all machines: their powers differ beyond a float's digits.
+    most = float(np.float32(_PEAK / 10 ** (min(psnr, _HIGHEST) / 10)))
+
+    def ratio(lowered: int) -> float:
+        files[lowered] = encode((QUALITY_RANGE - lowered) / QUALITY_STEPS)
+        errors[lowered] = error(files[lowered])
+        return errors[lowered] / most
+
+    found = largest(ratio, QUALITY_RANGE, tolerance)
+    if found is None:
+        best = 10 * math.log10(_PEAK / errors[0])
+        raise InputError(f"quality {QUALITY_MAX:g} has {best:.4f} dB, less than {psnr:g}")
+    return files[found]
+
+
+def largest(ratio: Callable[[int], float], most: int, tolerance: float) -> int | None:
+    """The largest of 0..most whose ratio is at most 1; one whose ratio is at least 1 - tolerance is good enough.
+
+    Args:
+        ratio: grows with its argument, exponentially and mostly; called once for every number that is tried.
+        most: end of the range.
+        tolerance: below 1.
+
+    Returns:
+        None if there is none: 0 was tried then.
+    """
+    low, high = -1, most + 1  # all up to `low` are small enough, all from `high` on too large, as far as is known
+    below = above = math.nan  # their logarithms
+    aim = _log2(1 - tolerance / 2)
+    guess, tried = most // 2, 0
+    side = 0  # how often, one after the other, one end has moved: negative for the lower one
+    while high - low > 1:
+        found, tried = ratio(guess), tried + 1
+        if found <= 1:
+            low, below, side = guess, _log2(found), min(side, 0) - 1
+            if found >= 1 - tolerance:
+                break
+        else:
+            high, above, side = guess, _log2(found), max(side, 0) + 1
+        if low >= 0 and high <= most:
+            part = 0.5 if abs(side) > 2 or tried > _HASTE else (aim - below) / (above - below)
+            guess = low + round((high - low) * part)
+        else:  # ever larger steps
+            step = max(abs(aim - _log2(found)), 0.01) * most / _OCTAVES
+            guess += round(math.copysign(min(step * 2 ** min(abs(side) - 1, 30), most + 1), -side))
+        guess = min(max(guess, low + 1), high - 1)
+    return None if low < 0 else low
+
+
+def _log2(x: float) -> float:
+    """About log2, piecewise linear: machines round a real one differently."""
+    mantissa, exponent = math.frexp(max(x, 2.0**-60))
+    return exponent + 2 * mantissa - 2

@@ -1,0 +1,1 @@
+"""Rate and distortion from real files, beside other codecs."""

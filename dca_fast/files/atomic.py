@@ -1,0 +1,137 @@
+"""Files of users, read and written: complete or not at all, and nothing replaced that is not ours to replace."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dca_fast.errors import InputError
+from dca_fast.files.container import MAGIC
+
+__all__ = ["StrPath", "check_output", "identities", "is_dca", "read", "write_atomic"]
+
+StrPath = str | os.PathLike[str]
+_HEAD = 64  # bytes that tell what a file is
+
+
+def _standard(name: str) -> Any:
+    """The bytes of standard "input" or "output"."""
+    stream = sys.stdin if name == "input" else sys.stdout
+    if stream is None:
+        raise InputError(f"standard {name} is closed")
+    return stream.buffer
+
+
+def read(source: StrPath) -> bytes:
+    """All bytes of a file; "-" is standard input.
+
+    Raises:
+        OSError: it cannot be read.
+        InputError: standard input is closed.
+    """
+    if os.fspath(source) == "-":
+        return bytes(_standard("input").read())
+    return Path(source).read_bytes()
+
+
+def is_dca(head: bytes) -> bool:
+    """Whether a file that begins so is a .dca file, or the beginning of one."""
+    return head.startswith(MAGIC) or MAGIC.startswith(head)
+
+
+def identities(paths: Iterable[StrPath]) -> dict[tuple[int, int], StrPath]:
+    """The files that are there, by what is one for all their names and links."""
+    found = {}
+    for path in paths:
+        with contextlib.suppress(OSError):
+            there = os.stat(path)
+            found[there.st_dev, there.st_ino] = path
+    return found
+
+
+def check_output(
+    path: StrPath,
+    *,
+    inputs: Mapping[tuple[int, int], StrPath] | None = None,
+    ours: Callable[[bytes], bool] | None = None,
+    force: bool = False,
+) -> None:
+    """Refuse an output that would destroy what this program did not make.
+
+    Args:
+        path: what shall be written. "-", pipes and devices may always be.
+        inputs: `identities` of what is read; under whatever name, none of them may be written to.
+        ours: whether a file that begins with these bytes may be replaced. An empty file always may.
+        force: whatever there is may be replaced.
+
+    Raises:
+        InputError: and why.
+    """
+    if os.fspath(path) == "-":
+        return
+    try:
+        there = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if stat.S_ISDIR(there.st_mode):
+        raise InputError(f"{path} is a folder")
+    if force or not stat.S_ISREG(there.st_mode):
+        return
+    if source := (inputs or {}).get((there.st_dev, there.st_ino)):
+        raise InputError(f"{path} is the input {source} itself; --force replaces it")
+    if there.st_size == 0:
+        return
+    if ours is None:
+        raise InputError(f"{path} exists; --force replaces it")
+    with open(path, "rb") as file:
+        if not ours(file.read(_HEAD)):
+            raise InputError(f"{path} exists and was not made by this program; --force replaces it")
+
+
+def write_atomic(path: StrPath, data: bytes) -> None:
+    """Write a file completely or not at all, also where the power fails.
+
+    Args:
+        path: the target, replaced in one step; it keeps its permissions. Pipes and devices are written to; "-" is
+            standard output.
+        data: the whole content.
+
+    Raises:
+        OSError: the file cannot be written; nothing is left behind.
+        InputError: standard output is closed.
+    """
+    if os.fspath(path) == "-":
+        output = _standard("output")
+        output.write(data)
+        output.flush()
+        return
+    target = Path(os.path.realpath(path))
+    mode = target.stat().st_mode if target.exists() else None
+    if mode is not None and not stat.S_ISREG(mode):
+        target.write_bytes(data)
+        return
+    if mode is not None and not os.access(target, os.W_OK):
+        raise PermissionError(errno.EACCES, "it is write-protected", os.fspath(path))
+    temporary = target.with_name(f".dca-{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if mode is not None:
+            temporary.chmod(stat.S_IMODE(mode))
+        os.replace(temporary, target)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error  # not the name of the temporary file
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,344 @@
+"""The float model inside CompressAI: `compressai.registry.MODELS["dca-paper"]`, and "dca" for any preset.
+
+For research: training recipes, comparisons and tools written for CompressAI's models. Its streams use this project's
+tables and rANS coder, but means and scales are floats here, so they decode on the machine that made them; files that
+decode everywhere come from `dca_fast.Codec`. Importing this module registers the models; it needs the extra
+`dca-fast[compressai]`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dca_fast.config import (
+    ALIGN,
+    FIRST_CODED_ROW,
+    QUADTREE,
+    QUALITY_MAX,
+    SCALE_MIN,
+    STEPS,
+    STRIDE,
+    ModelConfig,
+    Part,
+    preset,
+)
+from dca_fast.entropy.coder import Coder, Decoder
+from dca_fast.errors import ConfigError, WeightsError
+from dca_fast.model import trellis
+from dca_fast.model.context import parity_join, parity_split
+from dca_fast.model.network import Network, axis, interpolate, log2_coded, straight_through
+from dca_fast.model.rates import gaussian_bits, noisy_bits
+from dca_fast.model.transforms import pad_image
+from dca_fast.network.walk import ORDER
+from dca_fast.train.export import load_float
+
+try:
+    from compressai.models.base import CompressionModel
+    from compressai.registry import register_model
+except ImportError as missing:
+    raise ImportError(f"this needs `pip install 'dca-fast[compressai]'`: {missing}") from missing
+
+LOG2_CODED = log2_coded(FIRST_CODED_ROW)
+LIMIT = 32767  # of one symbol
+
+
+class Source(Protocol):
+    """What codes the parts of a batch. Values are in quantiser steps, None at the decoder; the result is what a decoder
+    sees."""
+
+    def hyper(self, name: str, part: Part, value: Tensor | None, log2_scale: Tensor) -> Tensor:
+        """A part of a hyper latent, `[N, h, w, C]`."""
+
+    def step(self, values: list[Tensor] | None, log2_scales: list[Tensor]) -> list[Tensor]:
+        """The four parities of a quadtree step, `[N, h/2, w/2, C]` each."""
+
+
+def coded(log2_scale: Tensor) -> Tensor:
+    """Where a file has symbols."""
+    return log2_scale >= LOG2_CODED
+
+
+class Likelihoods:
+    """Keeps the likelihood of every symbol; straight-through gradients."""
+
+    def __init__(self, noisy: bool) -> None:
+        self.noisy = noisy
+        self.z: dict[str, list[tuple[Part, Tensor]]] = {}
+        self.y: list[Tensor] = []
+
+    def hyper(self, name: str, part: Part, value: Tensor | None, log2_scale: Tensor) -> Tensor:
+        assert value is not None
+        rounded = straight_through(value, torch.round(value) * coded(log2_scale))
+        bits = noisy_bits(value, log2_scale) if self.noisy else gaussian_bits(rounded, log2_scale) * coded(log2_scale)
+        self.z.setdefault(f"z_{name}", []).append((part, torch.exp2(-bits)))
+        return rounded
+
+    def step(self, values: list[Tensor] | None, log2_scales: list[Tensor]) -> list[Tensor]:
+        assert values is not None
+        seen, spent = trellis.step(values, log2_scales, [coded(s) for s in log2_scales], price=not self.noisy)
+        if self.noisy:
+            spent = [noisy_bits(v, s) for v, s in zip(values, log2_scales, strict=True)]
+        self.y.extend(torch.exp2(-bits) for bits in spent)
+        return [straight_through(v, s) for v, s in zip(values, seen, strict=True)]
+
+    def maps(self) -> dict[str, Tensor]:
+        """`[N, C, h, w]` of each latent."""
+        found = {}
+        for name, parts in self.z.items():
+            n, _, _, c = parts[0][1].shape
+            height, width = (max(p[1 + i] + p[3] * (x.shape[1 + i] - 1) + 1 for p, x in parts) for i in (0, 1))
+            found[name] = parts[0][1].new_empty(n, height, width, c)
+            for part, likelihood in parts:
+                found[name][part.sites] = likelihood
+        places: list[list[Tensor]] = [[Tensor()] * 4 for _ in range(4)]
+        for i, likelihood in enumerate(self.y):
+            step, parity = divmod(i, 4)
+            places[parity][parity ^ QUADTREE[step]] = likelihood
+        found["y"] = parity_join([torch.cat(groups, -1) for groups in places])
+        return {name: value.permute(0, 3, 1, 2) for name, value in found.items()}
+
+
+def _step_rows(log2_scales: list[Tensor]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.concatenate([trellis.table_rows(s, coded(s)) for s in log2_scales])
+
+
+class Writer:
+    """Keeps values and rows of one image for the coder."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[Any, Any]] = []
+        self.plain = 0  # parts before those of the trellis
+
+    def hyper(self, name: str, part: Part, value: Tensor | None, log2_scale: Tensor) -> Tensor:
+        assert value is not None
+        symbols = value.round().clamp(-LIMIT, LIMIT) * coded(log2_scale)
+        rows = trellis.table_rows(log2_scale, coded(log2_scale))
+        self.parts.append((symbols.to(torch.int16).flatten().cpu().numpy(), rows))
+        self.plain += 1
+        return symbols
+
+    def step(self, values: list[Tensor] | None, log2_scales: list[Tensor]) -> list[Tensor]:
+        assert values is not None
+        rows = _step_rows(log2_scales)
+        found = trellis.quantise(torch.cat([v.flatten() for v in values]), rows)
+        self.parts.append((found, rows))
+        return [trellis.to_steps(f, v) for f, v in zip(np.split(found, len(values)), values, strict=True)]
+
+
+class Reader:
+    """Takes the values of one image from its stream."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+
+    def hyper(self, name: str, part: Part, value: Tensor | None, log2_scale: Tensor) -> Tensor:
+        symbols = torch.from_numpy(self.decoder.decode(trellis.table_rows(log2_scale, coded(log2_scale))))
+        return symbols.to(log2_scale).view(log2_scale.shape)
+
+    def step(self, values: list[Tensor] | None, log2_scales: list[Tensor]) -> list[Tensor]:
+        found = self.decoder.decode(_step_rows(log2_scales), trellis=True)
+        return [trellis.to_steps(f, s) for f, s in zip(np.split(found, len(log2_scales)), log2_scales, strict=True)]
+
+
+def _part(source: Source, name: str, z: Tensor | None, part: Part, mean: Tensor, log2_scale: Tensor) -> Tensor:
+    """What `Factorised.walk` codes a part of a hyper latent with."""
+    residual = None if z is None else z[part.sites] - mean
+    return mean + source.hyper(name, part, residual, log2_scale.expand(mean.shape))
+
+
+@register_model("dca")
+class Dca(CompressionModel):
+    """DCA (arXiv 2411.05832) as a CompressAI model; one network serves every quality.
+
+    Args:
+        model: preset or configuration; default: "dca-s".
+        quality: 0..100, of every call that names no other.
+    """
+
+    DEFAULT = "dca-s"
+    config: Tensor
+
+    def __init__(self, model: str | ModelConfig | None = None, quality: float = 60.0) -> None:
+        super().__init__()
+        model = model or self.DEFAULT
+        self.network = Network(preset(model) if isinstance(model, str) else model)
+        self.quality = quality
+        # Part of the state: widths alone do not tell one configuration from another.
+        text = json.dumps(self.network.config.to_dict()).encode()
+        self.register_buffer("config", torch.tensor(list(text), dtype=torch.uint8))
+        self._coder: Coder | None = None
+
+    def _qualities(self, quality: float | Tensor | None, like: Tensor) -> Tensor:
+        """`[N]` float32 for the samples of `like`."""
+        value = torch.as_tensor(self.quality if quality is None else quality, dtype=torch.float32)
+        if not ((value >= 0) & (value <= QUALITY_MAX)).all():
+            raise ConfigError(f"quality must be within 0..{QUALITY_MAX:g}, got {quality}")
+        return value.to(like.device).expand(len(like))
+
+    def _y(self, x: Tensor, t: Tensor) -> Tensor:
+        image = x.permute(0, 2, 3, 1) * 255 - 128
+        y: Tensor = self.network.analysis(pad_image(image, ALIGN), t)
+        return y
+
+    def _walk(self, y: Tensor | None, grid: tuple[int, int], quality: Tensor, source: Source) -> Tensor:
+        """All latents in the order of a file: y_hat `[N, h, w, M]`."""
+        net, n, (h, w) = self.network, len(quality), grid
+        c, t = net.config, axis(quality)
+        shapes = {
+            "global": (n, 1, c.tokens, c.latent // c.tokens),
+            "local": (n, h, w, c.local),
+            "regional": (n, h // 4, w // 4, c.regional),
+        }
+        z_hat = {}
+        for name in (name for name in ORDER if name in net.hyper):
+            model, shape = net.factorised[name], shapes[name]
+            tables = [interpolate(table, quality) for table in (model.log2_scale, model.log2_gain)]
+            scale, gain = (table.view(n, *shape[1:]) if name == "global" else table for table in tables)
+            gain = torch.exp2(gain)
+            z = None if y is None else net.hyper[name].analyse(y, t) * gain
+            z_hat[name] = model.walk(shape, scale, partial(_part, source, name, z)) / gain
+        features = net.context.prepare(net.synthesise_hyper(z_hat, t))
+        gains = interpolate(net.log2_gain, quality).chunk(4, -1)
+        targets = None if y is None else [part.chunk(4, -1) for part in parity_split(y)]
+        zeros = torch.zeros(n, h // 2, w // 2, c.latent // 4, device=quality.device)
+        decoded, y_hat = [[zeros] * 4 for _ in range(4)], None
+        for step in range(STEPS):
+            found = [(p, p ^ QUADTREE[step], *pair) for p, pair in enumerate(net.context(step, y_hat, features, t))]
+            scales = [(scale + gains[g]).clamp_min(math.log2(SCALE_MIN)) for _, g, _, scale in found]
+            values = None
+            if targets is not None:
+                values = [(targets[p][g] - mean) * torch.exp2(gains[g]) for p, g, mean, _ in found]
+            for (p, g, mean, _), seen in zip(found, source.step(values, scales), strict=True):
+                decoded[p][g] = seen / torch.exp2(gains[g]) + mean
+            y_hat = parity_join([torch.cat(groups, -1) for groups in decoded])
+        assert y_hat is not None
+        return y_hat
+
+    def _pixels(self, y_hat: Tensor, t: Tensor, size: tuple[int, int]) -> Tensor:
+        image = self.network.synthesis(y_hat, t)[:, : size[0], : size[1]]
+        pixels: Tensor = (image + 128).permute(0, 3, 1, 2) / 255
+        return pixels
+
+    def forward(self, x: Tensor, quality: float | Tensor | None = None) -> dict[str, Any]:
+        """Code a batch.
+
+        Args:
+            x: RGB, `[N, 3, H, W]` float32 in 0..1, any size.
+            quality: 0..100, one number or `[N]`.
+
+        Returns:
+            "x_hat" `[N, 3, H, W]`, and "likelihoods" `[N, C, h, w]` of "y", "z_local", "z_regional", "z_global": of
+            noisy values in training, of the symbols otherwise.
+        """
+        qualities, likelihoods = self._qualities(quality, x), Likelihoods(self.training)
+        t = axis(qualities)
+        y = self._y(x, t)
+        y_hat = self._walk(y, (y.shape[1], y.shape[2]), qualities, likelihoods)
+        return {"x_hat": self._pixels(y_hat, t, (x.shape[2], x.shape[3])), "likelihoods": likelihoods.maps()}
+
+    def update(self, scale_table: Any = None, force: bool = False, update_quantiles: bool = False) -> bool:
+        """Build the entropy coder; its tables are part of the format and depend on no weights.
+
+        Returns:
+            Whether there was anything to do.
+
+        Raises:
+            ConfigError: another scale table was asked for.
+        """
+        if scale_table is not None:
+            raise ConfigError("the scale table is part of the format")
+        if self._coder is not None and not force:
+            return False
+        self._coder = trellis.gaussian_coder()
+        return True
+
+    def _coder_here(self) -> Coder:
+        self.update()
+        assert self._coder is not None
+        return self._coder
+
+    @torch.no_grad()
+    def compress(self, x: Tensor, quality: float | None = None) -> dict[str, Any]:
+        """Code every image of `[N, 3, H, W]` in 0..1, each by itself, so that it decodes in any batch.
+
+        Returns:
+            "strings": one list with a stream for each image; "shape": (H, W), which `decompress` needs.
+        """
+        coder, streams = self._coder_here(), []
+        for image in x.split(1):
+            qualities, writer = self._qualities(quality, image), Writer()
+            y = self._y(image, axis(qualities))
+            self._walk(y, (y.shape[1], y.shape[2]), qualities, writer)
+            streams.append(coder.encode(writer.parts, plain=writer.plain))
+        return {"strings": [streams], "shape": (x.shape[2], x.shape[3])}
+
+    @torch.no_grad()
+    def decompress(
+        self, strings: list[list[bytes]], shape: tuple[int, int], quality: float | None = None
+    ) -> dict[str, Tensor]:
+        """Inverse of `compress` at the same quality: "x_hat" `[N, 3, H, W]` in 0..1.
+
+        Raises:
+            BitstreamError: not such a stream, or one made at another quality.
+        """
+        coder, images = self._coder_here(), []
+        height, width = shape
+        grid = (-(-height // ALIGN) * (ALIGN // STRIDE), -(-width // ALIGN) * (ALIGN // STRIDE))
+        for stream in strings[0]:
+            qualities, decoder = self._qualities(quality, self.network.log2_gain[:1]), coder.decoder(stream)
+            y_hat = self._walk(None, grid, qualities, Reader(decoder))
+            decoder.finish()
+            images.append(self._pixels(y_hat, axis(qualities), (height, width)))
+        return {"x_hat": torch.cat(images).clamp(0, 1)}
+
+    def aux_loss(self) -> Tensor:
+        """Zero: the factorised models have no quantiles that need an optimiser of their own."""
+        return torch.zeros((), device=self.network.log2_gain.device, requires_grad=True)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any:
+        """Take the weights of another `Dca`.
+
+        Raises:
+            WeightsError: they belong to another configuration.
+        """
+        config = state_dict.get("config")
+        if config is not None and bytes(config.tolist()) != bytes(self.config.tolist()):
+            raise WeightsError(f"weights of {bytes(config.tolist()).decode()} for {self.network.config}")
+        return super().load_state_dict(state_dict, strict=strict)
+
+    @classmethod
+    def from_state_dict(cls, state_dict: Mapping[str, Any]) -> Dca:
+        """A model with the configuration and weights of `state_dict`."""
+        if "config" not in state_dict:
+            raise WeightsError("no state of a Dca model: it holds no configuration")
+        model = cls(ModelConfig.from_dict(json.loads(bytes(state_dict["config"].tolist()))))
+        model.load_state_dict(state_dict)
+        return model
+
+    @classmethod
+    def from_checkpoint(cls, path: Path, quality: float = 60.0) -> Dca:
+        """A model with the averaged weights of a training (`checkpoint.pt`) or float weights (`.safetensors`).
+
+        The way back: `dca_fast.train.export.save_float(model.network, path)` writes what `dca-fast train --start` and
+        `dca-fast export` read.
+        """
+        network = load_float(Path(path))
+        model = cls(network.config, quality)
+        model.network.load_state_dict(network.state_dict())
+        return model
+
+
+@register_model("dca-paper")
+class DcaPaper(Dca):
+    """The model nearest to the paper: `dca_fast.config.PRESETS["dca-paper"]` says which widths are whose."""
+
+    DEFAULT = "dca-paper"

@@ -1,0 +1,177 @@
+"""The coding walk, written once: hyper latents, then four quadtree steps, with a symbol source as its argument.
+
+The encoder's source quantises and keeps symbols and rows; the decoder's asks the entropy coder. Both see the same
+program, so both reconstruct the same y_hat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from dca_fast.config import ALIGN, SKIP_ROW, STEPS, STRIDE, Part
+from dca_fast.entropy.coder import Coder, Decoder, choose_groups, crc32
+from dca_fast.network.program import Adaptation, Program
+from dca_fast.ops import Array, Arrays
+
+ORDER = ("global", "local", "regional")  # of the hyper latents in the stream
+
+
+# residuals int32, in 1/256 quantiser steps, and rows uint8 of one shape -> values int16 of a trellis
+Quantiser = Callable[[Array, Array], Array]
+
+
+def quantiser(arrays: Arrays, coder: Coder, charges: np.ndarray, groups: int) -> Quantiser:
+    """That of `Coder.quantise` for a backend's arrays of any shape."""
+
+    def quantise(residuals: Array, rows: Array) -> Array:
+        values = coder.quantise(arrays.numpy(residuals).ravel(), arrays.numpy(rows).ravel(), charges, groups)
+        return arrays.array(values.reshape(rows.shape))
+
+    return quantise
+
+
+def sites(height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Latent sites (h, w) of the padded image, and those that touch the image; height and width in pixels."""
+    h, w = (-(-side // ALIGN) * (ALIGN // STRIDE) for side in (height, width))
+    return (h, w), (-(-height // STRIDE), -(-width // STRIDE))
+
+
+def groups_of(height: int, width: int) -> int:
+    """Groups of the stream of an image, which its trellis and its coder must agree on; sides in pixels."""
+    return choose_groups(*sites(height, width)[0])
+
+
+class Source(Protocol):
+    """Where symbols come from. `rows` uint8 and the result int16 have one shape."""
+
+    def hyper(self, name: str, part: Part, rows: Array, mean: Array | None) -> Array:
+        """Symbols of a part of a hyper latent; mean int16 in 1/256 quantiser steps, None: zero."""
+
+    def step(self, step: int, mean: Array, rows: Array, adaptation: Adaptation | None) -> Array:
+        """Values of a quadtree step, of a trellis; mean int32 in 1/256 quantiser steps, rows of steps as adapted."""
+
+
+def symbol_digest(symbols: np.ndarray, digest: int = 0) -> int:
+    """CRC-32 of symbols as little-endian int16, going on from `digest` of the parts before."""
+    return int(crc32(np.ascontiguousarray(symbols, "<i2").data, digest))
+
+
+class EncoderSource:
+    """Quantises y and z of one image and keeps (values, rows) of each part, in stream order, and their digest.
+
+    Args:
+        program: at the quality.
+        y, z: of `analyse` and `hyper_analyse`.
+        quantise: what makes values of y's residuals.
+    """
+
+    def __init__(self, program: Program, y: Array, z: dict[str, Array], quantise: Quantiser) -> None:
+        self._program, self._y, self._z, self._quantise = program, y, z, quantise
+        self.parts: list[tuple[Any, Any]] = []
+        self.plain = 0  # parts before those of the trellis
+        self.digest = 0
+
+    def again(self, y: Array) -> EncoderSource:
+        """A source for y that goes on from here, where the hyper latents are coded and no step is."""
+        twin = type(self)(self._program, y, self._z, self._quantise)
+        twin.parts, twin.plain, twin.digest = list(self.parts), self.plain, self.digest
+        return twin
+
+    def _keep(self, symbols: Array, rows: Array) -> Array:
+        numpy = self._program.arrays.numpy
+        flat = numpy(symbols).ravel()
+        self.parts.append((flat, numpy(rows).ravel()))
+        self.digest = symbol_digest(flat, self.digest)
+        return symbols
+
+    def hyper(self, name: str, part: Part, rows: Array, mean: Array | None) -> Array:
+        self.plain += 1
+        return self._keep(self._program.ops.hyper_symbols(self._z[name][part.sites], mean, rows), rows)
+
+    def step(self, step: int, mean: Array, rows: Array, adaptation: Adaptation | None) -> Array:
+        finer = None if adaptation is None else adaptation.finer
+        residuals = self._program.ops.residuals(self._y, mean, self._program.gain, step, finer)
+        return self._keep(self._quantise(residuals, rows), rows)
+
+
+class DecoderSource:
+    """Takes the symbols of one image from an entropy decoder and keeps their digest."""
+
+    def __init__(self, arrays: Arrays, decoder: Decoder) -> None:
+        self._arrays, self._decoder = arrays, decoder
+        self.digest = 0
+
+    def _take(self, rows: Array, trellis: bool = False) -> Array:
+        symbols = self._decoder.decode(np.ascontiguousarray(self._arrays.numpy(rows)).ravel(), trellis)
+        self.digest = symbol_digest(symbols, self.digest)
+        return self._arrays.array(symbols.reshape(rows.shape))
+
+    def hyper(self, name: str, part: Part, rows: Array, mean: Array | None) -> Array:
+        return self._take(rows)
+
+    def step(self, step: int, mean: Array, rows: Array, adaptation: Adaptation | None) -> Array:
+        return self._take(rows, trellis=True)
+
+
+def code(program: Program, source: Source, grid: tuple[int, int], valid: tuple[int, int]) -> Array:
+    """Run the walk for one image.
+
+    Args:
+        program: integer network at the file's quality.
+        source: see `Source`.
+        grid: latent sites (h, w), multiples of 4.
+        valid: sites that touch the image, (ceil(H / 16), ceil(W / 16)).
+
+    Returns:
+        y_hat int16 [1, h, w, M].
+    """
+    z = code_hyper(program, source, grid, valid)
+    return code_steps(program, source, program.hyper_features(z), grid, valid)
+
+
+def code_hyper(program: Program, source: Source, grid: tuple[int, int], valid: tuple[int, int]) -> dict[str, Array]:
+    """The hyper latents as a decoder sees them, as `Program.hyper_features` takes them."""
+    z = {}
+    shapes = program.hyper_shapes(*grid)
+    for name in ORDER:
+        if name in shapes:
+            z[name] = program.arrays.zeros(1, *shapes[name])
+            for part, row, mean in program.hyper_parts(name, z[name]):
+                # One row for each channel; of the global latent for each channel of each token.
+                rows = program.arrays.broadcast(row, z[name][part.sites].shape)
+                if name == "local":
+                    rows[:, valid[0] :] = SKIP_ROW
+                    rows[:, :, valid[1] :] = SKIP_ROW
+                z[name][part.sites] = program.ops.hyper_values(source.hyper(name, part, rows, mean), mean)
+    return z
+
+
+def code_steps(
+    program: Program, source: Source, features: dict[str, Array], grid: tuple[int, int], valid: tuple[int, int]
+) -> Array:
+    """The four steps; `features` of the hyper latents."""
+    y_hat = program.arrays.zeros(1, *grid, program.config.latent)  # every step writes a quarter
+    ops, at, coarser = program.ops, None, None
+    for step in range(STEPS):
+        mean, rows = program.step_parameters(step, y_hat, features, valid)
+        if program.aq:
+            if at is None:
+                at = program.adaptation(rows)
+                coarser = at.coarser
+            rows = ops.coarser_rows(rows, at.coarse, program.skip)
+        symbols = source.step(step, mean, rows, at)
+        ops.reconstruct(symbols, mean, program.inverse, step, y_hat, coarser)
+    return y_hat
+
+
+def adaptation(
+    program: Program, features: dict[str, Array], grid: tuple[int, int], valid: tuple[int, int]
+) -> Adaptation | None:
+    """What `code_steps` adapts quantisers to, whatever the symbols; None without adaptive quantisation."""
+    if not program.aq:
+        return None
+    y_hat = program.arrays.zeros(1, *grid, program.config.latent)
+    return program.adaptation(program.step_parameters(0, y_hat, features, valid)[1])

@@ -1,0 +1,159 @@
+"""Integer weights: a safetensors file, checked before use, named by the hash of what it holds.
+
+Tensors are flat: `<layer>.w` int8 or int16, `.b` int32, `.m` float32 and, where a layer depends on the quality,
+`.slope` int32 (`dca_fast.network.program`). The metadata is one JSON string: configuration, skip row, format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as save_bytes
+
+from dca_fast.config import ModelConfig
+from dca_fast.entropy.tables import Tables
+from dca_fast.errors import ConfigError, WeightsError
+from dca_fast.files.atomic import write_atomic
+
+FORMAT = 2
+BUNDLED = Path(__file__).resolve().parents[1] / "data"
+ACCUMULATOR = 2**31 - 1
+RESULT = 2**31 - 1024  # so that its float is below 2^31
+SCORE_LIMIT = 2**20
+OPERAND_BOUND = {"int8": 127, "int16": 32767}
+
+Tensors = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Checked integer weights.
+
+    Args:
+        tensors: by name.
+        config: the model they belong to.
+        skip: first row of the scale table that is coded; symbols of lower rows are zero and cost nothing.
+        digest: sha256 over metadata and tensors; its first four bytes are the model id of a file.
+    """
+
+    tensors: Tensors
+    config: ModelConfig
+    skip: int
+    digest: bytes
+
+    @property
+    def model_id(self) -> bytes:
+        """The four bytes that name the model in a file."""
+        return self.digest[:4]
+
+    @property
+    def tables(self) -> Tables:
+        """Those of the entropy coder, validated."""
+        freq, shift = self.tensors["tables.freq"], self.tensors["tables.shift"]
+        return Tables(freq.astype(np.uint16), shift).validate()
+
+
+def _digest(tensors: Tensors, metadata: str) -> bytes:
+    h = hashlib.sha256(metadata.encode())
+    for name in sorted(tensors):
+        t = np.ascontiguousarray(tensors[name])
+        h.update(f"\n{name} torch.{t.dtype.name} {t.shape}\n".encode())
+        h.update(t.data)
+    return h.digest()
+
+
+def check(tensors: Tensors) -> None:
+    """Refuse weights whose accumulators or unclamped results could overflow, or multipliers that are not finite.
+
+    Raises:
+        WeightsError: names the layer.
+    """
+    for name, t in tensors.items():
+        if t.dtype == np.float32:
+            if not np.isfinite(t).all():
+                raise WeightsError(f"{name} is not finite")
+            if name.endswith(".m_in") and float(np.abs(t).max()) >= RESULT / 2**15:
+                raise WeightsError(f"{name} can overflow a 32-bit result")
+        elif name.endswith(".w"):
+            if t.dtype.name not in OPERAND_BOUND:
+                raise WeightsError(f"{name} has dtype {t.dtype}")
+            base = name[:-2]
+            b = tensors.get(f"{base}.b")
+            if b is None or b.dtype != np.int32:
+                raise WeightsError(f"{base} has no int32 bias")
+            # Depthwise weights are [3, 3, C]; the sum runs over everything but the output channel.
+            axes = (0, 1) if t.ndim == 3 and t.shape[0] == 3 else -1
+            total = np.abs(t, dtype=np.int32).sum(axes, dtype=np.int64)
+            worst = OPERAND_BOUND[t.dtype.name] * total + np.abs(b.astype(np.int64))
+            if f"{base}.slope" in tensors:
+                worst = worst + np.abs(tensors[f"{base}.slope"].astype(np.int64))
+            if int(worst.max()) > ACCUMULATOR:
+                raise WeightsError(f"{base} can overflow a 32-bit accumulator")
+            # Heads clamp before they round, and their multipliers depend on the quality.
+            results = worst.astype(np.float64) * np.abs(tensors[f"{base}.m"].astype(np.float64))
+            if not base.endswith(".heads") and not (results < RESULT).all():
+                raise WeightsError(f"{base} can overflow a 32-bit result")
+        elif name.endswith(".bias") and int(np.abs(t.astype(np.int64)).max()) > SCORE_LIMIT:
+            raise WeightsError(f"{name} exceeds the range of attention scores")
+        elif name == "tables.softmax" and (int(t[0]) != 127 or int(t.max()) > 127):
+            raise WeightsError(f"{name} must start with its largest value, 127")
+
+
+def save(path: Path, tensors: Tensors, config: ModelConfig, skip: int) -> Weights:
+    """Write and return checked weights."""
+    check(tensors)
+    metadata = json.dumps({"format": FORMAT, "config": config.to_dict(), "skip": skip}, sort_keys=True)
+    digest = _digest(tensors, metadata).hex()
+    arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    content = save_bytes(arrays, {"dca_fast": metadata, "sha256": digest})
+    write_atomic(path, content)  # other codecs may have the old file mapped
+    return load(path)
+
+
+def load(path: Path) -> Weights:
+    """Read and check.
+
+    Raises:
+        WeightsError: missing, not such a file, other format, or failing `check`.
+    """
+    try:
+        with safe_open(str(path), framework="np") as f:
+            stored = f.metadata() or {}
+            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"cannot read weights {path}: {error}") from error
+    if "dca_fast" not in stored:
+        raise WeightsError(f"{path} holds no dca-fast weights")
+    metadata = stored["dca_fast"]
+    try:
+        facts: dict[str, Any] = json.loads(metadata)
+        if facts["format"] != FORMAT:
+            raise WeightsError(f"{path} has weights format {facts['format']}, this version reads {FORMAT}")
+        config, skip = ModelConfig.from_dict(facts["config"]), int(facts["skip"])
+    except (ValueError, KeyError, TypeError, ConfigError) as error:
+        raise WeightsError(f"{path}: bad metadata: {error}") from error
+    digest = _digest(tensors, metadata)
+    if digest.hex() != stored.get("sha256"):
+        raise WeightsError(f"{path} is damaged: its tensors do not have the digest it was written with")
+    check(tensors)
+    return Weights(tensors, config, skip, digest)
+
+
+def find(name: str) -> Path:
+    """The bundled weights of a preset.
+
+    Raises:
+        WeightsError: none are shipped under that name; the message lists those that are.
+    """
+    path = BUNDLED / f"{name}.safetensors"
+    if not path.exists():
+        known = ", ".join(sorted(p.stem for p in BUNDLED.glob("*.safetensors"))) or "none"
+        raise WeightsError(f"no weights are shipped for {name!r}; shipped: {known}")
+    return path

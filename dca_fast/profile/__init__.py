@@ -1,0 +1,1 @@
+"""Where the time goes, stage by stage: `python -m dca_fast.profile`."""
