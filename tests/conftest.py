@@ -73,7 +73,7 @@ def benchmark_script() -> Callable[[str], ModuleType]:
         spec = importlib.util.spec_from_file_location(f"dca_fast_benchmark_{name}", script)
         assert spec is not None
         assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look
         spec.loader.exec_module(module)
         return module
 

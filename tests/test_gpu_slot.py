@@ -7,19 +7,28 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from dca_fast import Codec
 from dca_fast.errors import InputError, WeightsError
+from dca_fast.ops import reference
 from dca_fast.testing import photograph
 from dca_fast.train.export import load_float
 from dca_fast.train.pack import write_pack
 from dca_fast.train.parts import join_parts, part_files, read_parts
+from tests import kernel_tools, test_rans_device
+from tests.recording_tools import recorded
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("benchmarks", "checkpoints", "csrc", "dca_fast", "kernels", "setup.py", "pyproject.toml")
@@ -149,6 +158,56 @@ def test_what_fails_without_a_fault_is_tried_again(
     assert (found.fused, found.record, found.batch) == (False, False, 1)
     with pytest.raises(InputError, match="--minutes of x are not"):
         queue.arguments_of({"name": "x", "arguments": ["--minutes=3"]}, args, tmp_path)
+
+
+emulated_library, emulation = test_rans_device.emulated_library, test_rans_device.emulation
+
+
+@test_rans_device.needs_gcc
+@pytest.mark.usefixtures("emulation")
+def test_figures_of_a_device_run_on_an_imitated_one(
+    benchmark_script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part that breaks on a real device costs minutes of it."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    kernel_tools.kernels("ops")
+    gpu = benchmark_script("gpu")
+    operations = replace(reference.OPS, name="cuda")
+    monkeypatch.setattr("dca_fast.codec.resolve", lambda backend, device: operations)
+    monkeypatch.setattr("dca_fast.engines.cuda.record", recorded)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: tensor)
+    monkeypatch.setattr(gpu, "OPS", operations)
+    event = SimpleNamespace(elapsed_time=lambda end: 1.0)
+    monkeypatch.setattr(gpu, "timed", lambda function: (event, function()))
+    monkeypatch.setattr(gpu, "SIZES", {"a": (64, 96)})
+    monkeypatch.setattr(gpu, "SPEED_TURNS", 2)
+    monkeypatch.setattr(gpu, "SEARCH_TURNS", 2)
+    codec, image = Codec(device="cuda"), photograph(64, 96, 3)
+    calls = gpu.collect(codec, image)
+    assert {"block", "gated_ffn", "wide_linear", "restore", "reconstruct"} <= {key.split()[0] for key in calls}
+    some = {key: call for key, call in calls.items() if key.split()[0] in ("add", "operand8")}
+    rows = gpu.kernels(some, {"int8_macs": 1e12, "bytes": 1e12})
+    assert rows
+    assert all(row["equal"] and row["share_of_roof"] > 0 for row in rows)
+    times = gpu.coder_times(codec, image)
+    assert {"coder_decode_ms", "coder_encode_ms", "coder_search_ms", "lanes", "groups"} == set(times)
+    (row,) = gpu.whole_images(codec, gpu.SIZES, gpu.Clock(0))
+    assert row["decode"]["ms"] > 0
+    assert row["coder_decode_ms"] == 1.0
+    # The emulation takes one thread at a time.
+    monkeypatch.setattr(gpu, "ThreadPoolExecutor", lambda workers: ThreadPoolExecutor(1))
+    exact = gpu.exactness(Codec(), codec, [image], gpu.Clock(0.5))
+    assert exact["comparisons"] > 0
+    assert exact["different"] == []
+    assert exact["different at once"] == 0
+    monkeypatch.setattr(torch, "randint", partial(_on_host, torch.randint))
+    assert gpu.integer_transforms(codec)[0]["analysis_ms"] == 1.0
+
+
+def _on_host(make: Callable[..., torch.Tensor], *arguments: Any, device: str, **options: Any) -> torch.Tensor:
+    return make(*arguments, **options)
 
 
 # Takes the place of Python: writes every call down, and fails as it is told.
