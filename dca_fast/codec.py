@@ -255,9 +255,7 @@ class Codec:
         return rate_control.to_size(encoded, goal * bits / 8, fixed, tolerance)
 
     @staticmethod
-    def _sections(
-        source: image_io.ImageInput, metadata: Mapping[str, bytes] | None
-    ) -> dict[container.Section, bytes]:
+    def _sections(source: image_io.ImageInput, metadata: Mapping[str, bytes] | None) -> dict[container.Section, bytes]:
         blocks = metadata if metadata is not None else source.metadata
         for key, value in blocks.items():
             if key not in METADATA or not isinstance(value, bytes):

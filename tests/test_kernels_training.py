@@ -51,9 +51,7 @@ def ready(block: nn.Module, precise: torch.dtype) -> None:
 @pytest.mark.parametrize("make", [DepthBlock, GatedFfn])
 @pytest.mark.parametrize("shape", [(2, 5, 6, 20, 24), (1, 4, 3, 33, 17), (3, 1, 1, 16, 40)])
 @pytest.mark.parametrize(("trunk", "precise"), [(True, torch.float32), (False, torch.float32), (True, torch.bfloat16)])
-def test_blocks_are_those_of_the_model(
-    make: Make, shape: tuple[int, ...], trunk: bool, precise: torch.dtype
-) -> None:
+def test_blocks_are_those_of_the_model(make: Make, shape: tuple[int, ...], trunk: bool, precise: torch.dtype) -> None:
     """Bit for bit forward; values on the edges of rounding, saturation and the leaky slope are among them."""
     n, height, width, c, hidden = shape
     block = make(c, hidden, 2.0 ** torch.randint(-2, 3, (c,)) if trunk else None)

@@ -16,7 +16,7 @@ from dca_fast import Codec
 from dca_fast.testing import photograph
 
 BLOCK = "import sys; sys.modules['torch'] = sys.modules['triton'] = None\n"
-WORK = '''
+WORK = """
 import hashlib, io, json
 import numpy as np
 from PIL import Image
@@ -42,7 +42,7 @@ def work():
     pixels += [codec.decode(data, output) for data in files for output in ("numpy", "pil")]
     digests = [hashlib.sha256(data).hexdigest() for data in files]
     return digests + [hashlib.sha256(np.ascontiguousarray(p).tobytes()).hexdigest() for p in pixels]
-'''
+"""
 
 
 def without_torch(code: str, *arguments: object) -> str:

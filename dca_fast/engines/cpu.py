@@ -61,9 +61,7 @@ class CpuEngine:
         height, width = image.shape[:2]
         if height % ALIGN or width % ALIGN:
             host = self.arrays.numpy(image)
-            image = self.arrays.array(
-                np.pad(host, ((0, -height % ALIGN), (0, -width % ALIGN), (0, 0)), mode="edge")
-            )
+            image = self.arrays.array(np.pad(host, ((0, -height % ALIGN), (0, -width % ALIGN), (0, 0)), mode="edge"))
         return image[None]
 
     def encode(self, image: Array, quality: int, effort: int, aq: int, progress: Progress | None = None) -> Encoded:
@@ -84,9 +82,7 @@ class CpuEngine:
         stream = self.coder.encode(symbols.parts, groups=groups, plain=symbols.plain)
         return Encoded(stream, symbols.digest, () if picture is None else self.fit(picture, image, quality))
 
-    def symbols(
-        self, image: Array, quality: int, effort: int, aq: int
-    ) -> tuple[walk.EncoderSource, Array | None]:
+    def symbols(self, image: Array, quality: int, effort: int, aq: int) -> tuple[walk.EncoderSource, Array | None]:
         """Everything of the encoder before the entropy coder, and from effort 1 on the picture [1, H, W, 3] that it
         makes; arguments as of `encode`, effort 0 or 1."""
         program, padded = self.program(quality, aq), self.padded(image)

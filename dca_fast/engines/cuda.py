@@ -302,9 +302,7 @@ class CudaEngine:
         across = torch.arange(grid[1] * STRIDE, device=self.device).clamp_(max=image.shape[1] - 1)
         return image[down][:, across][None]
 
-    def _search(
-        self, image: Tensor, quality: int, effort: int, aq: int, progress: Progress | None
-    ) -> Encoded:
+    def _search(self, image: Tensor, quality: int, effort: int, aq: int, progress: Progress | None) -> Encoded:
         height, width = image.shape[:2]
         groups, padded = walk.groups_of(height, width), self._padded(image, walk.sites(height, width)[0])
         quantise, code = partial(self.quantise, groups), partial(self.code, groups=groups)

@@ -113,9 +113,7 @@ class Expected:
     def __init__(self, device: torch.device) -> None:
         self._zeros, self._cost, self._value = (torch.from_numpy(c).to(device).flatten() for c in curves())
 
-    def __call__(
-        self, residual: Tensor, value: Tensor, log2_scale: Tensor, coded: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, residual: Tensor, value: Tensor, log2_scale: Tensor, coded: Tensor) -> tuple[Tensor, Tensor]:
         """Bits, and the derivatives of values by residuals.
 
         Args:

@@ -78,9 +78,7 @@ class DeviceSearch:
         steps, values = _to_search(residuals), []
         for at in range(0, len(steps), MAX_GROUPS):
             part = steps[at : at + MAX_GROUPS]
-            found = self._coder.quantise(
-                part.flatten(), rows[at : at + MAX_GROUPS].flatten(), self._charges, len(part)
-            )
+            found = self._coder.quantise(part.flatten(), rows[at : at + MAX_GROUPS].flatten(), self._charges, len(part))
             values.append(found.view(part.shape))
         return torch.cat(values)
 

@@ -109,9 +109,7 @@ def _arguments(p: Params) -> tuple[Any, ...]:
     """The fields as the extension takes them."""
     found = p.cache.get(NAME)
     if found is None:
-        found = p.cache[NAME] = tuple(
-            _packed(v) if isinstance(v, Linear | Depthwise) else v for v in p.values()
-        )
+        found = p.cache[NAME] = tuple(_packed(v) if isinstance(v, Linear | Depthwise) else v for v in p.values())
     return found
 
 

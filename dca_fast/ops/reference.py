@@ -75,6 +75,7 @@ class TorchArrays:
 
 arrays = TorchArrays
 
+
 def requantise(acc: Tensor, m: Tensor | float, limit: int, leaky: bool = False) -> Tensor:
     """Integers times float32, rounded half to even, clamped to [-limit, limit]; int32."""
     m = torch.as_tensor(m, dtype=torch.float32, device=acc.device)
