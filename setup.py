@@ -16,12 +16,12 @@ else:
     COMPILE, LINK = ["-O3", "-Wall", "-Wextra", "-ffp-contract=off", "-pthread"], ["-pthread"]
 
 
-def extension(name: str) -> Pybind11Extension:
-    """The module dca_fast._<name> from csrc/<name>_*.cpp; instruction sets are chosen inside the sources."""
+def extension(name: str, room: str) -> Pybind11Extension:
+    """The module dca_fast._<name> from csrc/<room>/; instruction sets are chosen inside the sources."""
     return Pybind11Extension(
         f"dca_fast._{name}",
-        sorted(glob(f"csrc/{name}_*.cpp")),
-        depends=sorted(glob("csrc/*.h")),
+        sorted(glob(f"csrc/{room}/*.cpp")),
+        depends=sorted(glob(f"csrc/{room}/*.h")),
         cxx_std=17,
         extra_compile_args=COMPILE,
         extra_link_args=LINK,
@@ -47,8 +47,8 @@ class Build(build_ext):
 
 ParallelCompile("DCA_BUILD_JOBS").install()
 setup(
-    packages=[*find_packages(include=["dca_fast", "dca_fast.*"]), "dca_fast.kernels", "dca_fast.csrc"],
-    package_dir={"dca_fast.kernels": "kernels", "dca_fast.csrc": "csrc"},
-    ext_modules=[extension("rans"), extension("cpu")],
+    packages=[*find_packages(include=["dca_fast", "dca_fast.*"]), "dca_fast.kernels", "dca_fast.csrc.coder"],
+    package_dir={"dca_fast.kernels": "kernels", "dca_fast.csrc.coder": "csrc/coder"},
+    ext_modules=[extension("rans", "coder"), extension("cpu", "ops")],
     cmdclass={"build_ext": Build},
 )

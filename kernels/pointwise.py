@@ -437,7 +437,7 @@ def restore(picture: Tensor, w: Tensor) -> Tensor:
 
 
 class SymbolTable(NamedTuple):
-    """The encoder's table: entries int32 [R, 256, 2] (`SymbolEntry` of csrc/rans.h), shift uint8 [R]."""
+    """The encoder's table: entries int32 [R, 256, 2] (`SymbolEntry` of csrc/coder/rans.h), shift uint8 [R]."""
 
     entries: Tensor
     shift: Tensor
@@ -447,7 +447,7 @@ class SymbolTable(NamedTuple):
         """Entries of frequencies [R, 256] (0..4095, rows sum to 4096) and shifts [R].
 
         A symbol without frequency has the entry of the escape. The reciprocal is that of Robison, "N-bit unsigned
-        division via N-bit multiply-add" (2005); see csrc/rans.h.
+        division via N-bit multiply-add" (2005); see csrc/coder/rans.h.
         """
         f = freq.cpu().numpy().astype(np.uint64)
         start = np.cumsum(f, axis=1) - f

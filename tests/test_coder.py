@@ -141,7 +141,7 @@ def test_the_instruction_set_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_both_languages_use_the_same_constants() -> None:
-    header = (ROOT / "csrc" / "rans.h").read_text("utf-8")
+    header = (ROOT / "csrc" / "coder" / "rans.h").read_text("utf-8")
     constants = dict(re.findall(r"constexpr int (k\w+) = (\d+);", header))
     assert {name: int(constants[name]) for name in constants} == {
         "kProbBits": tables.PROB_BITS,

@@ -72,7 +72,7 @@ def test_wheel_has_modules_kernels_extensions_and_data(wheel: Path) -> None:
     assert sources("dca_fast") | {f"dca_fast/{name}" for name in sources("kernels")} <= names
     for extension in ("_rans", "_cpu"):
         assert any(name.startswith(f"dca_fast/{extension}.") for name in names), extension
-    sources_of_coder = {f"dca_fast/csrc/{name}" for name in ("rans_cuda.cu", "rans_layout.h", "rans.h")}
+    sources_of_coder = {f"dca_fast/csrc/coder/{name}" for name in ("rans_cuda.cu", "rans_layout.h", "rans.h")}
     assert {name for name in names if name.endswith((".h", ".cpp", ".cu"))} == sources_of_coder
 
 

@@ -1,6 +1,6 @@
 """The coder for the GPU: the CPU's streams, lane by lane in an emulation of the device, and on a real one if present.
 
-The emulation (tests/cuda) runs csrc/rans_cuda.cu itself, every kernel and every thread; only the launches differ.
+The emulation (tests/cuda) runs csrc/coder/rans_cuda.cu itself, every kernel and every thread; only the launches differ.
 """
 
 import re
@@ -45,7 +45,7 @@ needs_gcc = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to bu
 def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> Library:
     path = tmp_path_factory.mktemp("emulation") / "rans_emulated.so"
     flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wno-unknown-pragmas"]
-    source = ["-I", "csrc", "-I", "tests/cuda", "-x", "c++", "csrc/rans_cuda.cu"]
+    source = ["-I", "csrc/coder", "-I", "tests/cuda", "-x", "c++", "csrc/coder/rans_cuda.cu"]
     subprocess.run(["g++", *flags, *source, "-o", str(path)], cwd=ROOT, check=True)
     return Library(path)
 
@@ -543,11 +543,11 @@ def test_a_library_is_built_once_per_architecture(tmp_path: Path, monkeypatch: p
 def test_a_changed_source_is_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_nvcc(tmp_path / "bin", monkeypatch)
     monkeypatch.setattr(cuda_library, "PACKAGE", tmp_path)
-    (tmp_path / "csrc").mkdir()
+    (tmp_path / "csrc" / "coder").mkdir(parents=True)
     for name in cuda_library.SOURCES:
-        shutil.copy(ROOT / "csrc" / name, tmp_path / "csrc")
+        shutil.copy(ROOT / "csrc" / "coder" / name, tmp_path / "csrc" / "coder")
     before = cuda_library.build("sm_90", tmp_path / "cache")
-    with open(tmp_path / "csrc/rans.h", "a") as header:
+    with open(tmp_path / "csrc/coder/rans.h", "a") as header:
         header.write("// changed\n")
     assert cuda_library.build("sm_90", tmp_path / "cache") != before
 
@@ -576,7 +576,7 @@ def test_a_failed_build_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
 def test_nvcc_compiles_without_spills_and_warnings(arch: str, tmp_path: Path) -> None:
     flags = [*cuda_library.FLAGS, f"-arch={arch}", "-Xptxas", "-v", "-Werror", "all-warnings"]
-    command = ["nvcc", *flags, "-Xcompiler", "-Wall,-Wextra", "-o", str(tmp_path / "a.so"), "csrc/rans_cuda.cu"]
+    command = ["nvcc", *flags, "-Xcompiler", "-Wall,-Wextra", "-o", str(tmp_path / "a.so"), "csrc/coder/rans_cuda.cu"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     stacks = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
@@ -588,11 +588,21 @@ def test_nvcc_compiles_without_spills_and_warnings(arch: str, tmp_path: Path) ->
 @pytest.mark.slow
 @needs_gcc
 def test_sanitizers_find_nothing(tmp_path: Path) -> None:
-    cpu = [f"csrc/rans_{name}.cpp" for name in ("scalar", "avx2", "avx512", "coder")]
+    cpu = [f"csrc/coder/rans_{name}.cpp" for name in ("scalar", "avx2", "avx512", "coder")]
     flags = ["-std=c++17", "-O1", "-pthread", "-Wno-unknown-pragmas"]
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     program = str(tmp_path / "rans_emulated")
-    sources = ["-I", "csrc", "-I", "tests/cuda", "-x", "c++", "csrc/rans_cuda.cu", "tests/cuda/rans_emulated.cpp", *cpu]
+    sources = [
+        "-I",
+        "csrc/coder",
+        "-I",
+        "tests/cuda",
+        "-x",
+        "c++",
+        "csrc/coder/rans_cuda.cu",
+        "tests/cuda/rans_emulated.cpp",
+        *cpu,
+    ]
     subprocess.run(["g++", *flags, *sanitizers, *sources, "-o", program], cwd=ROOT, check=True)
     done = subprocess.run([program, "40"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The shared library of the coder's CUDA kernels (csrc/rans_cuda.cu): found or built, loaded, and its signatures.
+"""The shared library of the coder's CUDA kernels (csrc/coder/rans_cuda.cu): found or built, loaded, and its signatures.
 
 It knows nothing of PyTorch: nvcc builds it in seconds, and it takes raw pointers and a stream. It is looked for
 beside the package and in a cache, and else built there, once per source and architecture.
@@ -51,7 +51,7 @@ _LAUNCHES = {
 
 
 class Library:
-    """The functions of csrc/rans_cuda.cu, as `call` for the host's and `launch` for the device's."""
+    """The functions of csrc/coder/rans_cuda.cu, as `call` for the host's and `launch` for the device's."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -135,7 +135,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _sources() -> Path:
     """In an installed package, or in the source tree."""
-    for folder in (PACKAGE / "csrc", PACKAGE.parent / "csrc"):
+    for folder in (PACKAGE / "csrc" / "coder", PACKAGE.parent / "csrc" / "coder"):
         if all((folder / name).is_file() for name in SOURCES):
             return folder
     raise BackendUnavailableError("the sources of the coder for the GPU are not installed")

@@ -1,4 +1,4 @@
-// CUDA on a CPU, enough of it to run csrc/rans_cuda.cu: every thread of a block is a fiber that runs until it
+// CUDA on a CPU, enough of it to run csrc/coder/rans_cuda.cu: every thread of a block is a fiber that runs until it
 // waits for its warp or block. Blocks and threads run in random order. A thread that leaves, or waits for
 // something else, while others of its warp or block wait for it ends the program with a message.
 #pragma once
@@ -45,7 +45,7 @@ struct Wait {
   uint32_t target = 0;
 };
 
-using Place = void*[5];  // of __builtin_setjmp, which needs no system call, unlike swapcontext
+using Place = void* [5];  // of __builtin_setjmp, which needs no system call, unlike swapcontext
 
 struct Thread {
   Place place;

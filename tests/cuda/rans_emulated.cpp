@@ -1,7 +1,8 @@
 // The GPU coder, lane by lane on the CPU, against the CPU coder: searches, round trips and hostile streams, for use
 // with sanitizers:
-//   g++ -std=c++17 -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -I csrc -I tests/cuda
-//       -x c++ csrc/rans_cuda.cu tests/cuda/rans_emulated.cpp csrc/rans_{scalar,avx2,avx512,coder}.cpp -pthread
+//   g++ -std=c++17 -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -I csrc/coder -I tests/cuda
+//       -x c++ csrc/coder/rans_cuda.cu tests/cuda/rans_emulated.cpp csrc/coder/rans_{scalar,avx2,avx512,coder}.cpp
+//       -pthread
 //   ./a.out [rounds, default 200] [seed, default 1]
 // Any difference, any access outside of a buffer, any lane that waits for one that never comes ends the run.
 #include <algorithm>
@@ -185,7 +186,9 @@ Result decode_on_host(const Model& model, const std::string& stream, const std::
 
 std::string mutated(std::string stream) {
   switch (below(4)) {
-    case 0: stream.resize(below(static_cast<uint32_t>(stream.size()) + 1)); break;
+    case 0:
+      stream.resize(below(static_cast<uint32_t>(stream.size()) + 1));
+      break;
     case 1:
       stream.insert(below(static_cast<uint32_t>(stream.size()) + 1), 1 + below(5), static_cast<char>(below(256)));
       break;

@@ -1,6 +1,6 @@
 // Round trips and hostile streams through every kernel of the coder, for use with sanitizers:
-//   g++ -std=c++17 -O1 -g -pthread -fsanitize=address,undefined -fno-sanitize-recover=all -I csrc
-//       tests/fuzz/rans_sanitize.cpp csrc/rans_{scalar,avx2,avx512,coder}.cpp -o rans_sanitize
+//   g++ -std=c++17 -O1 -g -pthread -fsanitize=address,undefined -fno-sanitize-recover=all -I csrc/coder
+//       tests/fuzz/rans_sanitize.cpp csrc/coder/rans_{scalar,avx2,avx512,coder}.cpp -o rans_sanitize
 //   ./rans_sanitize [mutated streams, default 100000] [seed, default 1]
 // Any disagreement between two kernels, any fault but rans::Error, ends the run with an error.
 #include <algorithm>
@@ -103,8 +103,8 @@ struct Result {
   bool operator==(const Result& other) const { return fault == other.fault && values == other.values; }
 };
 
-Result decode(const Tables& tables, const Path& path, const std::string& stream,
-              const std::vector<Signal>& signals, int threads) {
+Result decode(const Tables& tables, const Path& path, const std::string& stream, const std::vector<Signal>& signals,
+              int threads) {
   Result result;
   try {
     // An exact heap copy: a read outside of it is a read the sanitizer sees.
@@ -122,14 +122,12 @@ Result decode(const Tables& tables, const Path& path, const std::string& stream,
   return result;
 }
 
-std::string encode_all(const Tables& tables, const std::vector<Signal>& signals, int lanes, int groups,
-                       int threads) {
+std::string encode_all(const Tables& tables, const std::vector<Signal>& signals, int lanes, int groups, int threads) {
   std::vector<Part> parts;
   for (const Signal& s : signals) parts.push_back({s.values.data(), s.rows.data(), s.rows.size(), s.trellis});
   const std::string stream = encode(tables, kScalarPath, parts, lanes, groups, 1);
   for (const Path* path : available_paths()) {
-    require(encode(tables, *path, parts, lanes, groups, threads) == stream,
-            "all encoders write the same stream");
+    require(encode(tables, *path, parts, lanes, groups, threads) == stream, "all encoders write the same stream");
   }
   return stream;
 }
@@ -137,14 +135,12 @@ std::string encode_all(const Tables& tables, const std::vector<Signal>& signals,
 std::vector<int16_t> expected(const std::vector<Signal>& signals) {
   std::vector<int16_t> values;
   for (const Signal& s : signals) {
-    for (size_t i = 0; i < s.rows.size(); ++i)
-      values.push_back(s.rows[i] == kSkipRow ? int16_t{0} : s.values[i]);
+    for (size_t i = 0; i < s.rows.size(); ++i) values.push_back(s.rows[i] == kSkipRow ? int16_t{0} : s.values[i]);
   }
   return values;
 }
 
-std::string round_trip(const Tables& tables, const std::vector<Signal>& signals, int lanes, int groups,
-                       int threads) {
+std::string round_trip(const Tables& tables, const std::vector<Signal>& signals, int lanes, int groups, int threads) {
   const std::string stream = encode_all(tables, signals, lanes, groups, threads);
   for (const Path* path : available_paths()) {
     const Result result = decode(tables, *path, stream, signals, threads);
@@ -156,17 +152,17 @@ std::string round_trip(const Tables& tables, const std::vector<Signal>& signals,
 
 std::string mutated(std::string stream) {
   switch (below(4)) {
-    case 0: stream.resize(below(static_cast<uint32_t>(stream.size()) + 1)); break;
+    case 0:
+      stream.resize(below(static_cast<uint32_t>(stream.size()) + 1));
+      break;
     case 1:
-      stream.insert(below(static_cast<uint32_t>(stream.size()) + 1), 1 + below(5),
-                    static_cast<char>(below(256)));
+      stream.insert(below(static_cast<uint32_t>(stream.size()) + 1), 1 + below(5), static_cast<char>(below(256)));
       break;
     case 2:  // the header and the states
       for (uint32_t i = 0; i < 3; ++i) stream[below(std::min<uint32_t>(12, stream.size()))] ^= 1 << below(8);
       break;
     default:
-      for (uint32_t i = 1 + below(8); i > 0; --i)
-        stream[below(stream.size())] = static_cast<char>(below(256));
+      for (uint32_t i = 1 + below(8); i > 0; --i) stream[below(stream.size())] = static_cast<char>(below(256));
   }
   return stream;
 }
@@ -202,8 +198,7 @@ int main(int argc, char** argv) {
       const Result first = decode(tables, kScalarPath, hostile, signals, 1);
       refused += first.fault.empty() ? 0 : 1;
       for (const Path* path : available_paths()) {
-        require(decode(tables, *path, hostile, signals, 1) == first,
-                "all decoders agree on a hostile stream");
+        require(decode(tables, *path, hostile, signals, 1) == first, "all decoders agree on a hostile stream");
       }
     }
   }

@@ -43,8 +43,8 @@ struct Path {
                            const uint8_t* end, const uint8_t* rows, size_t count, int16_t* values);
   // Encodes `count` symbols from the last round to the first, writing words downwards from `words`;
   // there must be room. Returns the start of what was written.
-  uint8_t* (*encode)(const TableView& tables, int lanes, uint32_t* states, uint8_t* words,
-                     const uint8_t* rows, const int16_t* values, size_t count);
+  uint8_t* (*encode)(const TableView& tables, int lanes, uint32_t* states, uint8_t* words, const uint8_t* rows,
+                     const int16_t* values, size_t count);
 
   // Decodes a block of a trellis's part from the states of its kChains chains on, and leaves those at its end.
   // Whole rounds of chains, except in the last block of a part.
@@ -56,16 +56,16 @@ struct Path {
   bool (*to_indices)(uint8_t* rows, int16_t* values, size_t count, uint16_t* chains);
   // Finds the values of all symbols of one part in one group. Arrays go on to whole rounds of chains, with rows below
   // kRows; `trail` is scratch, kTrailBytes for each round.
-  void (*search)(const int32_t* charges, const int32_t* residuals, const uint8_t* rows, size_t count,
-                 uint8_t* trail, int16_t* values);
+  void (*search)(const int32_t* charges, const int32_t* residuals, const uint8_t* rows, size_t count, uint8_t* trail,
+                 int16_t* values);
 };
 
 // Second and third sweep of a decoder round whose buckets are in `values`: low bits, then escapes.
 const uint8_t* decode_rest(const TableView& tables, int lanes, uint32_t* states, const uint8_t* words,
                            const uint8_t* rows, int16_t* values);
 // The same backwards, before the frequency step of the round.
-uint8_t* encode_rest(const TableView& tables, int lanes, uint32_t* states, uint8_t* words,
-                     const SymbolEntry* entries, const uint8_t* rows, const int16_t* values);
+uint8_t* encode_rest(const TableView& tables, int lanes, uint32_t* states, uint8_t* words, const SymbolEntry* entries,
+                     const uint8_t* rows, const int16_t* values);
 
 extern const Path kScalarPath;
 // nullptr where the processor or the build cannot run it.

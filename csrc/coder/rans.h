@@ -33,9 +33,7 @@ constexpr int kTrellisStates = 256;
 constexpr uint32_t kLower = 1u << 16;
 
 // Decoder entry of one slot: symbol << 24 | freq << 12 | slot - start.
-DCA_HD uint32_t slot_entry(uint32_t symbol, uint32_t freq, uint32_t bias) {
-  return symbol << 24 | freq << 12 | bias;
-}
+DCA_HD uint32_t slot_entry(uint32_t symbol, uint32_t freq, uint32_t bias) { return symbol << 24 | freq << 12 | bias; }
 
 // Encoder entry of one symbol. `packed` = freq << 20 | start << 8 | escape << 6 | increment << 5 | log2
 // and `reciprocal` give x / freq without a division:

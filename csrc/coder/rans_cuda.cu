@@ -19,8 +19,7 @@
 
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
-#define DCA_LAUNCH(kernel, grid, block, shared, stream, ...) \
-  kernel<<<grid, block, shared, stream>>>(__VA_ARGS__)
+#define DCA_LAUNCH(kernel, grid, block, shared, stream, ...) kernel<<<grid, block, shared, stream>>>(__VA_ARGS__)
 #define DCA_DYNAMIC_SHARED(type, name) extern __shared__ type name[]
 #else
 #include "emulation.h"
@@ -416,9 +415,9 @@ __device__ __forceinline__ void decode_group(const Search<kSets>* search, const 
 
 // One block per group; all of its threads fetch the tables, then its first warp decodes.
 template <uint32_t kSets, bool kStaged>
-__global__ void __launch_bounds__(kThreads, 1) decode_kernel(const Search<kSets>* search, uint32_t search_bytes,
-                                                             const uint16_t* stream, State* state, Work work,
-                                                             int16_t* values) {
+__global__ void __launch_bounds__(kThreads, 1)
+    decode_kernel(const Search<kSets>* search, uint32_t search_bytes, const uint16_t* stream, State* state, Work work,
+                  int16_t* values) {
   if (blockIdx.x >= state->groups) return;
   Group& group = state->group[blockIdx.x];
   const Range range = range_of(work, blockIdx.x, state->groups);
@@ -577,8 +576,8 @@ __device__ __forceinline__ Candidate candidate_of(int32_t residual, uint32_t row
   return nearest(size_of(residual), set, parity, charges + charged * kSymbols);
 }
 
-__global__ void __launch_bounds__(kThreads) scatter_edges(const int32_t* residuals, const uint8_t* rows,
-                                                          const int32_t* charges, Work work) {
+__global__ void __launch_bounds__(kThreads)
+    scatter_edges(const int32_t* residuals, const uint8_t* rows, const int32_t* charges, Work work) {
   Edges* edges = static_cast<Edges*>(work.dense);
   scatter(work, [=](uint32_t at, bool coded, uint32_t to) {
     if (!coded) return;
@@ -646,8 +645,8 @@ __device__ uint32_t best_state(const Costs& costs, uint32_t chain) {
 }
 
 // Viterbi's algorithm, two blocks per group. Leaves the edge of the best path at each symbol: set << 1 | parity.
-__global__ void __launch_bounds__(kSearchThreads, 1) search_kernel(State* state, Work work, uint32_t* trail,
-                                                                   uint8_t* taken) {
+__global__ void __launch_bounds__(kSearchThreads, 1)
+    search_kernel(State* state, Work work, uint32_t* trail, uint8_t* taken) {
   __shared__ Costs costs[2];
   __shared__ uint32_t traced[kTraced][kTrailWords];
   const uint32_t g = blockIdx.x / 2, part = blockIdx.x % 2, lane = lane_of_thread();
@@ -693,9 +692,9 @@ __global__ void __launch_bounds__(kSearchThreads, 1) search_kernel(State* state,
 }
 
 // The inverse of scatter_edges, with what became of its symbols.
-__global__ void __launch_bounds__(kThreads) gather_values(const int32_t* residuals, const uint8_t* rows,
-                                                          const int32_t* charges, const uint8_t* taken,
-                                                          int16_t* values, Work work) {
+__global__ void __launch_bounds__(kThreads)
+    gather_values(const int32_t* residuals, const uint8_t* rows, const int32_t* charges, const uint8_t* taken,
+                  int16_t* values, Work work) {
   scatter(work, [=](uint32_t at, bool coded, uint32_t to) {
     int value = 0;
     if (coded) {
@@ -763,9 +762,9 @@ uint32_t power_of_x(uint64_t exponent) {
 
 // The value at distance i from the last one counts times x^(16 (i + 1)). A thread takes those at the same
 // distance modulo the number of threads, by Horner's rule, and the block adds them up.
-__global__ void __launch_bounds__(kThreads) digest_kernel(const DeviceTables* tables, const int16_t* values,
-                                                          const uint8_t* rows, uint32_t size, uint32_t whole,
-                                                          State* state) {
+__global__ void __launch_bounds__(kThreads)
+    digest_kernel(const DeviceTables* tables, const int16_t* values, const uint8_t* rows, uint32_t size, uint32_t whole,
+                  State* state) {
   __shared__ uint32_t stride[4][256];
   __shared__ uint32_t sums[kThreads / kWarp];
   for (uint32_t k = 0; k < 4; ++k) stride[k][threadIdx.x] = tables->stride[k][threadIdx.x];
@@ -793,8 +792,8 @@ __global__ void __launch_bounds__(kThreads) digest_kernel(const DeviceTables* ta
 
 // ---- Histogram of every stride-th row ----
 
-__global__ void __launch_bounds__(kThreads) histogram_kernel(const uint8_t* rows, uint32_t samples, uint32_t stride,
-                                                             uint32_t* counts) {
+__global__ void __launch_bounds__(kThreads)
+    histogram_kernel(const uint8_t* rows, uint32_t samples, uint32_t stride, uint32_t* counts) {
   __shared__ uint32_t mine[256];
   mine[threadIdx.x] = 0;
   __syncthreads();
@@ -986,8 +985,8 @@ int dca_rans_finish(State* state, cudaStream_t queue) {
 }
 
 // Goes on with state->digest; with `rows`, values that are not coded count as 0.
-int dca_rans_digest(const DeviceTables* tables, const int16_t* values, const uint8_t* rows, uint32_t size,
-                    State* state, cudaStream_t queue) {
+int dca_rans_digest(const DeviceTables* tables, const int16_t* values, const uint8_t* rows, uint32_t size, State* state,
+                    cudaStream_t queue) {
   if (size == 0) return 0;
   const uint32_t blocks = (size + kThreads - 1) / kThreads;
   const uint32_t grid = blocks < kDigestBlocks ? blocks : kDigestBlocks;

@@ -91,14 +91,13 @@ struct GatedFfn {
 };
 
 void operand(const int16_t* x, const float* m, int64_t rows, int c, int bits, void* out);
-void linear(const void* x, int64_t rows, const PackedLinear& p, Epilogue epilogue, const int16_t* residual,
-            void* out);
+void linear(const void* x, int64_t rows, const PackedLinear& p, Epilogue epilogue, const int16_t* residual, void* out);
 void linear_gate(const int8_t* x, int64_t rows, const PackedLinear& p, float g, int8_t* out);
 void depthwise3x3(const int8_t* x, const Map& map, const PackedDepthwise& p, int8_t* out);
 void window_attention(const int8_t* q, const int8_t* k, const int8_t* v, const Map& map, const Attention& attention,
                       int8_t* out);
-void token_attention(const int8_t* q, const int8_t* k, const int8_t* v, int64_t n, int64_t queries,
-                     int64_t keys, int c, int heads, float m, const uint8_t* table, int8_t* out);
+void token_attention(const int8_t* q, const int8_t* k, const int8_t* v, int64_t n, int64_t queries, int64_t keys, int c,
+                     int heads, float m, const uint8_t* table, int8_t* out);
 void decoded_linear(const int16_t* y_hat, const Map& map, const float* m, const PackedDecoded& p,
                     const int16_t* residual, int16_t* out);
 void head_params(const int8_t* t, const Map& map, const PackedHead& p, int step, int skip, int64_t valid_h,
@@ -134,7 +133,6 @@ void gated_ffn(const int16_t* x, int64_t rows, const GatedFfn& ffn, int16_t* out
 void window_block(const int16_t* x, const Map& map, const float* m_in, const PackedLinear& qkv,
                   const Attention& attention, const PackedLinear& project, int16_t* out);
 void token_block(const int16_t* x, const Map& map, const int8_t* k, const int8_t* v, int tokens, const float* m_in,
-                 const PackedLinear& query, const Attention& attention, const PackedLinear& project,
-                 int16_t* out);
+                 const PackedLinear& query, const Attention& attention, const PackedLinear& project, int16_t* out);
 
 }  // namespace dca

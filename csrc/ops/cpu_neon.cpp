@@ -39,8 +39,8 @@ struct F16 {
   float32x4_t v[4];
 };
 
-#define QUARTERS(type, expression)                         \
-  type out;                                                \
+#define QUARTERS(type, expression)                          \
+  type out;                                                 \
   UNROLL for (int i = 0; i < 4; ++i) out.v[i] = expression; \
   return out
 
@@ -83,9 +83,7 @@ inline I16 round_clamp(F16 a, float lo, float hi) {
   const float32x4_t low = vdupq_n_f32(lo), high = vdupq_n_f32(hi);
   QUARTERS(I16, vcvtnq_s32_f32(vminq_f32(vmaxq_f32(a.v[i], low), high)));
 }
-inline int32_t largest(I16 a) {
-  return vmaxvq_s32(vmaxq_s32(vmaxq_s32(a.v[0], a.v[1]), vmaxq_s32(a.v[2], a.v[3])));
-}
+inline int32_t largest(I16 a) { return vmaxvq_s32(vmaxq_s32(vmaxq_s32(a.v[0], a.v[1]), vmaxq_s32(a.v[2], a.v[3]))); }
 
 template <int STEP>
 inline I16 dot(I16 acc, I16 x, I16 w) {

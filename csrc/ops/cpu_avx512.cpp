@@ -1,7 +1,7 @@
 // The kernels for AVX-512 with VNNI.
 #include "cpu_kernels.h"
 
-#ifndef KERNELS  // see cpu_avx512_tall.cpp and cpu_amx.cpp
+#ifndef KERNELS      // see cpu_avx512_tall.cpp and cpu_amx.cpp
 #define TILE_ROWS 4  // few, so that the epilogue of a tile overlaps with the products of the next
 #define KERNELS avx512_kernels
 #define KERNELS_NAME "avx512"
@@ -58,18 +58,12 @@ inline I16 load(const int32_t* p) { return _mm512_loadu_si512(p); }
 inline I16 load(const int16_t* p) {
   return _mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
-inline I16 load(const int8_t* p) {
-  return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-}
+inline I16 load(const int8_t* p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
 inline F16 setf(float x) { return _mm512_set1_ps(x); }
 inline F16 loadf(const float* p) { return _mm512_loadu_ps(p); }
 inline void store(int32_t* p, I16 x) { _mm512_storeu_si512(p, x); }
-inline void store(int16_t* p, I16 x) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(x));
-}
-inline void store(int8_t* p, I16 x) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x));
-}
+inline void store(int16_t* p, I16 x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(x)); }
+inline void store(int8_t* p, I16 x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x)); }
 inline I16 add(I16 a, I16 b) { return _mm512_add_epi32(a, b); }
 inline I16 sub(I16 a, I16 b) { return _mm512_sub_epi32(a, b); }
 inline I16 mul(I16 a, I16 b) { return _mm512_mullo_epi32(a, b); }
@@ -166,8 +160,7 @@ inline void store_pixels(uint8_t* out, const F16* r, int n) {
 }
 
 // Unpacking words to 32 bits is in the order of a group, too.
-void pack_features(const int16_t* x, const int64_t* site, int rows, const float* m, int k, char* out,
-                   int64_t stride) {
+void pack_features(const int16_t* x, const int64_t* site, int rows, const float* m, int k, char* out, int64_t stride) {
   for (int r = 0; r < rows; ++r, out += stride) {
     const int16_t* row = x + (site ? site[r] : r) * k;
     for (int i = 0; i < k; i += 32) {
@@ -216,8 +209,8 @@ inline I16 load_permuted(const T* p, int s) {  // elements 16 L + 4 s + i
   return _mm512_inserti32x4(v, _mm_loadu_si128(q + 12), 3);
 }
 
-void depthwise_columns(const char* const rows[3], int width, int64_t pitch, int base, __mmask64 valid,
-                       const char* w, const int32_t* bias, const float* m, char* out) {
+void depthwise_columns(const char* const rows[3], int width, int64_t pitch, int base, __mmask64 valid, const char* w,
+                       const int32_t* bias, const float* m, char* out) {
   const I16 offset = _mm512_set1_epi8(-128);
   I16 weight[3][4], start[4], before[4], now[4], column[4];
   F16 scale[4];
@@ -251,16 +244,15 @@ void depthwise_columns(const char* const rows[3], int width, int64_t pitch, int 
       now[s] = dot<4>(start[s], column[s], weight[0][s]);
     }
     if (x > 0) {
-      const I16 packed =
-          _mm512_packs_epi16(_mm512_packs_epi32(done[0], done[1]), _mm512_packs_epi32(done[2], done[3]));
+      const I16 packed = _mm512_packs_epi16(_mm512_packs_epi32(done[0], done[1]), _mm512_packs_epi32(done[2], done[3]));
       const I16 operands = _mm512_xor_si512(_mm512_max_epi8(packed, _mm512_set1_epi8(-127)), offset);
       _mm512_mask_storeu_epi8(out + at - pitch, valid, operands);
     }
   }
 }
 
-void depthwise(const char* const rows[3], int width, int c, const char* w, const int32_t* bias,
-               const float* m, char* out) {
+void depthwise(const char* const rows[3], int width, int c, const char* w, const int32_t* bias, const float* m,
+               char* out) {
   const int64_t pitch = strip_stride(c, 8);
   for (int base = 0; base < c; base += kWide, w += 3 * 4 * kWide) {
     const __mmask64 valid = pitch - base >= kWide ? ~0ull : 0xffffffffull;
@@ -273,9 +265,7 @@ void depthwise(const char* const rows[3], int width, int c, const char* w, const
 constexpr int kTokensPacked = 9 * 64;  // two heads: where the sums start, then eight words of their keys
 constexpr int kValuesPacked = 4 * 64;  // one head: two registers of channels, four tokens a word
 
-size_t tokens_bytes(int heads) {
-  return static_cast<size_t>((heads + 1) / 2 * kTokensPacked + heads * kValuesPacked);
-}
+size_t tokens_bytes(int heads) { return static_cast<size_t>((heads + 1) / 2 * kTokensPacked + heads * kValuesPacked); }
 
 void pack_tokens(const int8_t* k, const int8_t* v, int heads, int tokens, char* packed) {
   const int64_t channels = int64_t{heads} * kFewDepth;

@@ -42,8 +42,8 @@ std::vector<const Path*> available_paths();
 
 // lanes: 1, 2, 4, ... kMaxLanes; groups: 1 ... kMaxGroups. Throws Fault::kInput for a row that is neither
 // below kRows nor kSkipRow, and for a value that its trellis cannot reach.
-std::string encode(const Tables& tables, const Path& path, const std::vector<Part>& parts, int lanes,
-                   int groups, int threads);
+std::string encode(const Tables& tables, const Path& path, const std::vector<Part>& parts, int lanes, int groups,
+                   int threads);
 
 constexpr uint32_t kMaxCharge = 1 << 24;  // of a symbol: path costs then stay far inside of int32
 

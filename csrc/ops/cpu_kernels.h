@@ -14,7 +14,7 @@ constexpr int kStrip = 96;       // rows whose operands stay in cache while the 
 constexpr int kTableSize = 256;  // entries of an exponential table
 constexpr int kMeanLimit = 1 << 20, kResidualLimit = 1 << 21, kValueLimit = 1 << 22;
 constexpr int kMaxRow = 127;
-constexpr int kSkipRow = 255;  // of a symbol that is not coded
+constexpr int kSkipRow = 255;                   // of a symbol that is not coded
 constexpr int kAqReach = 15, kAqChannels = 16;  // AQ_REACH, AQ_CHANNELS of dca_fast/config.py
 constexpr int kTrellisStep = 160;  // of the grid of y's values, in 1/256 quantiser steps like means and latents
 
@@ -24,8 +24,8 @@ constexpr int kRings = 3, kRingFeatures = 6 * kRings, kRingReach = 2, kRingLimit
 constexpr int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 // A weight matrix [o, k] packed for one instruction set: groups of columns, then k, four bytes per column and
-// step. `step` is 4 (signed weights against operands offset to unsigned bytes) or 2 (pairs of int16; on AMX, which has its
-// own layout, two bytes).
+// step. `step` is 4 (signed weights against operands offset to unsigned bytes) or 2 (pairs of int16; on AMX, which has
+// its own layout, two bytes).
 struct Matrix {
   const char* blocks;
   const int32_t* bias;  // where an accumulator starts; includes the compensation of the operand offset
@@ -102,8 +102,8 @@ struct Kernels {
   int (*grouped)(int position);  // column inside a group with Order::grouped
   size_t (*matrix_bytes)(int o, int k, int bits);
   // Column i is w[start[i]...], none if start[i] < 0; both arrays padded to whole groups. `bias` may be null.
-  Matrix (*pack_rows)(const void* w, int bits, const int64_t* start, int o, int k, const int32_t* bias,
-                      char* blocks, int32_t* packed_bias);
+  Matrix (*pack_rows)(const void* w, int bits, const int64_t* start, int o, int k, const int32_t* bias, char* blocks,
+                      int32_t* packed_bias);
   int64_t (*strip_stride)(int k, int bits);  // bytes of a row of operands
   void (*linear)(const LinearTask&);
   void (*operand)(const int16_t* x, const float* m, int64_t rows, int c, int bits, void* out);
@@ -112,8 +112,8 @@ struct Kernels {
   size_t (*depthwise_bytes)(int c);
   void (*pack_depthwise)(const int8_t* w, const int32_t* bias, int c, char* packed, int32_t* padded_bias);
   // One row of outputs from three rows of inputs, all operands.
-  void (*depthwise)(const char* const rows[3], int width, int c, const char* w, const int32_t* bias,
-                    const float* m, char* out);
+  void (*depthwise)(const char* const rows[3], int width, int c, const char* w, const int32_t* bias, const float* m,
+                    char* out);
   size_t (*attention_bytes)(int rows, int keys, int depth);
   void (*attention)(const AttentionTask&);
   size_t (*tokens_bytes)(int heads);  // null, like the next two, where the general attention has to do

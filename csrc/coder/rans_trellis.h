@@ -12,10 +12,10 @@
 
 namespace dca::rans {
 
-constexpr int kTrellisStep = 160;             // of the grid of values, in units of a residual
-constexpr uint32_t kMaxResidual = 8191 << 8;  // a residual beyond it counts as this
-constexpr int32_t kNever = 1 << 30;           // cost of an index below 0
-constexpr int kWord = 16;                       // states whose ways share a word of the trail
+constexpr int kTrellisStep = 160;                           // of the grid of values, in units of a residual
+constexpr uint32_t kMaxResidual = 8191 << 8;                // a residual beyond it counts as this
+constexpr int32_t kNever = 1 << 30;                         // cost of an index below 0
+constexpr int kWord = 16;                                   // states whose ways share a word of the trail
 constexpr size_t kHigherAt = kTrellisStates / 8 * kChains;  // what the trail has behind the ways
 
 // The rows of the tables that the sets of the chains choose.
@@ -77,12 +77,12 @@ static inline int32_t index_below(int32_t size, int set) {
 
 // One round of the search: loops over all chains, arrays in one object that nothing else can be a part of.
 struct SearchRound {
-  uint16_t (*path)[kChains], (*next)[kChains];     // costs by the last state, before and after the round
-  int32_t cost[2][2][kChains];                     // of one more symbol, by set and parity of its index
-  uint16_t edge[2][2][kChains];                    // what it adds
-  int32_t size[kChains];                           // of its residual
-  uint16_t (*odd)[kChains];                        // the trail: bit `state` says that the index of the way to it is odd
-  int32_t higher[kChains];                         // bit 2 * set + parity, that the higher index is the cheaper one
+  uint16_t (*path)[kChains], (*next)[kChains];  // costs by the last state, before and after the round
+  int32_t cost[2][2][kChains];                  // of one more symbol, by set and parity of its index
+  uint16_t edge[2][2][kChains];                 // what it adds
+  int32_t size[kChains];                        // of its residual
+  uint16_t (*odd)[kChains];                     // the trail: bit `state` says that the index of the way to it is odd
+  int32_t higher[kChains];                      // bit 2 * set + parity, that the higher index is the cheaper one
 };
 
 // The cheaper one of the two indices next to the residual, for each parity.
@@ -151,8 +151,8 @@ template <int kState>
 static inline void extend_pair(SearchRound& round, uint16_t* ways, uint16_t* other_ways) {
   constexpr int kEven = trellis_before(kState, 0), kOdd = trellis_before(kState, 1), kOther = kState ^ kByParity;
   static_assert(trellis_before(kOther, 0) == kOdd && trellis_before(kOther, 1) == kEven);
-  choose_ways(round.path[kEven], round.path[kOdd], round.edge[kEven & 1], 1 << kState % kWord,
-              1 << kOther % kWord, round.next[kState], round.next[kOther], ways, other_ways);
+  choose_ways(round.path[kEven], round.path[kOdd], round.edge[kEven & 1], 1 << kState % kWord, 1 << kOther % kWord,
+              round.next[kState], round.next[kOther], ways, other_ways);
 }
 
 // The same for two words of states.
@@ -182,7 +182,7 @@ static inline void extend_paths(SearchRound& round) {
 // Goes one round back: values, and the states before it.
 static inline void trace_round(const int32_t* residuals, const uint8_t* trail, int count, int32_t* states,
                                int16_t* values) {
-  const auto odd = reinterpret_cast<const uint16_t(*)[kChains]>(trail);
+  const auto odd = reinterpret_cast<const uint16_t (*)[kChains]>(trail);
   int32_t sets[kChains] = {}, parities[kChains] = {}, higher[kChains];
   for (int c = 0; c < kChains; ++c) higher[c] = trail[kHigherAt + c];
   for (int c = 0; c < count; ++c) {
@@ -202,8 +202,8 @@ static inline void trace_round(const int32_t* residuals, const uint8_t* trail, i
 }
 
 template <void (*kExtendPaths)(SearchRound&)>
-static inline void search_chains(const int32_t* charges, const int32_t* residuals, const uint8_t* rows,
-                                 size_t count, uint8_t* trail, int16_t* values) {
+static inline void search_chains(const int32_t* charges, const int32_t* residuals, const uint8_t* rows, size_t count,
+                                 uint8_t* trail, int16_t* values) {
   alignas(64) uint16_t paths[2][kTrellisStates][kChains];
   SearchRound round;
   round.path = paths[0], round.next = paths[1];
@@ -217,7 +217,7 @@ static inline void search_chains(const int32_t* charges, const int32_t* residual
     cost_symbols<1>(round, charges, rows + first);
     find_edges(round);
     const int active = static_cast<int>(std::min<size_t>(count - first, kChains));
-    round.odd = reinterpret_cast<uint16_t(*)[kChains]>(trail);
+    round.odd = reinterpret_cast<uint16_t (*)[kChains]>(trail);
     kExtendPaths(round);
     for (int state = 0; active < kChains && state < kTrellisStates; ++state) {
       std::copy_n(round.path[state] + active, kChains - active, round.next[state] + active);

@@ -34,8 +34,8 @@ bool spin_until(Condition done) {
   return done();
 }
 
-// Every participant has its own run of the tasks, the same one in every job of as many participants, so that it finds in
-// its cache what it wrote in the operation before; whoever is done helps the next.
+// Every participant has its own run of the tasks, the same one in every job of as many participants, so that it finds
+// in its cache what it wrote in the operation before; whoever is done helps the next.
 struct Job {
   static constexpr int kMaxParts = 32;
   struct alignas(64) Part {

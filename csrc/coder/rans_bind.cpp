@@ -28,24 +28,24 @@ const rans::Path& path_named(const std::string& name) {
 
 const char* name_of(rans::Fault fault) {
   switch (fault) {
-    case rans::Fault::kTruncated: return "truncated";
-    case rans::Fault::kCorrupt: return "corrupt";
-    default: return "input";
+    case rans::Fault::kTruncated:
+      return "truncated";
+    case rans::Fault::kCorrupt:
+      return "corrupt";
+    default:
+      return "input";
   }
 }
 
-py::bytes encode(const rans::Tables& tables,
-                 const std::vector<std::pair<Array<int16_t>, Array<uint8_t>>>& parts, size_t plain, int lanes,
-                 int groups, const std::string& isa, int threads) {
-  if (lanes < 1 || lanes > rans::kMaxLanes || (lanes & (lanes - 1)) != 0 || groups < 1 ||
-      groups > rans::kMaxGroups) {
+py::bytes encode(const rans::Tables& tables, const std::vector<std::pair<Array<int16_t>, Array<uint8_t>>>& parts,
+                 size_t plain, int lanes, int groups, const std::string& isa, int threads) {
+  if (lanes < 1 || lanes > rans::kMaxLanes || (lanes & (lanes - 1)) != 0 || groups < 1 || groups > rans::kMaxGroups) {
     throw rans::Error(rans::Fault::kInput, "the number of lanes or groups is out of range");
   }
   const rans::Path& path = path_named(isa);
   std::vector<rans::Part> views;
   for (const auto& [values, rows] : parts) {
-    if (values.size() != rows.size())
-      throw rans::Error(rans::Fault::kInput, "values and rows differ in length");
+    if (values.size() != rows.size()) throw rans::Error(rans::Fault::kInput, "values and rows differ in length");
     views.push_back({values.data(), rows.data(), static_cast<size_t>(rows.size()), views.size() >= plain});
   }
   std::string stream;
@@ -172,8 +172,7 @@ PYBIND11_MODULE(_rans, m) {
              return rans::Tables(freq.data(), shift.data());
            }),
            py::arg("freq").noconvert(), py::arg("shift").noconvert())
-      .def("encode", &encode, py::arg("parts").noconvert(), py::arg("plain"), py::arg("lanes"),
-           py::arg("groups"), py::arg("isa"), py::arg("threads"))
-      .def("decoder", &make_decoder, py::arg("stream"), py::arg("isa"), py::arg("threads"),
-           py::keep_alive<0, 1>());
+      .def("encode", &encode, py::arg("parts").noconvert(), py::arg("plain"), py::arg("lanes"), py::arg("groups"),
+           py::arg("isa"), py::arg("threads"))
+      .def("decoder", &make_decoder, py::arg("stream"), py::arg("isa"), py::arg("threads"), py::keep_alive<0, 1>());
 }

@@ -11,8 +11,8 @@
 #include <utility>
 
 #if defined(__clang__)
-#pragma clang attribute push( \
-    __attribute__((target("avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,popcnt"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,popcnt"))), \
+                             apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // _mm512_undefined_* in its headers, GCC bug 105593
@@ -60,8 +60,7 @@ void pack_residuals(const uint8_t* rows, const int32_t* residuals, size_t n, int
   const __m128i skip = _mm_set1_epi8(-1);
   size_t i = 0;
   for (; i + 16 <= n; i += 16) {
-    const __mmask16 coded =
-        _mm_cmpneq_epi8_mask(_mm_loadu_si128(reinterpret_cast<const __m128i*>(rows + i)), skip);
+    const __mmask16 coded = _mm_cmpneq_epi8_mask(_mm_loadu_si128(reinterpret_cast<const __m128i*>(rows + i)), skip);
     _mm512_storeu_si512(dense, _mm512_maskz_compress_epi32(coded, _mm512_loadu_si512(residuals + i)));
     dense += _mm_popcnt_u32(coded);
   }
@@ -80,9 +79,7 @@ void unpack_values(const uint8_t* rows, const int16_t* dense, size_t n, int16_t*
   kScalarPath.unpack_values(rows + i, dense, n - i, values + i);
 }
 
-inline __m512i join(__m256i low, __m256i high) {
-  return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
-}
+inline __m512i join(__m256i low, __m256i high) { return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1); }
 inline __m256i half(__m512i v, int index) {
   return index == 0 ? _mm512_castsi512_si256(v) : _mm512_extracti64x4_epi64(v, 1);
 }
@@ -98,9 +95,9 @@ inline __m512i shifts_of(const TableView& tables, __m512i rows) {
   const __m512i index = _mm512_castsi256_si512(_mm512_cvtepi16_epi8(rows));
   __m512i shift[4];  // plain tables, which lie before the others, have as many
   for (int i = 0; i < 4; ++i) shift[i] = _mm512_loadu_si512(tables.shift + 64 * i);
-  const __m512i bytes = _mm512_mask_mov_epi8(_mm512_permutex2var_epi8(shift[0], index, shift[1]),
-                                             _mm512_movepi8_mask(index),
-                                             _mm512_permutex2var_epi8(shift[2], index, shift[3]));
+  const __m512i bytes =
+      _mm512_mask_mov_epi8(_mm512_permutex2var_epi8(shift[0], index, shift[1]), _mm512_movepi8_mask(index),
+                           _mm512_permutex2var_epi8(shift[2], index, shift[3]));
   return _mm512_cvtepu8_epi16(_mm512_castsi512_si256(bytes));
 }
 
@@ -154,8 +151,7 @@ inline const uint8_t* refill_all(__m512i& x, const uint8_t* words) {
 }
 
 // Second sweep: takes the low bits of the lanes in `low` and appends them to `value`.
-inline const uint8_t* decode_lows(__m512i* x, const uint8_t* words, __mmask32 low, __m512i shift,
-                                  __m512i& value) {
+inline const uint8_t* decode_lows(__m512i* x, const uint8_t* words, __mmask32 low, __m512i shift, __m512i& value) {
   __m256i bits[2];
   for (int v = 0; v < 2; ++v) {
     const __m512i count = widen(half(_mm512_maskz_mov_epi16(low, shift), v));
@@ -203,8 +199,8 @@ const uint8_t* decode_rounds(const TableView& tables, uint32_t* states, const ui
   return words;
 }
 
-const uint8_t* decode(const TableView& tables, int lanes, uint32_t* states, const uint8_t* words,
-                      const uint8_t* end, const uint8_t* rows, size_t count, int16_t* values) {
+const uint8_t* decode(const TableView& tables, int lanes, uint32_t* states, const uint8_t* words, const uint8_t* end,
+                      const uint8_t* rows, size_t count, int16_t* values) {
   if (lanes != kLanes) return avx2_path()->decode(tables, lanes, states, words, end, rows, count, values);
   ChainStates unused;
   words = decode_rounds<false>(tables, states, words, end, rows, count / kLanes, values, unused);
@@ -253,8 +249,7 @@ inline __m512i push(__m512i x, __m512i reciprocal, __m512i packed) {
 }
 
 // Third and second sweep, backwards: raw values of `escape`, then the low bits of `low`.
-uint8_t* encode_tail(__m512i* x, uint8_t* words, __mmask32 escape, __mmask32 low, __m512i shift,
-                     __m512i value) {
+uint8_t* encode_tail(__m512i* x, uint8_t* words, __mmask32 escape, __mmask32 low, __m512i shift, __m512i value) {
   const unsigned count = static_cast<unsigned>(_mm_popcnt_u32(escape));
   words -= 2 * count;
   _mm512_mask_storeu_epi16(words, first_lanes(count), _mm512_maskz_compress_epi16(escape, value));
@@ -299,8 +294,7 @@ uint8_t* encode(const TableView& tables, int lanes, uint32_t* states, uint8_t* w
       reciprocal[v] = _mm512_permutex2var_epi32(a, evens, b);
       packed[v] = _mm512_permutex2var_epi32(a, odds, b);
     }
-    const __m512i flag = _mm512_set1_epi32(kEscapeFlag),
-                  freq = _mm512_set1_epi32(static_cast<int>(0xFFF00000u));
+    const __m512i flag = _mm512_set1_epi32(kEscapeFlag), freq = _mm512_set1_epi32(static_cast<int>(0xFFF00000u));
     const __mmask32 escape =
         _mm512_kunpackw(_mm512_test_epi32_mask(packed[1], flag), _mm512_test_epi32_mask(packed[0], flag));
     const __mmask32 low = _mm512_test_epi16_mask(shift, shift) & ~escape;
@@ -333,7 +327,7 @@ inline Charges load_charges(const int32_t* charges, __m512i row, __m512i index) 
   alignas(64) uint32_t places[kVector];
   _mm512_store_si512(places, _mm512_add_epi32(row, first));
   const volatile uint32_t* at = places;  // loads: taking a register apart would cost more
-  __m512i four[4];  // symbols in each: transposed in place
+  __m512i four[4];                       // symbols in each: transposed in place
   for (int i = 0; i < 4; ++i) {
     four[i] = _mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(charges + at[i])));
     for (int q = 1; q < 4; ++q) {

@@ -68,9 +68,7 @@ inline __m256i permutation(const Permutations& table, unsigned mask) {
 inline __m128i narrow(__m256i lanes) {
   return _mm_packus_epi32(_mm256_castsi256_si128(lanes), _mm256_extracti128_si256(lanes, 1));
 }
-inline unsigned mask_of(__m256i lanes) {
-  return static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(lanes)));
-}
+inline unsigned mask_of(__m256i lanes) { return static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(lanes))); }
 
 inline unsigned coded_of(__m128i rows) {
   return ~static_cast<unsigned>(_mm_movemask_epi8(_mm_cmpeq_epi8(rows, _mm_set1_epi8(-1)))) & 0xFF;
@@ -88,8 +86,7 @@ size_t pack_rows(const uint8_t* rows, size_t n, size_t capacity, uint8_t* dense,
     const __m128i row = eight(rows + i);
     const unsigned coded = coded_of(row);
     bad |= static_cast<unsigned>(_mm_movemask_epi8(row)) & coded;  // a table row has a clear top bit
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(dense + kept),
-                     _mm_shuffle_epi8(row, eight(kGather[coded].data())));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(dense + kept), _mm_shuffle_epi8(row, eight(kGather[coded].data())));
     kept += static_cast<size_t>(_mm_popcnt_u32(coded));
   }
   ptrdiff_t rest = 0;
@@ -103,8 +100,7 @@ void pack_values(const uint8_t* rows, const int16_t* values, size_t n, int16_t* 
   for (; i + 8 <= n; i += 8) {
     const unsigned coded = coded_of(eight(rows + i));
     const __m128i value = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + i));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(dense),
-                     _mm_shuffle_epi8(value, word_permutation(kGather, coded)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(dense), _mm_shuffle_epi8(value, word_permutation(kGather, coded)));
     dense += _mm_popcnt_u32(coded);
   }
   kScalarPath.pack_values(rows + i, values + i, n - i, dense);
@@ -127,8 +123,7 @@ void unpack_values(const uint8_t* rows, const int16_t* dense, size_t n, int16_t*
     const unsigned coded = coded_of(eight(rows + i));
     const __m128i value = _mm_loadu_si128(reinterpret_cast<const __m128i*>(dense));
     const __m128i spread = _mm_shuffle_epi8(value, word_permutation(kSpread, coded));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(values + i),
-                     _mm_andnot_si128(_mm_unpacklo_epi8(skip, skip), spread));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(values + i), _mm_andnot_si128(_mm_unpacklo_epi8(skip, skip), spread));
     dense += _mm_popcnt_u32(coded);
   }
   kScalarPath.unpack_values(rows + i, dense, n - i, values + i);
@@ -138,9 +133,8 @@ void unpack_values(const uint8_t* rows, const int16_t* dense, size_t n, int16_t*
 inline __m256i lookup(const uint32_t* slots, __m256i index) {
   alignas(32) uint32_t i[8];
   _mm256_store_si256(reinterpret_cast<__m256i*>(i), index);
-  return _mm256_setr_epi32(static_cast<int>(slots[i[0]]), static_cast<int>(slots[i[1]]),
-                           static_cast<int>(slots[i[2]]), static_cast<int>(slots[i[3]]),
-                           static_cast<int>(slots[i[4]]), static_cast<int>(slots[i[5]]),
+  return _mm256_setr_epi32(static_cast<int>(slots[i[0]]), static_cast<int>(slots[i[1]]), static_cast<int>(slots[i[2]]),
+                           static_cast<int>(slots[i[3]]), static_cast<int>(slots[i[4]]), static_cast<int>(slots[i[5]]),
                            static_cast<int>(slots[i[6]]), static_cast<int>(slots[i[7]]));
 }
 
@@ -162,8 +156,8 @@ inline const uint8_t* refill_all(__m256i& x, const uint8_t* words) {
 }
 
 template <int kVectors>
-const uint8_t* decode_rounds(const TableView& tables, uint32_t* states, const uint8_t* words,
-                             const uint8_t* end, const uint8_t* rows, size_t rounds, int16_t* values) {
+const uint8_t* decode_rounds(const TableView& tables, uint32_t* states, const uint8_t* words, const uint8_t* end,
+                             const uint8_t* rows, size_t rounds, int16_t* values) {
   constexpr int kLanes = 8 * kVectors;
   const __m256i field = _mm256_set1_epi32(kSlots - 1);
   for (; rounds > 0; --rounds, rows += kLanes, values += kLanes) {
@@ -191,24 +185,30 @@ const uint8_t* decode_rounds(const TableView& tables, uint32_t* states, const ui
   return words;
 }
 
-const uint8_t* decode(const TableView& tables, int lanes, uint32_t* states, const uint8_t* words,
-                      const uint8_t* end, const uint8_t* rows, size_t count, int16_t* values) {
+const uint8_t* decode(const TableView& tables, int lanes, uint32_t* states, const uint8_t* words, const uint8_t* end,
+                      const uint8_t* rows, size_t count, int16_t* values) {
   const size_t rounds = count / static_cast<size_t>(lanes);
   size_t done = rounds * static_cast<size_t>(lanes);
   switch (lanes) {
-    case 8: words = decode_rounds<1>(tables, states, words, end, rows, rounds, values); break;
-    case 16: words = decode_rounds<2>(tables, states, words, end, rows, rounds, values); break;
-    case 32: words = decode_rounds<4>(tables, states, words, end, rows, rounds, values); break;
-    default: done = 0;
+    case 8:
+      words = decode_rounds<1>(tables, states, words, end, rows, rounds, values);
+      break;
+    case 16:
+      words = decode_rounds<2>(tables, states, words, end, rows, rounds, values);
+      break;
+    case 32:
+      words = decode_rounds<4>(tables, states, words, end, rows, rounds, values);
+      break;
+    default:
+      done = 0;
   }
   if (words == nullptr) return nullptr;
   return kScalarPath.decode(tables, lanes, states, words, end, rows + done, count - done, values + done);
 }
 
 template <int kVectors>
-const uint8_t* decode_chains(const TableView& tables, uint32_t* states, const uint8_t* words,
-                             const uint8_t* end, const uint8_t* rows, size_t count, int16_t* values,
-                             uint16_t* chains) {
+const uint8_t* decode_chains(const TableView& tables, uint32_t* states, const uint8_t* words, const uint8_t* end,
+                             const uint8_t* rows, size_t count, int16_t* values, uint16_t* chains) {
   uint8_t chosen[2 * kChains] = {};  // has_low_bits reads beyond the rows
   for (; count >= kChains; count -= kChains, rows += kChains, values += kChains) {
     choose_rows(rows, chains, kChains, chosen);
@@ -224,10 +224,17 @@ const uint8_t* decode_trellis(const TableView& tables, int lanes, uint32_t* stat
                               uint16_t* chains) {
   size_t done = count - count % kChains;
   switch (lanes) {
-    case 8: words = decode_chains<1>(tables, states, words, end, rows, done, values, chains); break;
-    case 16: words = decode_chains<2>(tables, states, words, end, rows, done, values, chains); break;
-    case 32: words = decode_chains<4>(tables, states, words, end, rows, done, values, chains); break;
-    default: done = 0;
+    case 8:
+      words = decode_chains<1>(tables, states, words, end, rows, done, values, chains);
+      break;
+    case 16:
+      words = decode_chains<2>(tables, states, words, end, rows, done, values, chains);
+      break;
+    case 32:
+      words = decode_chains<4>(tables, states, words, end, rows, done, values, chains);
+      break;
+    default:
+      done = 0;
   }
   if (words == nullptr) return nullptr;
   return kScalarPath.decode_trellis(tables, lanes, states, words, end, rows + done, count - done, values + done,
@@ -275,12 +282,9 @@ uint8_t* encode_rounds(const TableView& tables, uint32_t* states, uint8_t* words
       words = encode_rest(tables, kLanes, states, words, entries, rows, values);
     }
     for (int v = kVectors - 1; v >= 0; --v) {
-      const __m256 a = _mm256_castsi256_ps(load(entries + 8 * v)),
-                   b = _mm256_castsi256_ps(load(entries + 8 * v + 4));
-      const __m256i reciprocal =
-          _mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88)), 0xD8);
-      const __m256i packed =
-          _mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xDD)), 0xD8);
+      const __m256 a = _mm256_castsi256_ps(load(entries + 8 * v)), b = _mm256_castsi256_ps(load(entries + 8 * v + 4));
+      const __m256i reciprocal = _mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88)), 0xD8);
+      const __m256i packed = _mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xDD)), 0xD8);
       __m256i x = load(states + 8 * v);
       words = spill_all(x, _mm256_and_si256(packed, freq), words);
       store(states + 8 * v, push(x, reciprocal, packed));
@@ -295,9 +299,12 @@ uint8_t* encode(const TableView& tables, int lanes, uint32_t* states, uint8_t* w
   const size_t first = rounds * static_cast<size_t>(lanes);
   words = kScalarPath.encode(tables, lanes, states, words, rows + first, values + first, count - first);
   switch (lanes) {
-    case 8: return encode_rounds<1>(tables, states, words, rows, values, rounds);
-    case 16: return encode_rounds<2>(tables, states, words, rows, values, rounds);
-    default: return encode_rounds<4>(tables, states, words, rows, values, rounds);
+    case 8:
+      return encode_rounds<1>(tables, states, words, rows, values, rounds);
+    case 16:
+      return encode_rounds<2>(tables, states, words, rows, values, rounds);
+    default:
+      return encode_rounds<4>(tables, states, words, rows, values, rounds);
   }
 }
 
@@ -324,8 +331,8 @@ inline void extend_sixteen(const uint16_t (*path)[kChains], const __m256i (*edge
 template <int kFirst, int... kPairs>
 inline void extend_vectors(SearchRound& round, std::integer_sequence<int, kPairs...>) {
   for (int c = 0; c < kChains; c += 16) {
-    const auto path = reinterpret_cast<const uint16_t(*)[kChains]>(round.path[0] + c);
-    const auto next = reinterpret_cast<uint16_t(*)[kChains]>(round.next[0] + c);
+    const auto path = reinterpret_cast<const uint16_t (*)[kChains]>(round.path[0] + c);
+    const auto next = reinterpret_cast<uint16_t (*)[kChains]>(round.next[0] + c);
     __m256i edge[2][2], ways[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
     for (int i = 0; i < 4; ++i) edge[i >> 1][i & 1] = load(round.edge[i >> 1][i & 1] + c);
     (extend_sixteen<kFirst + kPairs>(path, edge, next, ways), ...);

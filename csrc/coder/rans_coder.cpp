@@ -84,8 +84,7 @@ class GroupEncoder {
       } else {
         path.pack_values(part.rows + at, part.values + at, end - at, block.values);
       }
-      next_ =
-          path.encode(tables, lanes, states_, next_, block.rows, block.values, static_cast<size_t>(count));
+      next_ = path.encode(tables, lanes, states_, next_, block.rows, block.values, static_cast<size_t>(count));
     }
     return Outcome::kDone;
   }
@@ -183,11 +182,16 @@ class GroupSearch {
 
 void require_done(Outcome outcome) {
   switch (outcome) {
-    case Outcome::kBadRow: throw Error(Fault::kInput, "a row is neither a table row nor 255");
-    case Outcome::kOffGrid: throw Error(Fault::kInput, "a value is not on the grid of its state");
-    case Outcome::kNoMemory: throw std::bad_alloc();
-    case Outcome::kTruncated: throw Error(Fault::kTruncated, "a coder group ends before its symbols");
-    case Outcome::kDone: return;
+    case Outcome::kBadRow:
+      throw Error(Fault::kInput, "a row is neither a table row nor 255");
+    case Outcome::kOffGrid:
+      throw Error(Fault::kInput, "a value is not on the grid of its state");
+    case Outcome::kNoMemory:
+      throw std::bad_alloc();
+    case Outcome::kTruncated:
+      throw Error(Fault::kTruncated, "a coder group ends before its symbols");
+    case Outcome::kDone:
+      return;
   }
 }
 
@@ -196,8 +200,7 @@ void require_done(Outcome outcome) {
 Tables::Tables(const uint16_t* freq, const uint8_t* shift)
     : slots_(kTableRows * kSlots), symbols_(kTableRows * kSymbols), shift_(shift, shift + kTableRows) {
   for (int row = 0; row < kTableRows; ++row, freq += kSymbols) {
-    if (shift[row] > kMaxShift || freq[kEscape] == 0)
-      throw Error(Fault::kInput, "a table row breaks the format");
+    if (shift[row] > kMaxShift || freq[kEscape] == 0) throw Error(Fault::kInput, "a table row breaks the format");
     if (shift[row] != 0) first_shift_ = std::min(first_shift_, row % kRows);
     uint32_t start = 0;
     for (uint32_t symbol = 0; symbol < kSymbols; start += freq[symbol++]) {
@@ -208,14 +211,12 @@ Tables::Tables(const uint16_t* freq, const uint8_t* shift)
         slots_[static_cast<size_t>(row) * kSlots + start + i] = slot_entry(symbol, freq[symbol], i);
       }
       if (freq[symbol] != 0) {
-        symbols_[static_cast<size_t>(row) * kSymbols + symbol] =
-            symbol_entry(start, freq[symbol], symbol == kEscape);
+        symbols_[static_cast<size_t>(row) * kSymbols + symbol] = symbol_entry(start, freq[symbol], symbol == kEscape);
       }
     }
     if (start != kSlots) throw Error(Fault::kInput, "a table row breaks the format");
     SymbolEntry* entries = symbols_.data() + static_cast<size_t>(row) * kSymbols;
-    std::replace_if(
-        entries, entries + kEscape, [](const SymbolEntry& e) { return e.packed == 0; }, entries[kEscape]);
+    std::replace_if(entries, entries + kEscape, [](const SymbolEntry& e) { return e.packed == 0; }, entries[kEscape]);
   }
 }
 
@@ -225,8 +226,8 @@ std::vector<const Path*> available_paths() {
   return paths;
 }
 
-std::string encode(const Tables& tables, const Path& path, const std::vector<Part>& parts, int lanes,
-                   int groups, int threads) {
+std::string encode(const Tables& tables, const Path& path, const std::vector<Part>& parts, int lanes, int groups,
+                   int threads) {
   const size_t count = static_cast<size_t>(groups);
   size_t positions = 0;
   for (const Part& part : parts) positions += part.size;
@@ -284,8 +285,7 @@ Decoder::Decoder(const Tables& tables, const Path& path, const uint8_t* stream, 
   }
 }
 
-Outcome Decoder::decode_group(Group& group, const uint8_t* rows, size_t size, int16_t* values,
-                              bool trellis) const {
+Outcome Decoder::decode_group(Group& group, const uint8_t* rows, size_t size, int16_t* values, bool trellis) const {
   const TableView tables = tables_.view(trellis);
   Block block;
   Chains chains{};
@@ -294,10 +294,10 @@ Outcome Decoder::decode_group(Group& group, const uint8_t* rows, size_t size, in
     read = path_.pack_rows(rows, size, kBlock, block.rows, count);
     if (count < 0) return Outcome::kBadRow;
     const size_t symbols = static_cast<size_t>(count);
-    group.next = trellis ? path_.decode_trellis(tables, lanes_, group.states, group.next, group.end, block.rows,
-                                                symbols, block.values, chains.data())
-                         : path_.decode(tables, lanes_, group.states, group.next, group.end, block.rows, symbols,
-                                        block.values);
+    group.next =
+        trellis ? path_.decode_trellis(tables, lanes_, group.states, group.next, group.end, block.rows, symbols,
+                                       block.values, chains.data())
+                : path_.decode(tables, lanes_, group.states, group.next, group.end, block.rows, symbols, block.values);
     if (group.next == nullptr) return Outcome::kTruncated;
     path_.unpack_values(rows, block.values, read, values);
   }
@@ -312,8 +312,7 @@ void Decoder::decode(const uint8_t* rows, size_t size, int16_t* values, bool tre
     const size_t begin = range_begin(size, g, count), end = range_begin(size, g + 1, count);
     outcomes[g] = decode_group(groups_[g], rows + begin, end - begin, values + begin, trellis);
   });
-  usable_ =
-      std::all_of(outcomes, outcomes + count, [](Outcome outcome) { return outcome == Outcome::kDone; });
+  usable_ = std::all_of(outcomes, outcomes + count, [](Outcome outcome) { return outcome == Outcome::kDone; });
   if (usable_) return;
   const bool bad_row = std::count(outcomes, outcomes + count, Outcome::kBadRow) != 0;
   require_done(bad_row ? Outcome::kBadRow : Outcome::kTruncated);

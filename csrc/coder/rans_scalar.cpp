@@ -116,8 +116,8 @@ inline const uint8_t* decode_round(const TableView& tables, int lanes, uint32_t*
 }
 
 template <int kLanes>
-const uint8_t* decode_lanes(const TableView& tables, uint32_t* states, const uint8_t* words,
-                            const uint8_t* end, const uint8_t* rows, size_t count, int16_t* values) {
+const uint8_t* decode_lanes(const TableView& tables, uint32_t* states, const uint8_t* words, const uint8_t* end,
+                            const uint8_t* rows, size_t count, int16_t* values) {
   uint32_t x[kLanes];
   std::memcpy(x, states, sizeof x);
   for (; count >= kLanes; count -= kLanes, rows += kLanes, values += kLanes) {
@@ -129,15 +129,21 @@ const uint8_t* decode_lanes(const TableView& tables, uint32_t* states, const uin
   return words > end ? nullptr : words;
 }
 
-const uint8_t* decode(const TableView& tables, int lanes, uint32_t* states, const uint8_t* words,
-                      const uint8_t* end, const uint8_t* rows, size_t count, int16_t* values) {
+const uint8_t* decode(const TableView& tables, int lanes, uint32_t* states, const uint8_t* words, const uint8_t* end,
+                      const uint8_t* rows, size_t count, int16_t* values) {
   switch (lanes) {
-    case 1: return decode_lanes<1>(tables, states, words, end, rows, count, values);
-    case 2: return decode_lanes<2>(tables, states, words, end, rows, count, values);
-    case 4: return decode_lanes<4>(tables, states, words, end, rows, count, values);
-    case 8: return decode_lanes<8>(tables, states, words, end, rows, count, values);
-    case 16: return decode_lanes<16>(tables, states, words, end, rows, count, values);
-    default: return decode_lanes<32>(tables, states, words, end, rows, count, values);
+    case 1:
+      return decode_lanes<1>(tables, states, words, end, rows, count, values);
+    case 2:
+      return decode_lanes<2>(tables, states, words, end, rows, count, values);
+    case 4:
+      return decode_lanes<4>(tables, states, words, end, rows, count, values);
+    case 8:
+      return decode_lanes<8>(tables, states, words, end, rows, count, values);
+    case 16:
+      return decode_lanes<16>(tables, states, words, end, rows, count, values);
+    default:
+      return decode_lanes<32>(tables, states, words, end, rows, count, values);
   }
 }
 
@@ -155,8 +161,8 @@ const uint8_t* decode_trellis(const TableView& tables, int lanes, uint32_t* stat
   return words;
 }
 
-inline uint8_t* encode_round(const TableView& tables, int lanes, uint32_t* states, uint8_t* next,
-                             const uint8_t* rows, const int16_t* values) {
+inline uint8_t* encode_round(const TableView& tables, int lanes, uint32_t* states, uint8_t* next, const uint8_t* rows,
+                             const int16_t* values) {
   SymbolEntry entries[kMaxLanes];
   uint32_t rest = 0;
   for (int lane = 0; lane < lanes; ++lane) {
@@ -168,8 +174,7 @@ inline uint8_t* encode_round(const TableView& tables, int lanes, uint32_t* state
   }
   if (rest != 0) next = encode_rest(tables, lanes, states, next, entries, rows, values);
   Writer words{next};
-  for (int lane = lanes - 1; lane >= 0; --lane)
-    states[lane] = encode_step(states[lane], entries[lane], words);
+  for (int lane = lanes - 1; lane >= 0; --lane) states[lane] = encode_step(states[lane], entries[lane], words);
   return words.next;
 }
 
@@ -192,12 +197,18 @@ uint8_t* encode_lanes(const TableView& tables, uint32_t* states, uint8_t* words,
 uint8_t* encode(const TableView& tables, int lanes, uint32_t* states, uint8_t* words, const uint8_t* rows,
                 const int16_t* values, size_t count) {
   switch (lanes) {
-    case 1: return encode_lanes<1>(tables, states, words, rows, values, count);
-    case 2: return encode_lanes<2>(tables, states, words, rows, values, count);
-    case 4: return encode_lanes<4>(tables, states, words, rows, values, count);
-    case 8: return encode_lanes<8>(tables, states, words, rows, values, count);
-    case 16: return encode_lanes<16>(tables, states, words, rows, values, count);
-    default: return encode_lanes<32>(tables, states, words, rows, values, count);
+    case 1:
+      return encode_lanes<1>(tables, states, words, rows, values, count);
+    case 2:
+      return encode_lanes<2>(tables, states, words, rows, values, count);
+    case 4:
+      return encode_lanes<4>(tables, states, words, rows, values, count);
+    case 8:
+      return encode_lanes<8>(tables, states, words, rows, values, count);
+    case 16:
+      return encode_lanes<16>(tables, states, words, rows, values, count);
+    default:
+      return encode_lanes<32>(tables, states, words, rows, values, count);
   }
 }
 
@@ -221,8 +232,8 @@ const uint8_t* decode_rest(const TableView& tables, int lanes, uint32_t* states,
   return words.next;
 }
 
-uint8_t* encode_rest(const TableView& tables, int lanes, uint32_t* states, uint8_t* next,
-                     const SymbolEntry* entries, const uint8_t* rows, const int16_t* values) {
+uint8_t* encode_rest(const TableView& tables, int lanes, uint32_t* states, uint8_t* next, const SymbolEntry* entries,
+                     const uint8_t* rows, const int16_t* values) {
   Writer words{next};
   for (int lane = lanes - 1; lane >= 0; --lane) {
     words.put((entries[lane].packed & kEscapeFlag) != 0, static_cast<uint16_t>(values[lane]));
@@ -235,7 +246,7 @@ uint8_t* encode_rest(const TableView& tables, int lanes, uint32_t* states, uint8
   return words.next;
 }
 
-const Path kScalarPath = {"scalar", pack_rows, pack<int16_t>, pack<int32_t>, unpack_values,
+const Path kScalarPath = {"scalar", pack_rows, pack<int16_t>,  pack<int32_t>, unpack_values,
                           decode,   encode,    decode_trellis, to_indices,    search_chains<extend_paths>};
 
 }  // namespace dca::rans

@@ -6,8 +6,8 @@
 //   KEEP(x): keeps x in its register from here on, where the compiler needs that said
 //   START: Kernels::start, if there is something to ask for
 //   STRIP_ALIGN: bytes to a multiple of which rows of 8-bit operands are padded, if not 32
-//   OWN_TILE, OWN_PRODUCTS, OWN_STORES, OWN_DEPTHWISE, OWN_TOKENS: what it implements itself instead of the general code
-//   below
+//   OWN_TILE, OWN_PRODUCTS, OWN_STORES, OWN_DEPTHWISE, OWN_TOKENS: what it implements itself instead of the general
+//   code below
 
 #if defined(__GNUC__)  // where a call would take a tile of accumulators out of the registers
 #define INLINE inline __attribute__((always_inline))
@@ -84,8 +84,8 @@ void pack_row_blocks(const T* w, const int64_t* start, int o, int k, P* out) {
       }
 }
 
-Matrix pack_rows(const void* w, int bits, const int64_t* start, int o, int k, const int32_t* bias,
-                 char* blocks, int32_t* packed_bias) {
+Matrix pack_rows(const void* w, int bits, const int64_t* start, int o, int k, const int32_t* bias, char* blocks,
+                 int32_t* packed_bias) {
   const int step = step_of(bits);
   const int8_t* bytes = static_cast<const int8_t*>(w);
   int16_t* pairs = reinterpret_cast<int16_t*>(blocks);
@@ -116,8 +116,8 @@ inline void interleave(P* __restrict out, const int8_t* a, const int8_t* b, int 
   }
 }
 
-inline void interleave(int8_t* __restrict out, const int8_t* a, const int8_t* b, const int8_t* c,
-                       const int8_t* d, int n) {
+inline void interleave(int8_t* __restrict out, const int8_t* a, const int8_t* b, const int8_t* c, const int8_t* d,
+                       int n) {
   for (int i = 0; i < n; ++i) {
     out[4 * i] = a[i];
     out[4 * i + 1] = b[i];
@@ -250,8 +250,8 @@ void tile(const char* a, int64_t stride, const char* w, int words, const int32_t
           const E& epilogue);
 #else
 template <int STEP, class E>
-SEPARATE void tile(const char* a, int64_t stride, const char* w, int words, const int32_t* bias, int row,
-                 int col, const E& epilogue) {
+SEPARATE void tile(const char* a, int64_t stride, const char* w, int words, const int32_t* bias, int row, int col,
+                   const E& epilogue) {
   Tile acc;
   UNROLL for (int i = 0; i < kTileRows; ++i) {
     UNROLL for (int j = 0; j < kTileBlocks; ++j) { acc[i][j] = load(bias + j * kLanes); }
@@ -260,15 +260,13 @@ SEPARATE void tile(const char* a, int64_t stride, const char* w, int words, cons
   const int64_t stride3 = 3 * stride;
   for (int word = 0; word < words; ++word, w += kGroup * 4) {
     I16 b[kTileBlocks];
-    UNROLL for (int j = 0; j < kTileBlocks; ++j)
-      b[j] = load(reinterpret_cast<const int32_t*>(w) + j * kLanes);
+    UNROLL for (int j = 0; j < kTileBlocks; ++j) b[j] = load(reinterpret_cast<const int32_t*>(w) + j * kLanes);
     UNROLL for (int i = 0; i < kTileRows; ++i) {
       const char* p = quad[i / 4] + (i % 4 == 3 ? stride3 : i % 4 * stride) + word * 4;
       int32_t operand;
       std::memcpy(&operand, p, 4);
       const I16 x = set(operand);
-      UNROLL for (int j = 0; j < kTileBlocks; ++j)
-        acc[i][j] = dot<STEP>(acc[i][j], x, b[j]);
+      UNROLL for (int j = 0; j < kTileBlocks; ++j) acc[i][j] = dot<STEP>(acc[i][j], x, b[j]);
     }
   }
   UNROLL for (int i = 0; i < kTileRows; ++i) {
@@ -314,9 +312,7 @@ void layer_product(const LinearTask& task, const char* strip, int64_t stride, co
 
 struct Scales {
   F16 m[kTileBlocks];
-  explicit Scales(const float* p) {
-    UNROLL for (int j = 0; j < kTileBlocks; ++j) m[j] = loadf(p + j * kLanes);
-  }
+  explicit Scales(const float* p) { UNROLL for (int j = 0; j < kTileBlocks; ++j) m[j] = loadf(p + j * kLanes); }
 };
 
 template <bool LEAKY>
@@ -450,17 +446,24 @@ void linear(const LinearTask& t) {
   const char* strip = pack_layer_strip(t, stride);
   const int64_t out_stride = t.operands ? strip_stride(t.o, 8) : t.o;
   switch (t.epilogue) {
-    case Epilogue::act: return layer_product(t, strip, stride, Act<false>{t, out_stride});
-    case Epilogue::leaky: return layer_product(t, strip, stride, Act<true>{t, out_stride});
+    case Epilogue::act:
+      return layer_product(t, strip, stride, Act<false>{t, out_stride});
+    case Epilogue::leaky:
+      return layer_product(t, strip, stride, Act<true>{t, out_stride});
     case Epilogue::gate: {
       alignas(64) int32_t held[kTileBlocks == 1 ? kStrip * kLanes : 1];
       return layer_product(t, strip, stride, Gate{t, out_stride, held});
     }
-    case Epilogue::add: return layer_product(t, strip, stride, Feature<true>{t});
-    case Epilogue::feature: return layer_product(t, strip, stride, Feature<false>{t});
-    case Epilogue::pixels: return layer_product(t, strip, stride, Pixels{t});
-    case Epilogue::mean: return layer_product(t, strip, stride, Blockwise<Mean>{{{t}}, t.rows, t.w.o});
-    case Epilogue::row: return layer_product(t, strip, stride, Blockwise<Row>{{{t}}, t.rows, t.w.o});
+    case Epilogue::add:
+      return layer_product(t, strip, stride, Feature<true>{t});
+    case Epilogue::feature:
+      return layer_product(t, strip, stride, Feature<false>{t});
+    case Epilogue::pixels:
+      return layer_product(t, strip, stride, Pixels{t});
+    case Epilogue::mean:
+      return layer_product(t, strip, stride, Blockwise<Mean>{{{t}}, t.rows, t.w.o});
+    case Epilogue::row:
+      return layer_product(t, strip, stride, Blockwise<Row>{{{t}}, t.rows, t.w.o});
   }
 }
 
@@ -553,9 +556,7 @@ void reconstruct(const int16_t* q, const int32_t* mean, const float* const inv[2
 
 #ifndef OWN_DEPTHWISE
 
-inline size_t depthwise_bytes(int c) {
-  return static_cast<size_t>(9 * round_up(c, kLanes)) * sizeof(int32_t);
-}
+inline size_t depthwise_bytes(int c) { return static_cast<size_t>(9 * round_up(c, kLanes)) * sizeof(int32_t); }
 
 inline void pack_depthwise(const int8_t* w, const int32_t* bias, int c, char* packed, int32_t* padded_bias) {
   int32_t* out = reinterpret_cast<int32_t*>(packed);
@@ -564,8 +565,8 @@ inline void pack_depthwise(const int8_t* w, const int32_t* bias, int c, char* pa
   for (int i = 0; i < c; ++i) padded_bias[i] = bias[i];
 }
 
-inline void depthwise(const char* const rows[3], int width, int c, const char* w, const int32_t* bias,
-                      const float* m, char* out) {
+inline void depthwise(const char* const rows[3], int width, int c, const char* w, const int32_t* bias, const float* m,
+                      char* out) {
   static_assert(!kBytes, "operands are int16");
   const int32_t* weights = reinterpret_cast<const int32_t*>(w);
   const int64_t tap = round_up(c, kLanes), pitch = strip_stride(c, 8) / 2;
@@ -731,7 +732,7 @@ void attention(const AttentionTask& t) {
 }
 
 void colours(const uint8_t* pixels, int64_t width, int16_t* const out[3]) {
-  int16_t *__restrict red = out[0], *__restrict green = out[1], *__restrict blue = out[2];
+  int16_t* __restrict red = out[0], * __restrict green = out[1], * __restrict blue = out[2];
   for (int64_t x = 0; x < width; ++x) {
     red[x] = pixels[3 * x];
     green[x] = pixels[3 * x + 1];
@@ -789,7 +790,7 @@ void restore(const RingRows& rows, int width, const int8_t* w, int rings, uint8_
   for (int x = 0; x < width; x += kRingRun) {
     const int count = width - x < kRingRun ? width - x : kRingRun;
     for (int c = 0; c < 3; ++c) {
-      int32_t *__restrict one = pairs[c], *__restrict two = pairs[3 + c], *__restrict three = pairs[6 + c];
+      int32_t* __restrict one = pairs[c], * __restrict two = pairs[3 + c], * __restrict three = pairs[6 + c];
       ring_features(rows, c, x, count, [=](int i, RingSums a, RingSums b, RingSums d) {
         one[i] = ring_pair(a.plain, a.clamped);
         two[i] = ring_pair(b.plain, b.clamped);
@@ -824,7 +825,7 @@ void restore_sums(const RingRows& rows, int width, const uint8_t* image, int64_t
     const int count = width - x < kRingRun ? width - x : kRingRun;
     for (int c = 0; c < 3; ++c) {
       const auto of = [&](int ring) { return f[6 * ring + c]; };
-      int16_t *__restrict one = of(0), *__restrict two = of(1), *__restrict three = of(2);
+      int16_t* __restrict one = of(0), * __restrict two = of(1), * __restrict three = of(2);
       ring_features(rows, c, x, count, [=](int i, RingSums a, RingSums b, RingSums d) {
         one[i] = a.plain;
         one[3 * kRingRun + i] = a.clamped;
@@ -851,8 +852,7 @@ constexpr decltype(Kernels::pack_tokens) pack_tokens = nullptr;
 constexpr decltype(Kernels::tokens) tokens = nullptr;
 #endif
 
-#define KERNEL_FIELDS                                                                                         \
-  kGroup, kByteOffset, supported, START, grouped, layer_bytes, pack_layer, strip_stride, linear, operand,      \
-      pack8, unpack8, depthwise_bytes, pack_depthwise, depthwise, attention_bytes, attention, tokens_bytes,   \
-      pack_tokens, tokens, add_rows, act_slope, gate_slope, add_slope, residuals, reconstruct, colours,       \
-      restore, restore_sums
+#define KERNEL_FIELDS                                                                                             \
+  kGroup, kByteOffset, supported, START, grouped, layer_bytes, pack_layer, strip_stride, linear, operand, pack8,  \
+      unpack8, depthwise_bytes, pack_depthwise, depthwise, attention_bytes, attention, tokens_bytes, pack_tokens, \
+      tokens, add_rows, act_slope, gate_slope, add_slope, residuals, reconstruct, colours, restore, restore_sums

@@ -158,8 +158,7 @@ PackedLinear::PackedLinear(const void* w, int bits_, const int32_t* bias, const 
     : o(o_),
       k(k_),
       bits(bits_),
-      w_(static_cast<const char*>(w),
-         static_cast<const char*>(w) + static_cast<int64_t>(o_) * k_ * (bits_ / 8)),
+      w_(static_cast<const char*>(w), static_cast<const char*>(w) + static_cast<int64_t>(o_) * k_ * (bits_ / 8)),
       bias_(bias, bias + o_),
       m_(m, m + o_) {}
 
@@ -201,8 +200,7 @@ void PackedDepthwise::row(const char* const rows[3], int width, char* out) const
   Slot& slot = slots_[static_cast<size_t>(kernel.slot)];
   std::call_once(slot.once, [&] {
     slot.bias.resize(static_cast<size_t>(round_up(c, kParameterPad)));
-    kernel.pack_depthwise(w_.data(), bias_.data(), c, slot.w.reserve(kernel.depthwise_bytes(c)),
-                          slot.bias.data());
+    kernel.pack_depthwise(w_.data(), bias_.data(), c, slot.w.reserve(kernel.depthwise_bytes(c)), slot.bias.data());
   });
   kernel.depthwise(rows, width, c, slot.w.reserve(0), slot.bias.data(), m_.data(), out);
 }
@@ -210,13 +208,11 @@ void PackedDepthwise::row(const char* const rows[3], int width, char* out) const
 void operand(const int16_t* x, const float* m, int64_t rows, int c, int bits, void* out) {
   const std::vector<float> scale = padded(m, c);
   for_strips(rows, rows * c * kElementWork, [&](int64_t first, int count) {
-    kernels().operand(x + first * c, scale.data(), count, c, bits,
-                      static_cast<char*>(out) + first * c * (bits / 8));
+    kernels().operand(x + first * c, scale.data(), count, c, bits, static_cast<char*>(out) + first * c * (bits / 8));
   });
 }
 
-void linear(const void* x, int64_t rows, const PackedLinear& p, Epilogue epilogue, const int16_t* residual,
-            void* out) {
+void linear(const void* x, int64_t rows, const PackedLinear& p, Epilogue epilogue, const int16_t* residual, void* out) {
   for_strips(rows, rows * p.k * p.o, [&](int64_t first, int count) {
     LinearTask t = strip_task(p, epilogue);
     t.x = static_cast<const char*>(x) + first * p.k * (p.bits / 8);
@@ -251,9 +247,8 @@ void gated_strip(const int16_t* x, int rows, const float* m_in, const GatedFfn& 
 void gated_ffn(const int16_t* x, int64_t rows, const GatedFfn& ffn, int16_t* out) {
   const int c = ffn.gate.k;
   const std::vector<float> scale = grouped(ffn.m_in, c);
-  for_strips(rows, rows * products(ffn), [&](int64_t first, int count) {
-    gated_strip(x + first * c, count, scale.data(), ffn, out + first * c);
-  });
+  for_strips(rows, rows * products(ffn),
+             [&](int64_t first, int count) { gated_strip(x + first * c, count, scale.data(), ffn, out + first * c); });
 }
 
 void depthwise3x3(const int8_t* x, const Map& map, const PackedDepthwise& p, int8_t* out) {
@@ -352,12 +347,7 @@ struct Windows {
   int area, depth;
 
   Windows(const Map& m, const Attention& a)
-      : map(m),
-        attention(a),
-        ny(m.h / a.window),
-        nx(m.w / a.window),
-        area(a.window * a.window),
-        depth(m.c / a.heads) {}
+      : map(m), attention(a), ny(m.h / a.window), nx(m.w / a.window), area(a.window * a.window), depth(m.c / a.heads) {}
 
   int64_t count() const { return map.n * ny * nx; }
 
@@ -443,8 +433,8 @@ void window_block(const int16_t* x, const Map& map, const float* m_in, const Pac
   });
 }
 
-void token_attention(const int8_t* q, const int8_t* k, const int8_t* v, int64_t n, int64_t queries,
-                     int64_t keys, int c, int heads, float m, const uint8_t* table, int8_t* out) {
+void token_attention(const int8_t* q, const int8_t* k, const int8_t* v, int64_t n, int64_t queries, int64_t keys, int c,
+                     int heads, float m, const uint8_t* table, int8_t* out) {
   constexpr int64_t kScores = 1 << 20;  // bounds the scratch: rows x keys
   const int depth = c / heads;
   const int64_t size = std::clamp<int64_t>(kScores / keys / 12 * 12, 12, strip_rows(queries));
@@ -494,14 +484,13 @@ void token_strip(const int8_t* q, int rows, const int8_t* k, const int8_t* v, in
 }  // namespace
 
 void token_block(const int16_t* x, const Map& map, const int8_t* k, const int8_t* v, int tokens, const float* m_in,
-                 const PackedLinear& query, const Attention& attention, const PackedLinear& project,
-                 int16_t* out) {
+                 const PackedLinear& query, const Attention& attention, const PackedLinear& project, int16_t* out) {
   const std::vector<float> scale = grouped(m_in, map.c);
   const int c = map.c;
   const int64_t sites = map.h * map.w, size = tokens > 4096 ? 12 : strip_rows(map.n * sites);
   const int64_t strips = divide_up(sites, size);
-  const bool few = kernels().tokens && tokens <= kFewTokens && attention.heads <= kFewHeads &&
-                   c == attention.heads * kFewDepth;
+  const bool few =
+      kernels().tokens && tokens <= kFewTokens && attention.heads <= kFewHeads && c == attention.heads * kFewDepth;
   const size_t packed_bytes = few ? kernels().tokens_bytes(attention.heads) : 0;
   char* packed = scratch(Scratch::tokens, packed_bytes * static_cast<size_t>(map.n));
   for (int64_t n = 0; few && n < map.n; ++n) {
@@ -605,8 +594,7 @@ void quadtree_gather(const void* x, const Map& map, int element, int step, void*
     const int odd = static_cast<int>(i % map.h & 1) * 2;
     for (int64_t s = 0; s < map.w; ++s) {
       const int group = quadtree_group(odd + static_cast<int>(s & 1), step);
-      std::memcpy(to + s * group_bytes, from + (s * 4 + group) * group_bytes,
-                  static_cast<size_t>(group_bytes));
+      std::memcpy(to + s * group_bytes, from + (s * 4 + group) * group_bytes, static_cast<size_t>(group_bytes));
     }
   });
 }
@@ -635,8 +623,8 @@ void residuals(const int16_t* y, const int32_t* mean, const float* gain, const f
   const int size = map.c / 4;
   for_group_rows(map, gain, step, [&](int64_t site, const int group[2], const float* const gains[2]) {
     const int64_t at = site * size;
-    kernels().residuals(y + 4 * at, mean + at, gains, group, finer ? finer + site : nullptr,
-                        static_cast<int>(map.w), size, out + at);
+    kernels().residuals(y + 4 * at, mean + at, gains, group, finer ? finer + site : nullptr, static_cast<int>(map.w),
+                        size, out + at);
   });
 }
 
@@ -645,8 +633,8 @@ void reconstruct(const int16_t* q, const int32_t* mean, const float* inv, const 
   const int size = map.c / 4;
   for_group_rows(map, inv, step, [&](int64_t site, const int group[2], const float* const rows[2]) {
     const int64_t at = site * size;
-    kernels().reconstruct(q + at, mean + at, rows, group, coarser ? coarser + site : nullptr,
-                          static_cast<int>(map.w), size, y_hat + 4 * at);
+    kernels().reconstruct(q + at, mean + at, rows, group, coarser ? coarser + site : nullptr, static_cast<int>(map.w),
+                          size, y_hat + 4 * at);
   });
 }
 
@@ -780,7 +768,8 @@ void patches_from_image(const uint8_t* image, const Map& map, int size, int16_t*
 
 namespace {
 
-constexpr int64_t kRestoreWork = 256;  // products that the features of a pixel, and three weighted sums, take as long as
+constexpr int64_t kRestoreWork =
+    256;  // products that the features of a pixel, and three weighted sums, take as long as
 
 // Rows of a picture, each colour by itself and wider by kRingReach on both sides.
 class Planes {

@@ -26,7 +26,7 @@ namespace {
 
 constexpr int64_t kMaxElements = int64_t{1} << 40;
 constexpr double kMostResult = (int64_t{1} << 31) - 1024;  // so that its float is below 2^31
-constexpr int64_t kMaxChannels = 1 << 16;  // keeps every index inside a row far from overflow
+constexpr int64_t kMaxChannels = 1 << 16;                  // keeps every index inside a row far from overflow
 
 struct BadInput : std::runtime_error {
   using std::runtime_error::runtime_error;
@@ -299,8 +299,7 @@ std::unique_ptr<PackedHead> make_head(const py::array& w, const py::array& b, co
                                       const py::array& m_scale, const py::array& offset) {
   int64_t rows;
   const int8_t* values = rows_of<int8_t>(w, "w", kAny, rows);
-  require(w.ndim() == 3 && w.shape(0) == 4 && w.shape(1) >= 2 && w.shape(1) % 2 == 0 &&
-              w.shape(1) <= kMaxChannels,
+  require(w.ndim() == 3 && w.shape(0) == 4 && w.shape(1) >= 2 && w.shape(1) % 2 == 0 && w.shape(1) <= kMaxChannels,
           "w: expected [4, 2G, C]");
   const int64_t size = w.shape(1) / 2, c = w.shape(2);
   const int32_t* bias = data<int32_t>(b, "b", {4, 2 * size});
@@ -313,8 +312,7 @@ std::unique_ptr<PackedHead> make_head(const py::array& w, const py::array& b, co
   for (int64_t g = 0; g < 4; ++g) {
     const auto i = static_cast<size_t>(g);
     head->mean[i] = pack(values + g * 2 * size * c, bias + g * 2 * size, mean + g * size, size, c, true);
-    head->row[i] =
-        pack(values + (g * 2 + 1) * size * c, bias + (g * 2 + 1) * size, scale + g * size, size, c, true);
+    head->row[i] = pack(values + (g * 2 + 1) * size * c, bias + (g * 2 + 1) * size, scale + g * size, size, c, true);
     head->offset[i].assign(static_cast<size_t>(round_up(size, kLanes)), 0);
     for (int64_t j = 0; j < size; ++j) {
       const int32_t value = start[g * size + j];
@@ -420,8 +418,7 @@ py::array_t<int16_t> bind_add_slope(const py::array& slope, const py::array& d, 
 template <class In, class Out>
 py::array_t<Out> bind_linear(const py::array& x, const PackedLinear& p, Epilogue epilogue,
                              const std::optional<py::array>& residual = std::nullopt) {
-  require(p.bits == sizeof(In) * 8,
-          sizeof(In) == 1 ? "w: expected int8 weights" : "w: expected int16 weights");
+  require(p.bits == sizeof(In) * 8, sizeof(In) == 1 ? "w: expected int8 weights" : "w: expected int16 weights");
   int64_t rows;
   const In* in = rows_of<In>(x, "x", p.k, rows);
   auto out = like<Out>(x, p.o);
@@ -450,8 +447,7 @@ py::array_t<int8_t> bind_gate(const py::array& x, const PackedLinear& p, float g
 }
 
 template <class In>
-py::array_t<int16_t> bind_feature(const py::array& x, const PackedLinear& p,
-                                  const std::optional<py::array>& residual) {
+py::array_t<int16_t> bind_feature(const py::array& x, const PackedLinear& p, const std::optional<py::array>& residual) {
   return bind_linear<In, int16_t>(x, p, residual ? Epilogue::add : Epilogue::feature, residual);
 }
 
@@ -484,8 +480,8 @@ Attention window_arguments(const Map& map, int heads, int window, int shift, flo
   return {heads, window, shift, m, data<int32_t>(bias, "bias", {heads, area, area}), exponential_table(table)};
 }
 
-py::array_t<int8_t> bind_window_attention(const py::array& q, const py::array& k, const py::array& v,
-                                          int heads, int window, int shift, float m, const py::array& bias,
+py::array_t<int8_t> bind_window_attention(const py::array& q, const py::array& k, const py::array& v, int heads,
+                                          int window, int shift, float m, const py::array& bias,
                                           const py::array& table) {
   Map map;
   const int8_t* query = map_of<int8_t>(q, "q", kAny, map);
@@ -507,9 +503,9 @@ const float* square(const PackedLinear& first, int outputs, const PackedLinear& 
   return operand_multipliers(m_in, first.k);
 }
 
-py::array_t<int16_t> bind_window_block(const py::array& x, const py::array& m_in, const PackedLinear& qkv,
-                                       int heads, int window, int shift, float m, const py::array& bias,
-                                       const py::array& table, const PackedLinear& project) {
+py::array_t<int16_t> bind_window_block(const py::array& x, const py::array& m_in, const PackedLinear& qkv, int heads,
+                                       int window, int shift, float m, const py::array& bias, const py::array& table,
+                                       const PackedLinear& project) {
   Map map;
   const int16_t* in = map_of<int16_t>(x, "x", qkv.k, map);
   const float* scale = square(qkv, 3 * qkv.k, project, m_in);
@@ -521,9 +517,9 @@ py::array_t<int16_t> bind_window_block(const py::array& x, const py::array& m_in
   return out;
 }
 
-py::array_t<int16_t> bind_token_block(const py::array& x, const py::array& k, const py::array& v,
-                                      const py::array& m_in, const PackedLinear& query, int heads, float m,
-                                      const py::array& table, const PackedLinear& project) {
+py::array_t<int16_t> bind_token_block(const py::array& x, const py::array& k, const py::array& v, const py::array& m_in,
+                                      const PackedLinear& query, int heads, float m, const py::array& table,
+                                      const PackedLinear& project) {
   Map map;
   const int16_t* in = map_of<int16_t>(x, "x", query.k, map);
   const float* scale = square(query, query.k, project, m_in);
@@ -541,8 +537,8 @@ py::array_t<int16_t> bind_token_block(const py::array& x, const py::array& k, co
   return out;
 }
 
-py::array_t<int8_t> bind_token_attention(const py::array& q, const py::array& k, const py::array& v,
-                                         int heads, float m, const py::array& table) {
+py::array_t<int8_t> bind_token_attention(const py::array& q, const py::array& k, const py::array& v, int heads, float m,
+                                         const py::array& table) {
   const int8_t* query = data<int8_t>(q, "q", {kAny, kAny, kAny});
   const int64_t n = q.shape(0), queries = q.shape(1), c = q.shape(2);
   require(c >= 1 && c <= kMaxChannels, "q: too many channels");
@@ -785,9 +781,7 @@ py::array_t<int64_t> bind_restore_sums(const py::array& picture, const py::array
 
 bool is_byte(const py::array& x) { return py::isinstance<py::array_t<int8_t>>(x); }
 
-py::array bind_to_depth(const py::array& x) {
-  return is_byte(x) ? to_depth<int8_t>(x, 2) : to_depth<int16_t>(x, 2);
-}
+py::array bind_to_depth(const py::array& x) { return is_byte(x) ? to_depth<int8_t>(x, 2) : to_depth<int16_t>(x, 2); }
 
 py::array bind_to_space(const py::array& x) {
   return is_byte(x) ? to_space<int8_t>(x, 2, kAny, "x") : to_space<int16_t>(x, 2, kAny, "x");
@@ -795,15 +789,13 @@ py::array bind_to_space(const py::array& x) {
 
 GatedFfn checked_ffn(const py::array& m_in, const PackedLinear& gate, float g, const PackedLinear& project) {
   require(gate.bits == 8 && project.bits == 8, "w: expected int8 weights");
-  require(gate.o == 2 * project.k && project.o == gate.k,
-          "weights: the layers of the block do not fit each other");
+  require(gate.o == 2 * project.k && project.o == gate.k, "weights: the layers of the block do not fit each other");
   fits(127 * 127, g);
   return {operand_multipliers(m_in, gate.k), gate, g, project};
 }
 
 py::array_t<int16_t> depth_and_ffn(const py::array& x, const py::array& m_in, const PackedLinear& expand,
-                                   const PackedDepthwise& depthwise, const PackedLinear& project,
-                                   const GatedFfn* ffn) {
+                                   const PackedDepthwise& depthwise, const PackedLinear& project, const GatedFfn* ffn) {
   Map map;
   const int16_t* in = map_of<int16_t>(x, "x", expand.k, map);
   require(expand.bits == 8 && project.bits == 8, "w: expected int8 weights");
@@ -824,9 +816,8 @@ py::array_t<int16_t> bind_depth_block(const py::array& x, const py::array& m_in,
 }
 
 py::array_t<int16_t> bind_block(const py::array& x, const py::array& m_in, const PackedLinear& expand,
-                                const PackedDepthwise& depthwise, const PackedLinear& project,
-                                const py::array& ffn_in, const PackedLinear& gate, float g,
-                                const PackedLinear& last) {
+                                const PackedDepthwise& depthwise, const PackedLinear& project, const py::array& ffn_in,
+                                const PackedLinear& gate, float g, const PackedLinear& last) {
   const GatedFfn ffn = checked_ffn(ffn_in, gate, g, last);
   return depth_and_ffn(x, m_in, expand, depthwise, project, &ffn);
 }
