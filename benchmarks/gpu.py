@@ -212,7 +212,7 @@ def collect(gpu: Codec, image: np.ndarray) -> dict[str, Call]:
     size = image.shape[0], image.shape[1]
     padded = np.pad(image, ((0, -image.shape[0] % 64), (0, -image.shape[1] % 64), (0, 0)), mode="edge")
     m = engine.arrays.array(step_multipliers(engine.arrays.numpy(program.gain), QUALITY))
-    groups = walk.groups_of(*size)
+    groups = walk.Grid.of(*size).groups
     step = Step(Adjoint(weights, kept, engine.device), partial(engine.quantise, groups), m)
     target = torch.from_numpy(image).cuda()
 
@@ -222,7 +222,7 @@ def collect(gpu: Codec, image: np.ndarray) -> dict[str, Call]:
 
     source, _ = _analyse(program, torch.from_numpy(padded).cuda()[None], size, step, fit, None)
     stream, _ = engine.code(source, groups)
-    _synthesise(program, engine.coder.decoder(stream), *walk.sites(*size), None)
+    _synthesise(program, engine.coder.decoder(stream), walk.Grid.of(*size), None)
     return calls
 
 
@@ -283,7 +283,7 @@ def coder_times(gpu: Codec, image: np.ndarray) -> dict[str, float]:
     assert isinstance(codec, CudaEngine)
     symbols, _ = cpu.symbols(cpu.image(image), round(100 * QUALITY), 0, _aq(DEFAULT_AQ))
     parts = [tuple(torch.from_numpy(np.array(a)).cuda() for a in part) for part in symbols.parts]
-    plain, groups = symbols.plain, walk.groups_of(image.shape[0], image.shape[1])
+    plain, groups = symbols.plain, walk.Grid.of(*image.shape[:2]).groups
     lanes = choose_lanes(codec.coder.estimate_bytes([rows for _, rows in parts], plain) // groups)
     stream = codec.coder.encode(parts, lanes, groups, plain)
     decoder = codec.coder.decoder(stream, capacity=len(stream), positions=max(rows.numel() for _, rows in parts))

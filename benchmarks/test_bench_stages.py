@@ -26,7 +26,7 @@ from dca_fast.config import RINGS
 from dca_fast.encoder import restoration_fit
 from dca_fast.entropy.tables import SKIP_ROW
 from dca_fast.network.program import QUALITY_STEPS, Program, ProgramSet
-from dca_fast.network.walk import Quantiser, groups_of
+from dca_fast.network.walk import Grid, Quantiser
 from dca_fast.ops import Ops
 from dca_fast.profile.recorder import Recorder, work_of
 from dca_fast.profile.run import instrument
@@ -228,7 +228,7 @@ def steps() -> dict[str, Step]:
     codec = Codec(backend="native", threads=THREADS)
     programs = (ProgramSet(codec.engine.weights, ops_of(name)) for name in BACKENDS)
     native, reference = (each.at(round(QUALITY_STEPS * QUALITY)) for each in programs)
-    search = codec.engine.quantiser(groups_of(HEIGHT, WIDTH))
+    search = codec.engine.quantiser(Grid.of(HEIGHT, WIDTH).groups)
 
     def quantise(residuals: Tensor, rows: Tensor) -> Tensor:
         return torch.from_numpy(search(residuals.numpy(), rows.numpy()))

@@ -123,8 +123,8 @@ def test_searches_count_errors_at_the_price_of_their_site(codec: Codec, monkeypa
     back = codec.decode(data, "numpy")
     y = program.analyse(codec.engine.padded(pixels))
     source = walk.EncoderSource(program, y, program.hyper_analyse(y), codec.engine.quantiser(1))
-    features = program.hyper_features(walk.code_hyper(program, source, *walk.sites(90, 120)))
-    at = walk.adaptation(program, features, *walk.sites(90, 120))
+    features = program.hyper_features(walk.code_hyper(program, source, walk.Grid.of(90, 120)))
+    at = walk.adaptation(program, features, walk.Grid.of(90, 120))
     weights = site_weights(program.arrays, at)
     assert len(np.unique(weights)) > 5
     error = program.ops.squared_error(pixels, back, weights) / AQ_UNIT

@@ -29,6 +29,7 @@ from dca_fast.engines.cuda import (
 from dca_fast.errors import BitstreamError, DeviceMemoryError
 from dca_fast.network import weights
 from dca_fast.network.program import Model
+from dca_fast.network.walk import Grid
 from dca_fast.ops import Linear, Ops, Params
 from dca_fast.ops.reference import OPS
 from dca_fast.testing import photograph
@@ -70,7 +71,7 @@ def test_a_size_is_recorded_when_it_comes_again_and_few_are_kept() -> None:
             made.append((way, side))
             return (way, side)
 
-        return codec._graph((way, (side, side), (side, side)), (side, side), make)
+        return codec._graph((way, (side, side), (side, side)), Grid((side, side), (side, side)), make)
 
     for side in range(4, 2 * CACHED_GRAPHS + 1, 4):
         for way in ("encode", "decode"):

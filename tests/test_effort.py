@@ -21,7 +21,7 @@ from dca_fast.files.container import pack, parse
 from dca_fast.model.layers import depth_to_space
 from dca_fast.model.network import Network
 from dca_fast.model.transforms import OUTPUT_SCALE
-from dca_fast.network.walk import EncoderSource, code, code_hyper, code_steps, sites
+from dca_fast.network.walk import EncoderSource, Grid, code, code_hyper, code_steps
 from dca_fast.ops import native
 from dca_fast.testing import photograph
 from dca_fast.train.export import COEFFICIENT16, load_float
@@ -258,7 +258,7 @@ def decoded(codec: Codec, pixels: np.ndarray, quality: float) -> np.ndarray:
     program = codec.engine.program(round(quality * 100))
     y = program.analyse(padded(pixels))
     source = EncoderSource(program, y, program.hyper_analyse(y), codec.engine.quantiser(1))
-    return code(program, source, *sites(*pixels.shape[:2]))
+    return code(program, source, Grid.of(*pixels.shape[:2]))
 
 
 def test_the_slope_is_the_gradient_of_the_error_that_a_decoder_makes(codec: Codec) -> None:
@@ -353,7 +353,7 @@ def test_the_plain_source_is_level_zero(codec: Codec) -> None:
     program = codec.engine.program(6000)
     y = program.analyse(padded(pixels))
     source = EncoderSource(program, y, program.hyper_analyse(y), codec.engine.quantiser(1))
-    code(program, source, *sites(64, 64))
+    code(program, source, Grid.of(64, 64))
     plain = parse(codec.encode(pixels, 60, effort=0, aq_strength=0)).stream
     assert codec.engine.coder.encode(source.parts, plain=source.plain) == plain
 
@@ -394,13 +394,13 @@ def test_strips_of_the_answer_are_exact(codec: Codec) -> None:
 
 def test_sources_of_other_ys_go_on_from_the_same_hyper_latents(codec: Codec) -> None:
     """Also those made of another such source: all that is coded of z, and its digest, which a file needs."""
-    program, grid, image = codec.engine.program(5000, 3), sites(64, 128), padded(photograph(64, 128, seed=2))
+    program, grid, image = codec.engine.program(5000, 3), Grid.of(64, 128), padded(photograph(64, 128, seed=2))
     y = program.analyse(image)
     first, coded = (EncoderSource(program, y, program.hyper_analyse(y), codec.engine.quantiser(1)) for _ in range(2))
-    y_hat, features = code(program, first, *grid), program.hyper_features(code_hyper(program, coded, *grid))
+    y_hat, features = code(program, first, grid), program.hyper_features(code_hyper(program, coded, grid))
     before = coded.again(y + np.int16(9))
     for source in (coded.again(y), before.again(y)):
-        assert np.array_equal(code_steps(program, source, features, *grid), y_hat)
+        assert np.array_equal(code_steps(program, source, features, grid), y_hat)
         assert (source.digest, source.plain, len(source.parts)) == (first.digest, first.plain, len(first.parts))
         for (values, rows), (expected, where) in zip(source.parts, first.parts, strict=True):
             assert np.array_equal(values, expected)

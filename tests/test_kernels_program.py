@@ -66,7 +66,7 @@ class Checked(Kept):
 
 @pytest.mark.slow
 def test_the_program_on_kernels_is_the_reference_program(quantise: walk.Quantiser) -> None:
-    grid, valid = (4, 8), (4, 7)
+    grid = walk.Grid((4, 8), (4, 7))
     model = weights.load(weights.find("dca-s"))
     program = ProgramSet(model, ops.OPS, DEVICE).at(6000, 3)
     oracle = ProgramSet(model, reference.OPS).at(6000, 3)
@@ -74,10 +74,10 @@ def test_the_program_on_kernels_is_the_reference_program(quantise: walk.Quantise
     y, mine = oracle.analyse(image), program.analyse(image.to(DEVICE))
     assert torch.equal(mine.cpu(), y)
     source = Kept(oracle, y, oracle.hyper_analyse(y), quantise)
-    y_hat = walk.code(oracle, source, grid, valid)
+    y_hat = walk.code(oracle, source, grid)
     assert sum(int((rows != SKIP_ROW).sum()) for _, rows in source.parts) > 500
     checked = Checked(program, mine, program.hyper_analyse(mine), quantise, source.parts)
-    mine = walk.code(program, checked, grid, valid)
+    mine = walk.code(program, checked, grid)
     assert len(checked.parts) == len(source.parts)
     assert torch.equal(mine.cpu(), y_hat)
     assert torch.equal(program.synthesise(mine).cpu(), oracle.synthesise(y_hat))

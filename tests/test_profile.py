@@ -22,7 +22,7 @@ from dca_fast.engines.cuda import CudaEngine
 from dca_fast.errors import BackendUnavailableError
 from dca_fast.files import container
 from dca_fast.model.cost import macs_per_pixel
-from dca_fast.network.walk import EncoderSource, groups_of
+from dca_fast.network.walk import EncoderSource, Grid
 from dca_fast.ops import Depthwise, Head, Linear, reference
 from dca_fast.profile import cuda
 from dca_fast.profile.recorder import Ceilings, EventClock, Recorder, Run, Span, Work, measure_ceilings, trace, work_of
@@ -47,7 +47,7 @@ def measured(codec: Codec) -> tuple[dict[str, Any], dict[str, Run]]:
 
 def again(codec: Codec, parts: list[Any], height: int, width: int) -> bytes:
     """The stream of these parts of a picture."""
-    return codec.engine.coder.encode(parts, groups=groups_of(height, width), plain=len(parts) - STEPS)
+    return codec.engine.coder.encode(parts, groups=Grid.of(height, width).groups, plain=len(parts) - STEPS)
 
 
 def test_recording_changes_neither_bytes_nor_the_codec(codec: Codec) -> None:

@@ -71,7 +71,7 @@ def packed(network: Network, tmp_path_factory: pytest.TempPathFactory) -> weight
 def encode(program: Program, image: np.ndarray) -> tuple[walk.EncoderSource, torch.Tensor]:
     y = program.analyse(torch.from_numpy(image)[None])
     source = walk.EncoderSource(program, y, program.hyper_analyse(y), QUANTISE)
-    return source, walk.code(program, source, (y.shape[1], y.shape[2]), (y.shape[1], y.shape[2]))
+    return source, walk.code(program, source, walk.Grid(y.shape[1:3], y.shape[1:3]))
 
 
 @pytest.mark.parametrize("quality", [0, 3333, 10000])
@@ -117,7 +117,7 @@ def test_decoder_walk_reproduces_the_encoder_walk(packed: weights.Weights, quali
 
     program = ProgramSet(packed, OPS).at(quality)
     source, y_hat = encode(program, photograph(64, 128, seed=5))
-    again = walk.code(program, Replay(source.parts), (4, 8), (4, 8))
+    again = walk.code(program, Replay(source.parts), walk.Grid((4, 8), (4, 8)))
     assert torch.equal(again, y_hat)
     coded = sum(int((rows != SKIP_ROW).sum()) for _, rows in source.parts)
     assert coded > 0
@@ -127,7 +127,7 @@ def test_skipped_and_outside_symbols_are_zero(packed: weights.Weights) -> None:
     program = ProgramSet(packed, OPS).at(5000)
     y = program.analyse(torch.from_numpy(photograph(64, 64, seed=1))[None])
     source = walk.EncoderSource(program, y, program.hyper_analyse(y), QUANTISE)
-    walk.code(program, source, (4, 4), (1, 2))
+    walk.code(program, source, walk.Grid((4, 4), (1, 2)))
     for symbols, rows in source.parts:
         assert (symbols[rows == SKIP_ROW] == 0).all()
         assert ((rows >= packed.skip) | (rows == SKIP_ROW)).all()
@@ -162,7 +162,7 @@ def test_backends_walk_alike_whatever_a_stream_holds(
         for ops in (OPS, native.OPS):
             arrays = ops.arrays("cpu")
             source = Hostile(arrays, choice)
-            y_hat = walk.code(ProgramSet(packed, ops).at(quality, aq), source, grid, (grid[0], grid[1] - 1))
+            y_hat = walk.code(ProgramSet(packed, ops).at(quality, aq), source, walk.Grid(grid, (grid[0], grid[1] - 1)))
             found.append(arrays.numpy(y_hat))
             told.append(source.told)
         assert np.array_equal(*found)

@@ -140,7 +140,7 @@ def analysed(
     """y of a picture, a source with its hyper latents coded, and what these say of y; arguments as of `first_pass`."""
     y = program.analyse(image, rows)
     coded = source(program, y, program.hyper_analyse(y), quantise)
-    return y, coded, program.hyper_features(walk.code_hyper(program, coded, *walk.sites(*size)))
+    return y, coded, program.hyper_features(walk.code_hyper(program, coded, walk.Grid.of(*size)))
 
 
 def first_pass(
@@ -162,7 +162,7 @@ def first_pass(
         rows: as `Program.analyse` takes them.
     """
     y, coded, features = analysed(program, step.quantise, source, image, size, rows)
-    y_hat = walk.code_steps(program, coded.again(y), features, *walk.sites(*size))
+    y_hat = walk.code_steps(program, coded.again(y), features, walk.Grid.of(*size))
     return Pass(y, coded, features, y_hat, program.synthesise(y_hat, rows))
 
 
@@ -188,7 +188,7 @@ def second_pass(
     picture = first.picture if w is None else restored(program.ops, program.arrays, first.picture, w, size)
     slope = step.adjoint.answer(image, picture, size, rows)
     answered = first.source.again(step.adjoint.moved(first.y_hat, slope, step.m, first.y))
-    y_hat = walk.code_steps(program, answered, first.features, *walk.sites(*size))
+    y_hat = walk.code_steps(program, answered, first.features, walk.Grid.of(*size))
     return answered, program.synthesise(y_hat, rows)
 
 
@@ -226,14 +226,14 @@ class Search:
     def __init__(self, tools: Tools, program: Program, image: Array, size: tuple[int, int], quality: float) -> None:
         self._tools, self._program, self._image, self._size = tools, program, image, size
         self._lambda = worth(quality)
-        self._sites = walk.sites(*size)
+        self._grid = walk.Grid.of(*size)
         self._arrays = program.arrays
         self._inside = self._arrays.contiguous(image[0, : size[0], : size[1]])
         self._exponents: Exponents = {}
         # Of the last y_hat that was synthesised; those of more take too much memory.
         self._halves: tuple[Array, tuple[Halves, Halves]] | None = None
         self._y, self._coded, self._features = analysed(program, tools.quantise, tools.source, image, size)
-        self._weights = site_weights(self._arrays, walk.adaptation(program, self._features, *self._sites))
+        self._weights = site_weights(self._arrays, walk.adaptation(program, self._features, self._grid))
 
     def run(self, level: int, progress: Callable[[float], None] | None = None) -> Candidate:
         """What the level finds; `progress` is told how much is done, 0..1."""
@@ -252,7 +252,7 @@ class Search:
     def candidate(self, y: Array) -> Candidate:
         """The picture coded with this y."""
         program, source = self._program, self._coded.again(y)
-        y_hat = walk.code_steps(program, source, self._features, *self._sites)
+        y_hat = walk.code_steps(program, source, self._features, self._grid)
         stream, digest = self._tools.code(source)
         self._halves = None
         at_16, at_8, picture = program.synthesis_halves(y_hat)

@@ -66,7 +66,7 @@ class CpuEngine:
 
     def encode(self, image: Array, quality: int, effort: int, aq: int, progress: Progress | None = None) -> Encoded:
         size = image.shape[0], image.shape[1]
-        groups = walk.groups_of(*size)
+        groups = walk.Grid.of(*size).groups
         if effort > 1:
             tools = Tools(
                 self.quantiser(groups),
@@ -87,7 +87,8 @@ class CpuEngine:
         makes; arguments as of `encode`, effort 0 or 1."""
         program, padded = self.program(quality, aq), self.padded(image)
         size = image.shape[0], image.shape[1]
-        quantise = self.quantiser(walk.groups_of(*size))
+        grid = walk.Grid.of(*size)
+        quantise = self.quantiser(grid.groups)
         if effort:
             m = step_multipliers(program.arrays.numpy(program.gain), quality / QUALITY_STEPS)
             step = Step(self.adjoint, quantise, program.arrays.array(m))
@@ -97,7 +98,7 @@ class CpuEngine:
             return second_pass(program, step, first, w, padded, size)
         y = program.analyse(padded)
         source = walk.EncoderSource(program, y, program.hyper_analyse(y), quantise)
-        walk.code(program, source, *walk.sites(*size))
+        walk.code(program, source, grid)
         return source, None
 
     def fit(self, picture: Array, image: Array, quality: int) -> tuple[int, ...]:
@@ -127,7 +128,7 @@ class CpuEngine:
         program = self.program(header.quality, header.aq)
         decoder = self.coder.decoder(stream)
         source = walk.DecoderSource(program.arrays, decoder)
-        y_hat = walk.code(program, source, *walk.sites(header.height, header.width))
+        y_hat = walk.code(program, source, walk.Grid.of(header.height, header.width))
         decoder.finish()
         return program.synthesise(y_hat)[0, : header.height, : header.width], source.digest
 

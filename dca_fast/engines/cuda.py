@@ -7,6 +7,7 @@ at every quality.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dca_fast.config import RINGS, STRIDE, TRELLIS_PRICE, Part
+from dca_fast.config import RINGS, TRELLIS_PRICE, Part
 from dca_fast.encoder import restoration_fit
 from dca_fast.encoder.effort import Pass, Search, Step, Tools, first_pass, second_pass, step_multipliers, worth
 from dca_fast.encoder.full_gradient import Gradient
@@ -126,13 +127,13 @@ def _plain(program: Program, image: Tensor, size: Size, step: Step, rows: int | 
     """`_analyse` at effort 0."""
     y = program.analyse(image, rows)
     source = _EncoderSource(program, y, program.hyper_analyse(y), step.quantise)
-    walk.code(program, source, *walk.sites(*size))
+    walk.code(program, source, walk.Grid.of(*size))
     return source
 
 
-def _synthesise(program: Program, decoder: DeviceDecoder, grid: Size, valid: Size, rows: int | None) -> Tensor:
+def _synthesise(program: Program, decoder: DeviceDecoder, grid: walk.Grid, rows: int | None) -> Tensor:
     """Everything of the decoder after `reset`: uint8 [1, H, W, 3]."""
-    y_hat = walk.code(program, _DecoderSource(decoder), grid, valid)
+    y_hat = walk.code(program, _DecoderSource(decoder), grid)
     decoder.close()
     picture: Tensor = program.synthesise(y_hat, rows)
     return picture
@@ -175,24 +176,24 @@ class _DecoderGraph:
     """Recorded walk, entropy decoder and synthesis for one image size."""
 
     @torch.inference_mode(False)
-    def __init__(self, model: Model, coder: DeviceCoder, grid: Size, valid: Size, aq: int, stream: bytes) -> None:
+    def __init__(self, model: Model, coder: DeviceCoder, grid: walk.Grid, aq: int, stream: bytes) -> None:
         self.lock, self.settings = threading.Lock(), _Settings(model)
-        sites = grid[0] * grid[1]
+        sites = grid.sites[0] * grid.sites[1]
         self.decoder = coder.decoder(
             stream, capacity=_capacity(grid), positions=sites * model.weights.config.latent // 4
         )
         # A graph knows addresses only: what a program made for itself, as packed weights, must stay.
         self._program = Program(model, self.settings.views, model.silent).adapted(aq)
-        self.graph, self.pixels = record(partial(_synthesise, self._program, self.decoder, grid, valid, None))
+        self.graph, self.pixels = record(partial(_synthesise, self._program, self.decoder, grid, None))
 
 
-def _capacity(grid: Size) -> int:
-    return grid[0] * grid[1] * STRIDE**2 + _STREAM_ROOM
+def _capacity(grid: walk.Grid) -> int:
+    return math.prod(grid.padded) + _STREAM_ROOM
 
 
 def _encoder_key(size: Size, effort: int, aq: int) -> Key:
     """Effort looks at pixels, so that it needs the size; without it all sizes with the same sites share a graph."""
-    return ("encode", size if effort else walk.sites(*size)[1], effort, aq)
+    return ("encode", size if effort else walk.Grid.of(*size).valid, effort, aq)
 
 
 class CudaEngine:
@@ -257,7 +258,7 @@ class CudaEngine:
 
     def recorded(self, height: int, width: int, effort: int, aq: int) -> bool:
         """Whether graphs encode and decode images of this size, in pixels."""
-        keys = _encoder_key((height, width), effort, aq), ("decode", *walk.sites(height, width), aq)
+        keys = _encoder_key((height, width), effort, aq), ("decode", *walk.Grid.of(height, width), aq)
         with self._lock:
             return all(self._seen.get(key) for key in keys)
 
@@ -271,8 +272,8 @@ class CudaEngine:
     ) -> Encoded:
         """See `Engine`. Up to effort 1 a picture that the device has too little memory for is coded by strips."""
         height, width = image.shape[:2]
-        grid, _ = walk.sites(height, width)
-        groups = walk.groups_of(height, width)
+        grid = walk.Grid.of(height, width)
+        groups = grid.groups
         step = partial(Step, self._adjoint, partial(self.quantise, groups))
         fit = partial(self._fitted, image, quality)
         with torch.cuda.device(self.device):
@@ -297,14 +298,17 @@ class CudaEngine:
             source, picture = self._in_memory(work)
             return Encoded(*self.code(source, groups), self._restoration(picture, image, quality))
 
-    def _padded(self, image: Tensor, grid: Size) -> Tensor:
-        down = torch.arange(grid[0] * STRIDE, device=self.device).clamp_(max=image.shape[0] - 1)
-        across = torch.arange(grid[1] * STRIDE, device=self.device).clamp_(max=image.shape[1] - 1)
+    def _padded(self, image: Tensor, grid: walk.Grid) -> Tensor:
+        down, across = (
+            torch.arange(padded, device=self.device).clamp_(max=side - 1)
+            for padded, side in zip(grid.padded, image.shape, strict=False)
+        )
         return image[down][:, across][None]
 
     def _search(self, image: Tensor, quality: int, effort: int, aq: int, progress: Progress | None) -> Encoded:
         height, width = image.shape[:2]
-        groups, padded = walk.groups_of(height, width), self._padded(image, walk.sites(height, width)[0])
+        grid = walk.Grid.of(height, width)
+        groups, padded = grid.groups, self._padded(image, grid)
         quantise, code = partial(self.quantise, groups), partial(self.code, groups=groups)
         tools = Tools(quantise, _EncoderSource, code, self._adjoint, self._gradient)
         search = Search(tools, self._programs.at(quality, aq), padded, (height, width), quality / QUALITY_STEPS)
@@ -340,12 +344,12 @@ class CudaEngine:
     def decode(self, stream: bytes, header: Header) -> tuple[Tensor, int]:
         """See `Engine`."""
         height, width, quality, aq = header.height, header.width, header.quality, header.aq
-        grid, valid = walk.sites(height, width)
+        grid = walk.Grid.of(height, width)
         with torch.cuda.device(self.device):
             graph = None
             if len(stream) <= _capacity(grid):
-                make = partial(_DecoderGraph, self.model, self.coder, grid, valid, aq, stream)
-                graph = self._graph(("decode", grid, valid, aq), grid, make)
+                make = partial(_DecoderGraph, self.model, self.coder, grid, aq, stream)
+                graph = self._graph(("decode", *grid, aq), grid, make)
             if isinstance(graph, _DecoderGraph):
                 with graph.lock:
                     graph.settings.load(quality)
@@ -357,16 +361,16 @@ class CudaEngine:
 
             def once(rows: int | None) -> tuple[Tensor, int]:
                 decoder = self.coder.decoder(stream)
-                pixels = _synthesise(program, decoder, grid, valid, rows)
+                pixels = _synthesise(program, decoder, grid, rows)
                 return pixels[0, :height, :width].contiguous(), decoder.check()
 
             return self._in_memory(once)
 
     def _graph(
-        self, key: Key, grid: Size, make: Callable[[], _EncoderGraph | _DecoderGraph]
+        self, key: Key, grid: walk.Grid, make: Callable[[], _EncoderGraph | _DecoderGraph]
     ) -> _EncoderGraph | _DecoderGraph | None:
         """The graph of a key, made when the key comes for the second time; None before, or if memory is short."""
-        if grid[0] * grid[1] * STRIDE**2 > LARGEST_GRAPH:
+        if math.prod(grid.padded) > LARGEST_GRAPH:
             return None
         with self._lock:
             if key not in self._seen:

@@ -7,7 +7,7 @@ program, so both reconstruct the same y_hat.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -33,15 +33,32 @@ def quantiser(arrays: Arrays, coder: Coder, charges: np.ndarray, groups: int) ->
     return quantise
 
 
-def sites(height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Latent sites (h, w) of the padded image, and those that touch the image; height and width in pixels."""
-    h, w = (-(-side // ALIGN) * (ALIGN // STRIDE) for side in (height, width))
-    return (h, w), (-(-height // STRIDE), -(-width // STRIDE))
+class Grid(NamedTuple):
+    """The latent sites of a picture, and how many groups its stream has.
 
+    Args:
+        sites: (h, w) of the padded picture, multiples of 4.
+        valid: those that touch the picture, from the upper left corner.
+    """
 
-def groups_of(height: int, width: int) -> int:
-    """Groups of the stream of an image, which its trellis and its coder must agree on; sides in pixels."""
-    return choose_groups(*sites(height, width)[0])
+    sites: tuple[int, int]
+    valid: tuple[int, int]
+
+    @classmethod
+    def of(cls, height: int, width: int) -> Grid:
+        """That of a picture of so many pixels."""
+        h, w = (-(-side // ALIGN) * (ALIGN // STRIDE) for side in (height, width))
+        return cls((h, w), (-(-height // STRIDE), -(-width // STRIDE)))
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        """Height and width of the padded picture, in pixels."""
+        return self.sites[0] * STRIDE, self.sites[1] * STRIDE
+
+    @property
+    def groups(self) -> int:
+        """Of the stream, which its trellis and its coder must agree on."""
+        return choose_groups(*self.sites)
 
 
 class Source(Protocol):
@@ -116,26 +133,25 @@ class DecoderSource:
         return self._take(rows, trellis=True)
 
 
-def code(program: Program, source: Source, grid: tuple[int, int], valid: tuple[int, int]) -> Array:
+def code(program: Program, source: Source, grid: Grid) -> Array:
     """Run the walk for one image.
 
     Args:
         program: integer network at the file's quality.
         source: see `Source`.
-        grid: latent sites (h, w), multiples of 4.
-        valid: sites that touch the image, (ceil(H / 16), ceil(W / 16)).
+        grid: of the image.
 
     Returns:
         y_hat int16 [1, h, w, M].
     """
-    z = code_hyper(program, source, grid, valid)
-    return code_steps(program, source, program.hyper_features(z), grid, valid)
+    z = code_hyper(program, source, grid)
+    return code_steps(program, source, program.hyper_features(z), grid)
 
 
-def code_hyper(program: Program, source: Source, grid: tuple[int, int], valid: tuple[int, int]) -> dict[str, Array]:
+def code_hyper(program: Program, source: Source, grid: Grid) -> dict[str, Array]:
     """The hyper latents as a decoder sees them, as `Program.hyper_features` takes them."""
     z = {}
-    shapes = program.hyper_shapes(*grid)
+    shapes = program.hyper_shapes(*grid.sites)
     for name in ORDER:
         if name in shapes:
             z[name] = program.arrays.zeros(1, *shapes[name])
@@ -143,20 +159,18 @@ def code_hyper(program: Program, source: Source, grid: tuple[int, int], valid: t
                 # One row for each channel; of the global latent for each channel of each token.
                 rows = program.arrays.broadcast(row, z[name][part.sites].shape)
                 if name == "local":
-                    rows[:, valid[0] :] = SKIP_ROW
-                    rows[:, :, valid[1] :] = SKIP_ROW
+                    rows[:, grid.valid[0] :] = SKIP_ROW
+                    rows[:, :, grid.valid[1] :] = SKIP_ROW
                 z[name][part.sites] = program.ops.hyper_values(source.hyper(name, part, rows, mean), mean)
     return z
 
 
-def code_steps(
-    program: Program, source: Source, features: dict[str, Array], grid: tuple[int, int], valid: tuple[int, int]
-) -> Array:
+def code_steps(program: Program, source: Source, features: dict[str, Array], grid: Grid) -> Array:
     """The four steps; `features` of the hyper latents."""
-    y_hat = program.arrays.zeros(1, *grid, program.config.latent)  # every step writes a quarter
+    y_hat = program.arrays.zeros(1, *grid.sites, program.config.latent)  # every step writes a quarter
     ops, at, coarser = program.ops, None, None
     for step in range(STEPS):
-        mean, rows = program.step_parameters(step, y_hat, features, valid)
+        mean, rows = program.step_parameters(step, y_hat, features, grid.valid)
         if program.aq:
             if at is None:
                 at = program.adaptation(rows)
@@ -167,11 +181,9 @@ def code_steps(
     return y_hat
 
 
-def adaptation(
-    program: Program, features: dict[str, Array], grid: tuple[int, int], valid: tuple[int, int]
-) -> Adaptation | None:
+def adaptation(program: Program, features: dict[str, Array], grid: Grid) -> Adaptation | None:
     """What `code_steps` adapts quantisers to, whatever the symbols; None without adaptive quantisation."""
     if not program.aq:
         return None
-    y_hat = program.arrays.zeros(1, *grid, program.config.latent)
-    return program.adaptation(program.step_parameters(0, y_hat, features, valid)[1])
+    y_hat = program.arrays.zeros(1, *grid.sites, program.config.latent)
+    return program.adaptation(program.step_parameters(0, y_hat, features, grid.valid)[1])

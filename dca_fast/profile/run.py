@@ -209,7 +209,7 @@ def profile(
     if engine.takes_tensors:
         facts["graphs"] = engine.recorded(height, width, effort, parse(data).header.aq)
     hosted = [(_on_host(values), _on_host(rows)) for values, rows in parts]
-    plain, groups = len(codec.config.latents), walk.groups_of(height, width)
+    plain, groups = len(codec.config.latents), walk.Grid.of(height, width).groups
     facts["bits"] = bit_facts(named(codec, hosted), plain, groups, machine.tables, len(data))
     facts |= {way: direction_facts(m, megapixels, ceilings) for way, m in measured.items()}
     facts["operations"] = operation_facts(list(measured.values()), ceilings)
