@@ -138,7 +138,7 @@ def cpu_type() -> torch.dtype:
     """What this CPU multiplies faster: float32 unless Linux says otherwise.
 
     Not timed, so that all processes and every resumed training find the same. bfloat16 was faster with AMD's
-    AVX512_BF16 and slower with Intel's without AMX (docs/experiments/training.md); with AMX it is assumed to be.
+    AVX512_BF16 and slower with Intel's without AMX (docs/experiments/weights.md); with AMX it is assumed to be.
     """
     path = Path("/proc/cpuinfo")
     facts = path.read_text() if path.exists() else ""
