@@ -3,7 +3,7 @@
 #
 #   benchmarks/measure.sh PHOTOGRAPHS VALIDATION ANCHORS [PART ...]
 #
-# PHOTOGRAPHS and VALIDATION are folders of images, ANCHORS a file of published curves (docs/evaluation.md); parts:
+# PHOTOGRAPHS and VALIDATION are folders of images, ANCHORS a file of published curves (docs/guide/evaluating.md). Parts:
 # speed scaling bench profile coder kodak refined plain valid graphics integer conformance hostile effort adaptive
 # tables (default: all, in this order).
 # PEER_CACHE names a folder that keeps what the peers did, PYTHON the interpreter, WEIGHTS a float model for
@@ -52,7 +52,7 @@ coder() {
 on_kodak() { # NAME ...
     evaluate "$1" "$photographs" 0,5,10,20,30,40,50,60,70,80,90,100 --anchors "$anchors" --anchor-set kodak "${@:2}"
 }
-kodak() { on_kodak kodak --plot docs/kodak.png; }
+kodak() { on_kodak kodak; }
 refined() { # a quarter of an hour
     for level in 0 6; do OMP_NUM_THREADS=1 on_kodak "kodak_effort$level" --effort "$level"; done
 }

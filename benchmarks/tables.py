@@ -1,4 +1,4 @@
-"""Results as the tables and the chart of the documents; no figure in them is typed by hand.
+"""Results as the tables and the charts of the documents; no figure in them is typed by hand.
 
     python benchmarks/tables.py           # rewrites what lies between `<!-- tables:NAME -->` and `<!-- /tables -->`
     python benchmarks/tables.py --check   # exit code 1 if a document says something else than the JSON
@@ -17,6 +17,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,18 +27,9 @@ from dca_fast.files.atomic import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path("benchmarks") / "results" / "dca-s"
-DOCUMENTS = (
-    Path("README.md"),
-    Path("docs") / "performance.md",
-    Path("docs") / "effort.md",
-    Path("docs") / "adaptive.md",
-    Path("docs") / "numerics.md",
-    Path("docs") / "evaluation.md",
-    Path("docs") / "installation.md",
-    Path("docs") / "gpu.md",
-)
+DOCS = Path("docs")
+DOCUMENTS = (Path("README.md"), DOCS / "results.md", DOCS / "guide" / "encoding.md")
 GPU = "../nvidia-h200"
-CHART = Path("docs") / "speed.png"
 EFFORTS = ("kodak", "kodak_effort0", "kodak_effort6")  # the same pictures, with less and more time at the encoder
 PLAIN = "kodak_aq0"  # the same without adaptive quantisation
 MODEL_IDS = (
@@ -54,7 +46,12 @@ MODEL_IDS = (
     "effort",
 )
 BLOCK = re.compile(r"(<!-- tables:([a-z]+) -->\n).*?(<!-- /tables -->)", re.DOTALL)
-ANCHOR = "JPEG 4:2:0"  # what the chart counts from
+ANCHOR = "JPEG 4:2:0"  # what the chart of speed counts from
+README_PEERS = ("JPEG 4:2:0", "WebP method 4", "JPEG XL effort 7", "AVIF speed 6", "AVIF speed 4 4:4:4 PSNR")
+README_CODECS = ("dca-s", "dca-s, effort 0", "AVIF speed 6", "mbt2018-mean", "ELIC")
+README_SIZES = ("768x512", "3840x2160")
+NEURAL = "mbt2018-mean"  # the fastest of the neural codecs beside ours
+CURVES = (*README_PEERS, "VTM-9.1", "ELIC")  # those of the picture of rate and distortion, beside ours
 SMALLEST = "768x512"
 DIRECTIONS = ("encode", "decode")
 SMALL_SHARE = 0.01  # of the time: smaller stages are not shown
@@ -116,6 +113,47 @@ def rate(load: Load) -> str:
     heads = ["against", "settings", "library", "BD-rate", *(f"at effort {facts['effort']}" for facts in others)]
     heads += ["MS-SSIM", "AQ off", "AQ off, MS-SSIM"]
     return text + "\n" + table(heads, rows)
+
+
+def headline(load: Load) -> str:
+    """What is worth the first screen of the README."""
+    kodak, times = load("kodak"), load("speed")
+    ours, rival = (times["sizes"][SMALLEST][name] for name in ("dca-s", NEURAL))
+    saved = {}
+    for name in (ANCHOR, "AVIF speed 6"):
+        saved[name] = -kodak["bd_rate"][f"{name} ({kodak['peers'][name]['version']})"]["rate_percent"]
+    factors = " and ".join(f"{way}s {rival[f'{way}_ms'] / ours[f'{way}_ms']:.0f} times" for way in reversed(DIRECTIONS))
+    return prose(
+        f"On {times['threads']} CPU cores it {factors} as fast as {NEURAL}, at {SMALLEST}. At equal PSNR on Kodak its"
+        f" files are {saved[ANCHOR]:.0f} % smaller than JPEG's and {saved['AVIF speed 6']:.0f} % smaller than those of"
+        " AVIF at speed 6."
+    )
+
+
+def quality(load: Load) -> str:
+    """BD-rates for the README."""
+    facts = [load(name) for name in EFFORTS]
+    default, slow = facts[0], facts[-1]
+    rows = []
+    for name in README_PEERS:
+        key = f"{name} ({default['peers'][name]['version']})"
+        deltas = default["bd_rate"][key]["rate_percent"], default["bd_rate_ms_ssim"][key]
+        rows.append([name, *map(percent, (*deltas, slow["bd_rate"][key]["rate_percent"]))])
+    heads = ["against", "PSNR", "MS-SSIM", f"PSNR, effort {slow['effort']}"]
+    images = default["points"][0]["images"]
+    return f"BD-rates over {images} Kodak images, real files; negative: fewer bits.\n\n" + table(heads, rows)
+
+
+def times(load: Load) -> str:
+    """Encode and decode of whole images for the README."""
+    facts = load("speed")
+    rows = []
+    for name in README_CODECS:
+        codecs = [facts["sizes"][size].get(name) for size in README_SIZES]
+        cells = [significant(codec[f"{way}_ms"]) if codec else "-" for codec in codecs for way in DIRECTIONS]
+        rows.append([name, *cells])
+    heads = ["milliseconds", *(f"{size} {way}" for size in README_SIZES for way in DIRECTIONS)]
+    return f"{facts['threads']} threads, {machine(facts)}; medians.\n\n" + table(heads, rows)
 
 
 def graphics(load: Load) -> str:
@@ -351,6 +389,9 @@ def gpu_kernels_table(load: Load) -> str:
 
 
 TABLES: dict[str, Callable[[Load], str]] = {
+    "headline": headline,
+    "quality": quality,
+    "times": times,
     "rate": rate,
     "graphics": graphics,
     "speed": speed,
@@ -368,8 +409,8 @@ TABLES: dict[str, Callable[[Load], str]] = {
 }
 
 
-def chart_facts(load: Load) -> dict[str, Any]:
-    """All that the chart shows: what has a coder."""
+def speed_facts(load: Load) -> dict[str, Any]:
+    """All that the chart of speed shows: what has a coder."""
     kodak, times = load("kodak"), load("speed")
     curves = {kodak["codec"]: [(p["bpp"], p["psnr"]) for p in kodak["points"]]}
     for name, curve in kodak["anchors"].items():
@@ -385,48 +426,99 @@ def chart_facts(load: Load) -> dict[str, Any]:
         "curves": {name: curves[name] for name in shown},
         "anchor": curves[ANCHOR],
         "milliseconds": {name: milliseconds[name] for name in shown},
+        "threads": times["threads"],
     }
 
 
-def digest(facts: dict[str, Any]) -> str:
-    """Of what a chart shows; the chart carries it."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def draw(facts: dict[str, Any]) -> bytes:
-    """Rate saved against JPEG over the speed of encode and decode together, as PNG."""
+def draw_speed(facts: dict[str, Any]) -> Any:
+    """Rate saved against JPEG over the speed of encode and decode together."""
     width, height = map(int, SMALLEST.split("x"))
-    figure = need("matplotlib.figure").Figure(figsize=(9, 5.5), layout="constrained")
-    axes = figure.add_subplot(xscale="log", xlabel=f"encode + decode at {SMALLEST}, megapixels per second")
-    axes.set_ylabel(f"bits saved against {ANCHOR} at equal PSNR, Kodak, %")
+    figure = need("matplotlib.figure").Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.add_subplot(xscale="log", title=f"Smaller files, and how fast: Kodak, {facts['threads']} CPU cores")
+    axes.set_xlabel(f"encode + decode at {SMALLEST}, megapixels per second")
+    axes.set_ylabel(f"bits saved against {ANCHOR} at equal PSNR, %")
+    axes.xaxis.set_major_formatter("{x:g}")
     places = {}
     for name, curve in facts["curves"].items():
         saved = bd_rate(curve, facts["anchor"]).rate_percent
         if saved is not None:
             places[name] = 1e-3 * width * height / facts["milliseconds"][name], -saved
+    looks = {
+        "dca-fast": {"marker": "*", "color": "tab:red", "s": 260},
+        "other neural codecs (published rates)": {"marker": "s", "color": "tab:blue", "s": 60},
+        "classical codecs": {"marker": "o", "color": "tab:gray", "s": 60},
+    }
+    groups: dict[str, list[tuple[float, float]]] = {kind: [] for kind in looks}
     for name, (x, y) in places.items():
         ours, published = name.split(", effort")[0] == facts["codec"], name in facts["anchors"]
-        axes.plot(x, y, "*" if ours else "s" if published else "o", markersize=14 if ours else 7)
-        label = f"{name} (published rate)" if published else name
-        # Below and to the left where another one stands close above.
-        crowded = any(x / 2 < other < 2 * x and 0 < above - y < 6 for other, above in places.values())
-        at, side = ((-6, -12), "right") if crowded else ((6, 6), "left")
-        axes.annotate(label, (x, y), xytext=at, textcoords="offset points", fontsize=8, ha=side)
-    axes.margins(x=0.18, y=0.12)
+        groups[list(looks)[0 if ours else 1 if published else 2]].append((x, y))
+        # To the left where another one stands close on the right.
+        crowded = any(x < other < 2.2 * x and abs(above - y) < 5 for other, above in places.values())
+        look = {"xytext": (-11, 0) if crowded else (11, 0), "ha": "right" if crowded else "left"}
+        weight = "bold" if ours else "normal"
+        axes.annotate(name, (x, y), textcoords="offset points", fontsize=9, va="center", weight=weight, **look)
+    for kind, points in groups.items():
+        axes.scatter(*zip(*points, strict=True), label=kind, zorder=3, **looks[kind])
+    axes.legend(loc="lower left")
+    axes.margins(x=0.16, y=0.14)
     axes.grid(alpha=0.3)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Source": digest(facts)})
-    return buffer.getvalue()
+    return figure
 
 
-def chart_is_of(path: Path, facts: dict[str, Any]) -> bool:
-    """Whether the chart was drawn from these facts."""
-    from PIL import Image
+def kodak_facts(load: Load) -> dict[str, Any]:
+    """All that the picture of rate and distortion shows."""
+    kodak = load("kodak")
+    shown = {kind: {n: c for n, c in kodak[kind].items() if n in CURVES} for kind in ("peers", "anchors")}
+    if missing := set(CURVES) - shown["peers"].keys() - shown["anchors"].keys():
+        raise ValueError(f"kodak.json has no curve {min(missing)!r}")
+    return {"codec": kodak["codec"], "points": kodak["points"], **shown}
 
-    if not path.exists():
-        return False
-    with Image.open(path) as image:
-        return image.info.get("Source") == digest(facts)
+
+def draw_kodak(facts: dict[str, Any]) -> Any:
+    from dca_fast.evaluation.report import curves
+
+    return curves(facts, f"Rate and distortion, mean of {facts['points'][0]['images']} Kodak images")
+
+
+def draw_ablation(facts: dict[str, Any]) -> Any:
+    from dca_fast.train.ablate_report import chart
+
+    return chart(facts)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A picture of the documents: what it shows, and how."""
+
+    facts: Callable[[Load], dict[str, Any]]
+    draw: Callable[[dict[str, Any]], Any]
+
+    def png(self, load: Load) -> bytes:
+        """The picture, which carries the digest of what it shows."""
+        facts, buffer = self.facts(load), io.BytesIO()
+        self.draw(facts).savefig(buffer, format="png", dpi=130, metadata={"Source": digest(facts)})
+        return buffer.getvalue()
+
+    def is_of(self, path: Path, load: Load) -> bool:
+        """Whether a file was drawn from these results."""
+        from PIL import Image
+
+        if not path.exists():
+            return False
+        with Image.open(path) as image:
+            return bool(image.info.get("Source") == digest(self.facts(load)))
+
+
+CHARTS = {
+    DOCS / "speed.png": Chart(speed_facts, draw_speed),
+    DOCS / "kodak.png": Chart(kodak_facts, draw_kodak),
+    DOCS / "experiments" / "ablation.png": Chart(lambda load: {"twins": load("ablation")["twins"]}, draw_ablation),
+}
+
+
+def digest(facts: dict[str, Any]) -> str:
+    """Of what a chart shows."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def fill(text: str, load: Load) -> tuple[str, set[str]]:
@@ -464,11 +556,11 @@ def run(root: Path, check: bool) -> list[str]:
     ids = {name: load(name)["model_id"] for name in MODEL_IDS}
     if len(set(ids.values())) > 1:
         wrong.append(f"results of different weights: {ids}")
-    facts = chart_facts(load)
-    if not chart_is_of(root / CHART, facts):
-        wrong.append(f"{CHART.as_posix()} was drawn from other results")
-        if not check:
-            write_atomic(root / CHART, draw(facts))
+    for name, chart in CHARTS.items():
+        if not chart.is_of(root / name, load):
+            wrong.append(f"{name.as_posix()} was drawn from other results")
+            if not check:
+                write_atomic(root / name, chart.png(load))
     return wrong
 
 

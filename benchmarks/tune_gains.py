@@ -2,7 +2,7 @@
 
     python benchmarks/tune_gains.py PACK.bin WEIGHTS FLOAT OUT
 
-Takes crops of the photographs of a pack (docs/training.md) and codes them with WEIGHTS, integer ones, at each knot of
+Takes crops of the photographs of a pack (docs/guide/gpu.md) and codes them with WEIGHTS, integer ones, at each knot of
 the quality axis, effort 1 and without adaptive quantisation: as they are, and with the gain of each band higher and
 lower. Bits count with squared errors at the slope of the curve itself, which is what a change of all gains trades one
 for the other, so that no band moves along the curve for all. The minimum of a parabola for each band and knot, smoothed

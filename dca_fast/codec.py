@@ -57,7 +57,7 @@ def _rebuilt(arguments: dict[str, Any]) -> Codec:
 class Codec:
     """A DCA codec with one set of weights. Safe to share between threads, and with forked processes.
 
-    Every file decodes to the same pixels on every machine and backend, or raises; see docs/numerics.md. A codec is
+    Every file decodes to the same pixels on every machine and backend, or raises; see docs/spec/numerics.md. A codec is
     pickled as its arguments and made again where it is unpickled, with the threads of the process there.
 
     Args:
@@ -163,10 +163,10 @@ class Codec:
             quality: 0..100, continuous; one step is 1/100.
             effort: 0..9, time for fewer bits at equal distortion; no decoder sees a difference. The default, 1, takes
                 two to three times as long as 0; from 2 on latents follow gradients of the decoder, and every level
-                takes up to some two times as long as the one before (docs/effort.md).
+                takes up to some two times as long as the one before (docs/guide/encoding.md).
             aq_strength: of adaptive quantisation, 0..15/16 in steps of 1/16: how much coarser y is quantised where much
                 is going on, and finer where little is, which PSNR does not see but MS-SSIM and eyes do. 0 for the least
-                squared error of each picture (docs/adaptive.md).
+                squared error of each picture (docs/guide/encoding.md).
             metadata: replaces the image's own "icc", "exif", "xmp" blocks.
             progress: told how much is done, 0..1.
 

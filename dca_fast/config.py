@@ -23,17 +23,17 @@ def price(quality: Any) -> Any:
     return LAMBDA_MIN * (LAMBDA_MAX / LAMBDA_MIN) ** (quality / QUALITY_MAX)
 
 
-# The fixed-point grid of the integer line (docs/numerics.md).
+# The fixed-point grid of the integer line (docs/spec/numerics.md).
 OPERAND_STEPS = 16  # int8 operands hold multiples of 1/16: range +-127/16
 FEATURE_STEPS = 256  # int16 features of the entropy model hold multiples of 1/256
 LATENT_STEPS = 256  # means and latents are held in 1/256 of a quantiser step
-TRELLIS_STEP = 160  # of the grid on which a trellis quantises y, in the same unit (docs/bitstream.md)
-TRELLIS_PRICE = 12  # bits that a squared quantiser step is worth to the search of the trellis (docs/effort.md)
+TRELLIS_STEP = 160  # of the grid on which a trellis quantises y, in the same unit (docs/spec/bitstream.md)
+TRELLIS_PRICE = 12  # bits that a squared quantiser step is worth to the search of the trellis (docs/design/trellis.md)
 ROWS_PER_OCTAVE = 12  # rows of the scale table: scale = SCALE_MIN * 2 ** (row / ROWS_PER_OCTAVE)
 SCALE_MIN = 0.1
 LEAKY_SLOPE = 0.125
 
-MAX_EFFORT, DEFAULT_EFFORT = 9, 1  # of the encoder (docs/effort.md)
+MAX_EFFORT, DEFAULT_EFFORT = 9, 1  # of the encoder (docs/design/effort.md)
 # Its level 1: bits for a squared quantiser step of y, and how much of the way from y_hat back to y a step starts; the
 # latter along gradients, from level 2 on.
 LINEAR_PRICE, BACK, GRADIENT_BACK = 18, 1 / 2, 4 / 5
@@ -45,8 +45,8 @@ CENTER, ESCAPE = 127, 255  # symbols of the entropy coder: that of value 0, and 
 SKIP_ROW = 255  # table row of a symbol that is not coded: it is zero and costs nothing
 FIRST_CODED_ROW = 6  # symbols with scales below 0.14 quantiser steps are not coded
 
-# The restoration filter (docs/restoration.md): where a pixel's neighbours lie, ring by ring, as rows and columns away;
-# from which difference on a neighbour counts no more; and its weights' unit.
+# The restoration filter (docs/spec/restoration.md): where a pixel's neighbours lie, ring by ring, as rows and columns
+# away; from which difference on a neighbour counts no more; and its weights' unit.
 RINGS = (
     ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)),
     ((-1, 0), (0, -1), (0, 1), (1, 0)),
@@ -54,8 +54,8 @@ RINGS = (
 )
 RING_LIMIT, RING_STEPS = 8, 256
 
-# Adaptive quantisation (docs/adaptive.md): unit of its strength and the strongest one; by how many rows of the scale
-# table it changes a step at most; and how many channels of a group, the strongest ones, it looks at.
+# Adaptive quantisation (docs/spec/adaptive.md): unit of its strength and the strongest one; by how many rows of the
+# scale table it changes a step at most; and how many channels of a group, the strongest ones, it looks at.
 AQ_STEPS, MAX_AQ = 16, 15
 AQ_REACH, AQ_CHANNELS = 15, 16
 DEFAULT_AQ = 3 / AQ_STEPS
@@ -89,8 +89,9 @@ class Part(NamedTuple):
 
 
 def coarse_to_fine(levels: int) -> list[Part]:
-    """The parts of a hyper latent in their order (docs/numerics.md): every `2^levels`-th site of every `2^levels`-th
-    row, then level by level the sites in the middle of four, predicted from these, and those between two and two."""
+    """The parts of a hyper latent in their order (docs/spec/numerics.md): every `2^levels`-th site of every
+    `2^levels`-th row, then level by level the sites in the middle of four, predicted from these, and those between two
+    and two."""
     parts = [Part(None, 0, 0, 1 << levels)]
     for level in reversed(range(levels)):
         reach = 1 << level

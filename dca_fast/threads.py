@@ -1,4 +1,4 @@
-"""How many threads a codec uses when nobody says (the table in docs/processes.md)."""
+"""How many threads a codec uses when nobody says (the table in docs/guide/processes.md)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The one rounding rule of the codec as Triton device functions, for every kernel.
 
-    requantise(acc, m) = RNE(fl32(fl32(acc) * m)), clamped       (docs/numerics.md)
+    requantise(acc, m) = RNE(fl32(fl32(acc) * m)), clamped       (docs/spec/numerics.md)
 
 The clamp stands between the product and the addition that rounds, so no compiler can contract the two into a
 fused multiply-add, whatever the launch options; kernels still say `**EXACT`.

@@ -799,11 +799,12 @@ def test_train_export_encode(
     assert f"made with model {model_id}" in said(capsys)
 
 
-def readme_blocks(language: str) -> list[str]:
-    """Contents of the fenced blocks of README.md."""
-    text = (Path(__file__).resolve().parents[1] / "README.md").read_text("utf-8")
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return [block for name, block in blocks if name == language]
+def shell_blocks() -> list[str]:
+    """Contents of the fenced blocks without a language in all documents, with continued lines joined."""
+    root = Path(__file__).resolve().parents[1]
+    texts = [path.read_text("utf-8") for path in (root / "README.md", *sorted((root / "docs").rglob("*.md")))]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", "\n".join(texts), re.MULTILINE | re.DOTALL)
+    return [block.replace("\\\n", " ") for language, block in blocks if not language]
 
 
 def test_the_readme_shows_what_its_example_prints(capsys: pytest.CaptureFixture[str]) -> None:
@@ -813,8 +814,8 @@ def test_the_readme_shows_what_its_example_prints(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == shown
 
 
-def test_the_commands_of_the_readme_exist() -> None:
-    text = "\n".join(readme_blocks(""))
+def test_the_commands_of_readme_and_documents_exist() -> None:
+    text = "\n".join(shell_blocks())
     commands = re.findall(r"(?:^|\| |/)dca-fast ([^|>&\n]*)", text, re.MULTILINE)
     names = {make_parser().parse_args(shlex.split(words, comments=True)).command.__name__ for words in commands}
     assert names >= {"encode", "decode", "info", "evaluate", "train", "ablate", "export", "demo"}

@@ -202,7 +202,7 @@ def tables() -> tuple[Tensor, Tensor]:
 
 
 def expected_symbols(symbols: Tensor, rows: Tensor, freq: Tensor, shift: Tensor) -> list[tuple[int, ...]]:
-    """(freq, start, is escape, bits, raw value) of every coded symbol, as docs/bitstream.md has it."""
+    """(freq, start, is escape, bits, raw value) of every coded symbol, as docs/spec/bitstream.md has it."""
     out = []
     f, start = freq.numpy().astype(int), freq.numpy().astype(int).cumsum(axis=1)
     for v, row in zip(symbols.flatten().tolist(), rows.flatten().tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""What survives the way from one image format through .dca to another: every cell of the table in docs/metadata.md."""
+"""What survives from one image format through .dca to another: each cell of the table in docs/guide/metadata.md."""
 
 import io
 import re
@@ -23,7 +23,7 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/">Größe</x:xmpmeta>'.encode()
 PHOTO = photograph(40, 64)
 ALPHA = np.where(np.mgrid[0:40, 0:64][1] < 30, 0, 255).astype(np.uint8)
-DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "metadata.md"
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "guide" / "metadata.md"
 LETTERS = "IEXOAG"
 
 

@@ -55,7 +55,7 @@ def test_source_archive_has_all_sources(tree: Path) -> None:
     with tarfile.open(next((tree / "dist").glob("*.tar.gz"))) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert sources("csrc") | sources("dca_fast") | sources("kernels") <= names
-    assert {"LICENSE", "README.md", "docs/bitstream.md", "tests/conftest.py"} <= names
+    assert {"LICENSE", "README.md", "docs/spec/bitstream.md", "tests/conftest.py"} <= names
 
 
 def test_wheel_has_one_top_level_package(wheel: Path) -> None:

@@ -1,4 +1,4 @@
-"""The tables and the chart in the documents are those of the saved results, and the check of that can fail."""
+"""The tables and the charts in the documents are those of the saved results, and the check of that can fail."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ def tables(benchmark_script: Callable[[str], ModuleType]) -> ModuleType:
 @pytest.fixture
 def copied(tables: ModuleType, tmp_path: Path) -> Path:
     """Documents and results, free to be changed."""
-    for name in (*tables.DOCUMENTS, tables.CHART):
+    for name in (*tables.DOCUMENTS, *tables.CHARTS):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     shutil.copytree(ROOT / tables.RESULTS.parent, tmp_path / tables.RESULTS.parent)
@@ -48,13 +48,15 @@ def test_documents_agree_with_the_results() -> None:
     ("file", "keys", "value", "document"),
     [
         ("kodak", ("bd_rate", "JPEG 4:2:0 (libjpeg-turbo 3.2.0)", "rate_percent"), -99.0, "README.md"),
+        ("kodak", ("bd_rate", "JPEG 4:2:0 (libjpeg-turbo 3.2.0)", "rate_percent"), -99.0, "docs/results.md"),
         ("speed", ("sizes", "768x512", "dca-s", "encode_ms"), 0.125, "README.md"),
-        ("scaling", ("exponents", "decode_ms"), 7.0, "README.md"),
-        ("graphics", ("bd_rate", "JPEG 4:2:0 (libjpeg-turbo 3.2.0)", "rate_percent"), -90.0, "docs/evaluation.md"),
-        ("effort", ("levels", 4, "rate_percent"), -50.0, "docs/effort.md"),
-        ("hostile", ("wrong_pictures",), 3, "README.md"),
-        ("profile", ("encode", "floor_ms"), 1e6, "docs/performance.md"),
-        ("bench", ("rows", 0, "median"), 12.5, "docs/performance.md"),
+        ("speed", ("sizes", "1920x1080", "dca-s", "encode_ms"), 0.125, "docs/results.md"),
+        ("scaling", ("exponents", "decode_ms"), 7.0, "docs/results.md"),
+        ("graphics", ("bd_rate", "JPEG 4:2:0 (libjpeg-turbo 3.2.0)", "rate_percent"), -90.0, "docs/results.md"),
+        ("effort", ("levels", 4, "rate_percent"), -50.0, "docs/guide/encoding.md"),
+        ("hostile", ("wrong_pictures",), 3, "docs/results.md"),
+        ("profile", ("encode", "floor_ms"), 1e6, "docs/results.md"),
+        ("bench", ("rows", 0, "median"), 12.5, "docs/results.md"),
     ],
 )
 def test_another_result_is_noticed_and_written(
@@ -75,17 +77,28 @@ def test_another_result_is_noticed_and_written(
 def test_figures_typed_by_hand_are_noticed(tables: ModuleType, copied: Path) -> None:
     readme = copied / "README.md"
     text = readme.read_text("utf-8")
-    start = text.index("<!-- tables:speed -->")
+    start = text.index("<!-- tables:times -->")
     digit = next(i for i in range(start, len(text)) if text[i].isdigit())
     readme.write_text(text[:digit] + str(9 - int(text[digit])) + text[digit + 1 :], "utf-8")
     assert [line for line in tables.run(copied, check=True) if line.startswith("README.md")]
 
 
-def test_the_chart_is_of_the_results(tables: ModuleType, copied: Path) -> None:
-    change(copied / tables.RESULTS / "speed.json", "sizes", "768x512", "WebP method 4", "decode_ms", value=0.5)
-    assert "docs/speed.png was drawn from other results" in tables.run(copied, check=True)
-    (copied / tables.CHART).unlink()
-    assert "docs/speed.png was drawn from other results" in tables.run(copied, check=True)
+@pytest.mark.parametrize(
+    ("chart", "file", "keys"),
+    [
+        ("docs/speed.png", "speed", ("sizes", "768x512", "WebP method 4", "decode_ms")),
+        ("docs/kodak.png", "kodak", ("points", 3, "ms_ssim")),
+        ("docs/experiments/ablation.png", "ablation", ("twins", "rl", "psnr_gain")),
+    ],
+)
+def test_charts_are_of_the_results(
+    tables: ModuleType, copied: Path, chart: str, file: str, keys: tuple[str | int, ...]
+) -> None:
+    said = f"{chart} was drawn from other results"
+    change(copied / tables.RESULTS / f"{file}.json", *keys, value=0.5)
+    assert said in tables.run(copied, check=True)
+    (copied / chart).unlink()
+    assert said in tables.run(copied, check=True)
     tables.run(copied, check=False)
     assert tables.run(copied, check=True) == []
 
@@ -96,15 +109,15 @@ def test_results_of_different_weights_are_noticed(tables: ModuleType, copied: Pa
 
 
 def test_blocks_are_known_complete_and_all_there(tables: ModuleType, copied: Path) -> None:
-    readme = copied / "README.md"
-    text = readme.read_text("utf-8")
-    readme.write_text(text.replace("tables:coder", "other:coder"), "utf-8")
+    document = copied / "docs" / "results.md"
+    text = document.read_text("utf-8")
+    document.write_text(text.replace("tables:coder", "other:coder"), "utf-8")
     assert "no document has the table coder" in tables.run(copied, check=True)
-    readme.write_text(text.replace("tables:coder", "tables:colour"), "utf-8")
+    document.write_text(text.replace("tables:coder", "tables:colour"), "utf-8")
     with pytest.raises(ValueError, match="no table of the name 'colour'"):
         tables.run(copied, check=True)
     end = text.rindex("<!-- /tables -->")
-    readme.write_text(text[:end] + text[end + len("<!-- /tables -->") :], "utf-8")
+    document.write_text(text[:end] + text[end + len("<!-- /tables -->") :], "utf-8")
     with pytest.raises(ValueError, match="no end"):
         tables.run(copied, check=True)
 

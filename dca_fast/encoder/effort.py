@@ -26,7 +26,7 @@ from dca_fast.network import walk
 from dca_fast.network.program import Adaptation, Halves, Program
 from dca_fast.ops import Array, Arrays
 
-# Iterations of `descend` of the levels from 2 on, and the range of their prices (docs/effort.md).
+# Iterations of `descend` of the levels from 2 on, and the range of their prices (docs/design/effort.md).
 DESCENTS = {2: 1, 3: 2, 4: 4, 5: 8, 6: 16, 7: 32, 8: 64, 9: 128}
 PRICES = 36, 64
 AQ_UNIT = 4096  # of weights of sites
@@ -73,7 +73,7 @@ def descend(
     moved: Callable[[Candidate, Array, float], Candidate],
     report: Callable[[int], None],
 ) -> Candidate:
-    """Descent of the error, with the search of the trellis after every step (docs/effort.md).
+    """Descent of the error, with the search of the trellis after every step (docs/design/effort.md).
 
     A step goes from what is coded, y_hat, a part of the way back to the y that was quantised, and along a slope over
     a price: the error is modelled by a parabola with one curvature, in quantiser steps, for all latents, and the price

@@ -3,7 +3,7 @@
 Backpropagation, written with the operations of the codec: a block's transposed products read int8 gradients, a trunk
 carries an int16 one. What scales the forward rows of a layer scales its operand on the way back, so that the transposed
 weights are those of the file. Rounding and clamping pass a gradient as they do in training (`dca_fast.model.layers`).
-A power of two for every int8 gradient, found once for a picture, keeps it within range (docs/effort.md).
+A power of two for every int8 gradient, found once for a picture, keeps it within range (docs/design/effort.md).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The blocks of f_s add to a trunk that two projections turn into pixels. Without them the gradient of the squared error
 is two products with 16-bit integers, in a third of the time of f_s; it points 30 to 60 degrees away from the whole one
-(docs/effort.md). Everything is made by operations that every machine rounds alike.
+(docs/design/effort.md). Everything is made by operations that every machine rounds alike.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The restoration filter's weights: what takes most of the error that is left, for the bits they cost.
 
 The filter (`ops.reference.restore`) is linear in its weights, so that the best ones are those of a linear regression;
-they are fitted to the decoded picture and sent with it (docs/restoration.md). Everything here is rounded alike on every
-machine: integers, and floats in a fixed order.
+they are fitted to the decoded picture and sent with it (docs/design/restoration.md). Everything here is rounded alike
+on every machine: integers, and floats in a fixed order.
 """
 
 from __future__ import annotations

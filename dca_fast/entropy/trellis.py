@@ -4,7 +4,7 @@ A value v stands for v * 160 / 256 quantiser steps. Which values a symbol may ta
 of symbols has one of 256 states, and the state one of two sets, {0, +-2, +-4, ...} and {0, +-1, +-3, ...}. What is
 coded is the index k of the value in its set; its parity leads to the next state. Steps within a set are larger than the
 grid's, so that rates are those of a coarse quantiser, while the search below, free to choose the path, comes close to
-the errors of a finer one (docs/effort.md).
+the errors of a finer one (docs/design/trellis.md).
 
 Reference: Marcellin and Fischer, "Trellis coded quantization of memoryless and Gauss-Markov sources", IEEE Trans. Comm.
 1990; zero in both sets: Marcellin, "On entropy-constrained trellis coded quantization", ibid. 1994; systematic encoders

@@ -1,7 +1,7 @@
 """Rate and distortion from real files: rows for each image, their means, BD-rates between curves.
 
 Rate is 8 * bytes of the whole file / pixels. PSNR and MS-SSIM are taken on 8-bit RGB, per image, and then
-averaged; docs/evaluation.md states every convention.
+averaged; docs/guide/evaluating.md states every convention.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import io
 import math
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -17,10 +17,11 @@ from dca_fast.errors import InputError
 from dca_fast.evaluation.measure import MS_SSIM_SIDE, Curve, bd_rate, need, rate_inversions
 from dca_fast.files.atomic import write_atomic
 
-__all__ = ["PLOT_FORMATS", "environment", "plot", "report", "summary"]
+__all__ = ["PLOT_FORMATS", "curves", "environment", "plot", "report", "summary"]
 
 PACKAGES = ("dca-fast", "torch", "numpy", "pillow", "pytorch-msssim", "bjontegaard")
 MAX_BPP = 1.6  # right end of the plot
+GRAY_LIKE = 7  # of the ten colours, the one next to black
 PLOT_FORMATS = (".png", ".svg", ".pdf")
 
 
@@ -100,7 +101,7 @@ def summary(facts: dict[str, Any]) -> str:
 
 
 def plot(facts: dict[str, Any], path: Path) -> None:
-    """Draw the curves of a report: PSNR over bits per pixel, ours first.
+    """Draw the curves of a report into a file.
 
     Args:
         facts: as `report` makes it, or as read back from its JSON.
@@ -111,27 +112,51 @@ def plot(facts: dict[str, Any], path: Path) -> None:
     """
     if path.suffix not in PLOT_FORMATS:
         raise InputError(f"a plot is {', '.join(PLOT_FORMATS)}, not {path.name}")
-    figure = need("matplotlib.figure").Figure(figsize=(11, 6), layout="constrained")
-    axes = figure.add_subplot(xlabel="bits per pixel", ylabel="PSNR on RGB, dB")
-    curves = [("o-", facts["codec"], [(p["bpp"], p["psnr"]) for p in facts["points"]])]
-    for name, peer in facts["peers"].items():
-        curves.append((".-", f"{name} ({peer['version']})", [(p["bpp"], p["psnr"]) for p in peer["points"]]))
-    for name, anchor in facts["anchors"].items():
-        points = list(zip(anchor["bpp"], anchor["psnr_rgb"], strict=True))
-        curves.append(("--", f"{name} (published)", points))
-    colours = ["black", *need("matplotlib").colormaps["tab20"].colors]
-    for i, (style, label, points) in enumerate(curves):
-        look = {"color": colours[i % len(colours)], "linewidth": 1.2 if i else 2.5, "zorder": 99 - i}
-        axes.plot(*zip(*points, strict=True), style, label=label, **look)
-    inside = [level for _, _, points in curves for rate, level in points if level and rate <= MAX_BPP]
-    axes.set_xlim(0, MAX_BPP)
-    if inside:
-        axes.set_ylim(math.floor(min(inside)), math.ceil(max(inside)))
-    axes.grid(alpha=0.3)
-    figure.legend(fontsize=8, loc="outside right upper")
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:], dpi=150)
+    title = f"Rate and distortion, mean of {facts['points'][0]['images']} images"
+    curves(facts, title).savefig(buffer, format=path.suffix[1:], dpi=130)
     write_atomic(path, buffer.getvalue())
+
+
+def curves(facts: dict[str, Any], title: str) -> Any:
+    """PSNR and MS-SSIM over bits per pixel as a figure of matplotlib: ours, the peers, published curves dashed.
+
+    Published curves have PSNR alone. MS-SSIM is left out where nothing has it.
+
+    Args:
+        facts: as of `plot`; "codec", "points", "peers" and "anchors" are drawn.
+        title: of the figure.
+    """
+    drawn = [("o-", facts["codec"], facts["points"])]
+    drawn += [(".-", name, peer["points"]) for name, peer in facts["peers"].items()]
+    for name, anchor in facts["anchors"].items():
+        pairs = zip(anchor["bpp"], anchor["psnr_rgb"], strict=True)
+        points = [{"bpp": bpp, "psnr": psnr, "ms_ssim": None} for bpp, psnr in pairs]
+        drawn.append(("--", f"{name} (published)", points))
+    levels: dict[str, Callable[[dict[str, Any]], float | None]] = {
+        "PSNR on RGB, dB": lambda point: point["psnr"],
+        "MS-SSIM, dB": lambda point: None if point["ms_ssim"] is None else decibels(point["ms_ssim"]),
+    }
+    if all(level is None for level in map(levels["MS-SSIM, dB"], facts["points"])):
+        del levels["MS-SSIM, dB"]
+    figure = need("matplotlib.figure").Figure(figsize=(5.5 * len(levels) + 1, 6), layout="constrained")
+    figure.suptitle(title)
+    colours = [c for i, c in enumerate(need("matplotlib").colormaps["tab10"].colors) if i != GRAY_LIKE]
+    for place, (label, level_of) in enumerate(levels.items()):
+        axes = figure.add_subplot(1, len(levels), place + 1, xlabel="bits per pixel", ylabel=label)
+        inside = []
+        for i, (style, name, points) in enumerate(drawn):
+            line = [(p["bpp"], level) for p in points if (level := level_of(p)) is not None]
+            colour, thick = (colours[(i - 1) % len(colours)], 1.5) if i else ("black", 2.5)
+            look = {"color": colour, "linewidth": thick, "zorder": 99 - i}
+            axes.plot([bpp for bpp, _ in line], [level for _, level in line], style, label=name, **look)
+            inside += [level for rate, level in line if rate <= MAX_BPP and math.isfinite(level)]
+        axes.set_xlim(0, MAX_BPP)
+        if inside:
+            axes.set_ylim(math.floor(min(inside)), math.ceil(max(inside)) + 0.1)
+        axes.grid(alpha=0.3)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
 
 
 def _rate_psnr(curve: Curve) -> list[tuple[float, float]]:

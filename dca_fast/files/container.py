@@ -1,4 +1,4 @@
-"""The .dca file, as docs/bitstream.md specifies it: bytes only, no arrays.
+"""The .dca file, as docs/spec/bitstream.md specifies it: bytes only, no arrays.
 
 magic | version | flags | model id | width | height | quality | digest | restoration | sections | stream | CRC-32
 """

@@ -1,6 +1,6 @@
 """Metadata of image files: the blocks that a .dca holds (ICC, EXIF, XMP), and names for everything else.
 
-All of it is best effort: what cannot be read is a warning, never a failure. docs/metadata.md has the tables.
+All of it is best effort: what cannot be read is a warning, never a failure. docs/guide/metadata.md has the tables.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Layers of the float model, built for integers: every GEMM reads an operand on the int8 grid.
 
 All maps are NHWC, `[N, H, W, C]`. `t` is the quality of each sample, `[N, 1, 1, 1]` in [-1, 1].
-Rounding is straight-through, so that training sees what the integer program (docs/numerics.md) does.
+Rounding is straight-through, so that training sees what the integer program (docs/spec/numerics.md) does.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def cpu_type() -> torch.dtype:
     """What this CPU multiplies faster: float32 unless Linux says otherwise.
 
     Not timed, so that all processes and every resumed training find the same. bfloat16 was faster with AMD's
-    AVX512_BF16 and slower with Intel's without AMX (docs/training.md); with AMX it is assumed to be.
+    AVX512_BF16 and slower with Intel's without AMX (docs/experiments/weights.md); with AMX it is assumed to be.
     """
     path = Path("/proc/cpuinfo")
     facts = path.read_text() if path.exists() else ""

@@ -184,10 +184,10 @@ class Network(nn.Module):
 
         Args:
             noisy: rates from uniform noise (training) instead of from what is coded; default: `self.training`.
-            effort: 0 or 1, the level of the encoder (docs/effort.md); 1 needs "patch" transforms, and f_a sees no
-                gradient of what comes after it.
+            effort: 0 or 1, the level of the encoder (docs/design/effort.md); 1 needs "patch" transforms, and f_a sees
+                no gradient of what comes after it.
             picture: whether f_s runs; if not, `image` comes back as it was.
-            aq_strength: of adaptive quantisation (docs/adaptive.md), 0..15/16.
+            aq_strength: of adaptive quantisation (docs/spec/adaptive.md), 0..15/16.
 
         Returns:
             `image` `[N, H, W, 3]`; `bits` `[N]`; `bits_y` `[N, 4]`, one for each step; `bits_z` `[N, contexts]`;

@@ -21,7 +21,7 @@ def noisy_bits(x: Tensor, log2_scale: Tensor, fused: bool = False) -> Tensor:
     """What training counts: bits of x and uniform noise; `fused`: by the kernel of `kernels/training.py`.
 
     Their derivative by x is that of the mean over the noise, bits(x + 1/2) - bits(x - 1/2), instead of the sample's:
-    the same on average, and a fifth less noise in the gradient of f_a (docs/training.md).
+    the same on average, and a fifth less noise in the gradient of f_a (docs/experiments/weights.md).
     """
     noise = torch.rand_like(x)
     if fused:

@@ -7,7 +7,7 @@
     y_hat -> blocks, split, pixels -> patches   (uint8)
 
 It is written once, over an `Ops` record, so reference and fast backends differ in nothing else. Reference: DCA
-(arXiv 2411.05832), sections 3.1 and 3.2; number formats: docs/numerics.md.
+(arXiv 2411.05832), sections 3.1 and 3.2; number formats: docs/spec/numerics.md.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ class Model:
 
 
 class Program:
-    """The integer network at one quality, with one strength of adaptive quantisation, `aq`, 0..15 (docs/adaptive.md).
+    """The integer network at one quality and one strength `aq`, 0..15, of adaptive quantisation.
 
     Args:
         model: weights and backend.

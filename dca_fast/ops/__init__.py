@@ -5,7 +5,7 @@ implements the same name and signature and returns the same bits. Arrays are tho
 "native", PyTorch's with "reference" and "cuda". They are contiguous and channels-last ([N, H, W, C]); "..." means any
 leading shape. 8-bit operands lie in +-127, 16-bit ones in +-32767,
 multipliers are float32 that keep every result below 2^31. One rule rounds: requantise(acc, m) =
-RNE(fl32(fl32(acc) * m)), and clamps (`docs/numerics.md`).
+RNE(fl32(fl32(acc) * m)), and clamps (`docs/spec/numerics.md`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Ranges of the integer operations (docs/numerics.md)."""
+"""Ranges of the integer operations (docs/spec/numerics.md)."""
 
 LIMIT8 = 127
 LIMIT16 = 32767

@@ -293,7 +293,7 @@ def sum_around(z: Tensor, part: Part) -> tuple[Tensor, Tensor]:
 
 
 def neighbour_mean(z: Tensor, m: Tensor, part: Part) -> Tensor:
-    """What the sites of a part of a hyper latent are expected to be (docs/numerics.md).
+    """What the sites of a part of a hyper latent are expected to be (docs/spec/numerics.md).
 
     Args:
         z: int16 [N, H, W, C], 1/256 quantiser steps, as far as it is decoded.
@@ -367,7 +367,7 @@ def quadtree_gather(x: Tensor, step: int) -> Tensor:
 
 
 def coarseness(row: Tensor, offset: Tensor, skip: int, strength: int) -> Tensor:
-    """How much coarser than elsewhere y is quantised at each site (docs/adaptive.md).
+    """How much coarser than elsewhere y is quantised at each site (docs/spec/adaptive.md).
 
     Args:
         row: uint8 [N, H, W, G] of step 0; SKIP_ROW counts as skip - 1.
@@ -468,7 +468,7 @@ def ring_features(picture: Tensor, rings: int, stride: int = 1) -> Tensor:
 
 
 def restore(picture: Tensor, w: Tensor) -> Tensor:
-    """The restoration filter (docs/restoration.md).
+    """The restoration filter (docs/spec/restoration.md).
 
     Args:
         picture: uint8 [H, W, 3].

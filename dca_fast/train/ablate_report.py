@@ -101,30 +101,42 @@ def table(report: dict[str, Any]) -> str:
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
-    """Bits against the R twin, one dot for each seed, and RMS of (y - mean) / sigma over the steps.
+    """Write `chart` into a file.
 
     Raises:
         InputError: not .png, .svg or .pdf.
     """
     if path.suffix not in PLOT_FORMATS:
         raise InputError(f"a plot is {', '.join(PLOT_FORMATS)}, not {path.name}")
-    figure = need("matplotlib.figure").Figure(figsize=(12, 4.5), layout="constrained")
-    bars, lines = figure.subplots(1, 2)
-    names = list(report["twins"])
-    for row, name in enumerate(names):
-        twin = report["twins"][name]
-        bars.barh(row, twin["percent"], color="tab:blue" if twin["percent"] < 0 else "tab:orange", alpha=0.6)
-        bars.plot(twin["percent_seeds"], [row] * len(twin["percent_seeds"]), "k.")
-        lines.plot(range(1, STEPS + 1), twin["rms_steps"], ".-", label=name)
-    bars.set_yticks(range(len(names)), names)
-    bars.invert_yaxis()
-    bars.set_xlabel("bits against R, percent (dots: seeds)")
-    lines.set_xticks(range(1, STEPS + 1))
-    lines.set_xlabel("step")
-    lines.set_ylabel("RMS of (y - mean) / sigma")
-    lines.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    for axes in (bars, lines):
-        axes.grid(alpha=0.3)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:], dpi=120)
+    chart(report).savefig(buffer, format=path.suffix[1:], dpi=130)
     write_atomic(path, buffer.getvalue())
+
+
+def chart(report: dict[str, Any]) -> Any:
+    """A figure of matplotlib: bits and PSNR of each twin against the R twin, one dot for each seed.
+
+    Args:
+        report: its "twins", as `summarise` makes them.
+    """
+    twins = list(report["twins"].values())
+    figure = need("matplotlib.figure").Figure(figsize=(11, 1.8 + 0.45 * len(twins)), layout="constrained")
+    figure.suptitle(
+        "Entropy models that use other hyper latents or another order, against the regional one alone (R)\n"
+        "R: regional, G: global, L: local hyper latent"
+    )
+    bits, gain = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    places = range(len(twins))
+    for place, twin in zip(places, twins, strict=True):
+        spread, colour = twin["percent_confidence"] or 0, "tab:orange" if twin["percent"] > 0 else "tab:blue"
+        bits.barh(place, twin["percent"], xerr=spread, color=colour, alpha=0.6)
+        bits.plot(twin["percent_seeds"], [place] * len(twin["percent_seeds"]), "k.")
+    gain.barh(places, [twin["psnr_gain"] for twin in twins], color="tab:green", alpha=0.6)
+    bits.set_yticks(places, [twin["title"] for twin in twins])
+    bits.invert_yaxis()
+    bits.set_xlabel("bits, % more than R (bar: mean, line: 95 % interval, dots: seeds)")
+    gain.set_xlabel("PSNR, dB more than R")
+    for axes in (bits, gain):
+        axes.axvline(0, color="k", linewidth=1)
+        axes.grid(alpha=0.3)
+    return figure

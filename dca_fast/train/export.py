@@ -256,7 +256,7 @@ def mix(network: Network, other: Network, share: float) -> Network:
     """`network`, its weights replaced by a mean with `other`, which counts `share`.
 
     Two ends of trainings with a common start are better than either where noise is what parts them
-    (docs/training.md; Wortsman et al., "Model soups", ICML 2022).
+    (docs/experiments/training.md; Wortsman et al., "Model soups", ICML 2022).
 
     Raises:
         ConfigError: share outside of 0..1.

@@ -33,7 +33,7 @@ def dealt(count: int) -> Tensor:
     """Which component each of so many latent channels is: the groups of the quadtree take one after another in turn.
 
     In the order of their power, the first group would hold nearly all the bits, and its channels would know nothing of
-    each other at a site (docs/training.md).
+    each other at a site (docs/experiments/training.md).
     """
     return torch.arange(count).view(-1, STEPS).T.flatten()
 

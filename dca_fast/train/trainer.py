@@ -57,7 +57,7 @@ class Recipe:
         minutes: wall-clock length of this run.
         steps: length of the whole training instead, earlier runs in the same folder included; 0: `minutes` counts.
         batch, crop: samples per step and process, and side of a crop in pixels (a multiple of 64).
-        optimiser: "soap" (fewer steps, each a third longer on one core: docs/training.md) or "adam".
+        optimiser: "soap" (fewer steps, each a third longer on one core: docs/experiments/training.md) or "adam".
         rate: learning rate. The trunk's projections start nearly right and take `trunk_rate` times it, in coordinates
             in which their inputs are white (`train/whiten.py`; Adam, which has only the weights' own, a third of
             that), the blocks of the transforms `block_rate` times, the logarithms of gains and scales, which have far
@@ -69,8 +69,9 @@ class Recipe:
         parts: of the network that are trained, of "analysis", "hyper", "factorised", "context", "synthesis", or modules
             of these, as "analysis.blocks8.2"; the others stay as they are. None: all, and the gains.
         effort: level of the encoder that is trained for: 0, or 1 where "analysis" is not among `parts`. The answer of
-            level 1 undoes most of what f_a changes, so that f_a would drift (docs/training.md).
-        aq_strength: of adaptive quantisation (docs/adaptive.md), 0..15/16; squared errors count at their site's price.
+            level 1 undoes most of what f_a changes, so that f_a would drift (docs/experiments/training.md).
+        aq_strength: of adaptive quantisation (docs/spec/adaptive.md), 0..15/16; squared errors count at the price of
+            their site.
         rates: "noise" counts bits of uniform noise around y, "expected" those of the values that a file holds, with
             gradients that are right on average (`model/expected.py`).
         rate_only: the loss is bits alone and f_s is left out, for parts without transforms: half as many steps again in
