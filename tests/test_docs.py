@@ -68,6 +68,12 @@ def test_pages_that_sources_name_exist(path: Path) -> None:
     assert [page for page in pages if not (ROOT / page).exists()] == []
 
 
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    navigation = re.findall(r"^ +- ([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE)
+    pages = (path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md"))
+    assert sorted(navigation) == sorted(pages)
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text("utf-8").split()) <= MOST_WORDS
 
