@@ -21,17 +21,38 @@ struct Mode {
   int step;         // of the residuals; 1: without loss
 };
 
+// How fast a probability follows: the last entries of the rates that its halves reach.
+template <int kFast, int kSlow>
+struct Limits {
+  static constexpr int kLast = kSlow;
+  struct Pair {
+    int32_t fast, slow;
+  };
+  static constexpr std::array<Pair, kSlow + 1> kRates = [] {
+    std::array<Pair, kSlow + 1> rates{};
+    for (int i = 0; i <= kSlow; ++i) rates[i] = {65536 / kDivisors[std::min(i, kFast)], 65536 / kDivisors[i]};
+    return rates;
+  }();
+};
+using Single = Limits<11, 29>;
+using OfFlat = Limits<17, 29>;
+using OfColours = Limits<12, 26>;
+using OfResiduals = Limits<18, 31>;
+
+// Its halves minus 1/2: all zeros at the start.
 struct Probability {
-  uint16_t fast = 32768, slow = 32768;
+  int16_t fast = 0, slow = 0;
   uint16_t seen = 0;
 
-  int p() const { return (fast + slow) >> 1; }
+  int p() const { return ((fast + slow) >> 1) + 32768; }
 
-  void update(int bit, int fast_limit, int slow_limit, const Tables& t) {
-    const int target = bit ? 65535 : 0;
-    fast = static_cast<uint16_t>(fast + (((target - fast) * t.rate[std::min<int>(seen, fast_limit)]) >> 16));
-    slow = static_cast<uint16_t>(slow + (((target - slow) * t.rate[std::min<int>(seen, slow_limit)]) >> 16));
-    seen = static_cast<uint16_t>(seen + (seen < slow_limit));
+  template <class L>
+  void update(int bit) {
+    const int target = bit ? 32767 : -32768;
+    const auto rate = L::kRates[seen];
+    fast = static_cast<int16_t>(fast + (((target - fast) * rate.fast) >> 16));
+    slow = static_cast<int16_t>(slow + (((target - slow) * rate.slow) >> 16));
+    seen = static_cast<uint16_t>(seen + (seen < L::kLast));
   }
 };
 
@@ -83,7 +104,7 @@ class Band {
   static constexpr int kNodes = kBuckets + 11;  // decisions: upwards, downwards, above the middle
 
   Band(int width, int height, int channels, Mode mode)
-      : width_(width), height_(height), channels_(channels), mode_(mode), t_(tables()) {
+      : width_(width), height_(height), channels_(channels), mode_(mode) {
     const int stride = width + 2 * kPad;
     for (auto& row : plane_rows_) row.resize(static_cast<size_t>(stride) * channels);
     magnitude_.resize(static_cast<size_t>(3) * kLevels * 8 * kNodes);
@@ -140,9 +161,9 @@ class Band {
 
   // ---- single decisions ----
 
-  int decide(Probability& c, int bit, int fast_limit, int slow_limit) {
+  int decide(Probability& c, int bit) {
     bit = coder.code(bit, std::min(65535 - 16, std::max(16, c.p())));
-    c.update(bit, fast_limit, slow_limit, t_);
+    c.update<Single>(bit);
     return bit;
   }
 
@@ -150,23 +171,23 @@ class Band {
   int mix(Probability* const (&c)[n], const Mixer<n>& m, int (&s)[n]) const {
     int64_t dot = 0;
     for (int i = 0; i < n; ++i) {
-      s[i] = t_.stretch[c[i]->p() >> 4];
-      if (c[i]->seen < 3) s[i] >>= 1;
+      s[i] = kTables.stretch[c[i]->p() >> 4];
+      s[i] >>= c[i]->seen < 3;
       dot += static_cast<int64_t>(m.weight[i]) * s[i];
     }
     const int logit = static_cast<int>(std::min<int64_t>(2047, std::max<int64_t>(-2047, dot >> 16)));
-    return t_.squash[logit + 2048] + 32768;
+    return kTables.squash[logit + 2048] + 32768;
   }
 
-  template <int n>
-  int decide(Probability* const (&c)[n], Mixer<n>& m, int bit, int fast_limit, int slow_limit) {
+  template <class L, int n>
+  int decide(Probability* const (&c)[n], Mixer<n>& m, int bit) {
     int s[n];
     const int p = mix(c, m, s);
     bit = coder.code(bit, p);
     const int error = (bit << 16) - p;
     for (int i = 0; i < n; ++i) {
       m.weight[i] += static_cast<int32_t>((static_cast<int64_t>(s[i]) * error * 5 + (1 << 17)) >> 18);
-      c[i]->update(bit, fast_limit, slow_limit, t_);
+      c[i]->template update<L>(bit);
     }
     return bit;
   }
@@ -258,7 +279,7 @@ class Band {
     for (int i = 1; i < kPredictors; ++i) least = std::min(least, missed[i]);
     const int shift = std::max(0, bit_length(static_cast<uint32_t>(least)) - 5);
     int16_t share[kPredictors];
-    for (int i = 0; i < kPredictors; ++i) share[i] = t_.weight[std::min(255, missed[i] >> shift)];
+    for (int i = 0; i < kPredictors; ++i) share[i] = kTables.weight[std::min(255, missed[i] >> shift)];
     Sum total = 0;
     int32_t weights = 0;
     for (int i = 0; i < kPredictors; ++i) {
@@ -372,7 +393,7 @@ class Band {
     const int middle = std::max(0, 2 * coarse - 7);
     const auto is = [&](int node, bool truth) {
       Probability* c[4] = {first + node, second + node, third + node, fourth + node};
-      return decide(c, mixer[node], truth, 18, 31);
+      return decide<OfResiduals>(c, mixer[node], truth);
     };
     if (middle == 0 || is(kBuckets + 7 + middle / 2, bucket >= middle)) {
       int i = middle;
@@ -395,7 +416,7 @@ class Band {
           const int node = j == bits - 1 ? 0 : 1 + static_cast<int>(number & 1);
           Probability* c[2] = {&low_[((k * kNodes + bucket) * kLevels + level) * 4 + node],
                                &low_expected_[((k * 512 + difference) * kNodes + bucket) * 4 + node]};
-          bit = decide(c, low_mixer_[k], bit, 18, 31);
+          bit = decide<OfResiduals>(c, low_mixer_[k], bit);
         } else {
           bit = coder.code(bit, 32768);
         }
@@ -409,7 +430,7 @@ class Band {
     Probability* c[3] = {&sign_[((k * 27 + around) * 16 + std::min(15, level / 2)) * 8 + part],
                          &sign_expected_[(k * 512 + difference) * 16 + nearby],
                          &sign_sample_[(k * 512 + sample) * 16 + nearby]};
-    const int positive = decide(c, sign_mixer_[k * 8 + std::min(7, bucket)], r > 0, 18, 31);
+    const int positive = decide<OfResiduals>(c, sign_mixer_[k * 8 + std::min(7, bucket)], r > 0);
     return positive ? m : -m;
   }
 
@@ -421,7 +442,7 @@ class Band {
     const int size = bit_length(static_cast<uint32_t>(width_) * static_cast<uint32_t>(height_));
     hash_bits_ = std::min(18, std::max(12, size + 1));
     slot_bits_ = std::min(16, std::max(10, size));
-    for (auto& table : slots_) table.assign(size_t{1} << slot_bits_, Slot{kNone, kNone, 0, 0});
+    for (auto& table : slots_) table.assign(size_t{1} << slot_bits_, Slot{});
     by_order_.resize(kMaxCandidates * 7 * 6 * 7 * 4 * 2);
     by_pattern_.resize(kMaxCandidates * 64 * 16 * 5);
     by_colour_.resize(size_t{1} << hash_bits_);
@@ -454,7 +475,7 @@ class Band {
 
   // Of two numbers, as `bits` bits.
   uint64_t hashed(uint64_t a, uint64_t b, int bits) const {
-    return (scrambled(a * t_.factor[0] + b * t_.factor[1]) * kGolden) >> (64 - bits);
+    return (scrambled(a * kTables.factor[0] + b * kTables.factor[1]) * kGolden) >> (64 - bits);
   }
 
   int number_of(Colour c) const {
@@ -510,7 +531,7 @@ class Band {
     if (flat) {
       const int wider = (row[3][0] == w) | (row[1][3] == w) << 1 | (row[0][-3] == w) << 2 | (row[2][1] == w) << 3;
       Probability* c[2] = {&flat_run_[wider * 64 + run_[x]], &flat_colour_[hashed(w, wider, 14)]};
-      if (decide(c, flat_mixer_, current == w, 17, 29)) {
+      if (decide<OfFlat>(c, flat_mixer_, current == w)) {
         hit = true;
         current = w;
         run_[x] = static_cast<uint8_t>(std::min(63, run_[x] + 1));
@@ -541,7 +562,7 @@ class Band {
               Kind& kind) {
     uint64_t order[kOrders], sum = 0;
     for (int i = 0, j = 0; i < kOrders; ++i) {
-      for (; j < kOrderEnd[i]; ++j) sum += row[-kNeighbours[j].dy][kNeighbours[j].dx] * t_.factor[j];
+      for (; j < kOrderEnd[i]; ++j) sum += row[-kNeighbours[j].dy][kNeighbours[j].dx] * kTables.factor[j];
       order[i] = scrambled(sum + static_cast<uint64_t>(i));
     }
     Slot* slot[kOrders];
@@ -582,7 +603,7 @@ class Band {
       bool proposed = known >= 0;
       if constexpr (kEncode)
         for (int i = 0; i < count; ++i) proposed |= candidate[i] == current;
-      skipped = decide(skip_[std::min(63, colours >> 6)], !proposed, 11, 29) != 0;
+      skipped = decide(skip_[std::min(63, colours >> 6)], !proposed) != 0;
     }
     for (int i = 0; i < count && !skipped && !hit; ++i) {
       const Colour c = candidate[i];
@@ -593,7 +614,7 @@ class Band {
           &by_order_[((((i * 7 + longest + 1) * 6 + trust) * 7 + agree) * 4 + history) * 2 + (noise == 4)],
           &by_pattern_[((i * 64 + pattern) * 16 + same) * 5 + noise],
           &by_colour_[hashed(order[2], c * 8 + static_cast<uint64_t>(i), hash_bits_)]};
-      if (decide(p, candidate_mixer_[i * 7 + longest + 1], c == current, 12, 26)) {
+      if (decide<OfColours>(p, candidate_mixer_[i * 7 + longest + 1], c == current)) {
         hit = true;
         current = c;
         kind = i > 0 ? kLater : kFirst;
@@ -601,7 +622,7 @@ class Band {
     }
     if (!hit) {
       int is_known = 0;
-      if (mode_.index && !skipped) is_known = decide(known_[noise * 8 + std::min(7, colours >> 4)], known >= 0, 11, 29);
+      if (mode_.index && !skipped) is_known = decide(known_[noise * 8 + std::min(7, colours >> 4)], known >= 0);
       if (is_known) {
         kind = kLater;
         const int bits = bit_length(static_cast<uint32_t>(std::max(1, colours - 1)));
@@ -610,7 +631,7 @@ class Band {
           Probability* p[4] = {&number_[node], &number_by_[0][hashed(a.w, node, hash_bits_)],
                                &number_by_[1][hashed(order[1], node, hash_bits_)],
                                &number_by_[2][hashed(a.n * 3 + a.nw, node, hash_bits_)]};
-          node = node << 1 | static_cast<uint32_t>(decide(p, number_mixer_[i], known >> i & 1, 12, 26));
+          node = node << 1 | static_cast<uint32_t>(decide<OfColours>(p, number_mixer_[i], known >> i & 1));
         }
         known = static_cast<int>(node - (1u << bits));
         if (known >= colours) return false;
@@ -659,7 +680,6 @@ class Band {
 
   const int width_, height_, channels_;
   const Mode mode_;
-  const Tables& t_;
   int ring_ = 0;
   std::array<std::vector<Site>, 3> plane_rows_;
   std::vector<Probability> magnitude_, pair_, expected_, sample_, low_, low_expected_, sign_, sign_expected_, sign_sample_;

@@ -12,21 +12,20 @@ constexpr int kKnots[65] = {
     40793, 44511, 47911, 50941, 53581, 55834, 57724, 59287, 60565, 61598, 62428, 63090, 63615, 64030, 64357, 64614, 64816,
     64974, 65097, 65194, 65269, 65328, 65374, 65410, 65438, 65459, 65476, 65489, 65500, 65508, 65514};
 
-// How fast a probability follows: 65536 / (n + 2) for the first observations, then more slowly.
+// How fast a probability follows: by 1 / (n + 2) at first, then more slowly.
 constexpr int kDivisors[32] = {2,  3,  4,  5,  6,  7,  8,  9,  10, 12,  14,  16,  18,  20,  24,  28,
                                32, 36, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384};
 
 constexpr uint64_t kGolden = 0x9E3779B97F4A7C15;
 
 struct Tables {
-  int16_t squash[4096];   // of a logit in 1/256, + 2048: a probability in 1/65536
-  int16_t stretch[4096];  // of a probability in 1/4096: a logit in 1/256
-  int32_t rate[32];
-  int16_t weight[256];    // of a prediction, by its recent errors
-  uint64_t factor[64];    // of the neighbours in a hash
+  int16_t squash[4096] = {};   // of a logit in 1/256, + 2048: a probability in 1/65536, minus 1/2
+  int16_t stretch[4096] = {};  // of a probability in 1/4096: a logit in 1/256
+  int16_t weight[256] = {};    // of a prediction, by its recent errors
+  uint64_t factor[37] = {};    // of the neighbours in a hash
 
-  Tables() {
-    int32_t wide[4096];
+  constexpr Tables() {
+    int32_t wide[4096] = {};
     for (int i = 0; i < 4096; ++i) {
       const int left = kKnots[i >> 6], right = kKnots[(i >> 6) + 1];
       wide[i] = left + ((right - left) * (i & 63) + 32) / 64;
@@ -36,16 +35,15 @@ struct Tables {
       while (i < 4095 && wide[i] < p * 16 + 8) ++i;
       stretch[p] = static_cast<int16_t>(i - 2048);
     }
-    for (int i = 0; i < 32; ++i) rate[i] = 65536 / kDivisors[i];
     for (int i = 0; i < 256; ++i) weight[i] = static_cast<int16_t>(65536 / (i * i + 8));
     uint64_t f = kGolden;
-    for (uint64_t& entry : factor) entry = f, f = f * 0xD1342543DE82EF95 + 2;
+    for (int i = 0; i < 37; ++i) {
+      factor[i] = f;
+      f = f * 0xD1342543DE82EF95 + 2;
+    }
   }
 };
 
-inline const Tables& tables() {
-  static const Tables constant;
-  return constant;
-}
+inline constexpr Tables kTables;
 
 }  // namespace dca::exact

@@ -25,7 +25,7 @@ __all__ = ["available", "decode", "digest_of", "encode", "likeness", "pack_plane
 
 # Of pixels like at least two of their four neighbours, in 1/256: photographs are below the first, clean graphics above
 # the second; in between the encoder tries what takes fewer bytes.
-PHOTOGRAPH, GRAPHIC = 8, 144
+PHOTOGRAPH, GRAPHIC = 96, 160
 
 
 def available() -> tuple[bool, str]:
@@ -86,9 +86,24 @@ def encode(samples: Samples, *, step: int = 1, threads: int = 1, python: bool = 
         raise InputError("the image has no pixels")
     if not 1 <= step <= reference.MAX_STEP or step % 2 == 0:
         raise InputError(f"step is an odd number within 1..{reference.MAX_STEP}, got {step}")
-    array = np.ascontiguousarray(samples)
+    head, array = (b"", samples) if samples.dtype == np.uint8 else _reduced(samples)
+    array = np.ascontiguousarray(array)
     modes = [Mode(step=step)] if step > 1 else _modes(array)
-    return min((_encode(array, mode, threads, python) for mode in modes), key=len)
+    stream = min((_encode(array, mode, threads, python) for mode in modes), key=len)
+    return stream[:1] + head + stream[1:]
+
+
+def _reduced(samples: Samples) -> tuple[bytes, Samples]:
+    """Samples of 16 bits as numbers on the grid that they lie on, in 8 bits if those suffice; the grid."""
+    least = int(samples.min())
+    factor = max(1, int(np.gcd.reduce(samples - samples.dtype.type(least), axis=None)))
+    numbers = (samples - samples.dtype.type(least)) // samples.dtype.type(factor)
+    head = reference.leb128(factor) + reference.leb128(least)
+    return head, numbers.astype(np.uint8) if _fits_8_bits(factor, least) else numbers
+
+
+def _fits_8_bits(factor: int, least: int) -> bool:
+    return (65535 - least) // factor < 256
 
 
 def _encode(samples: Samples, mode: Mode, threads: int, python: bool) -> bytes:
@@ -123,15 +138,29 @@ def decode(
     Raises:
         CorruptStreamError: no encoder makes such a stream, or it holds other samples.
     """
-    if python or _native is None:
-        samples = reference.decode(bytes(stream), *shape, depth)
+    if depth == 8:
+        samples = _decode(stream, shape, 8, threads, python)
     else:
-        try:
-            samples = (_native.decode8 if depth == 8 else _native.decode16)(stream, *shape, threads)
-        except _native.Error as error:
-            raise CorruptStreamError(f"exact colours: {error}") from None
+        factor, at = reference.take(stream, min(1, len(stream)))
+        least, at = reference.take(stream, at)
+        if not (1 <= factor <= 65535 and least <= 65535):
+            raise CorruptStreamError("exact colours: a grid of samples that there is not")
+        numbers = _decode(stream[:1] + stream[at:], shape, 8 if _fits_8_bits(factor, least) else 16, threads, python)
+        if int(numbers.max()) * factor + least > 65535:
+            raise CorruptStreamError("exact colours: a value is outside of its range")
+        samples = numbers.astype(np.uint16) * np.uint16(factor) + np.uint16(least)
     if digest_of(samples) != digest:
         raise CorruptStreamError("exact colours: the decoded samples do not have the digest in the file")
+    return samples
+
+
+def _decode(stream: bytes, shape: tuple[int, int, int], depth: int, threads: int, python: bool) -> Samples:
+    if python or _native is None:
+        return reference.decode(stream, *shape, depth)
+    try:
+        samples: Samples = (_native.decode8 if depth == 8 else _native.decode16)(stream, *shape, threads)
+    except _native.Error as error:
+        raise CorruptStreamError(f"exact colours: {error}") from None
     return samples
 
 

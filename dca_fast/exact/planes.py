@@ -266,7 +266,7 @@ class _Residual:
         planes, k, nearby = self.planes, self.k, min(15, magnitude)
         around = (_sign(self.ew), _sign(self.en), _sign(self.before[0]) if k else 0)
         coins = [
-            planes.coins[_SIGN, k, *around, min(15, self.level // 2), self.part],
+            planes.coins[(_SIGN, k, *around, min(15, self.level // 2), self.part)],
             planes.coins[_SIGN_EXPECTED, k, self.difference, nearby],
             planes.coins[_SIGN_SAMPLE, k, self.sample, nearby],
         ]
@@ -274,8 +274,9 @@ class _Residual:
         return magnitude if mixed(planes.coder, residual > 0, coins, mixer, FOLLOW) else -magnitude
 
     def _is(self, node: int, truth: bool) -> int:
-        coins = [self.planes.coins[*context, node] for context in self.contexts]
-        return mixed(self.planes.coder, truth, coins, self.planes.mixer(4, self.k, min(11, self.level // 2), node), FOLLOW)
+        coins = [self.planes.coins[(*context, node)] for context in self.contexts]
+        mixer = self.planes.mixer(4, self.k, min(11, self.level // 2), node)
+        return mixed(self.planes.coder, truth, coins, mixer, FOLLOW)
 
     def _magnitude(self, magnitude: int) -> int:
         """Its half octave: whether it is one from the middle on, then one by one; then the bits below."""

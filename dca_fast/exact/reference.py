@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from dca_fast.errors import CorruptStreamError
 from dca_fast.exact.decisions import Coin, Decoder, Encoder, Mixer, RangeCoder, mixed, single
 from dca_fast.exact.planes import Impossible, Planes
 
-__all__ = ["BAND_PIXELS", "MAX_BANDS", "MAX_STEP", "Mode", "bands", "decode", "encode"]
+__all__ = ["BAND_PIXELS", "MAX_BANDS", "MAX_STEP", "Mode", "bands", "decode", "encode", "leb128", "take"]
 
 BAND_PIXELS = 1 << 20
 MAX_BANDS = 64
@@ -25,7 +26,8 @@ MAX_COLOURS = 4096
 GOLDEN = 0x9E3779B97F4A7C15
 WORD = (1 << 64) - 1
 
-Samples = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+Samples = npt.NDArray[Any]  # uint8 or uint16
+Place = tuple[object, ...]  # of a probability in its table
 Colour = int  # samples of a pixel side by side, the first one highest
 
 # Neighbours (columns, rows) in the order in which contexts take them: context i has the first ORDERS[i].
@@ -128,8 +130,8 @@ class Band:
         self.colours_of_rows = [[self.outside] * (width + 20) for _ in range(8)]
         self.kinds = [[FIRST] * (width + 20) for _ in range(2)]
         self.slots: list[dict[int, Slot]] = [{} for _ in ORDERS]
-        self.coins: dict[tuple[object, ...], Coin] = defaultdict(Coin)
-        self.mixers: dict[tuple[object, ...], Mixer] = {}
+        self.coins: dict[Place, Coin] = defaultdict(Coin)
+        self.mixers: dict[Place, Mixer] = {}
         self.runs = [0] * width
         self.colours: list[Colour] = []
         self.number: dict[Colour, int] = {}
@@ -160,11 +162,11 @@ class Band:
     def _pixel(self, colour: Colour) -> tuple[int, ...]:
         return tuple(colour >> self.depth * k & (1 << self.depth) - 1 for k in reversed(range(self.channels)))
 
-    def _mixed(self, bit: int, family: str, places: list[tuple[object, ...]], mixer: int, limits: tuple[int, int]) -> int:
+    def _mixed(self, bit: int, family: str, places: list[Place], mixer: int, limits: tuple[int, int]) -> int:
         key = (family, mixer)
         if key not in self.mixers:
             self.mixers[key] = Mixer(len(places))
-        coins = [self.coins[family, i, *place] for i, place in enumerate(places)]
+        coins = [self.coins[(family, i, *place)] for i, place in enumerate(places)]
         return mixed(self.coder, bit, coins, self.mixers[key], limits)
 
     def _with_candidates(self, x: int, pixel: tuple[int, ...]) -> tuple[int, ...]:
@@ -176,7 +178,7 @@ class Band:
             w = around.w
             far = (rows[3][x + 10], rows[1][x + 13], rows[0][x + 7], rows[2][x + 11])
             wider = sum((c == w) << i for i, c in enumerate(far))
-            places: list[tuple[object, ...]] = [(wider, self.runs[x]), (hashed(w, wider, 14),)]
+            places: list[Place] = [(wider, self.runs[x]), (hashed(w, wider, 14),)]
             hit = bool(self._mixed(colour == w, "flat", places, 0, (17, 29)))
         if hit:
             colour = around.w
@@ -212,12 +214,11 @@ class Band:
 
     def _look_up(self, x: int, around: Context) -> None:
         """Hashes of the contexts, and what followed them."""
-        total, j = 0, 0
+        total = start = 0
         for i, end in enumerate(ORDERS):
-            for j in range(j, end):
-                dx, dy = NEIGHBOURS[j]
-                total += self.colours_of_rows[-dy][x + 10 + dx] * FACTORS[j]
-            j = end
+            for (dx, dy), factor in zip(NEIGHBOURS[start:end], FACTORS[start:end], strict=True):
+                total += self.colours_of_rows[-dy][x + 10 + dx] * factor
+            start = end
             order = scrambled((total + i) & WORD)
             slot = self.slots[i].get(order >> (64 - self.slot_bits))
             around.order.append(order)
@@ -242,7 +243,8 @@ class Band:
         skipped = False
         if noise == 4:
             proposed = number >= 0 or colour in candidates
-            skipped = bool(single(self.coder, not proposed, self.coins["skip", min(63, len(self.colours) >> 6)], (11, 29)))
+            coin = self.coins["skip", min(63, len(self.colours) >> 6)]
+            skipped = bool(single(self.coder, not proposed, coin, (11, 29)))
         if not skipped:
             for i, candidate in enumerate(candidates):
                 if self._is(candidate, i, colour, around):
@@ -266,7 +268,7 @@ class Band:
         trust = TRUST[min(21, longest.trust)] if longest else 0
         neighbours = (around.w, around.n, around.ne, around.nw)
         same = sum((candidate == c) << j for j, c in enumerate(neighbours))
-        places: list[tuple[object, ...]] = [
+        places: list[Place] = [
             (i, around.longest, trust, agree, around.history, around.noise == 4),
             (i, around.pattern, same, around.noise),
             (hashed(around.order[2], candidate * 8 + i, self.hash_bits),),
@@ -278,7 +280,7 @@ class Band:
         bits, node = max(1, len(self.colours) - 1).bit_length(), 1
         for i in reversed(range(bits)):
             contexts = (around.w, around.order[1], around.n * 3 + around.nw)
-            places: list[tuple[object, ...]] = [(node,), *((hashed(c, node, self.hash_bits),) for c in contexts)]
+            places: list[Place] = [(node,), *((hashed(c, node, self.hash_bits),) for c in contexts)]
             node = node << 1 | self._mixed(number >> i & 1, "number", places, i, (12, 26))
         number = node - (1 << bits)
         if number >= len(self.colours):
@@ -313,7 +315,7 @@ def encode(samples: Samples, mode: Mode) -> bytes:
         coder = Encoder()
         Band(coder, bottom - top, width, channels, 8 * samples.dtype.itemsize, mode).run(samples[top:bottom])
         coded.append(coder.finish())
-    return bytes([mode.byte()]) + b"".join(_leb128(len(band)) for band in coded[:-1]) + b"".join(coded)
+    return bytes([mode.byte()]) + b"".join(leb128(len(band)) for band in coded[:-1]) + b"".join(coded)
 
 
 def decode(stream: bytes, height: int, width: int, channels: int, depth: int) -> Samples:
@@ -344,7 +346,7 @@ def _split(stream: bytes, count: int) -> tuple[Mode, list[bytes]]:
     at, parts = 1, []
     sizes = []
     for _ in range(count - 1):
-        size, at = _take(stream, at)
+        size, at = take(stream, at)
         sizes.append(size)
     sizes.append(len(stream) - at - sum(sizes))
     if sizes[-1] < 0:
@@ -357,7 +359,8 @@ def _split(stream: bytes, count: int) -> tuple[Mode, list[bytes]]:
     return mode, parts
 
 
-def _leb128(value: int) -> bytes:
+def leb128(value: int) -> bytes:
+    """Seven bits per byte, lowest first, the top bit set on all but the last."""
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
@@ -366,12 +369,16 @@ def _leb128(value: int) -> bytes:
     return bytes(out)
 
 
-def _take(stream: bytes, at: int) -> tuple[int, int]:
-    """A number in LEB128, and where the next one starts."""
+def take(stream: bytes, at: int) -> tuple[int, int]:
+    """A number in LEB128, and what is behind it.
+
+    Raises:
+        CorruptStreamError: none, or not in the fewest bytes.
+    """
     value = 0
     for shift in range(0, 35, 7):
         if at >= len(stream):
-            raise CorruptStreamError("exact colours: the stream ends inside the sizes of its bands")
+            raise CorruptStreamError("exact colours: the stream ends inside a number")
         byte = stream[at]
         at += 1
         value |= (byte & 0x7F) << shift
@@ -379,4 +386,4 @@ def _take(stream: bytes, at: int) -> tuple[int, int]:
             if byte == 0 and shift:
                 break
             return value, at
-    raise CorruptStreamError("exact colours: malformed size of a band")
+    raise CorruptStreamError("exact colours: malformed number")
