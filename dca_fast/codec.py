@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
@@ -188,7 +189,8 @@ class Codec:
             image: Pillow image; uint8 array [H, W], [H, W, 1] (gray), [H, W, 3] or [H, W, 4] (alpha last); uint8 tensor
                 [1, H, W], [3, H, W] or [4, H, W]; a path or a binary file object of an image; or `ImageInput`. A batch,
                 array [N, H, W, C] or tensor [N, C, H, W], gives a list of N files.
-            quality: 0..100, continuous; one step is 1/100. Or "lossless": every sample comes back as it was, also those
+            quality: 0..100, continuous; one step is 1/100. 100 has at least 45 dB of PSNR: where the model stays below,
+                the exact-colour coder takes its place. Or "lossless": every sample comes back as it was, also those
                 under alpha 0; arrays may then be uint16, Pillow images I;16. `effort` and `aq_strength` are not used.
             effort: 0..9, time for fewer bits at equal distortion; no decoder sees a difference. The default, 1, takes
                 two to three times as long as 0; from 2 on latents follow gradients of the decoder, and every level
@@ -221,11 +223,9 @@ class Codec:
         stream, digest, weights = self._encode_pixels(source.pixels, q, level, aq, progress)
         if progress is not None and level <= 1:
             progress(1.0)
-        return container.pack(
-            container.Header(width, height, q, self._weights.model_id, digest, source.gray, aq, weights),
-            stream,
-            sections,
-        )
+        header = container.Header(width, height, q, self._weights.model_id, digest, source.gray, aq, weights)
+        data = container.pack(header, stream, sections)
+        return self._at_the_top(source, sections, data) if q == container.MAX_QUALITY else data
 
     def _encode_exact(self, image: ImageLike, metadata: Mapping[str, bytes] | None) -> bytes:
         source = picture.source_of(image, max_pixels=self.max_pixels)
@@ -234,6 +234,22 @@ class Codec:
         header = picture.header_of(source, samples)
         stream = picture.coder.encode(samples, threads=self.threads, python=self._python)
         return container.pack(header, stream, self._sections(source, metadata))
+
+    def _at_the_top(
+        self, source: image_io.ImageInput, sections: Mapping[container.Section, bytes], data: bytes
+    ) -> bytes:
+        """A file of the highest quality: that of the model, unless this is not enough or longer than one without loss."""
+        dca = container.parse(data, max_pixels=self.max_pixels)
+        error = self._squared_error(source.pixels, self._decoded(dca))
+        enough = picture.is_enough(error, math.prod(source.pixels.shape))
+        source = replace(source, pixels=self._host(source.pixels))
+        samples = picture.samples_of(source)
+        stream = picture.coder.encode(samples, threads=self.threads, python=self._python)
+        if enough and len(stream) > len(dca.stream):
+            return data
+        if not enough:
+            stream, samples = picture.near(samples, stream, threads=self.threads, python=self._python)
+        return container.pack(picture.header_of(source, samples), stream, sections)
 
     @property
     def _python(self) -> bool:
@@ -432,7 +448,7 @@ class Codec:
         header = dca.header
         pixels = self._decoded(dca)
         plane = self._alpha(dca)  # now that the stream is known to be whole
-        if output == "torch" and self._device is not None and not header.exact:
+        if output == "torch" and self._device is not None and header.depth == 8:
             return self._device.planes(pixels, plane)
         array = self._host(pixels)
         if output == "pil" and header.depth == 16:
@@ -463,7 +479,10 @@ class Codec:
         """The picture of a file, uint8 or uint16 [H, W, 3], with its filter; all planes of a gray one are equal."""
         header = dca.header
         if header.exact:
-            return picture.pixels_of(header, dca.stream, threads=self.threads, python=self._python)
+            samples = picture.pixels_of(header, dca.stream, threads=self.threads, python=self._python)
+            if header.depth == 16:  # which only `_host` is to see
+                return samples
+            return self._engine[1].array(samples) if self._device is None else self._device.image(samples)
         if header.model_id != self._weights.model_id:
             raise UnknownModelError(f"made with model {header.model_id.hex()}, this codec holds {self.model_id}")
         pixels = self._decode_pixels(header, dca.stream)

@@ -453,3 +453,52 @@ def test_sanitizers_find_nothing(tmp_path: Path) -> None:
     subprocess.run(["g++", *flags, "-I", "csrc", *sources, "-o", program], cwd=ROOT, check=True)
     done = subprocess.run([program, "240"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# ---- the highest quality ----
+
+
+def decibels(codec: Codec, image: np.ndarray, data: bytes) -> float:
+    error = np.square(codec.decode(data, "numpy").astype(float) - image).mean()
+    return 999.0 if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+@pytest.mark.parametrize("name", ["photograph", "graphic", "noise", "extremes", "smooth", "ripples"])
+def test_the_highest_quality_has_45_decibels(codec: Codec, name: str) -> None:
+    smooth = np.repeat(np.arange(96, dtype=np.uint8)[None, :, None] + 60, 64, 0).repeat(3, 2)
+    y, x = np.mgrid[0:64, 0:96]
+    ripples = np.rint(128 + 60 * np.sin(x / 17) * np.cos(y / 23))[..., None].repeat(3, 2).astype(np.uint8)
+    image = {"smooth": smooth, "ripples": ripples}.get(name, PICTURES.get(name))
+    files = [codec.encode(image, quality, effort=0) for quality in (60, 90, 99.99, 100)]
+    found = [decibels(codec, image, data) for data in files]
+    assert found[-1] >= 45
+    assert found[-1] == max(found)
+    info = inspect(files[-1])
+    assert (info.exact, info.quality) == (name != "ripples", 100)
+    assert not any(inspect(data).exact for data in files[:-1])
+
+
+def test_the_highest_quality_without_loss_where_that_is_shorter(codec: Codec) -> None:
+    boxes = np.repeat(np.repeat(graphic(20, 30), 3, 0), 3, 1)
+    assert inspect(codec.encode(boxes, 100, effort=0)).lossless
+    assert not inspect(codec.encode(PICTURES["noise"], 100, effort=0)).lossless
+    gray = codec.encode(PICTURES["noise"][..., 0], 100, effort=0)
+    assert (inspect(gray).exact, inspect(gray).grayscale) == (True, True)
+    assert np.abs(codec.decode(gray, "numpy")[..., 0].astype(int) - PICTURES["noise"][..., 0]).max() == 1
+
+
+def test_a_goal_that_only_the_highest_quality_reaches(codec: Codec) -> None:
+    image = PICTURES["noise"]
+    data = codec.encode_to(image, psnr=45, effort=0)
+    assert inspect(data).exact
+    assert decibels(codec, image, data) >= 45
+    with pytest.raises(InputError, match="quality 100 has"):
+        codec.encode_to(image, psnr=90, effort=0)
+
+
+def test_errors_that_are_enough_are_those_of_45_decibels() -> None:
+    from dca_fast.exact.picture import is_enough
+
+    limit = 255**2 / 10**4.5
+    assert is_enough(int(limit * 10**6) - 1, 10**6)
+    assert not is_enough(int(limit * 10**6) + 2, 10**6)
