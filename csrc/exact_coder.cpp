@@ -11,7 +11,8 @@
 namespace dca::exact {
 namespace {
 
-constexpr int64_t kBandPixels = 1 << 20;  // at least, where there are several
+// At least, where there are several. What candidates are proposed from takes long to fill.
+constexpr int64_t kBandPixels = 1 << 20, kBandPixelsOfCandidates = 1 << 23;
 
 // Runs work(i) for every band on so many threads; rethrows what one throws.
 template <class F>
@@ -66,14 +67,15 @@ size_t take_size(const uint8_t*& at, const uint8_t* end) {
 
 }  // namespace
 
-int bands_of(const Shape& shape) {
-  const int64_t bands = static_cast<int64_t>(shape.height) * shape.width / kBandPixels;
+int bands_of(const Shape& shape, const Mode& mode) {
+  const int64_t least = mode.candidates ? kBandPixelsOfCandidates : kBandPixels;
+  const int64_t bands = static_cast<int64_t>(shape.height) * shape.width / least;
   return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>({bands, shape.height, kMaxBands})));
 }
 
 template <class Sample>
 std::string encode(const Sample* samples, const Shape& shape, const Mode& mode, int threads) {
-  const int bands = bands_of(shape);
+  const int bands = bands_of(shape, mode);
   const size_t row = static_cast<size_t>(shape.width) * shape.channels;
   std::vector<std::string> coded(bands);
   for_bands(bands, threads, [&](int i) {
@@ -94,7 +96,7 @@ void decode(const uint8_t* stream, size_t size, const Shape& shape, Sample* samp
   const uint8_t *at = stream + 1, *const end = stream + size;
   const Mode mode{(stream[0] & 1) != 0, (stream[0] & 2) != 0, 2 * (stream[0] >> 2) + 1};
   if ((mode.index && !mode.candidates) || (mode.step > 1 && mode.candidates)) throw Error("unknown mode of coding");
-  const int bands = bands_of(shape);
+  const int bands = bands_of(shape, mode);
   std::vector<size_t> sizes;
   size_t known = 0;
   for (int i = 0; i + 1 < bands; ++i) {

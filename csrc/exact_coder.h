@@ -23,8 +23,8 @@ struct Shape {
   int height, width, channels;  // 1 or 3
 };
 
-// Bands of a picture: a matter of its size alone, because they are part of the format.
-int bands_of(const Shape& shape);
+// Bands of a picture: a matter of its size and mode alone, because they are part of the format.
+int bands_of(const Shape& shape, const Mode& mode);
 
 // Codes samples [height * width * channels], each band with one thread.
 template <class Sample>

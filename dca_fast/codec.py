@@ -238,7 +238,7 @@ class Codec:
     def _at_the_top(
         self, source: image_io.ImageInput, sections: Mapping[container.Section, bytes], data: bytes
     ) -> bytes:
-        """A file of the highest quality: that of the model, unless this is not enough or longer than one without loss."""
+        """A file of the highest quality: that of the model, unless it is not enough or longer than one without loss."""
         dca = container.parse(data, max_pixels=self.max_pixels)
         error = self._squared_error(source.pixels, self._decoded(dca))
         enough = picture.is_enough(error, math.prod(source.pixels.shape))

@@ -76,8 +76,8 @@ class Header:
         grayscale: the source had one colour channel.
         aq: strength of adaptive quantisation, 0..15 sixteenths.
         restoration: weights of the filter behind the decoder, -127..127: none, or 18 for each of one to three rings.
-        exact: the stream is one of the exact-colour coder (docs/exact.md); model id and digest are then those of no
-            model and of the samples, the quality is the highest, and nothing is behind the decoder.
+        exact: the stream is one of the exact-colour coder (docs/exact.md): the model id is zero, the digest that of the
+            samples, the quality the highest, and nothing is behind the decoder.
         depth: bits per sample, 8, or 16 in exact files.
     """
 

@@ -246,9 +246,10 @@ def _convert(image: Image.Image, data: bytes, strip: bool, facts: bool, exact: b
         image = _cmyk_to_srgb(image, blocks.pop("icc", None))
     elif image.mode == "LAB":  # becomes sRGB, too
         blocks.pop("icc", None)
-    if exact and image.mode.startswith("I") and "transparency" not in image.info:
-        values = _in_16_bits(image)
-        return ImageInput(np.repeat(values.astype(np.uint16)[:, :, None], 3, 2), None, True, blocks)
+    if exact and image.mode.startswith("I"):
+        values, key = _in_16_bits(image), image.info.get("transparency")
+        opaque = np.where(values == key, 0, 65535).astype(np.uint16) if isinstance(key, int) else None
+        return ImageInput(np.repeat(values.astype(np.uint16)[:, :, None], 3, 2), opaque, True, blocks)
     image = _to_8_bit(image)
     alpha = np.array(image.getchannel("A")) if "A" in image.getbands() else None
     if alpha is not None and alpha.min() == 255 and not exact:

@@ -146,19 +146,20 @@ def test_any_samples(samples: np.ndarray, mode: Mode) -> None:
 
 
 @native
-def test_bands_depend_on_the_size_alone() -> None:
-    height, width = 1200, 2000
-    assert reference.bands(height, width) == [(0, 600), (600, 1200)]
-    assert len(reference.bands(65535, 65535)) == 64
-    assert reference.bands(1, 65535) == [(0, 1)]
-    samples = np.ascontiguousarray(np.tile(graphic(60, 100), (20, 20, 1)))
-    for mode in (Mode(True, True), Mode()):
-        streams = {coder._encode(samples, mode, threads, False) for threads in (1, 2, 3)}
-        assert len(streams) == 1
-        stream = streams.pop()
-        alone = [coder._encode(samples[top:bottom], mode, 1, False)[1:] for top, bottom in ((0, 600), (600, 1200))]
-        assert reference._split(stream, 2) == (mode, alone)
-        assert np.array_equal(coder._decode(stream, samples.shape, 8, 2, False), samples)
+@pytest.mark.parametrize(("mode", "width"), [(Mode(), 2000), (Mode(True, True), 14000)], ids=str)
+def test_bands_depend_on_size_and_mode_alone(mode: Mode, width: int) -> None:
+    height = 1200
+    halves = [(0, 600), (600, 1200)]
+    assert reference.bands(height, width, mode) == halves
+    assert len(reference.bands(65535, 65535, mode)) == 64
+    assert reference.bands(1, 65535, mode) == [(0, 1)]
+    samples = np.ascontiguousarray(np.tile(graphic(60, 100), (20, width // 100, 1)))
+    streams = {coder._encode(samples, mode, threads, False) for threads in (1, 2)}
+    assert len(streams) == 1
+    stream = streams.pop()
+    alone = [coder._encode(samples[top:bottom], mode, 1, False)[1:] for top, bottom in halves]
+    assert reference._split(stream, height, width) == (mode, alone)
+    assert np.array_equal(coder._decode(stream, samples.shape, 8, 2, False), samples)
 
 
 @native
@@ -376,6 +377,15 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         assert "lossless" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["encode", "--lossless", "--quality", "40", str(picture)])
+
+
+def test_the_transparent_gray_of_16_bits_is_kept(codec: Codec) -> None:
+    file = io.BytesIO()
+    gray = np.array([[9, 700, 65535]], np.uint16)
+    Image.fromarray(gray).save(file, "PNG", transparency=700)
+    back = codec.decode(codec.encode(io.BytesIO(file.getvalue()), "lossless"), "numpy")
+    assert np.array_equal(back[..., 0], gray)
+    assert back[..., 3].tolist() == [[65535, 0, 65535]]
 
 
 def test_bits_that_cannot_be_read_are_refused(codec: Codec, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from dca_fast.exact.planes import Impossible, Planes
 
 __all__ = ["BAND_PIXELS", "MAX_BANDS", "MAX_STEP", "Mode", "bands", "decode", "encode", "leb128", "take"]
 
-BAND_PIXELS = 1 << 20
+BAND_PIXELS = {False: 1 << 20, True: 1 << 23}  # at least, without and with candidates
 MAX_BANDS = 64
 MAX_STEP = 127
 MAX_CANDIDATES = 8
@@ -301,9 +301,9 @@ class Band:
                 slot.first, slot.second = colour, slot.first
 
 
-def bands(height: int, width: int) -> list[tuple[int, int]]:
-    """The first row of every band and the one behind it: a matter of the picture's size alone."""
-    count = max(1, min(height * width // BAND_PIXELS, height, MAX_BANDS))
+def bands(height: int, width: int, mode: Mode) -> list[tuple[int, int]]:
+    """The first row of every band and the one behind it: a matter of the picture's size and the mode."""
+    count = max(1, min(height * width // BAND_PIXELS[mode.candidates], height, MAX_BANDS))
     return [(height * i // count, height * (i + 1) // count) for i in range(count)]
 
 
@@ -311,7 +311,7 @@ def encode(samples: Samples, mode: Mode) -> bytes:
     """Code samples [H, W, 1 or 3], uint8 or uint16, as `coder.encode` does."""
     height, width, channels = samples.shape
     coded = []
-    for top, bottom in bands(height, width):
+    for top, bottom in bands(height, width, mode):
         coder = Encoder()
         Band(coder, bottom - top, width, channels, 8 * samples.dtype.itemsize, mode).run(samples[top:bottom])
         coded.append(coder.finish())
@@ -324,9 +324,9 @@ def decode(stream: bytes, height: int, width: int, channels: int, depth: int) ->
     Raises:
         CorruptStreamError: no encoder makes such a stream.
     """
-    mode, parts = _split(stream, len(bands(height, width)))
+    mode, parts = _split(stream, height, width)
     samples: Samples = np.zeros((height, width, channels), np.uint8 if depth == 8 else np.uint16)
-    for (top, bottom), part in zip(bands(height, width), parts, strict=True):
+    for (top, bottom), part in zip(bands(height, width, mode), parts, strict=True):
         coder = Decoder(part)
         try:
             Band(coder, bottom - top, width, channels, depth, mode).run(samples[top:bottom])
@@ -337,7 +337,8 @@ def decode(stream: bytes, height: int, width: int, channels: int, depth: int) ->
     return samples
 
 
-def _split(stream: bytes, count: int) -> tuple[Mode, list[bytes]]:
+def _split(stream: bytes, height: int, width: int) -> tuple[Mode, list[bytes]]:
+    """The mode, and the bytes of every band."""
     if not stream:
         raise CorruptStreamError("exact colours: the stream is empty")
     mode = Mode(bool(stream[0] & 1), bool(stream[0] & 2), 2 * (stream[0] >> 2) + 1)
@@ -345,7 +346,7 @@ def _split(stream: bytes, count: int) -> tuple[Mode, list[bytes]]:
         raise CorruptStreamError("exact colours: unknown mode of coding")
     at, parts = 1, []
     sizes = []
-    for _ in range(count - 1):
+    for _ in bands(height, width, mode)[1:]:
         size, at = take(stream, at)
         sizes.append(size)
     sizes.append(len(stream) - at - sum(sizes))
