@@ -1,4 +1,4 @@
-"""Maps kernels/ to dca_fast.kernels and builds the two native extensions; pyproject.toml has the rest.
+"""Maps kernels/ to dca_fast.kernels and builds the three native extensions; pyproject.toml has the rest.
 
 Without a C++ compiler the package is installed without them: all of it works, in PyTorch and Python, many times slower.
 """
@@ -49,6 +49,6 @@ ParallelCompile("DCA_BUILD_JOBS").install()
 setup(
     packages=[*find_packages(include=["dca_fast", "dca_fast.*"]), "dca_fast.kernels", "dca_fast.csrc.coder"],
     package_dir={"dca_fast.kernels": "kernels", "dca_fast.csrc.coder": "csrc/coder"},
-    ext_modules=[extension("rans", "coder"), extension("cpu", "ops")],
+    ext_modules=[extension("rans", "coder"), extension("cpu", "ops"), extension("exact", "exact")],
     cmdclass={"build_ext": Build},
 )

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dca_fast.files.container import inspect
 
     _cpu: Any  # built or mapped at install time
+    _exact: Any
     _rans: Any
     kernels: Any
 

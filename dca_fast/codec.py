@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dca_fast.backends import resolve
 from dca_fast.config import AQ_STEPS, DEFAULT_AQ, DEFAULT_EFFORT, MAX_AQ, QUALITY_MAX, ModelConfig
@@ -23,6 +25,8 @@ from dca_fast.encoder.effort import check as check_effort
 from dca_fast.engines import Engine
 from dca_fast.engines.cpu import CpuEngine
 from dca_fast.errors import ConfigError, CorruptStreamError, InputError, UnknownModelError
+from dca_fast.exact import picture
+from dca_fast.exact.picture import LOSSLESS
 from dca_fast.files import container, image_io
 from dca_fast.inputs import FileLike, ImageLike, check_size, file_bytes, image_of, images_of
 from dca_fast.network import weights as weights_io
@@ -36,9 +40,9 @@ OUTPUTS = ("pil", "numpy", "torch")
 METADATA = ("icc", "exif", "xmp")
 
 
-def _quality(quality: float) -> int:
+def _quality(quality: float | str) -> int:
     if isinstance(quality, bool) or not isinstance(quality, Real) or not 0 <= quality <= QUALITY_MAX:
-        raise ConfigError(f"quality must be a number within 0..{QUALITY_MAX:g}, got {quality!r}")
+        raise ConfigError(f"quality must be {LOSSLESS!r} or a number within 0..{QUALITY_MAX:g}, got {quality!r}")
     return round(float(quality) * QUALITY_STEPS)
 
 
@@ -147,7 +151,7 @@ class Codec:
     def encode(
         self,
         image: ImageLike,
-        quality: float = 60.0,
+        quality: float | str = 60.0,
         *,
         effort: int = DEFAULT_EFFORT,
         aq_strength: float = DEFAULT_AQ,
@@ -160,7 +164,9 @@ class Codec:
             image: Pillow image; uint8 array [H, W], [H, W, 1] (gray), [H, W, 3] or [H, W, 4] (alpha last); uint8 tensor
                 [1, H, W], [3, H, W] or [4, H, W]; a path or a binary file object of an image; or `ImageInput`. A batch,
                 array [N, H, W, C] or tensor [N, C, H, W], gives a list of N files.
-            quality: 0..100, continuous; one step is 1/100.
+            quality: 0..100, continuous; one step is 1/100. 100 has at least 45 dB of PSNR: where the model stays below,
+                the exact-colour coder takes its place. Or "lossless": every sample comes back as it was, also those
+                under alpha 0; arrays may then be uint16, Pillow images I;16. `effort` and `aq_strength` are not used.
             effort: 0..9, time for fewer bits at equal distortion; no decoder sees a difference. The default, 1, takes
                 two to three times as long as 0; from 2 on latents follow gradients of the decoder, and every level
                 takes up to some two times as long as the one before (docs/guide/encoding.md).
@@ -178,11 +184,14 @@ class Codec:
             LimitExceededError: more than `max_pixels`.
             ConfigError: quality, effort or aq_strength out of range.
         """
-        q, level, aq = _quality(quality), check_effort(effort), _aq(aq_strength)
+        lossless = isinstance(quality, str) and quality == LOSSLESS
+        q, level, aq = _quality(QUALITY_MAX if lossless else quality), check_effort(effort), _aq(aq_strength)
         batch = images_of(image)
         if batch is not None:
             files = [self.encode(one, quality, effort=effort, aq_strength=aq_strength) for one in batch]
             return files  # type: ignore[return-value]
+        if lossless:
+            return self._encode_exact(image, metadata)
         source = self._image(image)
         height, width = source.pixels.shape[:2]
         sections = self._sections(source, metadata)
@@ -192,7 +201,36 @@ class Codec:
         header = container.Header(
             width, height, q, self._weights.model_id, coded.digest, source.gray, aq, coded.restoration
         )
-        return container.pack(header, coded.stream, sections)
+        data = container.pack(header, coded.stream, sections)
+        return self._at_the_top(source, sections, data) if q == container.MAX_QUALITY else data
+
+    def _encode_exact(self, image: ImageLike, metadata: Mapping[str, bytes] | None) -> bytes:
+        source = picture.source_of(image, max_pixels=self.max_pixels)
+        check_size(source.pixels.shape, self.max_pixels)
+        samples = picture.samples_of(source)
+        header = picture.header_of(source, samples)
+        stream = picture.coder.encode(samples, threads=self.threads, python=self._python)
+        return container.pack(header, stream, self._sections(source, metadata))
+
+    def _at_the_top(
+        self, source: image_io.ImageInput, sections: Mapping[container.Section, bytes], data: bytes
+    ) -> bytes:
+        """A file of the highest quality: that of the model, unless it is not enough or longer than one without loss."""
+        dca, engine = container.parse(data, max_pixels=self.max_pixels), self.engine
+        error = engine.ops.squared_error(engine.image(source.pixels), self._decoded(dca), None)
+        enough = picture.is_enough(error, math.prod(source.pixels.shape))
+        samples = picture.samples_of(replace(source, pixels=self._host(engine.image(source.pixels))))
+        stream = picture.coder.encode(samples, threads=self.threads, python=self._python)
+        if enough and len(stream) > len(dca.stream):
+            return data
+        if not enough:
+            stream, samples = picture.near(samples, stream, threads=self.threads, python=self._python)
+        return container.pack(picture.header_of(source, samples), stream, sections)
+
+    @property
+    def _python(self) -> bool:
+        """Whether the exact-colour coder is the reference, too."""
+        return self.backend == "reference"
 
     def _image(self, image: ImageLike) -> image_io.ImageInput:
         """What is coded; pixels of colour tensors stay on a CUDA device."""
@@ -254,8 +292,9 @@ class Codec:
         fixed = sum(map(len, sections.values()))
         return rate_control.to_size(encoded, goal * bits / 8, fixed, tolerance)
 
-    @staticmethod
-    def _sections(source: image_io.ImageInput, metadata: Mapping[str, bytes] | None) -> dict[container.Section, bytes]:
+    def _sections(
+        self, source: image_io.ImageInput, metadata: Mapping[str, bytes] | None
+    ) -> dict[container.Section, bytes]:
         blocks = metadata if metadata is not None else source.metadata
         for key, value in blocks.items():
             if key not in METADATA or not isinstance(value, bytes):
@@ -263,7 +302,8 @@ class Codec:
                 raise InputError(f"metadata holds bytes under {', '.join(METADATA)}, got {kind} under {key!r}")
         sections = {container.Section[key.upper()]: value for key, value in blocks.items()}
         if source.alpha is not None:
-            sections[container.Section.ALPHA] = image_io.pack_alpha(source.alpha)
+            alpha = picture.coder.pack_plane(source.alpha, threads=self.threads, python=self._python)
+            sections[container.Section.ALPHA] = alpha
         container.check_sections(sections)
         return sections
 
@@ -275,12 +315,13 @@ class Codec:
             output: "pil", "numpy" or "torch".
 
         Returns:
-            Pillow image (mode L, RGB or with alpha; metadata in `info`), uint8 array [H, W, 3], or uint8 tensor
-            [3, H, W]; with alpha, if the file has it, as a fourth channel.
+            Pillow image (L, RGB or with alpha, or I;16; metadata in `info`), uint8 array [H, W, 3], or uint8 tensor
+            [3, H, W]; with alpha, if the file has it, as a fourth channel; uint16 for files of 16 bits. Pillow has no
+            mode for 16 bits of colours or with alpha: an `InputWarning` says that 8 are left.
 
         Raises:
             BitstreamError: one of its kinds says what is wrong with the bytes. Never a wrong picture.
-            UnknownModelError: the file was made with other weights.
+            UnknownModelError: the file was made with other weights; files without loss need none.
             InputError: neither bytes nor where they are.
             OSError: the file cannot be read.
             BackendUnavailableError: "torch" without PyTorch.
@@ -290,21 +331,40 @@ class Codec:
         if output == "torch":
             need_torch('output="torch"')
         dca = container.parse(file_bytes(data), max_pixels=self.max_pixels)
-        header, alpha = dca.header, dca.sections.get(container.Section.ALPHA)
-        plane = None if alpha is None else image_io.unpack_alpha(alpha, header.width, header.height)
-        pixels = self._decoded(dca)
-        if output == "torch" and self.engine.takes_tensors:
+        header, pixels = dca.header, self._decoded(dca)
+        plane = self._alpha(dca)  # now that the stream is known to be whole
+        if output == "torch" and self.engine.takes_tensors and header.depth == 8:
             return planes_of(pixels, plane)
-        array = np.ascontiguousarray(self.engine.arrays.numpy(pixels))
+        array = self._host(pixels)
+        if output == "pil" and header.depth == 16:
+            return picture.to_pil(array, plane, gray=header.grayscale, metadata=dca.metadata)
         if output == "pil":
             return image_io.to_pil(array, alpha=plane, gray=header.grayscale, metadata=dca.metadata)
         if plane is not None:
             array = np.dstack((array, plane))
-        return array if output == "numpy" else tensor_of(np.ascontiguousarray(array.transpose(2, 0, 1)))
+        if output == "numpy":
+            return array
+        return tensor_of(np.ascontiguousarray(array.transpose(2, 0, 1))).to(self.engine.device)
+
+    def _alpha(self, dca: container.Dca) -> npt.NDArray[Any] | None:
+        """The alpha plane of a file, [H, W]."""
+        header, payload = dca.header, dca.sections.get(container.Section.ALPHA)
+        if payload is None:
+            return None
+        size = header.height, header.width
+        return picture.coder.unpack_plane(payload, *size, header.depth, threads=self.threads, python=self._python)
+
+    def _host(self, pixels: Array) -> npt.NDArray[Any]:
+        """[H, W, 3] as an array of its own."""
+        array = pixels if isinstance(pixels, np.ndarray) else self.engine.arrays.numpy(pixels)
+        return np.ascontiguousarray(array)
 
     def _decoded(self, dca: container.Dca) -> Array:
-        """The picture of a file, uint8 [H, W, 3], with its filter; all three planes of a gray one are equal."""
+        """The picture of a file, uint8 or uint16 [H, W, 3], with its filter; all planes of a gray one are equal."""
         header = dca.header
+        if header.exact:
+            samples = picture.pixels_of(header, dca.stream, threads=self.threads, python=self._python)
+            return samples if header.depth == 16 else self.engine.image(samples)  # engines know 8 bits
         if header.model_id != self._weights.model_id:
             raise UnknownModelError(f"made with model {header.model_id.hex()}, this codec holds {self.model_id}")
         pixels, digest = self.engine.decode(dca.stream, header)
@@ -335,7 +395,7 @@ class Codec:
     def encode_batch(
         self,
         images: Iterable[ImageLike],
-        quality: float = 60.0,
+        quality: float | str = 60.0,
         *,
         effort: int = DEFAULT_EFFORT,
         aq_strength: float = DEFAULT_AQ,

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from dca_fast.errors import InputError, LimitExceededError
+from dca_fast.files.atomic import read
 from dca_fast.files.container import MAX_SIDE
 from dca_fast.files.image_io import ImageInput, from_pil, load_image
 from dca_fast.tensors import is_tensor, pixels_of
@@ -58,8 +59,6 @@ def image_of(image: ImageLike, *, on_device: bool, max_pixels: int) -> ImageInpu
         return image
     if isinstance(image, Image.Image):
         return from_pil(image)
-    if isinstance(image, str | os.PathLike):
-        return load_image(image, max_pixels=max_pixels)
     if is_tensor(image):
         pixels = pixels_of(image)
         if on_device and pixels.shape[2] == 3:
@@ -67,8 +66,19 @@ def image_of(image: ImageLike, *, on_device: bool, max_pixels: int) -> ImageInpu
         return _of_array(pixels.cpu().numpy())
     if isinstance(image, np.ndarray):
         return _of_array(image)
-    kinds = "expected a Pillow image, an array, a tensor, a path or a binary file object"
-    return load_image(_read(image, kinds), max_pixels=max_pixels)
+    return load_image(content_of(image), max_pixels=max_pixels)
+
+
+def content_of(image: ImageLike) -> bytes:
+    """The bytes of an image file that is given as its path or a binary file object.
+
+    Raises:
+        InputError: something else.
+        OSError: it cannot be read.
+    """
+    if isinstance(image, str | os.PathLike):
+        return read(image)
+    return _read(image, "expected a Pillow image, an array, a tensor, a path or a binary file object")
 
 
 def images_of(image: object) -> Sequence[Any] | None:

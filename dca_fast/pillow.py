@@ -5,11 +5,12 @@
     image = Image.open("photo.dca")
     image.save("copy.dca", quality=60)
 
-`Image.open` reads size, mode and metadata; pixels are decoded when they are needed. Options of `save`: `quality`, or a
-goal (`max_bytes`, `bpp`, `psnr`), `effort` and `aq_strength`, as of `Codec.encode` and `Codec.encode_to`;
-`icc_profile`, `exif` and `xmp`, bytes that replace the image's own (None: none). Others are a `ConfigError`. A file
-that cannot be decoded is an OSError, as Pillow's users expect, with the `BitstreamError` as its cause. A file is
-replaced when its new bytes are there: where they cannot be made, the old ones stay.
+`Image.open` reads size, mode and metadata; pixels are decoded when they are needed. Options of `save`: `quality`, or
+`lossless=True` (16 bits of mode I;16, too), or a goal (`max_bytes`, `bpp`, `psnr`); `effort` and `aq_strength`, as of
+`Codec.encode` and `Codec.encode_to`; `icc_profile`, `exif` and `xmp`, bytes that replace the image's own (None: none).
+Others are a `ConfigError`. A file that cannot be decoded is an OSError, as Pillow's users expect, with the
+`BitstreamError` as its cause. A file is replaced when its new bytes are there: where they cannot be made, the old ones
+stay.
 """
 
 from __future__ import annotations
@@ -64,7 +65,10 @@ class DcaImageFile(ImageFile.ImageFile):
             raise OSError(str(error)) from error
         header = dca.header
         self._bytes, self._size = data, (header.width, header.height)
-        self._mode = ("L" if header.grayscale else "RGB") + ("A" if container.Section.ALPHA in dca.sections else "")
+        alpha = container.Section.ALPHA in dca.sections
+        self._mode = ("L" if header.grayscale else "RGB") + ("A" if alpha else "")
+        if header.depth == 16 and header.grayscale and not alpha:
+            self._mode = "I;16"
         self.info.update(info_of(dca.metadata))
 
     def load(self) -> Any:
@@ -85,7 +89,7 @@ class DcaImageFile(ImageFile.ImageFile):
         """Pillow would map the file instead of reading what was decoded, were this not here."""
 
 
-_OPTIONS = ("quality", "effort", "aq_strength", *GOALS)
+_OPTIONS = ("quality", "lossless", "effort", "aq_strength", *GOALS)
 
 
 def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
@@ -94,7 +98,8 @@ def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
     if unknown := options.keys() - {*_OPTIONS, *INFO_KEYS}:
         known = ", ".join((*_OPTIONS, *INFO_KEYS))
         raise ConfigError(f"unknown option {min(unknown)!r} of save; a .dca file has {known}")
-    source = from_pil(image)
+    lossless = bool(options.get("lossless"))
+    source = from_pil(image, exact=lossless)
     info: dict[str, Any] = {**info_of(source.metadata), **{key: options[key] for key in INFO_KEYS if key in options}}
     exif = info.get("exif")
     if exif and isinstance(exif, Image.Exif):  # one without entries is none
@@ -102,11 +107,15 @@ def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
     for key, block in info.items():
         if block and not isinstance(block, bytes):
             raise InputError(f"{key} must be bytes, not {type(block).__name__}")
-    given = {name: options[name] for name in _OPTIONS if options.get(name) is not None}
+    given = {name: options[name] for name in _OPTIONS if name != "lossless" and options.get(name) is not None}
     goal = given.keys() & set(GOALS)
+    if lossless and (goal or "quality" in given):
+        raise ConfigError(f"give lossless or {min({*goal, 'quality'} & given.keys())}, not both")
     if goal and "quality" in given:
         raise ConfigError(f"give quality or {goal.pop()}, not both")
     work = _codec().encode_to if goal else _codec().encode
+    if lossless:
+        given["quality"] = "lossless"
     file.write(work(replace(source, metadata=metadata_of(info)), **given))
 
 

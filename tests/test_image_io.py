@@ -10,14 +10,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageCms
 
-from dca_fast.errors import CorruptStreamError, InputError, InputWarning, LimitExceededError
+from dca_fast.errors import InputError, InputWarning, LimitExceededError
 from dca_fast.files.atomic import write_atomic
-from dca_fast.files.image_io import from_pil, load_image, pack_alpha, to_pil, unpack_alpha
+from dca_fast.files.image_io import from_pil, load_image, to_pil
 from dca_fast.files.image_out import save_image
 
 RNG = np.random.default_rng(7)
@@ -291,31 +288,3 @@ def test_write_atomic_does_not_replace_devices_or_folders(tmp_path: Path) -> Non
     assert not Path(os.devnull).is_file()
     with pytest.raises(OSError, match="irectory"):
         write_atomic(tmp_path, b"data")
-
-
-@given(arrays(np.uint8, st.tuples(st.integers(1, 20), st.integers(1, 20))))
-def test_alpha_round_trips(alpha: np.ndarray) -> None:
-    height, width = alpha.shape
-    assert np.array_equal(unpack_alpha(pack_alpha(alpha), width, height), alpha)
-
-
-def test_alpha_is_small_where_rows_repeat() -> None:
-    assert len(pack_alpha(np.repeat(ALPHA[:1], 500, axis=0))) < 50
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"not zlib",
-        zlib.compress(bytes(11)),
-        zlib.compress(bytes(13)),
-        zlib.compress(bytes(1 << 20)),
-        zlib.compress(bytes(12))[:-1],
-        zlib.compress(bytes(12))[:-1] + b"\xff",
-        zlib.compress(bytes(12)) + b"x",
-    ],
-)
-def test_alpha_must_be_exactly_one_plane(data: bytes) -> None:
-    with pytest.raises(CorruptStreamError, match="alpha section"):
-        unpack_alpha(data, 4, 3)

@@ -70,7 +70,7 @@ def test_wheel_has_modules_kernels_extensions_and_data(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert sources("dca_fast") | {f"dca_fast/{name}" for name in sources("kernels")} <= names
-    for extension in ("_rans", "_cpu"):
+    for extension in ("_rans", "_cpu", "_exact"):
         assert any(name.startswith(f"dca_fast/{extension}.") for name in names), extension
     sources_of_coder = {f"dca_fast/csrc/coder/{name}" for name in ("rans_cuda.cu", "rans_layout.h", "rans.h")}
     assert {name for name in names if name.endswith((".h", ".cpp", ".cu"))} == sources_of_coder
@@ -103,7 +103,7 @@ def test_wheel_works_in_the_source_tree_and_outside(wheel: Path, tree: Path, tmp
     site = tmp_path / "site"
     install = "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", site, wheel
     run(sys.executable, *install, cwd=tmp_path)
-    code = "import dca_fast, dca_fast._cpu, dca_fast._rans, dca_fast.kernels as kernels\n"
+    code = "import dca_fast, dca_fast._cpu, dca_fast._exact, dca_fast._rans, dca_fast.kernels as kernels\n"
     code += "print(dca_fast.__file__, kernels.__file__)"
     outside = run(sys.executable, "-c", code, cwd=tmp_path, path=site).split()
     assert outside == [str(site / "dca_fast/__init__.py"), str(site / "dca_fast/kernels/__init__.py")]

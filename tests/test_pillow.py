@@ -68,7 +68,7 @@ def test_options(codec: Codec) -> None:
     for mistake in ({"quality": 101}, {"bpp": 1.0, "psnr": 30.0}, {"bpp": 1.0, "quality": 3}):
         with pytest.raises(ConfigError):
             saved(PICTURE, **mistake)
-    with pytest.raises(ConfigError, match=r"unknown option 'qualty' of save; a \.dca file has quality, effort"):
+    with pytest.raises(ConfigError, match=r"unknown option 'qualty' of save; a \.dca file has quality, lossless"):
         saved(PICTURE, qualty=3)
 
 

@@ -51,14 +51,14 @@ def encode(args: argparse.Namespace) -> int:
     other = codec_of(args, "reference") if args.verify == "reference" else None
 
     def convert(data: bytes, _: str) -> bytes:
-        image = image_io.load_image(data, strip=args.strip, max_pixels=codec.max_pixels)
+        image = image_io.load_image(data, strip=args.strip, exact=args.lossless, max_pixels=codec.max_pixels)
         with _effort_bar(args) as progress:
             goals = {name: getattr(args, name) for name in GOALS}
             options = {"effort": args.effort, "aq_strength": args.aq_strength, "progress": progress}
             if any(goal is not None for goal in goals.values()):
                 encoded = codec.encode_to(image, **goals, **options)
             else:
-                encoded = codec.encode(image, args.quality, **options)
+                encoded = codec.encode(image, "lossless" if args.lossless else args.quality, **options)
         if args.verify:
             _verify(encoded, codec, other)
         return encoded
@@ -74,7 +74,8 @@ def encode(args: argparse.Namespace) -> int:
         from dca_fast.files.container import inspect
 
         info = inspect(output)
-        return f"{info.width} x {info.height}, {len(output):,} bytes, {info.bpp:.3f} bpp, quality {info.quality:g}"
+        how = "lossless" if info.lossless else f"quality {info.quality:g}"
+        return f"{info.width} x {info.height}, {len(output):,} bytes, {info.bpp:.3f} bpp, {how}"
 
     with image_io.no_limit_of_pillow():  # --max-pixels is one
         return _run(args, jobs, Conversion(convert, whole, is_dca, tell))
@@ -90,7 +91,7 @@ def _verify(data: bytes, codec: Codec, other: Codec | None) -> None:
 @contextmanager
 def _effort_bar(args: argparse.Namespace) -> Iterator[Callable[[float], None] | None]:
     """A bar for one file that takes long; a batch has its own."""
-    if args.effort < 2 or args.out_dir is not None:
+    if args.effort < 2 or args.lossless or args.out_dir is not None:
         yield None
         return
     with progress_bar(args.quiet) as bar:

@@ -185,6 +185,8 @@ def _add_conversion(p: argparse.ArgumentParser, encoding: bool) -> None:
         p.add_argument("--keep-suffix", action="store_true", help="photo.jpg becomes photo.jpg.dca")
         goal = p.add_mutually_exclusive_group()
         goal.add_argument("-q", "--quality", type=quality, default=60.0, help="0 to 100 (default: %(default)g)")
+        lossless_help = "every sample as it was, of 8 or 16 bits; --effort is of no meaning"
+        goal.add_argument("--lossless", action="store_true", help=lossless_help)
         goal.add_argument("--max-bytes", type=count, metavar="N", help="the highest quality with so many bytes")
         goal.add_argument("--bpp", type=positive, metavar="BITS", help="the highest with so many bits per pixel")
         goal.add_argument("--psnr", type=positive, metavar="DB", help="the lowest with such a fidelity")

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 MAGIC = b"\x89DCA\r\n"
-VERSION = 7
+VERSION = 8
 MAX_SIDE = 65535
 MAX_QUALITY = 10000
 MAX_SECTION_BYTES = 1 << 24
@@ -45,7 +45,8 @@ DEFAULT_MAX_PIXELS = 1 << 28
 _GRAYSCALE = 0x01
 _SECTIONS = 0x02
 _RESTORATION = 0x04
-_AQ_SHIFT = 4  # of the four highest flags
+_EXACT = 0x08
+_AQ_SHIFT = 4  # of the four highest flags; the lowest of them says in exact files that samples have 16 bits
 _END_OF_SECTIONS = 0
 _CRC_BYTES = 4
 _WEIGHTS = (18, 36, 54)  # of the restoration filter
@@ -75,6 +76,9 @@ class Header:
         grayscale: the source had one colour channel.
         aq: strength of adaptive quantisation, 0..15 sixteenths.
         restoration: weights of the filter behind the decoder, -127..127: none, or 18 for each of one to three rings.
+        exact: the stream is one of the exact-colour coder (docs/spec/exact.md): the model id is zero, the digest that
+            of the samples, the quality the highest, and nothing is behind the decoder.
+        depth: bits per sample, 8, or 16 in exact files.
     """
 
     width: int
@@ -85,6 +89,8 @@ class Header:
     grayscale: bool = False
     aq: int = 0
     restoration: tuple[int, ...] = ()
+    exact: bool = False
+    depth: int = 8
 
     def problem(self) -> str | None:
         """Return what is wrong with the values, or None."""
@@ -100,6 +106,11 @@ class Header:
             return f"strength {self.aq} of adaptive quantisation is outside 0..{MAX_AQ} sixteenths"
         if len(self.restoration) not in (0, *_WEIGHTS) or any(abs(w) > MAX_WEIGHT for w in self.restoration):
             return "restoration has not 18 weights within +-127 for each of at most three rings"
+        if self.depth not in (8, 16) or (self.depth == 16 and not self.exact):
+            return f"{self.depth} bits per sample"
+        plain = (self.quality, self.model_id, self.aq, self.restoration) == (MAX_QUALITY, bytes(4), 0, ())
+        if self.exact and not plain:
+            return "an exact file with the fields of a model"
         return None
 
 
@@ -119,7 +130,10 @@ class Dca:
 
 @dataclass(frozen=True)
 class Info:
-    """What `inspect` tells about a file: `quality` 0..100, `aq_strength` 0..15/16, sizes in bytes, bits per pixel."""
+    """What `inspect` tells about a file: `quality` 0..100, `aq_strength` 0..15/16, sizes in bytes, bits per pixel.
+
+    `exact`: coded without a model, `lossless`: all samples are as they were; `depth` in bits per sample.
+    """
 
     version: int
     width: int
@@ -127,6 +141,9 @@ class Info:
     quality: float
     aq_strength: float
     grayscale: bool
+    exact: bool
+    lossless: bool
+    depth: int
     model_id: str
     digest: int
     section_bytes: Mapping[str, int]
@@ -153,7 +170,8 @@ def pack(header: Header, stream: bytes, sections: Mapping[Section, bytes] | None
         raise InputError(problem)
     present = sorted((Section(tag), payload) for tag, payload in (sections or {}).items() if payload)
     flags = (_GRAYSCALE if header.grayscale else 0) | (_SECTIONS if present else 0)
-    flags |= (_RESTORATION if header.restoration else 0) | header.aq << _AQ_SHIFT
+    flags |= (_RESTORATION if header.restoration else 0) | (_EXACT if header.exact else 0)
+    flags |= (header.aq or header.depth == 16) << _AQ_SHIFT
     out = bytearray(MAGIC)
     out += struct.pack("<BB4s", VERSION, flags, header.model_id)
     out += _leb128(header.width) + _leb128(header.height)
@@ -279,6 +297,9 @@ def inspect(data: _BytesLike) -> Info:
         quality=header.quality / 100,
         aq_strength=header.aq / AQ_STEPS,
         grayscale=header.grayscale,
+        exact=header.exact,
+        lossless=header.exact and dca.stream[:1] < b"\4",  # its steps: docs/spec/exact.md
+        depth=header.depth,
         model_id=header.model_id.hex(),
         digest=header.digest,
         section_bytes={tag.name.lower(): len(payload) for tag, payload in dca.sections.items()},
@@ -302,12 +323,23 @@ def _check_start(data: bytes) -> None:
 
 def _read_fields(reader: "_Reader", max_pixels: int) -> Dca:
     flags = reader.take(1)[0]
-    if unknown := flags & (1 << _AQ_SHIFT) - 1 & ~(_GRAYSCALE | _SECTIONS | _RESTORATION):
-        raise UnsupportedVersionError(f"unknown flags {unknown:#04x}")
+    exact, high = bool(flags & _EXACT), flags >> _AQ_SHIFT
+    if exact and (high > 1 or flags & _RESTORATION):
+        raise UnsupportedVersionError(f"unknown flags {flags:#04x}")
     model_id = reader.take(4)
     width, height = reader.leb128(), reader.leb128()
     quality, digest = struct.unpack("<HI", reader.take(6))
-    header = Header(width, height, quality, model_id, digest, bool(flags & _GRAYSCALE), flags >> _AQ_SHIFT)
+    header = Header(
+        width,
+        height,
+        quality,
+        model_id,
+        digest,
+        bool(flags & _GRAYSCALE),
+        0 if exact else high,
+        exact=exact,
+        depth=16 if exact and high else 8,
+    )
     if problem := header.problem():
         raise CorruptStreamError(problem)
     if width * height > max_pixels:

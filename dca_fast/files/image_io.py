@@ -7,18 +7,18 @@ What is kept: 8-bit colour or gray, alpha, and the ICC, EXIF and XMP blocks. Wha
 import io
 import os
 import re
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from dca_fast.errors import CorruptStreamError, InputError, LimitExceededError
+from dca_fast.errors import InputError, LimitExceededError
 from dca_fast.files import metadata as meta
 from dca_fast.files.atomic import read
 from dca_fast.files.container import DEFAULT_MAX_PIXELS
@@ -30,11 +30,9 @@ __all__ = [
     "list_images",
     "load_image",
     "no_limit_of_pillow",
-    "pack_alpha",
     "smooth_where_hidden",
     "suffixes",
     "to_pil",
-    "unpack_alpha",
 ]
 
 _Plane = npt.NDArray[np.uint8]
@@ -49,14 +47,14 @@ class ImageInput:
     """An image as the encoder takes it.
 
     Args:
-        pixels: [H, W, 3] uint8, in the colour space of the ICC block (sRGB without one).
-        alpha: [H, W] uint8, or None for an opaque image.
+        pixels: [H, W, 3] uint8, in the colour space of the ICC block (sRGB without one); uint16 for exact files.
+        alpha: [H, W] of the same type, or None for an opaque image.
         gray: the source had one colour channel; the three planes are equal.
         metadata: raw blocks by name, any of "icc", "exif" (from the TIFF header on) and "xmp".
     """
 
-    pixels: _Plane
-    alpha: _Plane | None = None
+    pixels: Any
+    alpha: Any = None
     gray: bool = False
     metadata: Mapping[str, bytes] = field(default_factory=dict)
 
@@ -107,6 +105,7 @@ def load_image(
     *,
     strip: bool = False,
     pixels_only: bool = False,
+    exact: bool = False,
     max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> ImageInput:
     """Read an image file.
@@ -114,6 +113,7 @@ def load_image(
     Args:
         source: a path, "-" for standard input, or the bytes of a file.
         strip: as in `from_pil`.
+        exact: as in `from_pil`.
         pixels_only: metadata is of no interest: it is left away, and nothing said about what a .dca would not keep.
         max_pixels: refuse larger images before decoding them. Pillow's own limit applies as well.
 
@@ -131,7 +131,7 @@ def load_image(
         width, height = image.size
         if width * height > max_pixels:
             raise LimitExceededError(f"{width} x {height} pixels exceed the limit of {max_pixels}")
-        loaded = _convert(image, data, strip, facts=not (strip or pixels_only))
+        loaded = _convert(image, data, strip, facts=not (strip or pixels_only), exact=exact)
     return replace(loaded, metadata={}) if pixels_only else loaded
 
 
@@ -152,7 +152,7 @@ def _open(data: bytes) -> Image.Image:
         raise InputError(f"not an image in a supported format: {error}") from error
 
 
-def from_pil(image: Image.Image, *, strip: bool = False) -> ImageInput:
+def from_pil(image: Image.Image, *, strip: bool = False, exact: bool = False) -> ImageInput:
     """Convert a Pillow image of any common mode.
 
     Args:
@@ -160,14 +160,15 @@ def from_pil(image: Image.Image, *, strip: bool = False) -> ImageInput:
             plane that is opaque everywhere is dropped.
         strip: drop EXIF and XMP, and turn the pixels upright first; without it the orientation stays an
             EXIF entry. The ICC block is kept either way, because it gives the colours their meaning.
+        exact: keep 16 bits of gray, and alpha that is opaque.
 
     Returns:
         Pixels, alpha and metadata.
 
     Raises:
-        InputError: an empty image, or a mode without a defined 8-bit range.
+        InputError: an empty image, or a mode without a defined 8-bit range; with `exact` one whose bits Pillow drops.
     """
-    return _convert(image, b"", strip, facts=False)
+    return _convert(image, b"", strip, facts=False, exact=exact)
 
 
 def to_pil(
@@ -216,44 +217,7 @@ def smooth_where_hidden(image: ImageInput) -> ImageInput:
     return image if pixels is image.pixels else replace(image, pixels=pixels)
 
 
-def pack_alpha(alpha: _Plane) -> bytes:
-    """Compress an alpha plane without loss: rows minus the row above, modulo 256, then zlib.
-
-    Args:
-        alpha: [H, W] uint8.
-
-    Returns:
-        The payload of an ALPHA section.
-    """
-    return zlib.compress(np.diff(alpha, axis=0, prepend=np.uint8(0)).tobytes(), 9)
-
-
-def unpack_alpha(data: bytes, width: int, height: int) -> _Plane:
-    """Restore an alpha plane.
-
-    Args:
-        data: the payload of an ALPHA section.
-        width: columns.
-        height: rows.
-
-    Returns:
-        [H, W] uint8.
-
-    Raises:
-        CorruptStreamError: the payload is not exactly one plane of this size. Never inflates more than that.
-    """
-    inflater = zlib.decompressobj()
-    try:
-        rows = inflater.decompress(data, width * height)
-        surplus = inflater.decompress(inflater.unconsumed_tail, 1)
-    except zlib.error as error:
-        raise CorruptStreamError(f"alpha section: {error}") from error
-    if surplus or len(rows) != width * height or not inflater.eof or inflater.unused_data:
-        raise CorruptStreamError(f"alpha section does not hold exactly {width} x {height} samples")
-    return np.cumsum(np.frombuffer(rows, np.uint8).reshape(height, width), axis=0, dtype=np.uint8)
-
-
-def _convert(image: Image.Image, data: bytes, strip: bool, facts: bool) -> ImageInput:
+def _convert(image: Image.Image, data: bytes, strip: bool, facts: bool, exact: bool = False) -> ImageInput:
     """An image that may not be loaded yet, and its file where known; `facts` says all that is lost, not colours alone.
 
     What a program put together in memory, or Pillow read, may hold facts that were never meant to be saved.
@@ -263,7 +227,9 @@ def _convert(image: Image.Image, data: bytes, strip: bool, facts: bool) -> Image
     deep = _is_deep(image, data)
     if getattr(image, "is_animated", False):
         meta.warn("only one of several frames is read")
-    if deep:
+    if exact and deep and not image.mode.startswith("I"):
+        raise InputError("only 8 of the bits of its samples can be read: without loss it is to be given as an array")
+    if deep and not exact:
         meta.warn("more than 8 bits per sample are reduced to 8")
     try:
         image.load()
@@ -280,9 +246,13 @@ def _convert(image: Image.Image, data: bytes, strip: bool, facts: bool) -> Image
         image = _cmyk_to_srgb(image, blocks.pop("icc", None))
     elif image.mode == "LAB":  # becomes sRGB, too
         blocks.pop("icc", None)
+    if exact and image.mode.startswith("I"):
+        values, key = _in_16_bits(image), image.info.get("transparency")
+        opaque = np.where(values == key, 0, 65535).astype(np.uint16) if isinstance(key, int) else None
+        return ImageInput(np.repeat(values.astype(np.uint16)[:, :, None], 3, 2), opaque, True, blocks)
     image = _to_8_bit(image)
     alpha = np.array(image.getchannel("A")) if "A" in image.getbands() else None
-    if alpha is not None and alpha.min() == 255:
+    if alpha is not None and alpha.min() == 255 and not exact:
         alpha = None
     gray, pixels = image.mode in ("L", "LA"), np.array(image.convert("RGB"))
     if deep and image.mode == "RGBA":  # Pillow opens 16-bit gray with alpha so
@@ -327,13 +297,18 @@ def _cmyk_to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     return image.convert("RGB")
 
 
+def _in_16_bits(image: Image.Image) -> npt.NDArray[np.int64]:
+    values = np.array(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise InputError("32-bit samples have no defined range; convert the image to 8 or 16 bits")
+    return values
+
+
 def _to_8_bit(image: Image.Image) -> Image.Image:
     """Reduce any mode to L, LA, RGB or RGBA."""
     key = image.info.get("transparency")
     if image.mode.startswith("I"):
-        values = np.array(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise InputError("32-bit samples have no defined range; convert the image to 8 or 16 bits")
+        values = _in_16_bits(image)
         reduced = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
         if isinstance(key, int):
             reduced.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))

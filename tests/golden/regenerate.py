@@ -22,9 +22,39 @@ def belongs(data: bytes, codec: Codec) -> bool:
         return False
 
 
+def exact_pictures() -> dict[str, np.ndarray]:
+    """One for each way of the exact-colour coder, which needs no weights."""
+    small = photograph(48, 64, seed=11)
+    boxes = small // 64 * 64
+    ramp = (np.arange(48 * 64).reshape(48, 64) * 21).astype(np.uint16)
+    return {
+        "colours": small,
+        "graphic": np.repeat(np.repeat(boxes[:24, :32], 2, 0), 2, 1),
+        "alpha": np.dstack([boxes, small[..., 1] // 32 * 32]),
+        "gray16": ramp,
+        "colours16": np.dstack([ramp, ramp[::-1], small[..., 0].astype(np.uint16) * 257]),
+    }
+
+
+def exact(codec: Codec) -> None:
+    """Files without loss, and the hashes of their pixels."""
+    hashes = []
+    for name, picture in exact_pictures().items():
+        target, data = HERE / f"exact_{name}.dca", codec.encode(picture, "lossless")
+        try:
+            if target.exists() and inspect(target.read_bytes()) and target.read_bytes() != data:
+                raise SystemExit(f"{target.name}: a change of its bytes is a change of the format")
+        except UnsupportedVersionError:
+            pass
+        target.write_bytes(data)
+        hashes.append(f"{hashlib.sha256(codec.decode(data, 'numpy').tobytes()).hexdigest()}  {target.name}\n")
+    (HERE / "exact.sha256").write_text("".join(hashes))
+
+
 def main() -> None:
     """The definition works alone here: the reference backend."""
     codec, target = Codec(backend="reference"), HERE / "photograph.dca"
+    exact(codec)
     kept = target.exists() and belongs(target.read_bytes(), codec)
     if not kept:
         Image.fromarray(photograph(120, 168, seed=11)).save(HERE / "photograph.png")

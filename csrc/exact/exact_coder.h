@@ -1,0 +1,37 @@
+// Streams of the exact-colour coder: bands of rows, and threads over them. docs/spec/exact.md is the specification.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "exact_model.h"
+
+namespace dca::exact {
+
+constexpr int kMaxSide = 65535;
+constexpr int kMaxBands = 64;
+constexpr int kMaxStep = 127;
+
+struct Error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+struct Shape {
+  int height, width, channels;  // 1 or 3
+};
+
+// Bands of a picture: a matter of its size and mode alone, because they are part of the format.
+int bands_of(const Shape& shape, const Mode& mode);
+
+// Codes samples [height * width * channels], each band with one thread.
+template <class Sample>
+std::string encode(const Sample* samples, const Shape& shape, const Mode& mode, int threads);
+
+// Throws Error for a stream that no encoder makes; the samples are of no use then.
+template <class Sample>
+void decode(const uint8_t* stream, size_t size, const Shape& shape, Sample* samples, int threads);
+
+}  // namespace dca::exact
