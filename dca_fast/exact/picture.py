@@ -13,7 +13,7 @@ from dca_fast import container, image_io
 from dca_fast import metadata as meta
 from dca_fast.errors import InputError
 from dca_fast.exact import coder
-from dca_fast.exact.reference import Samples
+from dca_fast.exact.colours import Samples
 from dca_fast.inputs import ImageLike, content_of
 from dca_fast.tensors import is_tensor
 from dca_fast.tensors import pixels_of as pixels_of_tensor
