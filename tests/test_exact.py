@@ -27,9 +27,9 @@ from dca_fast.errors import (
     InputWarning,
     LimitExceededError,
 )
-from dca_fast.exact import coder, decisions, reference
+from dca_fast.exact import coder, colours, decisions, reference
+from dca_fast.exact.colours import Mode
 from dca_fast.exact.planes import level_of
-from dca_fast.exact.reference import Mode
 from dca_fast.files import container
 from dca_fast.testing import photograph
 
@@ -85,7 +85,7 @@ def test_constants() -> None:
     assert decisions.SQUASH[2048] == 32768
     assert list(decisions.SQUASH) == sorted(decisions.SQUASH)
     assert list(decisions.STRETCH) == sorted(decisions.STRETCH)
-    tables = (decisions.SQUASH, decisions.STRETCH, decisions.RATES, reference.FACTORS)
+    tables = (decisions.SQUASH, decisions.STRETCH, decisions.RATES, colours.FACTORS)
     digest = hashlib.sha256(repr(tables).encode()).hexdigest()
     assert digest == "4ffc8914573bc9ee6b1396643a8f276f4737046f99d77f45f8cc705329c8485a"
     assert [level_of(x) for x in (0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 14, 15)] == [0, 1, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7]

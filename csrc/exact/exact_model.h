@@ -1,5 +1,5 @@
-// One band of the exact-colour coder: the same walk for the encoder and the decoder. dca_fast/exact/reference.py is the
-// specification; everything is integer arithmetic.
+// One band of the exact-colour coder: the same walk for the encoder and the decoder. dca_fast/exact/colours.py and
+// planes.py are the specification; everything is integer arithmetic.
 #pragma once
 
 #include <algorithm>
@@ -9,6 +9,10 @@
 #include <cstdlib>
 #include <type_traits>
 #include <vector>
+
+#ifdef _MSC_VER
+#include <intrin.h>
+#endif
 
 #include "exact_range.h"
 #include "exact_tables.h"
@@ -62,7 +66,14 @@ struct Mixer {
   Mixer() { std::fill(weight, weight + n, n == 2 ? 36000 : n == 3 ? 26000 : 22000); }
 };
 
-inline int bit_length(uint32_t x) { return x == 0 ? 0 : 32 - __builtin_clz(x); }
+inline int bit_length(uint32_t x) {
+#ifdef _MSC_VER
+  unsigned long top = 0;
+  return _BitScanReverse(&top, x) != 0 ? static_cast<int>(top) + 1 : 0;
+#else
+  return x == 0 ? 0 : 32 - __builtin_clz(x);
+#endif
+}
 
 // 0, 1, 2, 3, ...: half octaves of x + 1.
 inline int level_of(uint32_t x) {

@@ -13,7 +13,7 @@ EXAMPLES = {
         "dca-fast encode photo.jpg",
         "dca-fast encode photo.jpg small.dca -q 30 --effort 6",
         "dca-fast encode photo.jpg --bpp 0.5 --verify",
-        "dca-fast encode screen.png --lossless",
+        "dca-fast encode photo.jpg --lossless",
         "dca-fast encode photos -o archive --manifest archive.jsonl",
         "dca-fast encode photos -o archive --manifest archive.jsonl --no-overwrite",
         "dca-fast encode photos -o archive --shard 1/4",

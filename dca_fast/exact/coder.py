@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from dca_fast.errors import CorruptStreamError, InputError
 from dca_fast.exact import reference
-from dca_fast.exact.reference import Mode, Samples
+from dca_fast.exact.colours import Mode, Samples
 
 try:
     from dca_fast import _exact

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dca_fast.errors import InputError
 from dca_fast.exact import coder
-from dca_fast.exact.reference import Samples
+from dca_fast.exact.colours import Samples
 from dca_fast.files import container, image_io
 from dca_fast.files import metadata as meta
 from dca_fast.inputs import ImageLike, content_of
