@@ -15,6 +15,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from graphics import FONTS, draw
 from PIL import Image, ImageDraw, ImageFilter
 from rich.progress import track
 
+from dca_fast.evaluation.report import environment
 from dca_fast.exact import coder
 from dca_fast.files.image_io import list_images, load_image
 
@@ -134,6 +136,8 @@ def main() -> int:
         result[kind] = {"means": means, "rows": {name: _rounded(row) for name, row in rows.items()}}
         sys.stdout.write(f"{kind}: {json.dumps(means)}\n")
         sys.stdout.flush()
+    result |= environment()
+    result["versions"]["pillow-jxl-plugin"] = version("pillow-jxl-plugin")
     if args.out:
         args.out.write_text(json.dumps(result, indent=1) + "\n")
     return 0
