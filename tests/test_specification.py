@@ -20,6 +20,7 @@ from dca_fast import Codec
 from dca_fast.config import Part
 from dca_fast.entropy.rans import Decoder
 from dca_fast.entropy.tables import Tables
+from dca_fast.exact import reference as exact
 from dca_fast.ops import DepthBlockParams, Depthwise, GatedFfnParams, Head, Linear, TokenParams, WindowParams, reference
 from dca_fast.testing import photograph
 
@@ -35,8 +36,10 @@ class File:
         assert data[:6] == b"\x89DCA\r\n"
         assert zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "little")
         self.version, flags = data[6:8]
-        assert self.version == 7
+        assert self.version == 8
         self.gray, sections, filtered, self.strength = bool(flags & 1), flags & 2, flags & 4, flags >> 4
+        self.exact = bool(flags & 8)
+        assert not self.exact or (data[8:12] == bytes(4) and not filtered and self.strength <= 1)
         at = 12
         self.width, at = leb128(data, at)
         self.height, at = leb128(data, at)
@@ -205,9 +208,25 @@ def parts(levels: int) -> Iterator[Part]:
             yield Part(kind, a, b, 2 * reach)
 
 
+def exact_colours(file: File) -> np.ndarray:
+    """docs/spec/exact.md."""
+    stream, factor, least = file.stream, 1, 0
+    if file.strength:
+        factor, at = leb128(stream, 1)
+        least, at = leb128(stream, at)
+        stream = stream[:1] + stream[at:]
+    depth = 8 if not file.strength or (65535 - least) // factor < 256 else 16
+    numbers = exact.decode(stream, file.height, file.width, 1 if file.gray else 3, depth)
+    samples = (numbers.astype(np.int64) * factor + least).astype("<u2" if file.strength else "u1")
+    assert zlib.crc32(samples.tobytes()) == file.digest
+    return np.broadcast_to(samples, (file.height, file.width, 3))
+
+
 def decode(data: bytes) -> np.ndarray:
-    """A whole file to uint8 [H, W, 3]."""
+    """A whole file to uint8 [H, W, 3], or uint16."""
     file = File(data)
+    if file.exact:
+        return exact_colours(file)
     net = Network(WEIGHTS, file.quality)
     config, decoder = net.config, Decoder(net.tables, file.stream)
     h, w = (-(-side // 64) * 4 for side in (file.height, file.width))
@@ -264,7 +283,7 @@ def test_it_reads_the_golden_file() -> None:
     assert np.array_equal(decode(data), Codec().decode(data, "numpy"))
 
 
-@pytest.mark.parametrize(("quality", "strength", "effort"), [(3.5, 0.5, 0), (62.37, 0.1875, 1), (100, 0, 1)])
+@pytest.mark.parametrize(("quality", "strength", "effort"), [(3.5, 0.5, 0), (62.37, 0.1875, 1), (99.99, 0, 1)])
 @pytest.mark.parametrize("gray", [False, True])
 def test_it_reads_what_the_codec_writes(quality: float, strength: float, effort: int, gray: bool) -> None:
     picture = photograph(70, 133)
@@ -272,3 +291,20 @@ def test_it_reads_what_the_codec_writes(quality: float, strength: float, effort:
     pixels = picture[..., 0] if gray else picture
     data = codec.encode(pixels, quality, effort=effort, aq_strength=strength, metadata={"xmp": b"<x/>"})
     assert np.array_equal(decode(data), codec.decode(data, "numpy"))
+
+
+@pytest.mark.parametrize("quality", ["lossless", 100])
+@pytest.mark.parametrize("shape", [(20, 33), (20, 33, 3)])
+def test_it_reads_files_without_a_model(quality: float | str, shape: tuple[int, ...]) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
+    data = Codec().encode(pixels, quality)
+    assert File(data).exact
+    assert np.array_equal(decode(data), Codec().decode(data, "numpy"))
+
+
+@pytest.mark.parametrize("factor", [1, 100, 257])
+def test_it_reads_16_bits_without_loss(factor: int) -> None:
+    pixels = (np.random.default_rng(1).integers(0, 250, (20, 33, 3)) * factor + 7).astype(np.uint16)
+    pixels[0, 0] = 40000 // factor * factor + 7
+    data = Codec().encode(pixels, "lossless")
+    assert np.array_equal(decode(data), pixels)
