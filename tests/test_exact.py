@@ -513,3 +513,11 @@ def test_errors_that_are_enough_are_those_of_45_decibels() -> None:
     limit = 255**2 / 10**4.5
     assert is_enough(int(limit * 10**6) - 1, 10**6)
     assert not is_enough(int(limit * 10**6) + 2, 10**6)
+
+
+def test_noise_of_few_colours_takes_little_more_than_its_entropy() -> None:
+    palette = np.random.default_rng(1).integers(0, 256, (8, 3), np.uint8)
+    samples = palette[np.random.default_rng(2).integers(0, 8, (96, 96))]
+    stream = coder.encode(samples)
+    assert len(stream) < 1.2 * 3 * 96 * 96 / 8
+    assert np.array_equal(coder.decode(stream, samples.shape, 8, coder.digest_of(samples)), samples)

@@ -49,10 +49,19 @@ def likeness(samples: Samples) -> int:
     return int(np.count_nonzero(count >= 2)) * 256 // count.size
 
 
+def has_palette(samples: Samples) -> bool:
+    """Whether samples [H, W, 3] have at most 256 colours, as dithered ones have, of which few neighbours are alike."""
+    if samples.shape[2] != 3:
+        return False
+    r, g, b = np.moveaxis(samples.astype(np.uint64), 2, 0)
+    colours = (r << 32 | g << 16 | b).ravel()
+    return all(np.unique(some).size <= 256 for some in (colours[:4096], colours))  # most fail on the first few
+
+
 def _modes(samples: Samples) -> list[Mode]:
     """What is worth trying."""
     alike = likeness(samples)
-    if alike < PHOTOGRAPH:
+    if alike < PHOTOGRAPH and not has_palette(samples):
         return [Mode()]
     if alike >= GRAPHIC and samples.shape[2] == 3:
         return [Mode(candidates=True, index=True)]
