@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {
     "errors": 0,
     "config": 0,
+    "leb128": 0,
     "testing": 0,
     "_cpu": 1,
     "_exact": 1,
@@ -109,6 +110,7 @@ TORCH_FREE = [
     "files.image_out",
     "files.metadata",
     "inputs",
+    "leb128",
     "network",
     "network.program",
     "network.walk",

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from dca_fast.entropy.tables import CENTER, ESCAPE, PROB_BITS, ROWS, SKIP_ROW, Tables
 from dca_fast.entropy.trellis import CHAINS, index_of, next_state, set_of, value_of
 from dca_fast.errors import CorruptStreamError, InputError, TruncatedStreamError
+from dca_fast.leb128 import leb128
 
 __all__ = ["Decoder", "encode"]
 
@@ -38,7 +39,7 @@ def encode(tables: Tables, parts: Sequence[tuple[Values, Rows]], plain: int, lan
             for first in reversed(range(0, len(coded), lanes)):
                 _encode_round(tables, coded[first : first + lanes], states, words)
         streams.append(np.array(states, "<u4").tobytes() + np.array(words[::-1], "<u2").tobytes())
-    sizes = b"".join(_leb128(len(stream)) for stream in streams[:-1])
+    sizes = b"".join(leb128(len(stream)) for stream in streams[:-1])
     return bytes([lanes.bit_length() - 1, groups]) + sizes + b"".join(streams)
 
 
@@ -151,10 +152,6 @@ def _symbol(tables: Tables, value: int, row: int) -> int:
     return symbol if 0 <= symbol < ESCAPE and tables.freq[row, symbol] > 0 else ESCAPE
 
 
-def _leb128(value: int) -> bytes:
-    return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + _leb128(value >> 7)
-
-
 def _take_size(stream: bytes, at: int) -> tuple[int, int]:
     """Read a canonical LEB128 number of at most five bytes; return it and the place behind it."""
     for end in range(at + 1, at + 6):
@@ -162,7 +159,7 @@ def _take_size(stream: bytes, at: int) -> tuple[int, int]:
             raise TruncatedStreamError("the coder stream ends in its header")
         if stream[end - 1] < 128:
             size = sum((stream[i] & 127) << 7 * (i - at) for i in range(at, end))
-            if _leb128(size) == stream[at:end]:
+            if leb128(size) == stream[at:end]:
                 return size, end
             break
     raise CorruptStreamError("a group size of the coder stream is not canonical")

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from dca_fast.errors import CorruptStreamError, InputError
 from dca_fast.exact import reference
 from dca_fast.exact.colours import Mode, Samples
+from dca_fast.leb128 import leb128
 
 try:
     from dca_fast import _exact
@@ -107,7 +108,7 @@ def _reduced(samples: Samples) -> tuple[bytes, Samples]:
     least = int(samples.min())
     factor = max(1, int(np.gcd.reduce(samples - samples.dtype.type(least), axis=None)))
     numbers = (samples - samples.dtype.type(least)) // samples.dtype.type(factor)
-    head = reference.leb128(factor) + reference.leb128(least)
+    head = leb128(factor) + leb128(least)
     return head, numbers.astype(np.uint8) if _fits_8_bits(factor, least) else numbers
 
 

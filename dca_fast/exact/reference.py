@@ -12,8 +12,9 @@ from dca_fast.errors import CorruptStreamError
 from dca_fast.exact.colours import Band, Mode, Samples
 from dca_fast.exact.decisions import Decoder, Encoder
 from dca_fast.exact.planes import Impossible
+from dca_fast.leb128 import leb128
 
-__all__ = ["MAX_STEP", "bands", "decode", "encode", "leb128", "take"]
+__all__ = ["MAX_STEP", "bands", "decode", "encode", "take"]
 
 BAND_PIXELS = {False: 1 << 20, True: 1 << 23}  # at least, without and with candidates
 MAX_BANDS = 64
@@ -77,16 +78,6 @@ def _split(stream: bytes, height: int, width: int) -> tuple[Mode, list[bytes]]:
     if any(part.endswith(b"\0") for part in parts):
         raise CorruptStreamError("exact colours: a band ends with a byte that is not needed")
     return mode, parts
-
-
-def leb128(value: int) -> bytes:
-    """Seven bits per byte, lowest first, the top bit set on all but the last."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 def take(stream: bytes, at: int) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from dca_fast.errors import (
     TruncatedStreamError,
     UnsupportedVersionError,
 )
+from dca_fast.leb128 import leb128
 
 __all__ = [
     "DEFAULT_MAX_PIXELS",
@@ -174,14 +175,14 @@ def pack(header: Header, stream: bytes, sections: Mapping[Section, bytes] | None
     flags |= (header.aq or header.depth == 16) << _AQ_SHIFT
     out = bytearray(MAGIC)
     out += struct.pack("<BB4s", VERSION, flags, header.model_id)
-    out += _leb128(header.width) + _leb128(header.height)
+    out += leb128(header.width) + leb128(header.height)
     out += struct.pack("<HI", header.quality, header.digest)
     check_sections(sections or {})
     if header.restoration:
         out += pack_restoration(header.restoration)
     for tag, payload in present:
         out.append(tag)
-        out += _leb128(len(payload)) + payload
+        out += leb128(len(payload)) + payload
     if present:
         out.append(_END_OF_SECTIONS)
     out += stream
@@ -368,15 +369,6 @@ def _read_sections(reader: "_Reader") -> dict[Section, bytes]:
     if not sections:
         raise CorruptStreamError("the flags promise sections, but there are none")
     return sections
-
-
-def _leb128(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 class _Reader:
