@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dca_fast.config import ALIGN, OPERAND_STEPS, QUADTREE, STEPS, STRIDE, Part
+from dca_fast.config import ALIGN, OPERAND_STEPS
 from dca_fast.evaluation.measure import Pixels
 from dca_fast.model import layers
-from dca_fast.model.context import parity_join, parity_split
-from dca_fast.model.network import Network, axis, interpolate
-from dca_fast.network.walk import ORDER
+from dca_fast.model.network import Network
+from dca_fast.model.walk import Source, axis, code_hyper, code_latent
+from dca_fast.network.walk import Grid
 from dca_fast.train.export import load_float
 
 OPERAND_LIMIT = 127 / OPERAND_STEPS
@@ -124,6 +124,41 @@ def _gate(x: Tensor) -> Tensor:
     return _saturate(u * v)
 
 
+class Rounding:
+    """Keeps rounded residuals; hyper latents are 0 where no file has any: nothing keeps such values within 16 bits."""
+
+    def __init__(self) -> None:
+        self.symbols: list[Tensor] = []
+
+    def hyper(self, name: str, residual: Tensor | None, log2_scale: Tensor, coded: Tensor) -> Tensor:
+        assert residual is not None
+        self.symbols.append(torch.round(residual) * coded)
+        return self.symbols[-1]
+
+    def step(self, residuals: list[Tensor] | None, log2_scales: list[Tensor], coded: list[Tensor]) -> list[Tensor]:
+        assert residuals is not None
+        values = [torch.round(residual) for residual in residuals]
+        self.symbols += values
+        return values
+
+
+class Symbols:
+    """Gives what `Rounding` kept, as one flat tensor, of one image."""
+
+    def __init__(self, flat: Tensor) -> None:
+        self._flat, self._at = flat, 0
+
+    def _next(self, like: Tensor) -> Tensor:
+        first, self._at = self._at, self._at + like.numel()
+        return self._flat[first : self._at].view(like.shape)
+
+    def hyper(self, name: str, residual: Tensor | None, log2_scale: Tensor, coded: Tensor) -> Tensor:
+        return self._next(log2_scale)
+
+    def step(self, residuals: list[Tensor] | None, log2_scales: list[Tensor], coded: list[Tensor]) -> list[Tensor]:
+        return [self._next(scale) for scale in log2_scales]
+
+
 class FloatModel:
     """The float model as plain fp32 PyTorch, without entropy coder: a "file" is its symbols as int16.
 
@@ -154,79 +189,31 @@ class FloatModel:
     def decode(self, data: bytes, output: str) -> Pixels:
         """The inverse of `encode`."""
         height, width, quality = struct.unpack_from("<HHf", data)
-        c = self.network.config
-        h, w = (-(-side // ALIGN) * (ALIGN // STRIDE) for side in (height, width))
-        sizes = {"global": (1, c.tokens, c.latent // c.tokens), "local": (h, w, c.local)}
-        sizes["regional"] = (h // 4, w // 4, c.regional)
-        shapes = [sizes[name] for name in ORDER if name in c.latents]
-        shapes += [(h // 2, w // 2, c.latent // 4)] * (4 * STEPS)
-        flat = torch.from_numpy(np.frombuffer(data, np.int16, offset=8).astype(np.float32))
-        parts = flat.split([int(np.prod(shape)) for shape in shapes])
+        symbols = torch.from_numpy(np.frombuffer(data, np.int16, offset=8).astype(np.float32))
         with unrounded():
-            symbols = [part.view(1, *shape) for part, shape in zip(parts, shapes, strict=True)]
-            picture = self._decode(symbols, torch.tensor([quality]))
+            picture = self._decode(symbols, Grid.of(height, width).sites, torch.tensor([quality]))
         return picture[0, :height, :width].contiguous().numpy()
 
     def _analyse(self, image: Tensor, quality: Tensor) -> list[Tensor]:
         n, t = self.network, axis(quality)
         y = n.analysis(image.float() - 128, t)
-        z, z_hat = [], {}
-        for name in self._names():
-            value = n.hyper[name].analyse(y, t) * self._hyper_gain(name, quality)
-            z.append(torch.zeros_like(value))
-            z_hat[name] = self._z_hat(name, z[-1], quality, value)
-        targets = [part.chunk(4, -1) for part in parity_split(y)]
+        z = {name: pair.analyse(y, t) for name, pair in n.hyper.items()}
+        source = Rounding()
+        self._walk(source, z, y, (y.shape[1], y.shape[2]), quality)
+        return source.symbols
 
-        def take(step: int, p: int, g: int, mean: Tensor, gain: Tensor) -> Tensor:
-            kept.append(torch.round((targets[p][g] - mean) * gain))
-            return kept[-1]
+    def _synthesise(self, symbols: Tensor, sites: tuple[int, int], quality: Tensor) -> Tensor:
+        y_hat = self._walk(Symbols(symbols), None, None, sites, quality)
+        return (self.network.synthesis(y_hat, axis(quality)) + 128).round().clamp(0, 255).to(torch.uint8)
 
-        kept: list[Tensor] = []
-        self._steps(z_hat, quality, t, take)
-        return [*z, *kept]
-
-    def _synthesise(self, symbols: list[Tensor], quality: Tensor) -> Tensor:
-        t = axis(quality)
-        names = self._names()
-        z_hat = {name: self._z_hat(name, q, quality) for name, q in zip(names, symbols, strict=False)}
-        rest = symbols[len(names) :]
-        y_hat = self._steps(z_hat, quality, t, lambda step, p, g, mean, gain: rest[4 * step + p])
-        return (self.network.synthesis(y_hat, t) + 128).round().clamp(0, 255).to(torch.uint8)
-
-    def _names(self) -> list[str]:
-        return [name for name in ORDER if name in self.network.config.latents]
-
-    def _hyper_gain(self, name: str, quality: Tensor) -> Tensor:
-        return torch.exp2(self._of_hyper(name, self.network.factorised[name].log2_gain, quality))
-
-    def _z_hat(self, name: str, symbols: Tensor, quality: Tensor, z: Tensor | None = None) -> Tensor:
-        """A hyper latent from its symbols; they are made of `z` if it is given, 0 where no file has any: nothing keeps
-        such values within 16 bits."""
-        model = self.network.factorised[name]
-
-        def code(part: Part, mean: Tensor, log2_scale: Tensor) -> Tensor:
-            if z is not None:
-                symbols[part.sites] = torch.round(z[part.sites] - mean) * (log2_scale >= self.network.log2_coded)
-            return mean + symbols[part.sites]
-
-        scale = self._of_hyper(name, model.log2_scale, quality)
-        return model.walk(symbols.shape, scale, code) / self._hyper_gain(name, quality)
-
-    def _of_hyper(self, name: str, table: Tensor, quality: Tensor) -> Tensor:
-        values, c = interpolate(table, quality), self.network.config
-        return values.view(-1, 1, c.tokens, c.latent // c.tokens) if name == "global" else values
-
-    def _steps(self, z_hat: dict[str, Tensor], quality: Tensor, t: Tensor, take: Callable[..., Tensor]) -> Tensor:
-        """The four steps; `take` gives the symbols of a step's channel group at one parity."""
+    def _walk(
+        self,
+        source: Source,
+        z: dict[str, Tensor] | None,
+        y: Tensor | None,
+        sites: tuple[int, int],
+        quality: Tensor,
+    ) -> Tensor:
         n = self.network
-        features = n.context.prepare(n.synthesise_hyper(z_hat, t))
-        gains = torch.exp2(interpolate(n.log2_gain, quality)).chunk(4, -1)
-        decoded: list[list[Any]] = [[None] * 4 for _ in range(4)]
-        y_hat = None
-        for step in range(STEPS):
-            for p, (mean, _) in enumerate(n.context(step, y_hat, features, t)):
-                g = p ^ QUADTREE[step]
-                decoded[p][g] = take(step, p, g, mean, gains[g]) / gains[g] + mean
-            zero = torch.zeros_like(decoded[0][QUADTREE[step]])
-            y_hat = parity_join([torch.cat([zero if d is None else d for d in groups], -1) for groups in decoded])
-        return y_hat
+        features = n.context.prepare(n.synthesise_hyper(code_hyper(n, source, z, sites, quality), axis(quality)))
+        return code_latent(n, source, y, features, sites, quality)[0]

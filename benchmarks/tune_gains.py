@@ -23,7 +23,7 @@ import torch
 
 from dca_fast import Codec
 from dca_fast.config import QUALITY_MAX, price
-from dca_fast.model.network import ANCHORS
+from dca_fast.model.walk import ANCHORS
 from dca_fast.network import weights as weights_io
 from dca_fast.network.program import LOG2_STEPS
 from dca_fast.train.data import Photographs, cut

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from dca_fast.errors import ConfigError
 
 CONTEXTS = ("regional", "global", "local")
+ORDER = ("global", "local", "regional")  # of the hyper latents in the stream
 TRANSFORMS = ("patch", "elic")
 
 # The quality axis, shared by trainer, exporter and codec.

@@ -17,6 +17,7 @@ from dca_fast.entropy.coder import Coder
 from dca_fast.errors import BitstreamError, ConfigError
 from dca_fast.files import container
 from dca_fast.model.context import parity_split
+from dca_fast.model.walk import coarseness
 from dca_fast.network import walk
 from dca_fast.ops import reference
 from dca_fast.testing import photograph
@@ -144,7 +145,6 @@ def test_squared_errors_of_sites_are_weighted() -> None:
 
 
 def test_the_float_network_finds_the_same_sites_coarse(codec: Codec) -> None:
-    network = load_float(CHECKPOINT)
     rows = torch.randint(2, 128, (1, 6, 8, 96))
     rows[rows < 6] = SKIP_ROW
     offset = torch.randint(16 * 50, 16 * 80, (4, 96), dtype=torch.int32)
@@ -153,7 +153,7 @@ def test_the_float_network_finds_the_same_sites_coarse(codec: Codec) -> None:
     gains = [g.view(1, 1, 1, -1).double() / 16 / ROWS_PER_OCTAVE + lowest for g in offset]
     for strength in (1, 3, 15):
         coarse = reference.coarseness(rows.to(torch.uint8), offset, 6, strength)
-        found = ROWS_PER_OCTAVE * network.coarseness(parity_split(scales), gains, strength / 16)[..., 0]
+        found = ROWS_PER_OCTAVE * coarseness(parity_split(scales), gains, strength / 16)[..., 0]
         assert (found - coarse).abs().round().sum() <= 2  # a half goes up, or to even
         assert coarse.unique().numel() > strength / 2
 

@@ -18,8 +18,9 @@ from dca_fast.model.context import parity_join, parity_split
 from dca_fast.model.cost import macs_per_pixel
 from dca_fast.model.layers import OPERAND_STEPS, GatedFfn, Linear, gate, operand, space_to_depth
 from dca_fast.model.layers import depth_to_space as to_space
-from dca_fast.model.network import Factorised, Network, straight_through
+from dca_fast.model.network import Network, straight_through
 from dca_fast.model.rates import gaussian_bits, noisy_bits
+from dca_fast.model.walk import Factorised, code_latent
 from dca_fast.ops.reference import neighbour_mean
 from tests import test_rans_device
 
@@ -89,7 +90,7 @@ def test_parameters_depend_only_on_earlier_steps() -> None:
                     parts[p][p ^ QUADTREE[late]] = parts[p][p ^ QUADTREE[late]] + 1
             changed = parity_join([torch.cat(groups, -1) for groups in parts])
             seen.append([])
-            network.code_latent(changed, features, torch.tensor([50.0]), t, False)
+            code_latent(network, network.rates(False), changed, features, (4, 4), torch.tensor([50.0]))
     plain = seen.pop()
     for step, run in enumerate(seen):
         assert all(torch.equal(run[s], plain[s]) for s in range(step + 1))
@@ -396,7 +397,9 @@ def test_gradients_go_straight_through_the_trellis(wide: Network) -> None:
     features = wide.context.prepare(wide.synthesise_hyper(z, t))
     for noisy in (False, True):
         leaf = y.clone().requires_grad_(True)
-        y_hat, bits, _, _ = wide.code_latent(leaf, features, quality, t, noisy)
+        source = wide.rates(noisy)
+        y_hat, _ = code_latent(wide, source, leaf, features, (4, 4), quality)
+        bits = source.totals(())["bits_y"]
         assert not torch.allclose(y_hat, y, atol=1e-3)
         weight = torch.randn_like(y)
         (slope,) = torch.autograd.grad((y_hat * weight).sum(), leaf, retain_graph=True)

@@ -13,7 +13,8 @@ from dca_fast.config import FIRST_CODED_ROW, SKIP_ROW, ModelConfig, Part, preset
 from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import build_gaussian_tables
 from dca_fast.errors import ConfigError, WeightsError
-from dca_fast.model.network import Network, neighbours
+from dca_fast.model.network import Network
+from dca_fast.model.walk import neighbours
 from dca_fast.network import walk, weights
 from dca_fast.network.program import Model, Program, ProgramSet, exp2, interpolate, settings, silent
 from dca_fast.ops import Array, Arrays, native

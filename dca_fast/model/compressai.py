@@ -9,36 +9,25 @@ decode everywhere come from `dca_fast.Codec`. Importing this module registers th
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dca_fast.config import (
-    ALIGN,
-    FIRST_CODED_ROW,
-    QUADTREE,
-    QUALITY_MAX,
-    SCALE_MIN,
-    STEPS,
-    STRIDE,
-    ModelConfig,
-    Part,
-    preset,
-)
+from dca_fast.config import ALIGN, QUADTREE, QUALITY_MAX, ModelConfig, coarse_to_fine, preset
 from dca_fast.entropy.coder import Coder, Decoder
 from dca_fast.errors import ConfigError, WeightsError
 from dca_fast.model import trellis
-from dca_fast.model.context import parity_join, parity_split
-from dca_fast.model.network import Network, axis, interpolate, log2_coded, straight_through
+from dca_fast.model.context import parity_join
+from dca_fast.model.network import Network, straight_through
 from dca_fast.model.rates import gaussian_bits, noisy_bits
 from dca_fast.model.transforms import pad_image
-from dca_fast.network.walk import ORDER
+from dca_fast.model.walk import Source, axis, code_hyper, code_latent, hyper_shapes
+from dca_fast.network.walk import Grid
 from dca_fast.train.export import load_float
 
 try:
@@ -47,24 +36,7 @@ try:
 except ImportError as missing:
     raise ImportError(f"this needs `pip install 'dca-fast[compressai]'`: {missing}") from missing
 
-LOG2_CODED = log2_coded(FIRST_CODED_ROW)
 LIMIT = 32767  # of one symbol
-
-
-class Source(Protocol):
-    """What codes the parts of a batch. Values are in quantiser steps, None at the decoder; the result is what a decoder
-    sees."""
-
-    def hyper(self, name: str, part: Part, value: Tensor | None, log2_scale: Tensor) -> Tensor:
-        """A part of a hyper latent, `[N, h, w, C]`."""
-
-    def step(self, values: list[Tensor] | None, log2_scales: list[Tensor]) -> list[Tensor]:
-        """The four parities of a quadtree step, `[N, h/2, w/2, C]` each."""
-
-
-def coded(log2_scale: Tensor) -> Tensor:
-    """Where a file has symbols."""
-    return log2_scale >= LOG2_CODED
 
 
 class Likelihoods:
@@ -72,43 +44,45 @@ class Likelihoods:
 
     def __init__(self, noisy: bool) -> None:
         self.noisy = noisy
-        self.z: dict[str, list[tuple[Part, Tensor]]] = {}
+        self.z: dict[str, list[Tensor]] = {}
         self.y: list[Tensor] = []
 
-    def hyper(self, name: str, part: Part, value: Tensor | None, log2_scale: Tensor) -> Tensor:
-        assert value is not None
-        rounded = straight_through(value, torch.round(value) * coded(log2_scale))
-        bits = noisy_bits(value, log2_scale) if self.noisy else gaussian_bits(rounded, log2_scale) * coded(log2_scale)
-        self.z.setdefault(f"z_{name}", []).append((part, torch.exp2(-bits)))
+    def hyper(self, name: str, residual: Tensor | None, log2_scale: Tensor, coded: Tensor) -> Tensor:
+        assert residual is not None
+        rounded = straight_through(residual, torch.round(residual) * coded)
+        bits = noisy_bits(residual, log2_scale) if self.noisy else gaussian_bits(rounded, log2_scale) * coded
+        self.z.setdefault(name, []).append(torch.exp2(-bits))
         return rounded
 
-    def step(self, values: list[Tensor] | None, log2_scales: list[Tensor]) -> list[Tensor]:
-        assert values is not None
-        seen, spent = trellis.step(values, log2_scales, [coded(s) for s in log2_scales], price=not self.noisy)
+    def step(self, residuals: list[Tensor] | None, log2_scales: list[Tensor], coded: list[Tensor]) -> list[Tensor]:
+        assert residuals is not None
+        seen, spent = trellis.step(residuals, log2_scales, coded, price=not self.noisy)
         if self.noisy:
-            spent = [noisy_bits(v, s) for v, s in zip(values, log2_scales, strict=True)]
+            spent = [noisy_bits(r, s) for r, s in zip(residuals, log2_scales, strict=True)]
         self.y.extend(torch.exp2(-bits) for bits in spent)
-        return [straight_through(v, s) for v, s in zip(values, seen, strict=True)]
+        return [straight_through(r, s) for r, s in zip(residuals, seen, strict=True)]
 
-    def maps(self) -> dict[str, Tensor]:
-        """`[N, C, h, w]` of each latent."""
-        found = {}
-        for name, parts in self.z.items():
-            n, _, _, c = parts[0][1].shape
-            height, width = (max(p[1 + i] + p[3] * (x.shape[1 + i] - 1) + 1 for p, x in parts) for i in (0, 1))
-            found[name] = parts[0][1].new_empty(n, height, width, c)
-            for part, likelihood in parts:
-                found[name][part.sites] = likelihood
-        places: list[list[Tensor]] = [[Tensor()] * 4 for _ in range(4)]
+    def maps(self, config: ModelConfig, sites: tuple[int, int]) -> dict[str, Tensor]:
+        """`[N, C, h, w]` of each latent, by its name in CompressAI; `sites` (h, w) of y."""
+        maps = {}
+        for name, shape in hyper_shapes(config, sites).items():
+            maps[f"z_{name}"] = self.z[name][0].new_empty(len(self.z[name][0]), *shape)
+            for part, likelihood in zip(coarse_to_fine(config.levels(name)), self.z[name], strict=True):
+                maps[f"z_{name}"][part.sites] = likelihood
+        quarters: list[list[Tensor]] = [[Tensor()] * 4 for _ in range(4)]
         for i, likelihood in enumerate(self.y):
             step, parity = divmod(i, 4)
-            places[parity][parity ^ QUADTREE[step]] = likelihood
-        found["y"] = parity_join([torch.cat(groups, -1) for groups in places])
-        return {name: value.permute(0, 3, 1, 2) for name, value in found.items()}
+            quarters[parity][parity ^ QUADTREE[step]] = likelihood
+        maps["y"] = parity_join([torch.cat(groups, -1) for groups in quarters])
+        return {name: value.permute(0, 3, 1, 2) for name, value in maps.items()}
 
 
-def _step_rows(log2_scales: list[Tensor]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return np.concatenate([trellis.table_rows(s, coded(s)) for s in log2_scales])
+def _step_rows(log2_scales: list[Tensor], coded: list[Tensor]) -> npt.NDArray[np.uint8]:
+    return np.concatenate([trellis.table_rows(*pair) for pair in zip(log2_scales, coded, strict=True)])
+
+
+def _in_steps(values: npt.NDArray[np.int16], like: list[Tensor]) -> list[Tensor]:
+    return [trellis.to_steps(v, x) for v, x in zip(np.split(values, len(like)), like, strict=True)]
 
 
 class Writer:
@@ -118,20 +92,19 @@ class Writer:
         self.parts: list[tuple[Any, Any]] = []
         self.plain = 0  # parts before those of the trellis
 
-    def hyper(self, name: str, part: Part, value: Tensor | None, log2_scale: Tensor) -> Tensor:
-        assert value is not None
-        symbols = value.round().clamp(-LIMIT, LIMIT) * coded(log2_scale)
-        rows = trellis.table_rows(log2_scale, coded(log2_scale))
-        self.parts.append((symbols.to(torch.int16).flatten().cpu().numpy(), rows))
+    def hyper(self, name: str, residual: Tensor | None, log2_scale: Tensor, coded: Tensor) -> Tensor:
+        assert residual is not None
+        symbols = residual.round().clamp(-LIMIT, LIMIT) * coded
+        self.parts.append((symbols.to(torch.int16).flatten().cpu().numpy(), trellis.table_rows(log2_scale, coded)))
         self.plain += 1
         return symbols
 
-    def step(self, values: list[Tensor] | None, log2_scales: list[Tensor]) -> list[Tensor]:
-        assert values is not None
-        rows = _step_rows(log2_scales)
-        found = trellis.quantise(torch.cat([v.flatten() for v in values]), rows)
-        self.parts.append((found, rows))
-        return [trellis.to_steps(f, v) for f, v in zip(np.split(found, len(values)), values, strict=True)]
+    def step(self, residuals: list[Tensor] | None, log2_scales: list[Tensor], coded: list[Tensor]) -> list[Tensor]:
+        assert residuals is not None
+        rows = _step_rows(log2_scales, coded)
+        values = trellis.quantise(torch.cat([r.flatten() for r in residuals]), rows)
+        self.parts.append((values, rows))
+        return _in_steps(values, residuals)
 
 
 class Reader:
@@ -140,19 +113,12 @@ class Reader:
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
 
-    def hyper(self, name: str, part: Part, value: Tensor | None, log2_scale: Tensor) -> Tensor:
-        symbols = torch.from_numpy(self.decoder.decode(trellis.table_rows(log2_scale, coded(log2_scale))))
+    def hyper(self, name: str, residual: Tensor | None, log2_scale: Tensor, coded: Tensor) -> Tensor:
+        symbols = torch.from_numpy(self.decoder.decode(trellis.table_rows(log2_scale, coded)))
         return symbols.to(log2_scale).view(log2_scale.shape)
 
-    def step(self, values: list[Tensor] | None, log2_scales: list[Tensor]) -> list[Tensor]:
-        found = self.decoder.decode(_step_rows(log2_scales), trellis=True)
-        return [trellis.to_steps(f, s) for f, s in zip(np.split(found, len(log2_scales)), log2_scales, strict=True)]
-
-
-def _part(source: Source, name: str, z: Tensor | None, part: Part, mean: Tensor, log2_scale: Tensor) -> Tensor:
-    """What `Factorised.walk` codes a part of a hyper latent with."""
-    residual = None if z is None else z[part.sites] - mean
-    return mean + source.hyper(name, part, residual, log2_scale.expand(mean.shape))
+    def step(self, residuals: list[Tensor] | None, log2_scales: list[Tensor], coded: list[Tensor]) -> list[Tensor]:
+        return _in_steps(self.decoder.decode(_step_rows(log2_scales, coded), trellis=True), log2_scales)
 
 
 @register_model("dca")
@@ -189,39 +155,13 @@ class Dca(CompressionModel):
         y: Tensor = self.network.analysis(pad_image(image, ALIGN), t)
         return y
 
-    def _walk(self, y: Tensor | None, grid: tuple[int, int], quality: Tensor, source: Source) -> Tensor:
+    def _walk(self, y: Tensor | None, sites: tuple[int, int], quality: Tensor, source: Source) -> Tensor:
         """All latents in the order of a file: y_hat `[N, h, w, M]`."""
-        net, n, (h, w) = self.network, len(quality), grid
-        c, t = net.config, axis(quality)
-        shapes = {
-            "global": (n, 1, c.tokens, c.latent // c.tokens),
-            "local": (n, h, w, c.local),
-            "regional": (n, h // 4, w // 4, c.regional),
-        }
-        z_hat = {}
-        for name in (name for name in ORDER if name in net.hyper):
-            model, shape = net.factorised[name], shapes[name]
-            tables = [interpolate(table, quality) for table in (model.log2_scale, model.log2_gain)]
-            scale, gain = (table.view(n, *shape[1:]) if name == "global" else table for table in tables)
-            gain = torch.exp2(gain)
-            z = None if y is None else net.hyper[name].analyse(y, t) * gain
-            z_hat[name] = model.walk(shape, scale, partial(_part, source, name, z)) / gain
+        net, t = self.network, axis(quality)
+        z = None if y is None else {name: pair.analyse(y, t) for name, pair in net.hyper.items()}
+        z_hat = code_hyper(net, source, z, sites, quality)
         features = net.context.prepare(net.synthesise_hyper(z_hat, t))
-        gains = interpolate(net.log2_gain, quality).chunk(4, -1)
-        targets = None if y is None else [part.chunk(4, -1) for part in parity_split(y)]
-        zeros = torch.zeros(n, h // 2, w // 2, c.latent // 4, device=quality.device)
-        decoded, y_hat = [[zeros] * 4 for _ in range(4)], None
-        for step in range(STEPS):
-            found = [(p, p ^ QUADTREE[step], *pair) for p, pair in enumerate(net.context(step, y_hat, features, t))]
-            scales = [(scale + gains[g]).clamp_min(math.log2(SCALE_MIN)) for _, g, _, scale in found]
-            values = None
-            if targets is not None:
-                values = [(targets[p][g] - mean) * torch.exp2(gains[g]) for p, g, mean, _ in found]
-            for (p, g, mean, _), seen in zip(found, source.step(values, scales), strict=True):
-                decoded[p][g] = seen / torch.exp2(gains[g]) + mean
-            y_hat = parity_join([torch.cat(groups, -1) for groups in decoded])
-        assert y_hat is not None
-        return y_hat
+        return code_latent(net, source, y, features, sites, quality)[0]
 
     def _pixels(self, y_hat: Tensor, t: Tensor, size: tuple[int, int]) -> Tensor:
         image = self.network.synthesis(y_hat, t)[:, : size[0], : size[1]]
@@ -242,8 +182,9 @@ class Dca(CompressionModel):
         qualities, likelihoods = self._qualities(quality, x), Likelihoods(self.training)
         t = axis(qualities)
         y = self._y(x, t)
-        y_hat = self._walk(y, (y.shape[1], y.shape[2]), qualities, likelihoods)
-        return {"x_hat": self._pixels(y_hat, t, (x.shape[2], x.shape[3])), "likelihoods": likelihoods.maps()}
+        sites = y.shape[1], y.shape[2]
+        y_hat, maps = self._walk(y, sites, qualities, likelihoods), likelihoods.maps(self.network.config, sites)
+        return {"x_hat": self._pixels(y_hat, t, (x.shape[2], x.shape[3])), "likelihoods": maps}
 
     def update(self, scale_table: Any = None, force: bool = False, update_quantiles: bool = False) -> bool:
         """Build the entropy coder; its tables are part of the format and depend on no weights.
@@ -292,10 +233,10 @@ class Dca(CompressionModel):
         """
         coder, images = self._coder_here(), []
         height, width = shape
-        grid = (-(-height // ALIGN) * (ALIGN // STRIDE), -(-width // ALIGN) * (ALIGN // STRIDE))
+        sites = Grid.of(height, width).sites
         for stream in strings[0]:
             qualities, decoder = self._qualities(quality, self.network.log2_gain[:1]), coder.decoder(stream)
-            y_hat = self._walk(None, grid, qualities, Reader(decoder))
+            y_hat = self._walk(None, sites, qualities, Reader(decoder))
             decoder.finish()
             images.append(self._pixels(y_hat, axis(qualities), (height, width)))
         return {"x_hat": torch.cat(images).clamp(0, 1)}

@@ -11,13 +11,10 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from dca_fast.config import ALIGN, SKIP_ROW, STEPS, STRIDE, Part
+from dca_fast.config import ALIGN, ORDER, SKIP_ROW, STEPS, STRIDE, Part
 from dca_fast.entropy.coder import Coder, Decoder, choose_groups, crc32
 from dca_fast.network.program import Adaptation, Program
 from dca_fast.ops import Array, Arrays
-
-ORDER = ("global", "local", "regional")  # of the hyper latents in the stream
-
 
 # residuals int32, in 1/256 quantiser steps, and rows uint8 of one shape -> values int16 of a trellis
 Quantiser = Callable[[Array, Array], Array]

@@ -26,7 +26,7 @@ import numpy.typing as npt
 from dca_fast.cli import commands
 from dca_fast.cli import parser as cli
 from dca_fast.codec import Codec
-from dca_fast.config import ALIGN, DEFAULT_AQ, DEFAULT_EFFORT, PATCH, STEPS
+from dca_fast.config import ALIGN, DEFAULT_AQ, DEFAULT_EFFORT, ORDER, PATCH, STEPS
 from dca_fast.encoder.linear_gradient import Adjoint
 from dca_fast.engines.cpu import CpuEngine
 from dca_fast.entropy.coder import Coder
@@ -60,7 +60,7 @@ WAYS = tuple(FIRST_STAGE)
 STAGES = (
     ("analyse", "analysis", "hyper: operands"),
     ("hyper_analyse", "hyper: operands", "hyper: symbols"),
-    *((f"_analyse_{name}", f"hyper: {name} analysis", "hyper: operands") for name in walk.ORDER),
+    *((f"_analyse_{name}", f"hyper: {name} analysis", "hyper: operands") for name in ORDER),
     ("hyper_features", "hyper: features", "step 1: parameters"),
     ("step_parameters", "step {}: parameters", "step {}: symbols"),
     ("synthesise", "synthesis", "crop"),
@@ -220,7 +220,7 @@ def profile(
 
 def named(codec: Codec, parts: list[Part]) -> dict[str, Part]:
     """What a stream holds by latent and step; the regional latent, the last one, may have several parts."""
-    names = [f"z {name}" for name in walk.ORDER if name in codec.config.latents]
+    names = [f"z {name}" for name in ORDER if name in codec.config.latents]
     found = dict(zip(names[:-1], parts, strict=False))
     values, rows = zip(*parts[len(found) : -STEPS], strict=True)
     found[names[-1]] = np.concatenate(values), np.concatenate(rows)

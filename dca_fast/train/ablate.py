@@ -23,7 +23,8 @@ from torch import Tensor
 from dca_fast.config import ALIGN, LAMBDA_MAX, LAMBDA_MIN, STEPS, price
 from dca_fast.errors import InputError
 from dca_fast.model.context import Contextualiser
-from dca_fast.model.network import Network, axis
+from dca_fast.model.network import Network
+from dca_fast.model.walk import axis, code_latent
 from dca_fast.train.data import Crops
 from dca_fast.train.trainer import Recipe, learning_rate, parameter_groups
 
@@ -153,13 +154,10 @@ def build(name: str, start: Network, seed: int, inherited: bool) -> Network:
 
 def entropy(network: Network, y: Tensor, quality: Tensor, noisy: bool) -> dict[str, Tensor]:
     """`bits_y` `[N, 4]`, `bits_z` `[N, contexts]`, `error` `[N, 4]` as `Network` gives them, and `y_hat`."""
-    t, z_hat, bits_z = axis(quality), {}, []
-    for name, pair in network.hyper.items():
-        z_hat[name], bits = network.code_hyper(name, pair.analyse(y, t), quality, noisy)
-        bits_z.append(bits)
-    features = network.context.prepare(network.synthesise_hyper(z_hat, t))
-    y_hat, bits_y, error, _ = network.code_latent(y, features, quality, t, noisy)
-    return {"bits_y": bits_y, "bits_z": torch.stack(bits_z, 1), "error": error, "y_hat": y_hat}
+    source = network.rates(noisy)
+    features = network.features(y, source, quality)
+    y_hat, _ = code_latent(network, source, y, features, (y.shape[1], y.shape[2]), quality)
+    return source.totals(network.hyper) | {"y_hat": y_hat}
 
 
 def train_twin(network: Network, data: Latents, plan: Plan, on_step: Callable[[float], None]) -> None:
