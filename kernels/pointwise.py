@@ -1,4 +1,4 @@
-"""Kernels that touch every value once: operands, quadtree steps, pixels, and the packing of coded symbols.
+"""Kernels that touch every value once: operands, quadtree steps and pixels.
 
 Definitions: `dca_fast/ops/reference.py`. Indices are 32-bit where a tensor is small enough (LONG otherwise): the
 divisions that turn an index into site and channel are the larger part of the arithmetic here.
@@ -6,9 +6,8 @@ divisions that turn an index into site and channel are the larger part of the ar
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -17,8 +16,6 @@ from torch import Tensor
 from dca_fast.config import (
     AQ_CHANNELS,
     AQ_REACH,
-    CENTER,
-    ESCAPE,
     QUADTREE,
     RING_LIMIT,
     SKIP_ROW,
@@ -30,8 +27,6 @@ from dca_fast.ops.limits import LIMIT_RESIDUAL, LIMIT_VALUE, MAX_ROW
 from .numerics import EXACT, LIMIT8, LIMIT16, LIMIT_MEAN, requantise, saturating_add
 
 __all__ = [
-    "Packed",
-    "SymbolTable",
     "act_slope",
     "add",
     "add_slope",
@@ -43,8 +38,6 @@ __all__ = [
     "neighbour_mean",
     "operand8",
     "operand16",
-    "pack_rows",
-    "pack_symbols",
     "patches_from_image",
     "quadtree_gather",
     "reconstruct",
@@ -53,14 +46,9 @@ __all__ = [
 ]
 
 BLOCK = 1024  # values per program
-PACK_BLOCK = 2048  # positions per program of the packing
 
-_SIZES = ["width", "groups"]  # no new compilation for a new size of these; `count` divisible by 16 is worth one
+_SIZES = ["width"]  # no new compilation for a new one; `count` divisible by 16 is worth one
 _SKIP = tl.constexpr(SKIP_ROW)
-_CENTER = tl.constexpr(CENTER)
-_ESCAPE = tl.constexpr(ESCAPE)
-_ESCAPE_FLAG = tl.constexpr(64)
-_RAW_BITS = tl.constexpr(16)
 _TRELLIS_STEP = tl.constexpr(TRELLIS_STEP)
 _LIMIT_RESIDUAL = tl.constexpr(LIMIT_RESIDUAL)
 _LIMIT_VALUE = tl.constexpr(LIMIT_VALUE)
@@ -69,10 +57,10 @@ _MAX_ROW = tl.constexpr(MAX_ROW)
 _RING_LIMIT = tl.constexpr(RING_LIMIT)
 
 
-def _launch(kernel: Any, count: int, *args: Any, block: int = BLOCK) -> None:
+def _launch(kernel: Any, count: int, *args: Any) -> None:
     """Runs `kernel` over `count` values; a quadtree step of `count` belongs to tensors of four times as many."""
     if count:
-        kernel[triton.cdiv(count, block),](count, *args, 4 * count >= 1 << 31, block, num_warps=block // 256, **EXACT)
+        kernel[triton.cdiv(count, BLOCK),](count, *args, 4 * count >= 1 << 31, BLOCK, num_warps=BLOCK // 256, **EXACT)
 
 
 @triton.jit
@@ -430,164 +418,4 @@ def restore(picture: Tensor, w: Tensor) -> Tensor:
     _restore_kernel[triton.cdiv(count, block),](
         count, picture, w, out, height, width, w.shape[1] // 6, 4 * count >= 1 << 31, block, num_warps=4, **EXACT
     )
-    return out
-
-
-# Packing: the coded positions of a part, or what the encoder needs of them, without the gaps.
-
-
-class SymbolTable(NamedTuple):
-    """The encoder's table: entries int32 [R, 256, 2] (`SymbolEntry` of csrc/coder/rans.h), shift uint8 [R]."""
-
-    entries: Tensor
-    shift: Tensor
-
-    @classmethod
-    def build(cls, freq: Tensor, shift: Tensor, device: torch.device | str) -> SymbolTable:
-        """Entries of frequencies [R, 256] (0..4095, rows sum to 4096) and shifts [R].
-
-        A symbol without frequency has the entry of the escape. The reciprocal is that of Robison, "N-bit unsigned
-        division via N-bit multiply-add" (2005); see csrc/coder/rans.h.
-        """
-        f = freq.cpu().numpy().astype(np.uint64)
-        start = np.cumsum(f, axis=1) - f
-        escape = np.arange(f.shape[1]) == int(_ESCAPE.value)
-        escape = np.broadcast_to(escape, f.shape) | (f == 0)
-        start = np.where(escape, start[:, -1:], start)
-        f = np.where(escape, f[:, -1:], f)
-        log2 = np.floor(np.log2(f)).astype(np.uint64)
-        scale = np.uint64(1) << (np.uint64(32) + log2)
-        down = scale // f
-        power = (f & (f - np.uint64(1))) == 0
-        up = ~power & ((down + np.uint64(1)) * f - scale <= (np.uint64(1) << log2))
-        reciprocal = np.where(power, np.uint64(0xFFFFFFFF), down + up)
-        flags = escape.astype(np.uint64) << np.uint64(6) | (~up).astype(np.uint64) << np.uint64(5)
-        packed = f << np.uint64(20) | start << np.uint64(8) | flags | log2
-        entries = np.stack([reciprocal, packed], axis=-1).astype(np.uint32).view(np.int32)
-        return cls(torch.from_numpy(entries).to(device), shift.to(device))
-
-
-class Packed(NamedTuple):
-    """The coded symbols of one part, in flat order.
-
-    Args:
-        entries: int32 [n, 2], encoder entries; only the first `bounds[-1]` are written.
-        raw: int32 [n], bits << 16 | value: the 0..8 low bits, or with 16 bits the value of an escape.
-        bounds: int32 [groups + 1], coded symbols before the start of each coder group, and of all.
-    """
-
-    entries: Tensor
-    raw: Tensor
-    bounds: Tensor
-
-
-@triton.jit
-def _count_kernel(count, rows, counts, LONG: tl.constexpr, BLOCK: tl.constexpr):
-    at = _places(LONG, BLOCK)
-    coded = tl.load(rows + at, at < count, _SKIP) != _SKIP
-    tl.store(counts + tl.program_id(0), tl.sum(coded.to(tl.int32), 0))
-
-
-@triton.jit
-def _coded_before(counts, block, BLOCK: tl.constexpr):
-    """Coded symbols in all blocks before `block`."""
-    total = tl.zeros([BLOCK], tl.int32)
-    for first in range(0, block, BLOCK):
-        at = first + tl.arange(0, BLOCK)
-        total += tl.load(counts + at, at < block, 0)
-    return tl.sum(total, 0)
-
-
-@triton.jit(do_not_specialize=["count", *_SIZES])
-def _bounds_kernel(count, rows, counts, bounds, groups, BLOCK: tl.constexpr):
-    group = tl.program_id(0)
-    end = count.to(tl.int64) * group // groups
-    block = (end // BLOCK).to(tl.int32)
-    at = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    coded = tl.load(rows + at, at < end, _SKIP) != _SKIP
-    tl.store(bounds + group, _coded_before(counts, block, BLOCK) + tl.sum(coded.to(tl.int32), 0))
-
-
-@triton.jit
-def _ranks(row, counts, BLOCK: tl.constexpr):
-    """Which values are coded, and their places in the dense order."""
-    coded = row != _SKIP
-    ones = coded.to(tl.int32)
-    return coded, _coded_before(counts, tl.program_id(0), BLOCK) + tl.cumsum(ones, 0) - ones
-
-
-@triton.jit
-def _pack_rows_kernel(count, rows, counts, positions, LONG: tl.constexpr, BLOCK: tl.constexpr):
-    at = _places(LONG, BLOCK)
-    coded, rank = _ranks(tl.load(rows + at, at < count, _SKIP), counts, BLOCK)
-    tl.store(positions + rank, at.to(tl.int32), coded)
-
-
-@triton.jit
-def _store_entries(q, row, table, shifts, counts, entries, raw, BLOCK: tl.constexpr):
-    """Look the coded symbols up and store their entries densely."""
-    coded, rank = _ranks(row, counts, BLOCK)
-    shift = tl.load(shifts + row, coded, 0).to(tl.int32)
-    symbol = (q >> shift) + _CENTER
-    symbol = tl.where((symbol < 0) | (symbol > _ESCAPE), _ESCAPE, symbol)
-    place = (row * 256 + symbol) * 2
-    packed = tl.load(table + place + 1, coded, 0)
-    escape = (packed & _ESCAPE_FLAG) != 0
-    bits = tl.where(escape, _RAW_BITS, shift)
-    value = q & ((1 << bits) - 1)
-    tl.store(entries + rank.to(tl.int64) * 2, tl.load(table + place, coded, 0), coded)
-    tl.store(entries + rank.to(tl.int64) * 2 + 1, packed, coded)
-    tl.store(raw + rank, bits << 16 | value, coded)
-
-
-@triton.jit
-def _pack_symbols_kernel(
-    count, symbols, rows, table, shifts, counts, entries, raw, LONG: tl.constexpr, BLOCK: tl.constexpr
-):
-    at = _places(LONG, BLOCK)
-    inside = at < count
-    row = tl.load(rows + at, inside, _SKIP).to(tl.int32)
-    q = tl.load(symbols + at, inside, 0).to(tl.int32)
-    _store_entries(q, row, table, shifts, counts, entries, raw, BLOCK)
-
-
-def _count(rows: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Coded values of each block, and bounds as in `Packed`."""
-    n, device = rows.numel(), rows.device
-    counts = torch.empty(triton.cdiv(n, PACK_BLOCK), dtype=torch.int32, device=device)
-    bounds = torch.empty(groups + 1, dtype=torch.int32, device=device)
-    _launch(_count_kernel, n, rows, counts, block=PACK_BLOCK)
-    _bounds_kernel[groups + 1,](n, rows, counts, bounds, groups, PACK_BLOCK, num_warps=8, **EXACT)
-    return counts, bounds
-
-
-def pack_rows(rows: Tensor, groups: int = 1) -> tuple[Tensor, Tensor]:
-    """Coded positions of a part without the gaps.
-
-    Args:
-        rows: uint8, any shape, n values; SKIP_ROW is not coded.
-        groups: coder groups, 1..64; group g has the positions from n * g // groups on.
-
-    Returns:
-        positions int32 [n], of which the first `bounds[-1]` are written, ascending; bounds int32 [groups + 1], as in
-        `Packed`.
-    """
-    counts, bounds = _count(rows, groups)
-    positions = torch.empty(rows.numel(), dtype=torch.int32, device=rows.device)
-    _launch(_pack_rows_kernel, rows.numel(), rows, counts, positions, block=PACK_BLOCK)
-    return positions, bounds
-
-
-def _outputs(rows: Tensor, bounds: Tensor) -> Packed:
-    n, device = rows.numel(), rows.device
-    entries = torch.empty(n, 2, dtype=torch.int32, device=device)
-    return Packed(entries, torch.empty(n, dtype=torch.int32, device=device), bounds)
-
-
-def pack_symbols(symbols: Tensor, rows: Tensor, table: SymbolTable, groups: int = 1) -> Packed:
-    """Encoder entries of a plain part. symbols int16 and rows uint8 (0..127 or SKIP_ROW) of one shape."""
-    counts, bounds = _count(rows, groups)
-    out = _outputs(rows, bounds)
-    args = (symbols, rows, *table, counts, out.entries, out.raw)
-    _launch(_pack_symbols_kernel, rows.numel(), *args, block=PACK_BLOCK)
     return out

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import itertools
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from dca_fast.config import SKIP_ROW, coarse_to_fine
-from dca_fast.entropy.tables import ESCAPE, build_gaussian_tables
 from dca_fast.ops import reference
 from tests.kernel_tools import (
     ARCHITECTURES,
@@ -159,16 +156,6 @@ def test_pixels_and_sites(n: int, h: int, w: int) -> None:
 # Packing.
 
 
-def rows_of(n: int, coded: float) -> Tensor:
-    rows = torch.randint(0, 128, (n,), dtype=torch.uint8)
-    return rows.masked_fill_(torch.rand(n) >= coded, SKIP_ROW)
-
-
-def expected_bounds(rows: Tensor, groups: int) -> list[int]:
-    n = len(rows)
-    return [int((rows[: n * g // groups] != SKIP_ROW).sum()) for g in range(groups + 1)]
-
-
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (9, 130), (40, 33)])
 @pytest.mark.parametrize("rings", [1, 2, 3])
 def test_restoration(size: tuple[int, int], rings: int) -> None:
@@ -177,76 +164,6 @@ def test_restoration(size: tuple[int, int], rings: int) -> None:
     same(pointwise.restore, reference.restore, picture, torch.randint(-127, 128, (3, 6 * rings)).to(torch.int8))
     for weight in (-127, 127):
         same(pointwise.restore, reference.restore, picture, torch.full((3, 6 * rings), weight, dtype=torch.int8))
-
-
-@pytest.mark.parametrize(("n", "coded", "groups"), [(1, 1.0, 1), (1, 0.0, 3), (777, 0.3, 5), (12500, 0.5, 7)])
-def test_pack_rows(n: int, coded: float, groups: int) -> None:
-    rows = rows_of(n, coded)
-
-    def expected(rows: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-        return torch.nonzero(rows != SKIP_ROW).flatten().int(), torch.tensor(expected_bounds(rows, groups)).int()
-
-    def packed(rows: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-        positions, bounds = pointwise.pack_rows(rows, groups)
-        count = int(bounds[-1])
-        assert len(set(positions[count:].tolist())) <= 1  # what is not used is not written
-        return positions[:count], bounds
-
-    same(packed, expected, rows, groups)
-
-
-@pytest.fixture(scope="module")
-def tables() -> tuple[Tensor, Tensor]:
-    built = build_gaussian_tables()
-    return torch.from_numpy(built.freq), torch.from_numpy(built.shift)
-
-
-def expected_symbols(symbols: Tensor, rows: Tensor, freq: Tensor, shift: Tensor) -> list[tuple[int, ...]]:
-    """(freq, start, is escape, bits, raw value) of every coded symbol, as docs/spec/bitstream.md has it."""
-    out = []
-    f, start = freq.numpy().astype(int), freq.numpy().astype(int).cumsum(axis=1)
-    for v, row in zip(symbols.flatten().tolist(), rows.flatten().tolist(), strict=True):
-        if row == SKIP_ROW:
-            continue
-        k = int(shift[row])
-        s = (v >> k) + 127
-        s = s if 0 <= s < ESCAPE and f[row, s] > 0 else ESCAPE
-        bits = 16 if s == ESCAPE else k
-        out.append((f[row, s], start[row, s] - f[row, s], s == ESCAPE, bits, v & ((1 << bits) - 1)))
-    return out
-
-
-def unpacked(packed: pointwise.Packed) -> list[tuple[int, ...]]:
-    count = int(packed.bounds[-1])
-    word = packed.entries[:count, 1].cpu().numpy().astype(np.uint32).astype(int)
-    raw = packed.raw[:count].cpu().numpy()
-    fields = (word >> 20, word >> 8 & 0xFFF, word >> 6 & 1, raw >> 16, raw & 0xFFFF)
-    return list(zip(*(field.tolist() for field in fields), strict=True))
-
-
-def test_symbol_entries_divide_exactly(tables: tuple[Tensor, Tensor]) -> None:
-    entries = pointwise.SymbolTable.build(*tables, "cpu").entries.numpy().view(np.uint32).astype(np.uint64)
-    reciprocal, packed = entries[..., 0], entries[..., 1]
-    freq, increment, log2 = packed >> np.uint64(20), packed >> np.uint64(5) & np.uint64(1), packed & np.uint64(31)
-    generator = np.random.default_rng(0)
-    for _ in range(20):
-        x = generator.integers(0, freq << np.uint64(20), dtype=np.uint64)  # a state about to be divided
-        for state in (x, (x // freq) * freq, (freq << np.uint64(20)) - np.uint64(1)):
-            quotient = (state + increment) * reciprocal >> (np.uint64(32) + log2)
-            assert (quotient == state // freq).all()
-
-
-@pytest.mark.parametrize(("n", "coded"), [(5, 1.0), (4500, 0.5)])
-def test_pack_symbols(tables: tuple[Tensor, Tensor], n: int, coded: float) -> None:
-    rows = rows_of(n, coded)
-    symbols = (torch.randn(n) * 0.1 * 2 ** (rows.float().clamp(max=127) / 12)).clamp(-8191, 8191).to(torch.int16)
-    symbols[::7] = int16(len(symbols[::7]), limit=8191)  # escapes
-    symbols[-1] = -8191
-    table = pointwise.SymbolTable.build(*tables, DEVICE)
-    packed = pointwise.pack_symbols(symbols.to(DEVICE), rows.to(DEVICE), table, 3)
-    expected = expected_symbols(symbols, rows, *tables)
-    assert unpacked(packed) == expected
-    assert packed.bounds.tolist() == expected_bounds(rows, 3)
 
 
 # Compilation, with the shapes of dca-s.
@@ -277,9 +194,6 @@ def dca_s_calls() -> None:
     pointwise.image_from_patches(pointwise.patches_from_image(image).to(torch.uint8))
     pointwise.depth_to_space2(pointwise.space_to_depth2(int8(1, h, w, 160)))
     pointwise.restore(image[0], torch.ones(3, 18, dtype=torch.int8, device=image.device))
-    table = pointwise.SymbolTable(torch.zeros(384, 256, 2, dtype=torch.int32), torch.zeros(384, dtype=torch.uint8))
-    pointwise.pack_rows(row, 4)
-    pointwise.pack_symbols(y[..., :96].contiguous(), row, table, 4)
 
 
 @pytest.mark.slow
