@@ -109,6 +109,20 @@ class Recipe:
     record: bool = True
     parts: tuple[str, ...] | None = None
 
+    def check(self, config: ModelConfig) -> None:
+        """Whether a configuration allows it.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        parts = self.parts
+        if self.effort and (parts is None or "analysis" in parts or config.transforms != "patch"):
+            raise ConfigError('effort 1 is for parts without "analysis", and for "patch" transforms')
+        if self.rate_only and (parts is None or {"analysis", "synthesis"} & set(parts)):
+            raise ConfigError("bits alone are a loss for parts without transforms")
+        if self.rates not in ("noise", "expected"):
+            raise ConfigError(f'rates are "noise" or "expected", got {self.rates!r}')
+
 
 def loss_of(
     out: dict[str, Tensor], image: Tensor, quality: Tensor, balance: float, hyper: Tensor
@@ -309,36 +323,14 @@ class Trainer:
         world: World = ALONE,
         tables: Tables | None = None,
     ) -> None:
-        if recipe.effort and (recipe.parts is None or "analysis" in recipe.parts or config.transforms != "patch"):
-            raise ConfigError('effort 1 is for parts without "analysis", and for "patch" transforms')
-        if recipe.rate_only and (recipe.parts is None or {"analysis", "synthesis"} & set(recipe.parts)):
-            raise ConfigError("bits alone are a loss for parts without transforms")
-        if recipe.rates not in ("noise", "expected"):
-            raise ConfigError(f'rates are "noise" or "expected", got {recipe.rates!r}')
+        recipe.check(config)
         torch.manual_seed(recipe.seed)
         self.recipe, self.folder, self.device, self.world = recipe, Path(folder), device, world
         self.folder.mkdir(parents=True, exist_ok=True)
         self.photographs, self.network = photographs, Network(config)
         self.step = self.first = 0
-        saved = self.folder / "checkpoint.pt"
-        state = torch.load(saved, map_location="cpu", weights_only=True) if saved.exists() else None
-        if state is not None:
-            if ModelConfig.from_dict(state["config"]) != config:
-                raise WeightsError(f"{saved} belongs to another configuration: {state['config']}")
-            if state.get("format") != FORMAT:
-                raise WeightsError(
-                    f"{saved} is of another version of the trainer: --start takes it up in another folder"
-                )
-            self.network.load_state_dict(state["network"])
-            self.step, self.first = state["step"], state.get("first", 0)
-        elif start is not None:
-            try:
-                self.network.load_state_dict(grown(start, self.network))
-            except RuntimeError as error:
-                raise WeightsError(f"the start is of another configuration: {error}") from error
-            self.step = self.first = recipe.ramp  # trained before, so past the ramp
-        else:
-            start_from_components(self.network, photographs, recipe.seed)
+        state = self._saved()
+        self._begin(state, start)
         kept = (state or {}).get("optimiser")  # a checkpoint in parts (`train/parts.py`) has none
         fresh = kept is None and recipe.optimiser == "soap"
         white = whitening(self.network, photographs, recipe.seed) if fresh else {}
@@ -357,23 +349,55 @@ class Trainer:
             for layer, root in white.items():
                 if layer.get_parameter("weight").requires_grad:
                     self.optimiser.whiten(layer.get_parameter("weight"), world.share(root.to(device)))
-        if device.startswith("cuda") and recipe.bf16 and config.transforms == "elic":
-            for transform in (self.network.analysis, self.network.synthesis):
-                in_bfloat16(transform, "cuda")
-        if device.startswith("cuda") and recipe.fused and not recipe.compile:
-            fuse(self.network)
-        if recipe.rates == "expected":
-            self.network.expected = Expected(torch.device(device))
-        objective = Objective(self.network, recipe)
-        self.recorded: RecordedStep | None = None
         self._on_device = uploaded(photographs, torch.device(device))
-        if recorded_in_graphs(recipe, torch.device(device)):
-            self.record(objective)
-        else:
-            parallel = world.parallel(objective)
-            self.forward: Callable = torch.compile(parallel) if recipe.compile else parallel
+        self._forms()
         self._reader = ThreadPoolExecutor(1)
         self._ahead: tuple[int, Future] | None = None
+
+    def _saved(self) -> dict[str, Any] | None:
+        """The state in the folder, if there is one that fits."""
+        saved = self.folder / "checkpoint.pt"
+        if not saved.exists():
+            return None
+        state: dict[str, Any] = torch.load(saved, map_location="cpu", weights_only=True)
+        if ModelConfig.from_dict(state["config"]) != self.network.config:
+            raise WeightsError(f"{saved} belongs to another configuration: {state['config']}")
+        if state.get("format") != FORMAT:
+            raise WeightsError(f"{saved} is of another version of the trainer: --start takes it up in another folder")
+        return state
+
+    def _begin(self, state: dict[str, Any] | None, start: dict[str, Tensor] | None) -> None:
+        """The weights of a state, or of a start, or principal components."""
+        if state is not None:
+            self.network.load_state_dict(state["network"])
+            self.step, self.first = state["step"], state.get("first", 0)
+        elif start is not None:
+            try:
+                self.network.load_state_dict(grown(start, self.network))
+            except RuntimeError as error:
+                raise WeightsError(f"the start is of another configuration: {error}") from error
+            self.step = self.first = self.recipe.ramp  # trained before, so past the ramp
+        else:
+            start_from_components(self.network, self.photographs, self.recipe.seed)
+
+    def _forms(self) -> None:
+        """How the network computes on its device, and what takes a step."""
+        recipe, network, device = self.recipe, self.network, torch.device(self.device)
+        on_cuda = device.type == "cuda"
+        if on_cuda and recipe.bf16 and network.config.transforms == "elic":
+            for transform in (network.analysis, network.synthesis):
+                in_bfloat16(transform, "cuda")
+        if on_cuda and recipe.fused and not recipe.compile:
+            fuse(network)
+        if recipe.rates == "expected":
+            network.expected = Expected(device)
+        objective = Objective(network, recipe)
+        self.recorded: RecordedStep | None = None
+        if recorded_in_graphs(recipe, device):
+            self.record(objective)
+        else:
+            parallel = self.world.parallel(objective)
+            self.forward: Callable = torch.compile(parallel) if recipe.compile else parallel
 
     def record(self, objective: nn.Module) -> None:
         """Take all further steps by graphs."""
