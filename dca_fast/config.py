@@ -103,6 +103,14 @@ def coarse_to_fine(levels: int) -> list[Part]:
     return parts
 
 
+MAX_WIDTH, MAX_LEVELS, MAX_BLOCKS = 4096, 6, 64  # of a configuration: hostile weights ask for no more memory
+
+
+def _check_number(name: str, value: object, least: int, most: int) -> None:
+    if type(value) is not int or not least <= value <= most:
+        raise ConfigError(f"{name} must be a whole number within {least}..{most}, got {value!r}")
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Widths and structure of one DCA model.
@@ -156,14 +164,28 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            if f.type == "int" and getattr(self, f.name) < (f.name != "regional_levels"):
-                raise ConfigError(f"{f.name} must be positive, got {getattr(self, f.name)}")
+            value = getattr(self, f.name)
+            if f.type == "int":
+                least, most = (0, MAX_LEVELS) if f.name == "regional_levels" else (1, MAX_WIDTH)
+                _check_number(f.name, value, least, most)
+            elif f.type == "bool" and not isinstance(value, bool):
+                raise ConfigError(f"{f.name} must be true or false, got {value!r}")
+        for name in ("analysis_blocks", "synthesis_blocks", "analysis_hidden"):
+            pair, hidden = getattr(self, name), name == "analysis_hidden"
+            if hidden and pair is None:
+                continue
+            if not isinstance(pair, tuple) or len(pair) != 2:
+                raise ConfigError(f"{name} must be two numbers, got {pair!r}")
+            for value in pair:
+                _check_number(name, value, int(hidden), MAX_WIDTH if hidden else MAX_BLOCKS)
         if self.transforms not in TRANSFORMS:
             raise ConfigError(f"transforms must be one of {TRANSFORMS}, got {self.transforms!r}")
         if self.latent % (4 * self.tokens) or self.latent % 16:
             raise ConfigError(f"latent ({self.latent}) must be divisible by 16 and by 4 * tokens ({self.tokens})")
         if self.context_width % self.heads:
             raise ConfigError(f"context_width ({self.context_width}) must be divisible by heads ({self.heads})")
+        if not isinstance(self.contexts, tuple) or not all(isinstance(name, str) for name in self.contexts):
+            raise ConfigError(f"contexts must be names, got {self.contexts!r}")
         if len(set(self.contexts)) != len(self.contexts) or not set(self.contexts) <= set(CONTEXTS):
             raise ConfigError(f"contexts must be distinct members of {CONTEXTS}, got {self.contexts}")
         if ALIGN // STRIDE % self.window:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dca_fast import Codec
 from dca_fast.config import FIRST_CODED_ROW, SKIP_ROW, ModelConfig, Part, preset
 from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import build_gaussian_tables
@@ -16,6 +18,7 @@ from dca_fast.errors import ConfigError, WeightsError
 from dca_fast.model.network import Network
 from dca_fast.model.walk import neighbours
 from dca_fast.network import walk, weights
+from dca_fast.network.layout import layout
 from dca_fast.network.program import Model, Program, ProgramSet, exp2, interpolate, settings, silent
 from dca_fast.ops import Array, Arrays, native
 from dca_fast.ops.reference import OPS
@@ -252,10 +255,15 @@ def test_weights_refuse_what_could_overflow(packed: weights.Weights, tmp_path: P
     bad["synthesis.split.w"] = np.full_like(bad["synthesis.split.w"], 32767)
     with pytest.raises(WeightsError, match=r"synthesis\.split can overflow"):
         weights.save(tmp_path / "bad.safetensors", bad, TINY, FIRST_CODED_ROW)
-    for name in ("synthesis.blocks8.0.depth.m_in", "synthesis.split.m"):
+    for name, factor, message in (
+        ("synthesis.blocks8.0.depth.m_in", 2.0**20, "larger than any multiplier"),
+        ("synthesis.split.m", 2.0**18, "can overflow a 32-bit result"),
+        ("latent.quantise", 2.0**15, "gains beyond"),
+        ("tables.exp2", 1.5, "within 1 and 2"),
+    ):
         bad = dict(packed.tensors)
-        bad[name] = bad[name] * np.float32(2.0**40)
-        with pytest.raises(WeightsError, match="can overflow a 32-bit result"):
+        bad[name] = bad[name] * np.float32(factor)
+        with pytest.raises(WeightsError, match=message):
             weights.check(bad)
     bad = dict(packed.tensors)
     bad["synthesis.split.m"] = bad["synthesis.split.m"] * np.float32("nan")
@@ -278,6 +286,97 @@ def test_weights_file_is_checked(packed: weights.Weights, tmp_path: Path) -> Non
         weights.load(path)
     with pytest.raises(WeightsError, match="no weights are shipped for 'dca-xl'"):
         weights.find("dca-xl")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"contexts": ("regional",)},
+        {"contexts": ("local", "regional"), "shared": False},
+        {"contexts": ("global",), "regional_levels": 2},
+        {"analysis_hidden": (8, 24), "analysis_blocks": (3, 1), "local_blocks": 2, "merge_once": True},
+    ],
+)
+def test_the_layout_is_what_is_exported(change: dict) -> None:
+    config = replace(TINY, **change)
+    tensors = export(Network(config))
+    assert layout(config) == {name: (tensor.dtype.name, tensor.shape) for name, tensor in tensors.items()}
+
+
+def hostile(config: dict, tensors: weights.Tensors, skip: object) -> bytes:
+    """A weights file with a right digest, whatever it holds."""
+    metadata = json.dumps({"format": weights.FORMAT, "config": config, "skip": skip})
+    arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    return weights.save_bytes(arrays, {"dca_fast": metadata, "sha256": weights._digest(arrays, metadata).hex()})
+
+
+@pytest.mark.parametrize(
+    ("config", "skip", "message"),
+    [
+        ({"regional_levels": 10**12}, 6, "regional_levels must be a whole number within 0..6"),
+        ({"width": 1 << 20}, 6, "width must be"),
+        ({"width": True}, 6, "width must be"),
+        ({"shared": 1}, 6, "shared must be"),
+        ({"analysis_blocks": [99, 1]}, 6, "analysis_blocks must be"),
+        ({"analysis_blocks": [1]}, 6, "two numbers"),
+        ({"analysis_hidden": "ab"}, 6, "two numbers"),
+        ({"contexts": [1]}, 6, "contexts must be names"),
+        ({"transforms": "elic"}, 6, "the patch transforms have an integer program"),
+        ({"width": 24}, 6, "must be"),
+        ({}, 10**9, "rows are coded"),
+        ({}, -1, "rows are coded"),
+        ({}, "6", "rows are coded"),
+    ],
+)
+def test_hostile_configurations(
+    packed: weights.Weights, tmp_path: Path, config: dict, skip: object, message: str
+) -> None:
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(hostile(packed.config.to_dict() | config, packed.tensors, skip))
+    with pytest.raises(WeightsError, match=message):
+        weights.load(path)
+
+
+def test_hostile_tensors_raise_one_kind_of_error_or_work(packed: weights.Weights, tmp_path: Path) -> None:
+    """Shapes, types, values, tensors that are missing or too many; what is let through codes without a fault."""
+    generator, path = np.random.default_rng(0), tmp_path / "w.safetensors"
+    names, pixels, outcomes = sorted(packed.tensors), photograph(70, 90), []
+    for _ in range(300):
+        tensors, name = dict(packed.tensors), names[generator.integers(len(names))]
+        tensor = tensors[name]
+        kind = int(generator.integers(6))
+        if kind == 0:
+            tensors[name] = tensor.ravel()[: generator.integers(tensor.size)]
+        elif kind == 1:
+            tensors[name] = np.concatenate((tensor, tensor))
+        elif kind == 2:
+            with np.errstate(all="ignore"):
+                tensors[name] = tensor.astype(generator.choice(["i1", "i2", "i4", "f4", "u1", "i8", "f2"]))
+        elif kind == 3:
+            del tensors[name]
+        elif kind == 4:
+            tensors[f"{name}.more"] = tensor
+        else:
+            flat = tensor.ravel().copy()
+            at = generator.integers(flat.size, size=generator.choice([1, 5, flat.size]))
+            if flat.dtype == np.float32:
+                flat[at] = generator.choice([0.0, 1e30, -1e30, np.inf, np.nan, 1e-40, -1.0])
+            else:
+                limits = np.iinfo(flat.dtype)
+                flat[at] = generator.choice([limits.min, limits.max, 0, 1])
+            tensors[name] = flat.reshape(tensor.shape)
+        path.write_bytes(hostile(packed.config.to_dict(), tensors, packed.skip))
+        try:
+            codec = Codec(weights=path, threads=1)
+        except WeightsError:
+            outcomes.append("refused")
+            continue
+        data = codec.encode(pixels, 50, effort=int(generator.integers(2)))
+        assert codec.decode(data, "numpy").shape == pixels.shape
+        outcomes.append("works")
+    assert outcomes.count("refused") > 150
+    assert outcomes.count("works") > 5
 
 
 def test_damaged_weights_are_refused(packed: weights.Weights, tmp_path: Path) -> None:

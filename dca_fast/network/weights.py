@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from dca_fast.config import ModelConfig
 from dca_fast.entropy.tables import Tables
 from dca_fast.errors import ConfigError, WeightsError
 from dca_fast.files.atomic import write_atomic
+from dca_fast.network.layout import Layout, Spec, layout
+from dca_fast.ops.limits import MAX_ROW
 
 FORMAT = 2
 BUNDLED = Path(__file__).resolve().parents[1] / "data"
@@ -28,6 +31,9 @@ ACCUMULATOR = 2**31 - 1
 RESULT = 2**31 - 1024  # so that its float is below 2^31
 SCORE_LIMIT = 2**20
 OPERAND_BOUND = {"int8": 127, "int16": 32767}
+MULTIPLIER = 65504.0  # of 16-bit values, so that no result leaves 32 bits
+LOG2_LIMIT = 1 << 18  # of gains and scales in 1/4096 octaves
+DTYPES = {"I8": "int8", "U8": "uint8", "I16": "int16", "I32": "int32", "F32": "float32"}  # names of safetensors
 
 Tensors = dict[str, npt.NDArray[Any]]
 
@@ -70,24 +76,19 @@ def _digest(tensors: Tensors, metadata: str) -> bytes:
 
 
 def check(tensors: Tensors) -> None:
-    """Refuse weights whose accumulators or unclamped results could overflow, or multipliers that are not finite.
+    """Refuse values with which accumulators, results or multipliers could overflow.
 
     Raises:
         WeightsError: names the layer.
     """
+    _check_gains(tensors)
     for name, t in tensors.items():
         if t.dtype == np.float32:
-            if not np.isfinite(t).all():
-                raise WeightsError(f"{name} is not finite")
-            if name.endswith(".m_in") and float(np.abs(t).max()) >= RESULT / 2**15:
-                raise WeightsError(f"{name} can overflow a 32-bit result")
+            if not (np.abs(t) < MULTIPLIER).all():
+                raise WeightsError(f"{name} is not finite, or larger than any multiplier")
         elif name.endswith(".w"):
-            if t.dtype.name not in OPERAND_BOUND:
-                raise WeightsError(f"{name} has dtype {t.dtype}")
             base = name[:-2]
-            b = tensors.get(f"{base}.b")
-            if b is None or b.dtype != np.int32:
-                raise WeightsError(f"{base} has no int32 bias")
+            b = tensors[f"{base}.b"]
             # Depthwise weights are [3, 3, C]; the sum runs over everything but the output channel.
             axes = (0, 1) if t.ndim == 3 and t.shape[0] == 3 else -1
             total = np.abs(t, dtype=np.int32).sum(axes, dtype=np.int64)
@@ -106,8 +107,42 @@ def check(tensors: Tensors) -> None:
             raise WeightsError(f"{name} must start with its largest value, 127")
 
 
+def _check_gains(tensors: Tensors) -> None:
+    """Those of every quality: they are linear between knots in octaves."""
+    if not ((tensors["tables.exp2"] >= 1) & (tensors["tables.exp2"] < 2)).all():
+        raise WeightsError("tables.exp2 must be within 1 and 2")
+    for name, t in tensors.items():
+        if ".log2_" in name and int(np.abs(t.astype(np.int64)).max(initial=0)) > LOG2_LIMIT:
+            raise WeightsError(f"{name} is beyond {LOG2_LIMIT >> 12} octaves")
+        if name.endswith(".log2_gain"):
+            octaves = t.astype(np.float64) / 4096
+            y = name.startswith("latent.")
+            for sign, factor in ((1, "latent.quantise"), (-1, "latent.dequantise")):
+                gains = np.exp2(sign * octaves) * (np.abs(tensors[factor].astype(np.float64)) if y else 1)
+                if not (gains < MULTIPLIER).all():
+                    raise WeightsError(f"{name} makes gains beyond {MULTIPLIER:g}")
+
+
+def _check_layout(path: Path, given: Layout, config: ModelConfig) -> None:
+    """Refuse tensors that are not exactly those of the configuration, before any is read."""
+    wanted = layout(config)
+    for name in sorted(wanted.keys() | given.keys()):
+        if name not in wanted:
+            raise WeightsError(f"{path} holds {name}, which {config.name} does not have")
+        if name not in given:
+            raise WeightsError(f"{path} lacks {name}")
+        if given[name] != wanted[name]:
+            (dtype, shape), (has, having) = wanted[name], given[name]
+            raise WeightsError(f"{path}: {name} must be {dtype} {list(shape)}, is {has} {list(having)}")
+
+
 def save(path: Path, tensors: Tensors, config: ModelConfig, skip: int) -> Weights:
-    """Write and return checked weights."""
+    """Write and return checked weights.
+
+    Raises:
+        WeightsError: tensors that are not those of the configuration, or as `check`.
+    """
+    _check_layout(path, {name: Spec(tensor.dtype.name, tensor.shape) for name, tensor in tensors.items()}, config)
     check(tensors)
     metadata = json.dumps({"format": FORMAT, "config": config.to_dict(), "skip": skip}, sort_keys=True)
     digest = _digest(tensors, metadata).hex()
@@ -126,9 +161,27 @@ def load(path: Path) -> Weights:
     try:
         with safe_open(str(path), framework="np") as f:
             stored = f.metadata() or {}
-            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
+            slices = {name: f.get_slice(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
+            given = {
+                name: Spec(DTYPES.get(part.get_dtype(), part.get_dtype()), tuple(part.get_shape()))
+                for name, part in slices.items()
+            }
+            config, skip, metadata = _facts(path, stored)
+            _check_layout(path, given, config)
+            tensors = {name: f.get_tensor(name) for name in slices}
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"cannot read weights {path}: {error}") from error
+    digest = _digest(tensors, metadata)
+    if digest.hex() != stored.get("sha256"):
+        raise WeightsError(f"{path} is damaged: its tensors do not have the digest it was written with")
+    check(tensors)
+    weights = Weights(tensors, config, skip, digest)
+    weights.tables  # noqa: B018 (validates)
+    return weights
+
+
+def _facts(path: Path, stored: Mapping[str, str]) -> tuple[ModelConfig, int, str]:
+    """Configuration, skip row and the metadata that a digest is of."""
     if "dca_fast" not in stored:
         raise WeightsError(f"{path} holds no dca-fast weights")
     metadata = stored["dca_fast"]
@@ -136,14 +189,12 @@ def load(path: Path) -> Weights:
         facts: dict[str, Any] = json.loads(metadata)
         if facts["format"] != FORMAT:
             raise WeightsError(f"{path} has weights format {facts['format']}, this version reads {FORMAT}")
-        config, skip = ModelConfig.from_dict(facts["config"]), int(facts["skip"])
-    except (ValueError, KeyError, TypeError, ConfigError) as error:
+        config, skip = ModelConfig.from_dict(facts["config"]), facts["skip"]
+    except (ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
         raise WeightsError(f"{path}: bad metadata: {error}") from error
-    digest = _digest(tensors, metadata)
-    if digest.hex() != stored.get("sha256"):
-        raise WeightsError(f"{path} is damaged: its tensors do not have the digest it was written with")
-    check(tensors)
-    return Weights(tensors, config, skip, digest)
+    if type(skip) is not int or not 0 <= skip <= MAX_ROW + 1:
+        raise WeightsError(f"{path}: bad metadata: rows are coded from {skip!r} on")
+    return config, skip, metadata
 
 
 def find(name: str) -> Path:
