@@ -3,8 +3,10 @@
 The emulation (tests/cuda) runs csrc/coder/rans_cuda.cu itself, every kernel and every thread; only the launches differ.
 """
 
+import os
 import re
 import shutil
+import stat
 import subprocess
 import zlib
 from collections.abc import Iterator, Sequence
@@ -538,6 +540,52 @@ def test_a_library_is_built_once_per_architecture(tmp_path: Path, monkeypatch: p
     assert sorted(p.suffix for p in path.parent.iterdir()) == ["", ".so", ".so"]
     with pytest.raises(BackendUnavailableError, match="cannot be loaded"):
         Library(path)
+
+
+def test_the_cache_is_ours_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = fake_nvcc(tmp_path / "bin", monkeypatch)
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("DCA_CACHE", str(cache))
+    path = cuda_library.build("sm_90")
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+    # No compiler is needed where the library is there.
+    monkeypatch.setattr(cuda_library, "_nvcc", lambda: pytest.fail("asked for a compiler"))
+    assert cuda_library.build("sm_90") == path
+    for loose in (cache, path):
+        mode = loose.stat().st_mode
+        loose.chmod(mode | 0o020)
+        with pytest.raises(BackendUnavailableError, match="others can write to"):
+            cuda_library.build("sm_90")
+        loose.chmod(mode)
+    monkeypatch.setattr(os, "getuid", lambda: path.stat().st_uid + 1)
+    if path.stat().st_uid:
+        with pytest.raises(BackendUnavailableError, match="others can write to"):
+            cuda_library.build("sm_90")
+    assert log.read_text() == "run\n"
+
+
+def test_the_lock_follows_no_link_and_cuts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_nvcc(tmp_path / "bin", monkeypatch)
+    cache, victim = tmp_path / "cache", tmp_path / "victim"
+    monkeypatch.setenv("DCA_CACHE", str(cache))
+    victim.write_text("of the user")
+    cache.mkdir(mode=0o700)
+    (cache / "lock").symlink_to(victim)
+    with pytest.raises(BackendUnavailableError, match="cannot be built"):
+        cuda_library.build("sm_90")
+    assert victim.read_text() == "of the user"
+    (cache / "lock").unlink()
+    (cache / "lock").write_text("content")
+    cuda_library.build("sm_90")
+    assert (cache / "lock").read_text() == "content"
+
+
+def test_what_cannot_be_loaded_is_built_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = fake_nvcc(tmp_path / "bin", monkeypatch)
+    monkeypatch.setenv("DCA_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(BackendUnavailableError, match="cannot be loaded"):
+        cuda_library.load.__wrapped__("sm_90")
+    assert log.read_text() == 2 * "run\n"
 
 
 def test_a_changed_source_is_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

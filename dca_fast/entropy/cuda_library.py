@@ -6,11 +6,13 @@ beside the package and in a cache, and else built there, once per source and arc
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -81,9 +83,20 @@ class Library:
 
 @functools.cache
 def load(arch: str) -> Library:
-    """The library for an architecture: the prebuilt one, else that in the cache, else a new one; see `build`."""
-    prebuilt = PACKAGE / _file_name(_sources(), arch)
-    return Library(prebuilt if prebuilt.exists() else build(arch))
+    """The library for an architecture: the prebuilt one, else that in the cache, else a new one; see `build`.
+
+    What the cache holds but cannot be loaded is built anew.
+    """
+    name = _file_name(_sources(), arch)
+    if (PACKAGE / name).exists():
+        return Library(PACKAGE / name)
+    path = build(arch)
+    try:
+        return Library(path)
+    except BackendUnavailableError:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        return Library(build(arch))
 
 
 def build(arch: str, folder: Path | None = None) -> Path:
@@ -97,29 +110,47 @@ def build(arch: str, folder: Path | None = None) -> Path:
         The library. Its name tells source and architecture; in the package's own folder it counts as prebuilt.
 
     Raises:
-        BackendUnavailableError: no sources, no compiler, or a compiler that fails.
+        BackendUnavailableError: no sources, no compiler, or a compiler that fails; or a cache that others may write to:
+            their code would run here.
     """
-    folder, sources = folder or _cache(), _sources()
+    cache, sources = folder is None, _sources()
+    folder = folder or _cache()
     path = folder / _file_name(sources, arch)
-    nvcc = _nvcc()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
-            if not path.exists():
-                _compile(nvcc, sources, arch, path)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if cache:
+            _check_owner(folder)
+        if not path.exists():
+            nvcc = _nvcc()
+            with _locked(folder):
+                if not path.exists():
+                    _compile(nvcc, sources, arch, path)
+        if cache:
+            _check_owner(path)
     except OSError as error:
         raise BackendUnavailableError(f"the coder for the GPU cannot be built in {folder}: {error}") from error
     return path
 
 
+def _check_owner(path: Path) -> None:
+    """Refuse what somebody else could have put there."""
+    if sys.platform == "win32":
+        return
+    facts = path.stat()
+    if facts.st_uid not in (os.getuid(), 0) or facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        advice = "its code is not run; chmod go-w, or name another folder in DCA_CACHE"
+        raise BackendUnavailableError(f"others can write to {path}: {advice}")
+
+
 def _compile(nvcc: str, sources: Path, arch: str, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        made = Path(scratch) / path.name
-        command = [nvcc, *FLAGS, f"-arch={arch}", "-o", str(made), str(sources / SOURCES[0])]
+        built = Path(scratch) / path.name
+        command = [nvcc, *FLAGS, f"-arch={arch}", "-o", str(built), str(sources / SOURCES[0])]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise BackendUnavailableError(f"nvcc failed: {(done.stderr or done.stdout).strip()[-1000:]}")
-        made.replace(path)
+        built.chmod(0o755)
+        built.replace(path)
 
 
 @contextmanager
@@ -128,9 +159,13 @@ def _locked(folder: Path) -> Iterator[None]:
         raise BackendUnavailableError("the coder for the GPU is not built on Windows")
     import fcntl
 
-    with open(folder / "lock", "w") as lock:
+    # A link could lead to any file of the user; nothing is truncated.
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
         yield
+    finally:
+        os.close(lock)
 
 
 def _sources() -> Path:
