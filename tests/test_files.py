@@ -1,11 +1,14 @@
 """Files of users: complete or not at all, and nothing replaced that is not ours."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from dca_fast.errors import InputError
+from dca_fast.files import atomic
 from dca_fast.files.atomic import check_output, identities, is_dca, write_atomic
 from dca_fast.files.container import MAGIC
 
@@ -63,3 +66,32 @@ def test_errors_name_the_file_that_was_asked_for(tmp_path: Path) -> None:
         write_atomic(tmp_path / "no" / "a.dca", b"data")
     assert caught.value.filename == str(tmp_path / "no" / "a.dca")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    host = atomic._host()
+    left = tmp_path / f".dca-{host}-{dead.pid}-0123456789abcdef.tmp"
+    kept = [
+        tmp_path / f".dca-{host}-{os.getppid()}-0123456789abcdef.tmp",  # runs
+        tmp_path / f".dca-ffffffff-{dead.pid}-0123456789abcdef.tmp",  # of another machine
+        tmp_path / ".dca-notes.tmp",  # of the user
+    ]
+    for path in (left, *kept):
+        path.write_bytes(b"half")
+    write_atomic(tmp_path / "a", b"data")
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "a", *kept])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX asks for it")
+def test_the_folder_is_synced_behind_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, fsync = [], os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append((os.path.isdir(f"/dev/fd/{descriptor}"), (tmp_path / "a").exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    write_atomic(tmp_path / "a", b"data")
+    assert synced == [(False, False), (True, True)]

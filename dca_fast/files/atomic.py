@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import hashlib
 import os
+import platform
 import secrets
 import stat
 import sys
@@ -119,7 +122,8 @@ def write_atomic(path: StrPath, data: bytes) -> None:
         return
     if mode is not None and not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, "it is write-protected", os.fspath(path))
-    temporary = target.with_name(f".dca-{secrets.token_hex(8)}.tmp")
+    _remove_abandoned(target.parent)
+    temporary = target.with_name(f".dca-{_host()}-{os.getpid()}-{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:
             file.write(data)
@@ -128,6 +132,7 @@ def write_atomic(path: StrPath, data: bytes) -> None:
         if mode is not None:
             temporary.chmod(stat.S_IMODE(mode))
         os.replace(temporary, target)
+        _sync_folder(target.parent)
     except OSError as error:
         if error.errno is None:
             raise
@@ -135,3 +140,42 @@ def write_atomic(path: StrPath, data: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let the new name reach the disk, where the system can say so."""
+    if os.name != "posix":
+        return
+    with contextlib.suppress(OSError):  # folders that cannot be read, file systems that cannot do it
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _host() -> str:
+    """This machine in the name of a temporary file: process numbers mean nothing to others."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+@functools.lru_cache(maxsize=1024)
+def _remove_abandoned(folder: Path) -> None:
+    """Temporary files of processes of this machine that were killed; looked for once in a folder."""
+    for path in folder.glob(f".dca-{_host()}-*.tmp"):
+        with contextlib.suppress(OSError, ValueError):
+            if not _runs(int(path.name.split("-")[2])):
+                path.unlink()
+
+
+def _runs(process: int) -> bool:
+    """Whether there is such a process; others of its number count as it, so that nothing in use goes."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
