@@ -600,6 +600,8 @@ def test_examples_run(
     if command not in ("", "encode"):
         for name in ("photo.dca", "archive/a.dca", "archive/b.dca"):
             Path(name).write_bytes(codec.encode(photograph(24, 32)))
+    if command == "verify":
+        assert run("encode", "photos", "-o", "archive", "--manifest", "archive.jsonl") == 0
     for line in EXAMPLES[command]:
         assert line.startswith(("dca-fast ", "cat "))
         words = shlex.split(line)[1:]

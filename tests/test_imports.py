@@ -77,6 +77,7 @@ TORCH_FREE = [
     "cli.examples",
     "cli.manifest",
     "cli.parser",
+    "cli.verify",
     "codec",
     "config",
     "encoder",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dca_fast.errors import InputError, InputWarning
 
-__all__ = ["Job", "name_of", "plan"]
+__all__ = ["Job", "files_of", "name_of", "plan"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def plan(
     """
     jobs: dict[str, Job] = {}  # by real path and place: a file that is given twice is one
     for path in paths:
-        for job in _found(Path(path), suffixes):
+        for job in files_of(Path(path), suffixes):
             jobs.setdefault(f"{os.path.realpath(job.source)}\0{job.place}", job)
     found = _with_targets(list(jobs.values()), out, extension, suffixes, keep_suffix)
     skipped = {os.path.realpath(path) for path in [*map(str, ignore), *(job.target for job in found if job.target)]}
@@ -83,7 +83,7 @@ def plan(
     return [job for job in found if zlib.crc32(os.fsencode(job.place.as_posix())) % parts == part - 1]
 
 
-def _found(path: Path, suffixes: Collection[str]) -> Iterator[Job]:
+def files_of(path: Path, suffixes: Collection[str]) -> Iterator[Job]:
     """A file, or what is in a folder and below."""
     if not path.is_dir():
         yield Job(str(path), Path(path.name), problem="" if _is_readable(path) else "not a regular file")

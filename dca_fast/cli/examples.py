@@ -26,6 +26,10 @@ EXAMPLES = {
         "dca-fast decode archive -o pictures --format jpg",
         "cat photo.dca | dca-fast decode - - --format ppm > back.ppm",
     ),
+    "verify": (
+        "dca-fast verify archive",
+        "dca-fast verify --manifest archive.jsonl --quick",
+    ),
     "info": ("dca-fast info photo.dca", "dca-fast info photo.dca --json", "dca-fast info --preset dca-s"),
     "eval": (
         "dca-fast eval photos --qualities 20,60 --json results.json",

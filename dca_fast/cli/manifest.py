@@ -18,7 +18,7 @@ try:
 except ImportError:  # on Windows, where processes must not share a manifest
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Manifest"]
+__all__ = ["Manifest", "outputs_of"]
 
 
 class Manifest:
@@ -83,3 +83,21 @@ class Manifest:
                     raise InputError(f"{self._path} exists and is not a manifest") from error
             if len(last) < len(lines):
                 write_atomic(self._path, b"".join(last.values()))
+
+
+def outputs_of(path: Path) -> dict[str, str]:
+    """SHA-256 of every output that a manifest says is there, by its path, in hexadecimal digits.
+
+    Raises:
+        InputError: not a manifest.
+        OSError: it cannot be read.
+    """
+    hashes = {}
+    for line in path.read_bytes().splitlines():
+        try:
+            facts = json.loads(line)
+            if facts["status"] in ("done", "kept"):
+                hashes[facts["output"]] = facts["output_sha256"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is not a manifest") from error
+    return hashes

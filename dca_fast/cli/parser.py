@@ -1,4 +1,4 @@
-"""The command line: `dca-fast encode | decode | info | eval | train | ablate | export | demo | completion | help`.
+"""The command line: `dca-fast encode | decode | verify | info | eval | train | ablate | export | demo | help ...`.
 
 Exit codes: 0 done; 1 the demo's backends disagree; 2 wrong usage or input; 3 bytes that cannot be decoded;
 4 something this machine lacks (backend, weights, package, memory). Every failure is one line on standard error;
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dca_fast.cli import commands, convert
+from dca_fast.cli import commands, convert, verify
 from dca_fast.cli.examples import EXAMPLES
 from dca_fast.config import ALIGN, AQ_STEPS, DEFAULT_AQ, DEFAULT_EFFORT, MAX_AQ, MAX_EFFORT, QUALITY_MAX
 
@@ -116,6 +116,7 @@ def make_parser() -> Parser:
     model = model_options()
     _add_conversion(add("encode", convert.encode, parents=[model]), encoding=True)
     _add_conversion(add("decode", convert.decode, parents=[model]), encoding=False)
+    _add_verify(add("verify", verify.verify, parents=[model]))
     _add_info(add("info", commands.info))
     _add_eval(add("eval", commands.evaluate, parents=[model]))
     _add_train(add("train", commands.train))
@@ -202,6 +203,16 @@ def _add_conversion(p: argparse.ArgumentParser, encoding: bool) -> None:
     else:
         format_help = "extension of outputs without a name (default: png)"
         p.add_argument("--format", metavar="EXT", type=lambda text: text.lower().removeprefix("."), help=format_help)
+
+
+def _add_verify(p: argparse.ArgumentParser) -> None:
+    p.add_argument("paths", nargs="*", metavar="PATH", help="files, or folders with all below them")
+    p.add_argument("--manifest", type=Path, metavar="FILE", help="of `encode`: its outputs, compared by their hashes")
+    p.add_argument(
+        "--quick", action="store_true", help="checksums alone: much faster, and finds bits that changed by accident"
+    )
+    p.add_argument("--max-pixels", type=count, metavar="N", help="refuse larger pictures (default: 2^28)")
+    p.add_argument("--quiet", action="store_true", help="say only what is wrong")
 
 
 def _add_info(p: argparse.ArgumentParser) -> None:
