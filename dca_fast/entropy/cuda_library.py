@@ -114,12 +114,12 @@ def build(arch: str, folder: Path | None = None) -> Path:
 
 def _compile(nvcc: str, sources: Path, arch: str, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        made = Path(scratch) / path.name
-        command = [nvcc, *FLAGS, f"-arch={arch}", "-o", str(made), str(sources / SOURCES[0])]
+        compiled = Path(scratch) / path.name
+        command = [nvcc, *FLAGS, f"-arch={arch}", "-o", str(compiled), str(sources / SOURCES[0])]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise BackendUnavailableError(f"nvcc failed: {(done.stderr or done.stdout).strip()[-1000:]}")
-        made.replace(path)
+        compiled.replace(path)
 
 
 @contextmanager
@@ -154,6 +154,6 @@ def _cache() -> Path:
 
 def _nvcc() -> str:
     home = os.environ.get("CUDA_HOME") or "/usr/local/cuda"
-    if found := shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin"):
-        return found
+    if nvcc := shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin"):
+        return nvcc
     raise BackendUnavailableError("the coder for the GPU is not built, and there is no nvcc to build it")
