@@ -147,7 +147,7 @@ def build_transforms(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
 
 
 def pad_image(image: Tensor, multiple: int) -> Tensor:
-    """Replicate the last row and column of `[N, H, W, 3]` up to multiples of `multiple`."""
+    """Replicate the last line and column of `[N, H, W, 3]` up to multiples of `multiple`."""
     h, w = image.shape[1:3]
     x = F.pad(image.permute(0, 3, 1, 2), (0, -w % multiple, 0, -h % multiple), mode="replicate")
     return x.permute(0, 2, 3, 1)
