@@ -18,7 +18,7 @@ from torch import Tensor
 from dca_fast.config import LATENT_STEPS, PATCH, QUADTREE
 from dca_fast.model.context import parity_join, parity_split
 from dca_fast.model.layers import depth_to_space, space_to_depth
-from dca_fast.model.transforms import PIXEL_SCALE
+from dca_fast.model.transforms import PIXEL_GAIN
 from dca_fast.ops import Head
 from dca_fast.train.export import load_float
 
@@ -129,7 +129,7 @@ class DepthBlock:
     def __init__(self, image: Tensor, compiled: bool) -> None:
         network = load_float(FLOAT_WEIGHTS)
         with torch.no_grad():
-            self.x = network.analysis.embed(space_to_depth((image.float() - 128) * PIXEL_SCALE, PATCH))
+            self.x = network.analysis.embed(space_to_depth((image.float() - 128) * PIXEL_GAIN, PATCH))
             self.t = torch.zeros(1, 1, 1, 1)
             block = network.analysis.blocks8[0].depth
             self.rounded = block(self.x, self.t)

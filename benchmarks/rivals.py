@@ -95,7 +95,7 @@ def to_fp32(module: nn.Module) -> nn.Module:
     """
     for layer in module.modules():
         if isinstance(layer, layers.Linear | layers.Depthwise):
-            layer.weight.data = layer.scaled().detach()
+            layer.weight.data = layer.fake_quantised().detach()
             layer.forward = MethodType(_linear if isinstance(layer, layers.Linear) else _depthwise, layer)
     return module.eval().requires_grad_(False)
 

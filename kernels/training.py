@@ -1,10 +1,10 @@
 """The float model's residual blocks and rates for training on a GPU: fused autograd functions.
 
 Definitions: `DepthBlock` and `GatedFfn` of `dca_fast/model/layers.py`. Between two kernels lies one byte a value, not
-several floats: operands are kept as int8, in 1/16, forward products are exact int8 ones with scale, bias, quality,
-activation and rounding in registers, and what the rounding lets through on the way back is read from the int8 values. A
-zero that does not come from above is kept as -128, so that the leaky slope is known. Products of the way back are the
-library's, in the type of the `Quantised.precise` weights.
+several floats: operands are kept as int8, in 1/16, forward products are exact int8 ones with multiplier, bias, quality,
+activation and rounding in registers, and what the rounding lets through in the backward pass is read from the int8
+values. A zero that does not come from above is kept as -128, so that the leaky slope is known. Products of the backward
+pass are the library's, in the type of `Quantised.precise`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .gemm import _sum, _tile
 from .numerics import EXACT, LIMIT8, rounded
 from .pointwise import _launch, _places
 
-__all__ = ["Quantised", "QuantisedRows", "depth_block", "gated_ffn", "noisy_bits"]
+__all__ = ["Quantised", "QuantisedWeights", "depth_block", "gated_ffn", "noisy_bits"]
 
 _STEPS = tl.constexpr(float(OPERAND_STEPS))
 _LEAKY = tl.constexpr(LEAKY_SLOPE)
@@ -39,42 +39,43 @@ SITES, CHANNELS = 16, 64  # of them at a time
 
 
 class Quantised(NamedTuple):
-    """The weights of a layer on their int8 grid.
+    """The weights of a layer as int8 values and their multipliers.
 
     Args:
-        whole: int8 `[O, K]` (depthwise `[C, 9]`).
-        precise: the same numbers in the type of the products of the way back.
-        scale: float32 `[O]`, size of one step of each row.
+        integers: int8 `[O, K]` (depthwise `[C, 9]`), in +-127.
+        precise: the integers in the type of the products of the backward pass.
+        multiplier: float32 `[O]`, of each output channel: a weight is its integer times this.
     """
 
-    whole: Tensor
+    integers: Tensor
     precise: Tensor
-    scale: Tensor
+    multiplier: Tensor
 
 
 # All weights of a network in one launch.
 
 
 @triton.jit
-def _quantise_kernel(addresses, lengths, offsets, whole, precise, scales, BLOCK: tl.constexpr):
-    row = tl.program_id(0)
-    length, offset = tl.load(lengths + row), tl.load(offsets + row)
-    weights = tl.load(addresses + row).to(tl.pointer_type(tl.float32))
+def _quantise_kernel(addresses, lengths, offsets, integers, precise, multipliers, BLOCK: tl.constexpr):
+    channel = tl.program_id(0)
+    length, offset = tl.load(lengths + channel), tl.load(offsets + channel)
+    weights = tl.load(addresses + channel).to(tl.pointer_type(tl.float32))
     at = tl.arange(0, BLOCK)
     inside = at < length
     value = tl.load(weights + at, inside, 0.0)
-    scale = tl.maximum(tl.max(tl.abs(value), 0) / 127, 1e-8)
-    code = rounded(tl.div_rn(value, scale + tl.zeros([BLOCK], tl.float32)), LIMIT8)
-    tl.store(whole + offset + at, code.to(tl.int8), inside)
+    m = tl.maximum(tl.max(tl.abs(value), 0) / 127, 1e-8)
+    code = rounded(tl.div_rn(value, m + tl.zeros([BLOCK], tl.float32)), LIMIT8)
+    tl.store(integers + offset + at, code.to(tl.int8), inside)
     tl.store(precise + offset + at, code.to(tl.float32).to(precise.dtype.element_ty), inside)
-    tl.store(scales + row, scale)
+    tl.store(multipliers + channel, m)
 
 
-class QuantisedRows:
-    """The int8 rows of many float32 weights, renewed together by one launch.
+class QuantisedWeights:
+    """Many float32 weights as int8, renewed together by one launch.
 
     Args:
-        weights: contiguous, on one device; rows are their dimension 0. They are kept, and changed in place only.
+        weights: contiguous, on one device; output channels are their dimension 0. They are kept, and changed in place
+            only.
         precise: type of `Quantised.precise`.
     """
 
@@ -82,24 +83,24 @@ class QuantisedRows:
         self._weights, device = list(weights), weights[0].device
         counts = [w.shape[0] for w in weights]
         lengths = torch.tensor([w[0].numel() for w in weights for _ in range(w.shape[0])])
-        starts = torch.tensor([w.data_ptr() + 4 * w[0].numel() * row for w in weights for row in range(w.shape[0])])
+        addresses = torch.tensor([w.data_ptr() + 4 * w[0].numel() * o for w in weights for o in range(w.shape[0])])
         total = int(lengths.sum())
-        self._table = starts.to(device), lengths.to(device), (lengths.cumsum(0) - lengths).to(device)
-        self._whole = torch.zeros(total, dtype=torch.int8, device=device)
+        self._channels = addresses.to(device), lengths.to(device), (lengths.cumsum(0) - lengths).to(device)
+        self._integers = torch.zeros(total, dtype=torch.int8, device=device)
         self._precise = torch.zeros(total, dtype=precise, device=device)
-        self._scales = torch.zeros(len(lengths), dtype=torch.float32, device=device)
+        self._multipliers = torch.zeros(len(lengths), dtype=torch.float32, device=device)
         self._block = triton.next_power_of_2(int(lengths.max()))
         sizes = [w.numel() for w in weights]
-        parts = self._whole.split(sizes), self._precise.split(sizes), self._scales.split(counts)
+        split = self._integers.split(sizes), self._precise.split(sizes), self._multipliers.split(counts)
         self.layers = [
-            Quantised(whole.view(n, -1), precise.view(n, -1), scale)
-            for n, whole, precise, scale in zip(counts, *parts, strict=True)
+            Quantised(integers.view(n, -1), precise.view(n, -1), multiplier)
+            for n, integers, precise, multiplier in zip(counts, *split, strict=True)
         ]
 
     def renew(self) -> None:
         """Quantise the weights as they are now."""
-        outputs = self._whole, self._precise, self._scales
-        _quantise_kernel[len(self._scales),](*self._table, *outputs, self._block, num_warps=4, **EXACT)
+        outputs = self._integers, self._precise, self._multipliers
+        _quantise_kernel[len(self._multipliers),](*self._channels, *outputs, self._block, num_warps=4, **EXACT)
 
 
 # Pointwise.
@@ -123,7 +124,7 @@ def _passes(code):
 
 
 @triton.jit
-def _scaled_kernel(count, g, factor, out, C: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr):
+def _multiplied_kernel(count, g, factor, out, C: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr):
     at = _places(LONG, BLOCK)
     inside = at < count
     value = tl.load(g + at, inside, 0.0) * tl.load(factor + at % C, inside, 0.0)
@@ -131,12 +132,12 @@ def _scaled_kernel(count, g, factor, out, C: tl.constexpr, LONG: tl.constexpr, B
 
 
 @triton.jit
-def _rows_kernel(count, g, scale, out, K: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr):
-    """A product with scaled rows and operands in 1/16, as the gradient of the weights: float32."""
+def _weight_gradient_kernel(count, g, m, out, K: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr):
+    """The gradient of weights, float32, from a product of operands in 1/16 with a gradient times the multipliers."""
     at = _places(LONG, BLOCK)
     inside = at < count
     value = tl.load(g + at, inside, 0.0).to(tl.float32)
-    tl.store(out + at, tl.div_rn(value, tl.load(scale + at // K, inside, 1.0) * _STEPS), inside)
+    tl.store(out + at, tl.div_rn(value, tl.load(m + at // K, inside, 1.0) * _STEPS), inside)
 
 
 @triton.jit
@@ -154,8 +155,8 @@ def _input_kernel(
 
 
 @triton.jit
-def _gate_back_kernel(count, g, halves, scale, out, H: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr):
-    """Gradient of both halves, times the scales of their rows, from that of their product."""
+def _gate_back_kernel(count, g, halves, m, out, H: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr):
+    """Gradient of both halves, times the multipliers of their channels, from that of their product."""
     at = _places(LONG, BLOCK)
     inside = at < count
     channel = at % H
@@ -163,18 +164,18 @@ def _gate_back_kernel(count, g, halves, scale, out, H: tl.constexpr, LONG: tl.co
     u, v = tl.load(halves + place, inside, 0), tl.load(halves + place + H, inside, 0)
     product = rounded(u.to(tl.float32) * v.to(tl.float32) / _STEPS, LIMIT8)
     g = tl.where((product < LIMIT8) & (product > -LIMIT8), tl.load(g + at, inside, 0.0).to(tl.float32), 0.0) / _STEPS
-    gu = tl.where(_passes(u), g * v.to(tl.float32), 0.0) * tl.load(scale + channel, inside, 0.0)
-    gv = tl.where(_passes(v), g * u.to(tl.float32), 0.0) * tl.load(scale + H + channel, inside, 0.0)
+    gu = tl.where(_passes(u), g * v.to(tl.float32), 0.0) * tl.load(m + channel, inside, 0.0)
+    gv = tl.where(_passes(v), g * u.to(tl.float32), 0.0) * tl.load(m + H + channel, inside, 0.0)
     tl.store(out + place, gu.to(out.dtype.element_ty), inside)
     tl.store(out + place + H, gv.to(out.dtype.element_ty), inside)
 
 
-# Products of the way there.
+# Products of the forward pass.
 
 
 @triton.jit
-def _value(acc, scale, bias, slope, t, r, sites, n, N: tl.constexpr, CONDITIONAL: tl.constexpr):
-    y = acc.to(tl.float32) * (tl.load(scale + n, n < N, 0.0) / _STEPS)[None, :] + tl.load(bias + n, n < N, 0.0)[None, :]
+def _value(acc, m, bias, slope, t, r, sites, n, N: tl.constexpr, CONDITIONAL: tl.constexpr):
+    y = acc.to(tl.float32) * (tl.load(m + n, n < N, 0.0) / _STEPS)[None, :] + tl.load(bias + n, n < N, 0.0)[None, :]
     if CONDITIONAL:
         y += tl.load(t + r // sites)[:, None] * tl.load(slope + n, n < N, 0.0)[None, :]
     return y
@@ -182,7 +183,7 @@ def _value(acc, scale, bias, slope, t, r, sites, n, N: tl.constexpr, CONDITIONAL
 
 @triton.jit(do_not_specialize=_SIZES)
 def _product_kernel(
-    a, w, scale, bias, slope, t, residual, halves, out, rows, sites, reach, N: tl.constexpr, K: tl.constexpr,
+    a, w, m, bias, slope, t, residual, halves, out, rows, sites, reach, N: tl.constexpr, K: tl.constexpr,
     EPILOGUE: tl.constexpr, CONDITIONAL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """N output columns; with the gate, w has 2N rows."""
@@ -190,7 +191,7 @@ def _product_kernel(
     mask = inside[:, None] & (n < N)[None, :]
     within = tl.minimum(r, rows - 1)
     acc = _sum(a, a, w, r, inside, n, N, K, False, BM, BN, BK)
-    y = _value(acc, scale, bias, slope, t, within, sites, n, N, CONDITIONAL)
+    y = _value(acc, m, bias, slope, t, within, sites, n, N, CONDITIONAL)
     place = (r * N)[:, None] + n[None, :]
     if EPILOGUE == _ADD:
         tl.store(out + place, tl.load(residual + place, mask, 0.0) + reach * y, mask)
@@ -199,7 +200,7 @@ def _product_kernel(
         tl.store(out + place, tl.where((code == 0) & (y <= 0), _BELOW, code).to(tl.int8), mask)
     else:
         acc = _sum(a, a, w + N * K, r, inside, n, N, K, False, BM, BN, BK)
-        v = _value(acc, scale + N, bias + N, slope, t, within, sites, n, N, False)
+        v = _value(acc, m + N, bias + N, slope, t, within, sites, n, N, False)
         u, v = rounded(y * _STEPS, LIMIT8), rounded(v * _STEPS, LIMIT8)
         left = (r * (2 * N))[:, None] + n[None, :]
         tl.store(halves + left, u.to(tl.int8), mask)
@@ -218,16 +219,16 @@ def _product(
     reach: float = 1.0,
 ) -> tuple[Tensor, Tensor | None]:
     """Launch `_product_kernel`: its output, and the halves of a gate."""
-    k, gated = layer.whole.shape[1], epilogue is _GATE
-    n, rows = layer.whole.shape[0] // (2 if gated else 1), a.numel() // k
+    k, gated = layer.integers.shape[1], epilogue is _GATE
+    n, rows = layer.integers.shape[0] // (2 if gated else 1), a.numel() // k
     dtype = torch.float32 if epilogue is _ADD else torch.int8
     out = torch.empty(*a.shape[:-1], n, dtype=dtype, device=a.device)
     halves = torch.empty(*a.shape[:-1], 2 * n, dtype=torch.int8, device=a.device) if gated else None
     if rows:
         tiles = choose("gate" if gated else "linear", rows, k, n, a.device)
         _product_kernel[(triton.cdiv(rows, tiles["BM"]) * triton.cdiv(n, tiles["BN"]),)](
-            a, layer.whole, layer.scale, bias, slope, t, residual, halves, out, rows, rows // a.shape[0], reach, n, k,
-            epilogue, slope is not None and t is not None, **tiles, **EXACT,
+            a, layer.integers, layer.multiplier, bias, slope, t, residual, halves, out, rows, rows // a.shape[0], reach,
+            n, k, epilogue, slope is not None and t is not None, **tiles, **EXACT,
         )  # fmt: skip
     return out, halves
 
@@ -244,7 +245,7 @@ def _neighbour(at, site, dy, dx, height, width, C: tl.constexpr, inside):
 
 @triton.jit(do_not_specialize=_SIZES)
 def _depthwise_kernel(
-    count, h, w, scale, bias, out, height, width, C: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr
+    count, h, w, m, bias, out, height, width, C: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr
 ):
     at = _places(LONG, BLOCK)
     inside = at < count
@@ -254,17 +255,18 @@ def _depthwise_kernel(
         place, there = _neighbour(at, site, tap // 3 - 1, tap % 3 - 1, height, width, C, inside)
         value = tl.load(h + place, there, 0).to(tl.int32)
         acc += tl.where(value == _BELOW, 0, value) * tl.load(w + channel * 9 + tap, inside, 0).to(tl.int32)
-    y = acc.to(tl.float32) * (tl.load(scale + channel, inside, 0.0) / _STEPS) + tl.load(bias + channel, inside, 0.0)
+    y = acc.to(tl.float32) * (tl.load(m + channel, inside, 0.0) / _STEPS) + tl.load(bias + channel, inside, 0.0)
     tl.store(out + at, rounded(y * _STEPS, LIMIT8).to(tl.int8), inside)
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def _depthwise_back_kernel(
-    count, g, d, h, w, scale, next_scale, out, height, width, C: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr
+    count, g, d, h, w, m, m_next, out, height, width, C: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Gradient before the activation, times the scales of the rows that made it.
+    """Gradient before the activation, times the multipliers of the channels that made it.
 
-    g: gradient of what the convolution's result, d, was rounded to; h: what the convolution read.
+    g: gradient of what the convolution's result, d, was rounded to; h: what the convolution read; m, m_next: of the
+    convolution, and of the layer before it.
     """
     at = _places(LONG, BLOCK)
     inside = at < count
@@ -277,7 +279,7 @@ def _depthwise_back_kernel(
         total += value * tl.load(w + channel * 9 + tap, inside, 0).to(tl.float32)
     code = tl.load(h + at, inside, 0)
     total = tl.where(_passes(code), tl.where(code.to(tl.int32) < 0, total * _LEAKY, total), 0.0)
-    total *= tl.load(scale + channel, inside, 0.0) * tl.load(next_scale + channel, inside, 0.0)
+    total *= tl.load(m + channel, inside, 0.0) * tl.load(m_next + channel, inside, 0.0)
     tl.store(out + at, total.to(out.dtype.element_ty), inside)
 
 
@@ -383,9 +385,9 @@ def _operand(x: Tensor, unit: Tensor | None) -> Tensor:
     return out
 
 
-def _scaled(g: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+def _multiplied(g: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     out = torch.empty_like(g, dtype=dtype)
-    _launch(_scaled_kernel, g.numel(), g, factor, out, g.shape[-1])
+    _launch(_multiplied_kernel, g.numel(), g, factor, out, g.shape[-1])
     return out
 
 
@@ -394,24 +396,24 @@ def _flat(x: Tensor) -> Tensor:
 
 
 def _weight_gradient(g: Tensor, a: Tensor, layer: Quantised) -> Tensor:
-    """Of a layer's weights: g, which is scaled with its rows, times the int8 operands a."""
+    """Of a layer's weights, from g, a gradient times its multipliers, and the int8 operands a."""
     product = _flat(g).T @ _flat(a).to(g.dtype)
     out = torch.empty_like(product, dtype=torch.float32)
-    _launch(_rows_kernel, product.numel(), product, layer.scale, out, product.shape[1])
+    _launch(_weight_gradient_kernel, product.numel(), product, layer.multiplier, out, product.shape[1])
     return out
 
 
 def _bias_gradient(g: Tensor, layer: Quantised) -> Tensor:
-    return _flat(g).sum(0, dtype=torch.float32) / layer.scale
+    return _flat(g).sum(0, dtype=torch.float32) / layer.multiplier
 
 
 def _bias_and_slope_gradients(g: Tensor, layer: Quantised, t: Tensor) -> tuple[Tensor, Tensor]:
-    samples = g.view(g.shape[0], -1, g.shape[-1]).sum(1, dtype=torch.float32) / layer.scale
+    samples = g.view(g.shape[0], -1, g.shape[-1]).sum(1, dtype=torch.float32) / layer.multiplier
     return samples.sum(0), t.view(-1) @ samples
 
 
-def _input_gradient(g: Tensor, scaled: Tensor, layer: Quantised, a: Tensor, unit: Tensor | None) -> Tensor:
-    branch = (_flat(scaled) @ layer.precise).view(a.shape)
+def _input_gradient(g: Tensor, multiplied: Tensor, layer: Quantised, a: Tensor, unit: Tensor | None) -> Tensor:
+    branch = (_flat(multiplied) @ layer.precise).view(a.shape)
     out = torch.empty_like(g)
     _launch(_input_kernel, g.numel(), g, branch, a, unit, out, g.shape[-1], unit is not None)
     return out
@@ -438,7 +440,7 @@ class _DepthBlock(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         (a, h, d, t), (expand, depthwise, project) = ctx.saved_tensors, ctx.layers
         g, dtype = g.contiguous(), project.precise.dtype
-        last = _scaled(g, project.scale * ctx.reach, dtype)
+        last = _multiplied(g, project.multiplier * ctx.reach, dtype)
         middle = (_flat(last) @ project.precise).view(d.shape)
         rows, (_, height, width, c) = h.numel() // h.shape[-1], h.shape
         chunks = triton.cdiv(rows, CHUNK)
@@ -448,7 +450,7 @@ class _DepthBlock(torch.autograd.Function):
         )
         total = sums.sum(0)
         first = torch.empty_like(middle)
-        args = middle, d, h, depthwise.whole, depthwise.scale, expand.scale, first, height, width, c
+        args = (middle, d, h, *depthwise[::2], expand.multiplier, first, height, width, c)
         _launch(_depthwise_back_kernel, h.numel(), *args)
         floats = (
             _weight_gradient(first, a, expand),
@@ -496,10 +498,10 @@ class _GatedFfn(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         (a, product, halves), (expand, project) = ctx.saved_tensors, ctx.layers
         g, dtype = g.contiguous(), project.precise.dtype
-        last = _scaled(g, project.scale * ctx.reach, dtype)
+        last = _multiplied(g, project.multiplier * ctx.reach, dtype)
         middle = _flat(last) @ project.precise
         first = torch.empty_like(halves, dtype=dtype)
-        _launch(_gate_back_kernel, middle.numel(), middle, halves, expand.scale, first, middle.shape[-1])
+        _launch(_gate_back_kernel, middle.numel(), middle, halves, expand.multiplier, first, middle.shape[-1])
         floats = (
             _weight_gradient(first, a, expand),
             _bias_gradient(first, expand),

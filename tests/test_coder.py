@@ -162,7 +162,7 @@ def test_both_languages_use_the_same_constants() -> None:
         "kApart": 1 << trellis.BY_PARITY.bit_length() - 1,
         "kEdgeShift": trellis.EDGE_SHIFT,
         "kEdgeLimit": trellis.EDGE_LIMIT,
-        "kSteps": trellis.STEPS,
+        "kSteps": trellis.MEMORY,
     }
     assert rans.MAX_GROUPS == coder_module.MAX_GROUPS
     assert rans.LOWER == 1 << 16

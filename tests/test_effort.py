@@ -20,7 +20,7 @@ from dca_fast.errors import ConfigError, InputError
 from dca_fast.files.container import pack, parse
 from dca_fast.model.layers import depth_to_space
 from dca_fast.model.network import Network
-from dca_fast.model.transforms import OUTPUT_SCALE
+from dca_fast.model.transforms import OUTPUT_GAIN
 from dca_fast.network.walk import EncoderSource, Grid, code, code_hyper, code_steps
 from dca_fast.ops import native
 from dca_fast.testing import photograph
@@ -114,7 +114,7 @@ def test_the_adjoint_is_the_linear_part_transposed(codec: Codec, network: Networ
     slope = torch.from_numpy(codec.engine.adjoint.slope(error) * multipliers(program.gain, price(quality), 1))
     y = (torch.from_numpy(y_hat) / steps_of(network)).requires_grad_(True)
     split = depth_to_space(F.linear(y * synthesis.unit16, synthesis.split.weight))
-    linear = depth_to_space(F.linear(split, synthesis.pixels.weight) * OUTPUT_SCALE, 8)
+    linear = depth_to_space(F.linear(split, synthesis.pixels.weight) * OUTPUT_GAIN, 8)
     # Linear in y, with the slope of the squared error: twice the error of the picture, mean of three colours.
     difference = torch.from_numpy(picture.astype(np.float32) - image)
     wanted = float_slope(codec, network, y, (linear * difference).sum() * (2 / 3), 5)

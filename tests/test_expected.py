@@ -11,7 +11,7 @@ import torch
 
 from dca_fast.config import TRELLIS_PRICE
 from dca_fast.model import trellis
-from dca_fast.model.expected import BINS_PER_STEP, REACH, STEP, Expected, curves, rounded_bits, value_bits
+from dca_fast.model.expected import BINS_PER_UNIT, REACH, VALUE_UNIT, Expected, curves, rounded_bits, value_bits
 from dca_fast.testing import landscape
 from dca_fast.train.export import load_float
 
@@ -23,7 +23,7 @@ def coded(row: int, residuals: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     rows = np.full(len(residuals), row, np.uint8)
     sizes = torch.from_numpy(residuals.astype(np.float32))
     values = trellis.quantise(sizes, rows)
-    return trellis.to_steps(values, sizes), torch.from_numpy(trellis.bits_of(values, rows, None, 1))
+    return trellis.to_quantiser_steps(values, sizes), torch.from_numpy(trellis.bits_of(values, rows, None, 1))
 
 
 @pytest.mark.parametrize("row", [20, 40, 60])
@@ -55,8 +55,8 @@ def test_slopes_add_up_to_what_residuals_cost(row: int) -> None:
         return float(bits.mean() + TRELLIS_PRICE * spread), float(values[some].mean())
 
     (low_cost, low), (high_cost, high) = map(means, ends)
-    first, last = (round(end * BINS_PER_STEP) for end in ends)
-    cost, value = (float(curve[row, first:last].sum()) / BINS_PER_STEP for curve in curves()[1:])
+    first, last = (round(end * BINS_PER_UNIT) for end in ends)
+    cost, value = (float(curve[row, first:last].sum()) / BINS_PER_UNIT for curve in curves()[1:])
     assert cost == pytest.approx(high_cost - low_cost, abs=0.35)
     assert value == pytest.approx(high - low, abs=0.12)  # curves are smoothed, and of chains of other rows too
 
@@ -65,14 +65,14 @@ def test_gradients_are_those_of_the_slopes_and_silence_is_heard() -> None:
     expected = Expected(torch.device("cpu"))
     residual = torch.tensor([0.5, -0.5, 0.5, REACH + 4.0], requires_grad=True)
     scale = torch.full((4,), math.log2(0.4), requires_grad=True)
-    value = torch.tensor([STEP, -STEP, 0.0, 0.0])
+    value = torch.tensor([VALUE_UNIT, -VALUE_UNIT, 0.0, 0.0])
     is_coded = torch.tensor([True, True, False, True])
     bits, follow = expected(residual, value, scale, is_coded)
     assert bits[2] == 0
     assert follow[2] == 0
     assert follow[3] == 1
     bits.sum().backward()
-    cost, slope = (curve[24, int(0.5 * BINS_PER_STEP)] for curve in curves()[1:])
+    cost, slope = (curve[24, int(0.5 * BINS_PER_UNIT)] for curve in curves()[1:])
     assert residual.grad is not None
     assert scale.grad is not None
     assert residual.grad[:3].tolist() == pytest.approx([cost, -cost, 0])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dca_fast.config import ModelConfig
 from dca_fast.model import layers
 from dca_fast.model.fused import fuse
-from dca_fast.model.layers import DepthBlock, GatedFfn, row_scales
+from dca_fast.model.layers import DepthBlock, GatedFfn, channel_multipliers
 from dca_fast.model.network import Network
 from dca_fast.model.rates import noisy_bits
 from tests.kernel_tools import ARCHITECTURES, DEVICE, SHARED_LIMIT, compiled, kernels
@@ -26,13 +26,14 @@ Make = Callable[[int, int, Tensor | None], nn.Module]
 
 @torch.no_grad()
 def on_grid(module: nn.Module) -> None:
-    """Weights and biases with which every sum is exact, so that both ways round alike: steps are powers of two."""
+    """Weights and biases with which every sum is exact, so that both round alike: multipliers are powers of two."""
     for layer in module.modules():
-        if isinstance(layer, layers._Rounded):
+        if isinstance(layer, layers.Int8Layer):
             reach = max(1, layer.weight[0].numel() // 3)
-            whole = torch.randint(-127, 128, layer.weight.shape) * (torch.rand(layer.weight.shape) < 3 / reach)
-            whole.flatten(1)[:, 0] = 127
-            layer.weight.copy_(whole * 2.0 ** torch.randint(-8, -5, (len(whole),)).view(-1, *[1] * (whole.dim() - 1)))
+            integers = torch.randint(-127, 128, layer.weight.shape) * (torch.rand(layer.weight.shape) < 3 / reach)
+            integers.flatten(1)[:, 0] = 127
+            multiplier = 2.0 ** torch.randint(-8, -5, (len(integers),)).view(-1, *[1] * (integers.dim() - 1))
+            layer.weight.copy_(integers * multiplier)
             layer.bias.copy_(torch.randint(-20, 21, layer.bias.shape) / 64)
             if getattr(layer, "slope", None) is not None:
                 layer.slope.copy_(torch.randint(-20, 21, layer.slope.shape) / 64)
@@ -40,10 +41,10 @@ def on_grid(module: nn.Module) -> None:
 
 def ready(block: nn.Module, precise: torch.dtype) -> None:
     """What `fuse` does for a network."""
-    rounded = [layer for layer in block.modules() if isinstance(layer, layers._Rounded)]
-    rows = training.QuantisedRows([layer.weight.detach() for layer in rounded], precise)
-    rows.renew()
-    for layer, quantised in zip(rounded, rows.layers, strict=True):
+    int8_layers = [layer for layer in block.modules() if isinstance(layer, layers.Int8Layer)]
+    weights = training.QuantisedWeights([layer.weight.detach() for layer in int8_layers], precise)
+    weights.renew()
+    for layer, quantised in zip(int8_layers, weights.layers, strict=True):
         layer.ready = quantised
     block.fused = True  # type: ignore[assignment]
 
@@ -70,28 +71,28 @@ def test_blocks_are_those_of_the_model(make: Make, shape: tuple[int, ...], trunk
     want, *expected = both_ways("cpu")
     block.to(DEVICE)
     ready(block, precise)
-    have, *found = both_ways(DEVICE)
+    have, *gradients = both_ways(DEVICE)
     assert torch.equal(have.cpu(), want)
     limit = 1e-5 if precise == torch.float32 else 1e-2
-    for name, a, b in zip(["x", *dict(block.named_parameters())], found, expected, strict=True):
+    for name, a, b in zip(["x", *dict(block.named_parameters())], gradients, expected, strict=True):
         assert a.shape == b.shape, name
         assert (a.cpu() - b).norm() <= limit * b.norm() + 1e-6, name
         assert b.norm() > 0, name
 
 
-def test_rows_are_quantised_in_one_launch_as_one_by_one() -> None:
+def test_weights_are_quantised_in_one_launch_as_one_by_one() -> None:
     weights = [torch.randn(5, 7), torch.randn(3, 3, 3), torch.zeros(2, 40), torch.randn(9, 130) * 1e-3]
     weights = [w.to(DEVICE) for w in weights]
-    rows = training.QuantisedRows(weights, torch.bfloat16)
+    quantised = training.QuantisedWeights(weights, torch.bfloat16)
     for _ in range(2):
-        rows.renew()
-        for w, q in zip(weights, rows.layers, strict=True):
-            scale = row_scales(w)
-            whole = (w / scale).round().flatten(1)
-            assert q.scale.equal(scale.flatten())
-            assert q.whole.float().equal(whole)
-            assert q.precise.float().equal(whole)
-        for w in weights:  # in place: what a step of the optimiser does
+        quantised.renew()
+        for w, q in zip(weights, quantised.layers, strict=True):
+            multiplier = channel_multipliers(w)
+            integers = (w / multiplier).round().flatten(1)
+            assert q.multiplier.equal(multiplier.flatten())
+            assert q.integers.float().equal(integers)
+            assert q.precise.float().equal(integers)
+        for w in weights:  # in place: what a training step does
             w.mul_(1.5).add_(0.25)
 
 

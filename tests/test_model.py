@@ -84,11 +84,11 @@ def test_parameters_depend_only_on_earlier_steps() -> None:
     with torch.no_grad():
         features = network.context.prepare(network.synthesise_hyper(z, t))
         for step in range(5):
-            parts = [list(part.chunk(4, -1)) for part in parity_split(y)]
+            groups = [list(sites.chunk(4, -1)) for sites in parity_split(y)]
             for late in range(step, 4):
                 for p in range(4):
-                    parts[p][p ^ QUADTREE[late]] = parts[p][p ^ QUADTREE[late]] + 1
-            changed = parity_join([torch.cat(groups, -1) for groups in parts])
+                    groups[p][p ^ QUADTREE[late]] = groups[p][p ^ QUADTREE[late]] + 1
+            changed = parity_join([torch.cat(of_parity, -1) for of_parity in groups])
             seen.append([])
             code_latent(network, network.rates(False), changed, features, (4, 4), torch.tensor([50.0]))
     plain = seen.pop()
@@ -128,8 +128,8 @@ def test_parts_of_a_hyper_latent_see_only_earlier_ones(levels: int, size: tuple[
         if part.kind is not None and first[i].numel():  # as the integer program does it
             steps = (256 * values).round().short()
             m = model.weight[part.kind].detach() / torch.tensor([1.0, 2, 3, 4])[:, None]
-            found = neighbour_mean(steps, m, part)
-            assert torch.allclose(found / 256, first[i], atol=0.01)
+            mean = neighbour_mean(steps, m, part)
+            assert torch.allclose(mean / 256, first[i], atol=0.01)
 
 
 def test_quadtree_codes_every_value_once() -> None:
@@ -268,7 +268,7 @@ def test_a_step_is_what_a_stream_holds_and_costs_its_bits() -> None:
         decoder.finish()
         mine = torch.cat([s[n].flatten() for s in seen])
         assert torch.equal(mine, torch.from_numpy(decoded).float() * (TRELLIS_STEP / 256))
-        assert torch.equal(mine, trellis.to_steps(decoded, mine))
+        assert torch.equal(mine, trellis.to_quantiser_steps(decoded, mine))
         assert (values != 0).sum() > len(values) / 4
         spent = torch.cat([b[n].flatten() for b in bits])
         assert float(spent.sum()) == pytest.approx(8 * len(stream), rel=0.01)
@@ -342,7 +342,7 @@ def test_a_sample_does_not_depend_on_its_batch() -> None:
 def test_large_residuals_saturate() -> None:
     rows = np.full(6, 127, np.uint8)
     values = trellis.quantise(torch.tensor([1e30, -1e30, math.inf, -math.inf, 9000.0, 3.0]), rows)
-    steps = trellis.to_steps(values, torch.empty(2, 3))
+    steps = trellis.to_quantiser_steps(values, torch.empty(2, 3))
     assert steps.shape == (2, 3)
     limit = LIMIT_RESIDUAL / 256
     assert torch.allclose(steps.flatten()[:5], limit * torch.tensor([1.0, -1, 1, -1, 1]), atol=3)

@@ -135,9 +135,9 @@ def test_symbols_of_hyper_latents(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("size", [(1, 1), (16, 33), (150, 101)])
 def test_errors_and_luma_of_pictures(size: tuple[int, int]) -> None:
     a, b = (torch.randint(0, 256, (*size, 3)).to(torch.uint8) for _ in range(2))
-    weights = torch.randint(1, 40000, (-(-size[0] // 16), -(-size[1] // 16)))
+    factors = torch.randint(1, 40000, (-(-size[0] // 16), -(-size[1] // 16)))
     every_backend("squared_error", a, b)
-    every_backend("squared_error", a, b, weights)
+    every_backend("squared_error", a, b, factors)
     every_backend("luma", a)
     assert reference.luma(torch.full((1, 1, 3), 255, dtype=torch.uint8)).item() == 255
 

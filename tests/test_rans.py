@@ -27,13 +27,13 @@ Part = tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]
 
 
 def runnable_isas() -> list[str]:
-    found = []
+    names = []
     for isa in ("scalar", "avx2", "avx512"):
         try:
-            found.append(Coder(TABLES, "native", isa).isa)
+            names.append(Coder(TABLES, "native", isa).isa)
         except BackendUnavailableError:
             continue
-    return found
+    return names
 
 
 CODERS = {
@@ -214,13 +214,13 @@ def test_threads_change_nothing() -> None:
     parts = [random_part(rng, 400_000), trellis_part(rng, 400_000, 9)]
     stream = CODERS["scalar"].encode(parts, 32, 9, plain=1)
     searched = *random_residuals(rng, 400_000), random_charges(rng), 9
-    found = CODERS["scalar"].quantise(*searched)
+    values_of_one = CODERS["scalar"].quantise(*searched)
     for name in NATIVE:
         threaded = Coder(TABLES, "native", name, threads=4)
         assert threaded.encode(parts, 32, 9, plain=1) == stream
         for decoded, (values, of) in zip(decode(threaded, stream, parts, 1), parts, strict=True):
             np.testing.assert_array_equal(decoded, np.where(of == SKIP_ROW, 0, values))
-        np.testing.assert_array_equal(threaded.quantise(*searched), found)
+        np.testing.assert_array_equal(threaded.quantise(*searched), values_of_one)
 
 
 def random_charges(rng: np.random.Generator, most: int = 1 << 24) -> npt.NDArray[np.int32]:
@@ -233,9 +233,9 @@ def random_residuals(
     """As they come, and where something changes: near zero, at ties, last charges, saturation, ends of the type."""
     values, rows = random_part(rng, size, skipped)
     residuals = values.astype(np.int64) * 256 + rng.integers(-128, 128, size)
-    places = np.array([*range(-481, 482, 160), *(k * 320 + 80 for k in (252, 253, 254, 255, 256)), 8191 * 256])
+    sizes = np.array([*range(-481, 482, 160), *(k * 320 + 80 for k in (252, 253, 254, 255, 256)), 8191 * 256])
     special = rng.random(size) < 0.2
-    residuals[special] = (rng.choice(places, size) * rng.choice([-1, 1], size) + rng.integers(-1, 2, size))[special]
+    residuals[special] = (rng.choice(sizes, size) * rng.choice([-1, 1], size) + rng.integers(-1, 2, size))[special]
     residuals[rng.random(size) < 0.01] = rng.choice([-(1 << 31), (1 << 31) - 1])
     return residuals.astype(np.int32), rows
 
@@ -250,8 +250,8 @@ def test_every_search_finds_the_same(groups: int, most: int) -> None:
         expected = CODERS["python"].quantise(residuals, rows, charges, groups)
         assert not expected[rows == SKIP_ROW].any()
         for name in NATIVE:
-            found = CODERS[name].quantise(residuals, rows, charges, groups)
-            np.testing.assert_array_equal(found, expected, name)
+            values = CODERS[name].quantise(residuals, rows, charges, groups)
+            np.testing.assert_array_equal(values, expected, name)
         assert_round_trip([(expected, rows)], 32, groups, plain=0)
 
 
@@ -261,10 +261,10 @@ def test_costs_stay_small_in_a_long_search() -> None:
     rng = np.random.default_rng(1)
     charges = np.full((2, tables.ROWS, 256), 1 << 24, np.int32)
     residuals, rows = random_residuals(rng, 150_000)
-    found = [CODERS[name].quantise(residuals, rows, charges, 1) for name in NATIVE]
-    np.testing.assert_array_equal(found[0], CODERS[NATIVE[0]].quantise(residuals, rows, 0 * charges, 1))
-    for other in found:
-        np.testing.assert_array_equal(other, found[0])
+    results = [CODERS[name].quantise(residuals, rows, charges, 1) for name in NATIVE]
+    np.testing.assert_array_equal(results[0], CODERS[NATIVE[0]].quantise(residuals, rows, 0 * charges, 1))
+    for other in results:
+        np.testing.assert_array_equal(other, results[0])
 
 
 @native_only

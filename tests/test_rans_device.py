@@ -83,18 +83,18 @@ def random_part(rng: np.random.Generator, size: int, skipped: float = 0.3, wild:
     return np.rint(values).astype(np.int16), rows
 
 
-def coded_places(rows: npt.NDArray[np.uint8], groups: int) -> Iterator[tuple[int, int]]:
-    """Place and chain of every coded symbol."""
+def coded_positions(rows: npt.NDArray[np.uint8], groups: int) -> Iterator[tuple[int, int]]:
+    """Position and chain of every coded symbol."""
     for g in range(groups):
-        places = np.arange(len(rows) * g // groups, len(rows) * (g + 1) // groups)
-        for j, at in enumerate(places[rows[places] != SKIP_ROW]):
-            yield int(at), CHAINS * g + j % CHAINS
+        positions = np.arange(len(rows) * g // groups, len(rows) * (g + 1) // groups)
+        for j, position in enumerate(positions[rows[positions] != SKIP_ROW]):
+            yield int(position), CHAINS * g + j % CHAINS
 
 
 def of_trellis(indices: npt.NDArray[np.int16], rows: npt.NDArray[np.uint8], groups: int) -> Part:
     """The part of a trellis whose indices these are."""
     values, states = indices.copy(), [0] * CHAINS * groups  # what is not coded may hold anything
-    for at, chain in coded_places(rows, groups):
+    for at, chain in coded_positions(rows, groups):
         values[at] = trellis.value_of(int(indices[at]), trellis.set_of(states[chain]))
         states[chain] = trellis.next_state(states[chain], int(indices[at]))
     return values, rows

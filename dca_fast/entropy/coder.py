@@ -41,8 +41,8 @@ Rows = npt.NDArray[np.uint8]
 LANES = (1, 2, 4, 8, 16, 32)
 MAX_GROUPS = 64
 ISAS = ("auto", "scalar", "neon", "avx2", "avx512", "avx512-tall", "amx")
-# Of the networks' kernels, and what the coder has for them.
-_OF_OPERATIONS = {"neon": "scalar", "avx512-tall": "avx512", "amx": "avx512"}
+# Instruction sets of the networks' kernels, and what the coder has for them.
+_FALLBACK_ISAS = {"neon": "scalar", "avx512-tall": "avx512", "amx": "avx512"}
 _STATE_BYTES = 4
 _OVERHEAD = 200  # states may take one byte in 200
 _GROUP_SITES = 1 << 10  # a group is a warp of a GPU or work for a thread
@@ -104,7 +104,7 @@ class Coder:
         self.backend = "python" if backend == "python" or _native is None else "native"
         self._row_bits = np.rint(tables.mean_bits() * 256).astype(np.int64)
         if self.backend == "native":
-            self.isa = choose_isa(isa, _native.isas(), _OF_OPERATIONS)
+            self.isa = choose_isa(isa, _native.isas(), _FALLBACK_ISAS)
             freq, shift = np.ascontiguousarray(tables.freq), np.ascontiguousarray(tables.shift)
             self._tables = _native.Tables(freq, shift)
 
@@ -122,7 +122,7 @@ class Coder:
                 Where the row is 255 nothing is coded and the value is ignored.
             lanes: 1, 2, 4, 8, 16 or 32; None to choose by the expected size.
             groups: 1 .. 64 independent streams.
-            plain: how many parts come before those of a trellis, whose values `quantise` made for so many groups;
+            plain: how many parts come before those of a trellis, whose values are of `quantise` for so many groups;
                 None: all.
 
         Returns:

@@ -194,7 +194,7 @@ class DeviceCoder:
                 Where the row is 255 nothing is coded and the value is ignored.
             lanes: 1, 2, 4, 8, 16 or 32; None to choose by the expected size.
             groups: 1 .. 64 independent streams.
-            plain: how many parts come before those of a trellis, whose values `quantise` made for so many groups;
+            plain: how many parts come before those of a trellis, whose values are of `quantise` for so many groups;
                 None: all.
 
         Returns:
@@ -371,7 +371,7 @@ class DeviceDecoder:
             self._library.launch("finish", self._state.data_ptr(), queue)
 
     def check(self) -> int:
-        """Wait for the device and raise what it found up to here.
+        """Wait for the device and raise the errors it has met up to here.
 
         Returns:
             The CRC-32 of all decoded values as little-endian int16.

@@ -189,6 +189,6 @@ def _cache() -> Path:
 
 def _nvcc() -> str:
     home = os.environ.get("CUDA_HOME") or "/usr/local/cuda"
-    if found := shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin"):
-        return found
+    if nvcc := shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin"):
+        return nvcc
     raise BackendUnavailableError("the coder for the GPU is not built, and there is no nvcc to build it")

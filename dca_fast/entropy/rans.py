@@ -5,7 +5,7 @@ Group:   lanes x uint32 final states | uint16 words; all numbers little-endian
 A part of n positions is cut into the ranges [n*g//groups, n*(g+1)//groups). Positions with row 255
 hold value 0 and are not coded; coded symbol j of a range belongs to lane j % lanes, and in parts of a
 trellis to chain j % 32 (`dca_fast.entropy.trellis`). Symbols are processed in rounds of `lanes`. A
-decoder takes the words of one round in three sweeps over the lanes: refills of the frequency step,
+decoder takes the words of one round in three sweeps over the lanes: refills after the frequencies,
 refills after the raw low bits, raw values of escapes. The encoder does exactly the opposite, from the
 last symbol of the last part to the first.
 """
@@ -34,7 +34,7 @@ def encode(tables: Tables, parts: Sequence[tuple[Values, Rows]], plain: int, lan
     for g in range(groups):
         states, words = [LOWER] * lanes, list[int]()  # words last first: rANS is a stack
         for i, (values, rows) in reversed(list(enumerate(parts))):
-            coded = [(int(values[at]), row) for at, row in _coded(rows, g, groups)]
+            coded = [(int(values[position]), row) for position, row in _coded(rows, g, groups)]
             coded = coded if i < plain else _indices(coded)
             for first in reversed(range(0, len(coded), lanes)):
                 _encode_round(tables, coded[first : first + lanes], states, words)
@@ -92,14 +92,15 @@ class Decoder:
         for g, (states, words) in enumerate(zip(self._states, self._words, strict=True)):
             coded, chains = list(_coded(rows, g, len(self._states))), [0] * CHAINS
             for first in range(0, len(coded), self._lanes):
-                places, round_rows = zip(*coded[first : first + self._lanes], strict=True)
+                positions, round_rows = zip(*coded[first : first + self._lanes], strict=True)
                 if not trellis:
-                    values[list(places)] = self._decode_round(round_rows, states, words)
+                    values[list(positions)] = self._decode_round(round_rows, states, words)
                     continue
-                used = [(first + lane) % CHAINS for lane in range(len(places))]
+                used = [(first + lane) % CHAINS for lane in range(len(positions))]
                 table_rows = [table_row(row, chains[c]) for row, c in zip(round_rows, used, strict=True)]
-                for place, c, index in zip(places, used, self._decode_round(table_rows, states, words), strict=True):
-                    values[place] = np.int64(value_of(index, set_of(chains[c]))).astype(np.int16)
+                indices = self._decode_round(table_rows, states, words)
+                for position, c, index in zip(positions, used, indices, strict=True):
+                    values[position] = np.int64(value_of(index, set_of(chains[c]))).astype(np.int16)
                     chains[c] = next_state(chains[c], index)
         return values
 
@@ -152,14 +153,14 @@ def _symbol(tables: Tables, value: int, row: int) -> int:
     return symbol if 0 <= symbol < ESCAPE and tables.freq[row, symbol] > 0 else ESCAPE
 
 
-def _take_size(stream: bytes, at: int) -> tuple[int, int]:
-    """Read a canonical LEB128 number of at most five bytes; return it and the place behind it."""
-    for end in range(at + 1, at + 6):
+def _take_size(stream: bytes, start: int) -> tuple[int, int]:
+    """Read a canonical LEB128 number of at most five bytes; return it and the offset behind it."""
+    for end in range(start + 1, start + 6):
         if end > len(stream):
             raise TruncatedStreamError("the coder stream ends in its header")
         if stream[end - 1] < 128:
-            size = sum((stream[i] & 127) << 7 * (i - at) for i in range(at, end))
-            if leb128(size) == stream[at:end]:
+            size = sum((stream[i] & 127) << 7 * (i - start) for i in range(start, end))
+            if leb128(size) == stream[start:end]:
                 return size, end
             break
     raise CorruptStreamError("a group size of the coder stream is not canonical")
@@ -169,16 +170,16 @@ def _open(stream: bytes) -> tuple[int, list[list[int]], list[list[int]]]:
     """Take a stream apart: number of lanes, states of each group, words of each group (last first)."""
     if len(stream) < 2:
         raise TruncatedStreamError("the coder stream ends in its header")
-    lanes, groups, at = 1 << min(stream[0], 6), stream[1], 2
+    lanes, groups, offset = 1 << min(stream[0], 6), stream[1], 2
     if lanes > 32 or not 1 <= groups <= MAX_GROUPS:
         raise CorruptStreamError("the coder stream has an unknown number of lanes or groups")
     sizes = []
     for _ in range(groups - 1):
-        size, at = _take_size(stream, at)
+        size, offset = _take_size(stream, offset)
         sizes.append(size)
     states, words = [], []
-    for size in [*sizes, max(0, len(stream) - at - sum(sizes))]:
-        group, at = stream[at : at + size], at + size
+    for size in [*sizes, max(0, len(stream) - offset - sum(sizes))]:
+        group, offset = stream[offset : offset + size], offset + size
         if len(group) < max(size, 4 * lanes):
             raise TruncatedStreamError("a coder group is cut short")
         if size % 2:

@@ -224,13 +224,13 @@ def _frequencies(p: npt.NDArray[np.float64], shift: int, prob_bits: int) -> npt.
 
 def _lower_edges(index: npt.NDArray[np.int64], table: int) -> npt.NDArray[np.float64]:
     """Where the cell of an integer begins, in quantiser steps: half-way to the next value of its table."""
-    step = 2 * TRELLIS_STEP / LATENT_STEPS  # between two values of a set
+    spacing = 2 * TRELLIS_STEP / LATENT_STEPS  # of the values of a set
     if table == 0:
         return index - 0.5
     if table == 1:
-        return step * (index - 0.5)
+        return spacing * (index - 0.5)
     inner = (index == 0) | (index == 1)  # next to zero, which is nearer than the others
-    return step * np.where(inner, (2 * index - 1) / 4, np.where(index > 0, index - 1, index))
+    return spacing * np.where(inner, (2 * index - 1) / 4, np.where(index > 0, index - 1, index))
 
 
 def _bucket_probabilities(row: int) -> npt.NDArray[np.float64]:

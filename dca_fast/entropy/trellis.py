@@ -2,9 +2,9 @@
 
 A value v stands for v * 160 / 256 quantiser steps. Which values a symbol may take depends on those before it: a chain
 of symbols has one of 256 states, and the state one of two sets, {0, +-2, +-4, ...} and {0, +-1, +-3, ...}. What is
-coded is the index k of the value in its set; its parity leads to the next state. Steps within a set are larger than the
-grid's, so that rates are those of a coarse quantiser, while the search below, free to choose the path, comes close to
-the errors of a finer one (docs/design/trellis.md).
+coded is the index k of the value in its set; its parity leads to the next state. Values of a set are twice as far apart
+as those of both, so that rates are those of a coarse quantiser, while the search below, free to choose the path, comes
+close to the errors of a finer one (docs/design/trellis.md).
 
 Reference: Marcellin and Fischer, "Trellis coded quantization of memoryless and Gauss-Markov sources", IEEE Trans. Comm.
 1990; zero in both sets: Marcellin, "On entropy-constrained trellis coded quantization", ibid. 1994; systematic encoders
@@ -27,10 +27,11 @@ CHAINS, STATES = 32, 256
 BY_SET, BY_PARITY = 173, 69  # what a set of 1 and an odd index turn over in the next state
 LAST_ROW = 127
 LIMIT_RESIDUAL = 8191 * LATENT_STEPS
-# An edge's squared error + charge counts from the least of its symbol, in 1/1024 squared steps and not beyond a limit.
-# So costs of paths differ by little more than twice what leads from any state to any other, and fit into 16 bits.
-EDGE_SHIFT, EDGE_LIMIT, STEPS = 6, 2000, STATES.bit_length() - 1
-_UNREACHED, _NEVER = STEPS * EDGE_LIMIT + 1, 1 << 40  # costs of a state in which no chain begins, of an index below 0
+# An edge's squared error + charge counts from the least of its symbol, in 1/1024 of a squared quantiser step and not
+# beyond a limit. So costs of paths differ by little more than twice what leads from any state to any other in MEMORY
+# edges, and fit into 16 bits.
+EDGE_SHIFT, EDGE_LIMIT, MEMORY = 6, 2000, STATES.bit_length() - 1
+_UNREACHED, _NEVER = MEMORY * EDGE_LIMIT + 1, 1 << 40  # costs of a state in which no chain begins, of an index below 0
 
 
 def set_of(state: int) -> int:
@@ -90,7 +91,7 @@ def quantise(
     """Find the values with the least squared error + charge (Viterbi's algorithm), chain by chain.
 
     Args:
-        residuals: [n] int32, 1/256 quantiser steps; beyond +-8191 steps they saturate.
+        residuals: [n] int32, 1/256 quantiser steps; beyond +-8191 quantiser steps they saturate.
         rows: [n] uint8: 0..127, or 255 where nothing is coded.
         charges: [2, 128, 256] int32 of `Tables.charges`.
         groups: of the stream, 1..64.
@@ -130,9 +131,9 @@ def _search(
         now[:] = np.minimum(even, odd)
     states, values = costs.argmin(axis=0), np.zeros(len(residuals), np.int64)
     for here, taken in zip(rounds[::-1], decisions[::-1], strict=True):
-        at = states[: taken.shape[2]]
-        at[:], index = taken[:, at, lanes[: len(at)]]
-        values[here] = np.where(residuals[here] < 0, -1, 1) * (2 * index - (at & 1) * (index > 0))
+        state = states[: taken.shape[2]]
+        state[:], index = taken[:, state, lanes[: len(state)]]
+        values[here] = np.where(residuals[here] < 0, -1, 1) * (2 * index - (state & 1) * (index > 0))
     return values
 
 
@@ -143,12 +144,12 @@ def _nearest(
 
     `size` [m]; `charges` [m, 256].
     """
-    at = (size + TRELLIS_STEP * which) // (2 * TRELLIS_STEP)
-    low = np.where(at & 1 == parity, at, at - 1)
-    found = []
+    below = (size + TRELLIS_STEP * which) // (2 * TRELLIS_STEP)
+    low = np.where(below & 1 == parity, below, below - 1)
+    costs = []
     for index in (low, low + 2):
         error = size - TRELLIS_STEP * (2 * index - which * (index > 0))
         charge = charges[np.arange(len(size)), np.clip(index, 0, 255)]
-        found.append(error * error + charge + _NEVER * (index < 0))
-    higher = found[1] < found[0]
-    return np.where(higher, found[1], found[0]), np.where(higher, low + 2, low)
+        costs.append(error * error + charge + _NEVER * (index < 0))
+    higher = costs[1] < costs[0]
+    return np.where(higher, costs[1], costs[0]), np.where(higher, low + 2, low)

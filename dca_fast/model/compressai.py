@@ -81,8 +81,8 @@ def _step_rows(log2_scales: list[Tensor], coded: list[Tensor]) -> npt.NDArray[np
     return np.concatenate([trellis.table_rows(*pair) for pair in zip(log2_scales, coded, strict=True)])
 
 
-def _in_steps(values: npt.NDArray[np.int16], like: list[Tensor]) -> list[Tensor]:
-    return [trellis.to_steps(v, x) for v, x in zip(np.split(values, len(like)), like, strict=True)]
+def _in_quantiser_steps(values: npt.NDArray[np.int16], like: list[Tensor]) -> list[Tensor]:
+    return [trellis.to_quantiser_steps(v, x) for v, x in zip(np.split(values, len(like)), like, strict=True)]
 
 
 class Writer:
@@ -104,7 +104,7 @@ class Writer:
         rows = _step_rows(log2_scales, coded)
         values = trellis.quantise(torch.cat([r.flatten() for r in residuals]), rows)
         self.parts.append((values, rows))
-        return _in_steps(values, residuals)
+        return _in_quantiser_steps(values, residuals)
 
 
 class Reader:
@@ -118,7 +118,7 @@ class Reader:
         return symbols.to(log2_scale).view(log2_scale.shape)
 
     def step(self, residuals: list[Tensor] | None, log2_scales: list[Tensor], coded: list[Tensor]) -> list[Tensor]:
-        return _in_steps(self.decoder.decode(_step_rows(log2_scales, coded), trellis=True), log2_scales)
+        return _in_quantiser_steps(self.decoder.decode(_step_rows(log2_scales, coded), trellis=True), log2_scales)
 
 
 @register_model("dca")
@@ -209,7 +209,7 @@ class Dca(CompressionModel):
 
     @torch.no_grad()
     def compress(self, x: Tensor, quality: float | None = None) -> dict[str, Any]:
-        """Code every image of `[N, 3, H, W]` in 0..1, each by itself, so that it decodes in any batch.
+        """Code each image of `[N, 3, H, W]` in 0..1 by itself, so that it decodes in any batch.
 
         Returns:
             "strings": one list with a stream for each image; "shape": (H, W), which `decompress` needs.
@@ -269,7 +269,7 @@ class Dca(CompressionModel):
     def from_checkpoint(cls, path: Path, quality: float = 60.0) -> Dca:
         """A model with the averaged weights of a training (`checkpoint.pt`) or float weights (`.safetensors`).
 
-        The way back: `dca_fast.train.export.save_float(model.network, path)` writes what `dca-fast train --start` and
+        `dca_fast.train.export.save_float(model.network, path)` writes what `dca-fast train --start` and
         `dca-fast export` read.
         """
         network = load_float(Path(path))

@@ -14,18 +14,18 @@ from dca_fast.model.layers import Block, GatedFfn, Linear, TokenAttention, WideL
 
 
 def parity_split(x: Tensor) -> list[Tensor]:
-    """`[N, H, W, C]` -> four `[N, H/2, W/2, C]`, parity 2 * (row & 1) + (column & 1)."""
+    """`[N, H, W, C]` -> four `[N, H/2, W/2, C]`, parity 2 * (line & 1) + (column & 1)."""
     return [x[:, i::2, j::2] for i in range(2) for j in range(2)]
 
 
-def parity_join(parts: list[Tensor]) -> Tensor:
+def parity_join(parities: list[Tensor]) -> Tensor:
     """Inverse of `parity_split`."""
-    n, h, w, c = parts[0].shape
-    return torch.stack(parts).view(2, 2, n, h, w, c).permute(2, 3, 0, 4, 1, 5).reshape(n, 2 * h, 2 * w, c)
+    n, h, w, c = parities[0].shape
+    return torch.stack(parities).view(2, 2, n, h, w, c).permute(2, 3, 0, 4, 1, 5).reshape(n, 2 * h, 2 * w, c)
 
 
 class ContextCore(nn.Module):
-    """The part of c that all steps share: one stage for each context, then the heads."""
+    """The module of c that all steps can share: one stage for each context, then the heads."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class Contextualiser(nn.Module):
             x = x + self.decoded[step - 1](y_hat)
         x = core(x, features, t)
         out = []
-        for p, part in enumerate(parity_split(x)):
-            mean, scale = core.heads[p ^ QUADTREE[step]](part).chunk(2, -1)
+        for p, sites in enumerate(parity_split(x)):
+            mean, scale = core.heads[p ^ QUADTREE[step]](sites).chunk(2, -1)
             out.append((mean, scale))
         return out

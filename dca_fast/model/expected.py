@@ -24,10 +24,11 @@ from dca_fast.entropy.trellis import follow
 from dca_fast.model import trellis
 from dca_fast.model.rates import gaussian_bits, noisy_bits
 
-STEP = TRELLIS_STEP / LATENT_STEPS  # of the trellis's grid, in quantiser steps
+VALUE_UNIT = TRELLIS_STEP / LATENT_STEPS  # what a value of 1 stands for, in quantiser steps
 LEAST = 2.0**-24  # of a cell's probability: beyond, an escape is cheaper
-BINS_PER_STEP, REACH = 32, 6  # of the sizes of residuals, and up to which size they are measured, in quantiser steps
-BINS = BINS_PER_STEP * REACH
+# Bins of the sizes of residuals, and up to which size these are measured, in quantiser steps.
+BINS_PER_UNIT, REACH = 32, 6
+BINS = BINS_PER_UNIT * REACH
 SMOOTH = 4  # bins, deviation of the window
 MEASURED_ROWS = 65  # larger scales, from 4 quantiser steps on, hardly change the search
 BUSY, QUIET_ROWS = 0.15, 24  # most symbols are of lower rows, as in files
@@ -39,16 +40,16 @@ def value_bits(values: Tensor, log2_scale: Tensor, zeros: Tensor | float = 0.5) 
     """Bits of values of a trellis under zero-mean Gaussians, by the cells of the two sets.
 
     Args:
-        values: in quantiser steps, multiples of `STEP`.
+        values: in quantiser steps, multiples of `VALUE_UNIT`.
         log2_scale: of the Gaussians, alike.
         zeros: how many of the zeros are of set 1; broadcasts.
     """
     inverse = torch.exp2(-log2_scale) * math.sqrt(0.5)
-    size = (values / STEP).abs()
-    lower = torch.where(size < 1.5, STEP / 2, (size - 1) * STEP)
-    tails = torch.erfc(lower * inverse) - torch.erfc((size + 1) * STEP * inverse)
+    size = (values / VALUE_UNIT).abs()
+    lower = torch.where(size < 1.5, VALUE_UNIT / 2, (size - 1) * VALUE_UNIT)
+    tails = torch.erfc(lower * inverse) - torch.erfc((size + 1) * VALUE_UNIT * inverse)
     some = -torch.log2((0.5 * tails).clamp_min(LEAST))
-    wide, narrow = (-torch.log2(torch.erf(half * inverse).clamp_min(LEAST)) for half in (STEP, STEP / 2))
+    wide, narrow = (-torch.log2(torch.erf(half * inverse).clamp_min(LEAST)) for half in (VALUE_UNIT, VALUE_UNIT / 2))
     return torch.where(size < 0.5, wide + zeros * (narrow - wide), some)
 
 
@@ -65,33 +66,33 @@ class Curves(NamedTuple):
 def curves() -> Curves:
     """Measured with Gaussian tables; takes some ten seconds."""
     generator, scales = np.random.default_rng(0), SCALE_MIN * np.exp2(np.arange(ROWS) / ROWS_PER_OCTAVE)
-    width = BINS + BINS_PER_STEP
+    width = BINS + BINS_PER_UNIT
     sums = np.zeros((4, MEASURED_ROWS * width))  # of samples, values, their squares, nonzero values' bits
     zeros = np.zeros((2, MEASURED_ROWS))  # of each set
     for _ in range(SAMPLES // CHUNK):
-        busy, quiet = (generator.integers(most, size=CHUNK) for most in (MEASURED_ROWS, QUIET_ROWS))
+        busy, quiet = (generator.integers(end, size=CHUNK) for end in (MEASURED_ROWS, QUIET_ROWS))
         rows = np.where(generator.random(CHUNK) < BUSY, busy, quiet)
         residuals = generator.normal(0, scales[rows])
         probed = generator.random(CHUNK) < PROBES
-        residuals[probed] = generator.uniform(0, width / BINS_PER_STEP, int(probed.sum()))
+        residuals[probed] = generator.uniform(0, width / BINS_PER_UNIT, int(probed.sum()))
         tensor = torch.from_numpy(residuals.astype(np.float32))
         integers = trellis.quantise(tensor, rows.astype(np.uint8))
-        values = trellis.to_steps(integers, tensor)
+        values = trellis.to_quantiser_steps(integers, tensor)
         bits = value_bits(values, torch.from_numpy(np.log2(scales[rows])).float(), 0.0).numpy()
         _, sets = follow(integers, rows.astype(np.uint8))
         for which in (0, 1):
             zeros[which] += np.bincount(rows[(integers == 0) & (sets == which)], minlength=MEASURED_ROWS)
         size, value = np.abs(residuals), values.numpy() * np.sign(residuals)
-        near = size < width / BINS_PER_STEP
-        at = (rows * width + (size * BINS_PER_STEP).astype(np.int64))[near]
+        near = size < width / BINS_PER_UNIT
+        bins = (rows * width + (size * BINS_PER_UNIT).astype(np.int64))[near]
         for total, entries in zip(sums, (np.ones(CHUNK), value, value**2, bits), strict=True):
-            total += np.bincount(at, entries[near], minlength=len(total))
+            total += np.bincount(bins, entries[near], minlength=len(total))
     share = np.full(ROWS, 0.5)
     share[:MEASURED_ROWS] = zeros[1] / np.maximum(zeros.sum(0), 1)
     share[MEASURED_ROWS:] = share[MEASURED_ROWS - 1]
     count, first, second, bits = sums.reshape(4, MEASURED_ROWS, width)
     first, second, bits = (total / np.maximum(count, 1) for total in (first, second, bits))
-    centres = (np.arange(BINS) + 0.5) / BINS_PER_STEP
+    centres = (np.arange(BINS) + 0.5) / BINS_PER_UNIT
     cost, value = centres / (scales[:, None] ** 2 * math.log(2)), np.ones((ROWS, BINS))
     cost[:MEASURED_ROWS] = _slope(bits + TRELLIS_PRICE * (second - first**2), 1)
     value[:MEASURED_ROWS] = _slope(first, -1)
@@ -101,10 +102,10 @@ def curves() -> Curves:
 def _slope(curve: npt.NDArray[np.float64], sign: int) -> npt.NDArray[np.float64]:
     """Smoothed derivatives by a size, of curves that are even (1) or odd (-1) over its sign: `[rows, BINS]`."""
     window = np.exp(-0.5 * np.square(np.arange(-3 * SMOOTH, 3 * SMOOTH + 1) / SMOOTH))
-    whole = np.concatenate((sign * curve[:, ::-1], curve), 1)
-    smooth = np.stack([np.convolve(row, window / window.sum(), "same") for row in whole])
+    both_signs = np.concatenate((sign * curve[:, ::-1], curve), 1)
+    smooth = np.stack([np.convolve(row, window / window.sum(), "same") for row in both_signs])
     middle = curve.shape[1]
-    return np.gradient(smooth, axis=1)[:, middle : middle + BINS] * BINS_PER_STEP
+    return np.gradient(smooth, axis=1)[:, middle : middle + BINS] * BINS_PER_UNIT
 
 
 class Expected:
@@ -114,7 +115,7 @@ class Expected:
         self._zeros, self._cost, self._value = (torch.from_numpy(c).to(device).flatten() for c in curves())
 
     def __call__(self, residual: Tensor, value: Tensor, log2_scale: Tensor, coded: Tensor) -> tuple[Tensor, Tensor]:
-        """Bits, and the derivatives of values by residuals.
+        """Bits, and the slopes of values: their derivatives by residuals.
 
         Args:
             residual, value: before and after the search, in quantiser steps.
@@ -123,12 +124,12 @@ class Expected:
         """
         with torch.no_grad():
             size, rows = residual.abs(), trellis.nearest_rows(log2_scale).long()
-            far, index = size >= REACH, rows * BINS + (size * BINS_PER_STEP).long().clamp_max(BINS - 1)
+            far, index = size >= REACH, rows * BINS + (size * BINS_PER_UNIT).long().clamp_max(BINS - 1)
             cost = torch.where(far, size * torch.exp2(-2 * log2_scale) / math.log(2), self._cost[index])
             cost *= residual.sign()
-            follow = torch.where(far, 1.0, self._value[index]).where(coded, 0.0)
+            slope = torch.where(far, 1.0, self._value[index]).where(coded, 0.0)
         bits = value_bits(value, log2_scale, self._zeros[rows]) + cost * (residual - residual.detach())
-        return torch.where(coded, bits, unheard(residual, log2_scale)), follow
+        return torch.where(coded, bits, unheard(residual, log2_scale)), slope
 
 
 def unheard(x: Tensor, log2_scale: Tensor) -> Tensor:

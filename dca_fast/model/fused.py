@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dca_fast.model.layers import DepthBlock, GatedFfn, _Rounded
+from dca_fast.model.layers import DepthBlock, GatedFfn, Int8Layer
 from dca_fast.model.network import Network
 
 
@@ -13,16 +13,16 @@ def fuse(network: Network, precise: torch.dtype = torch.bfloat16) -> None:
 
     Args:
         network: on the device where it stays; its weights may change in place only.
-        precise: type of the blocks' products on the way back.
+        precise: type of the blocks' products in the backward pass.
     """
-    from dca_fast.kernels.training import QuantisedRows
+    from dca_fast.kernels.training import QuantisedWeights
 
-    layers = [layer for layer in network.modules() if isinstance(layer, _Rounded)]
-    rows = QuantisedRows([layer.weight.detach() for layer in layers], precise)
-    for layer, ready in zip(layers, rows.layers, strict=True):
+    layers = [layer for layer in network.modules() if isinstance(layer, Int8Layer)]
+    quantised = QuantisedWeights([layer.weight.detach() for layer in layers], precise)
+    for layer, ready in zip(layers, quantised.layers, strict=True):
         layer.ready = ready
     for module in network.modules():
         if isinstance(module, DepthBlock | GatedFfn):
             module.fused = True
     network.fused = True
-    network.register_forward_pre_hook(lambda *_: rows.renew())
+    network.register_forward_pre_hook(lambda *_: quantised.renew())

@@ -37,8 +37,8 @@ def _inside(gradient: Tensor, y: Tensor) -> Tensor:
 
 
 class _Operand(torch.autograd.Function):
-    """Straight-through inside the range, no gradient outside; written out, as `_Gate` and `_Scaled` are, because a
-    chain of small operators costs a CPU trainer more than its GEMMs."""
+    """Straight-through inside the range, no gradient outside; written out, as `_Gate` and `_FakeQuantise` are, because
+    a chain of small operators costs a CPU trainer more than its GEMMs."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -78,16 +78,16 @@ def gate(x: Tensor) -> Tensor:
     return _Gate.apply(x)
 
 
-def row_scales(weight: Tensor) -> Tensor:
-    """Size of one int8 step of every row (dimension 0), broadcastable to `weight`."""
+def channel_multipliers(weight: Tensor) -> Tensor:
+    """What the int8 values of every output channel (dimension 0) are times, broadcastable to `weight`."""
     return (weight.detach().flatten(1).abs().amax(1) / 127).clamp_min(1e-8).view(-1, *[1] * (weight.dim() - 1))
 
 
-class _Scaled(torch.autograd.Function):
+class _FakeQuantise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor) -> Tensor:
-        scale = row_scales(weight)
-        return (weight / scale).round_().mul_(scale)
+        multiplier = channel_multipliers(weight)
+        return (weight / multiplier).round_().mul_(multiplier)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
@@ -95,42 +95,42 @@ class _Scaled(torch.autograd.Function):
 
 
 class _Product(torch.autograd.Function):
-    """x W^T of an operand and weights in whole steps of their rows, in bfloat16.
+    """x W^T of an operand and int8 weights, in bfloat16.
 
     Both are exact there; only the product's sum is rounded. The gradient goes straight through to the weights that were
     quantised.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, whole: Tensor, scale: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, integers: Tensor, multiplier: Tensor) -> Tensor:
         x = x.bfloat16()
-        ctx.save_for_backward(x, whole, scale)
-        return F.linear(x, whole).float() * scale
+        ctx.save_for_backward(x, integers, multiplier)
+        return F.linear(x, integers).float() * multiplier
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, whole, scale = ctx.saved_tensors
-        g = (gradient * scale).bfloat16()
+        x, integers, multiplier = ctx.saved_tensors
+        g = (gradient * multiplier).bfloat16()
         weight = g.flatten(0, -2).T @ x.flatten(0, -2)
-        return (g @ whole).float(), weight.float() / scale[:, None], None, None
+        return (g @ integers).float(), weight.float() / multiplier[:, None], None, None
 
 
-class _Rounded(nn.Module):
-    """A layer with int8 rows; `ready` holds them where they are renewed for all layers at once (`model/fused.py`)."""
+class Int8Layer(nn.Module):
+    """A layer with int8 weights; `ready` has them where they are renewed for all layers at once (`model/fused.py`)."""
 
     weight: Tensor
     ready: Quantised | None = None
 
-    def whole(self) -> tuple[Tensor, Tensor]:
-        """The weight in whole steps of its rows, bfloat16, and the steps `[O]`; no gradient."""
+    def integers(self) -> tuple[Tensor, Tensor]:
+        """The int8 values of the weight as bfloat16, and their multipliers `[O]`; no gradient."""
         if self.ready is not None:
-            return self.ready.precise.bfloat16(), self.ready.scale
-        scale = row_scales(self.weight)
-        return (self.weight.detach() / scale).round_().bfloat16(), scale.flatten()
+            return self.ready.precise.bfloat16(), self.ready.multiplier
+        multiplier = channel_multipliers(self.weight)
+        return (self.weight.detach() / multiplier).round_().bfloat16(), multiplier.flatten()
 
-    def scaled(self) -> Tensor:
-        """The weight on the grid of its rows (straight-through)."""
-        return _Scaled.apply(self.weight)
+    def fake_quantised(self) -> Tensor:
+        """The weight as its int8 values represent it (straight-through)."""
+        return _FakeQuantise.apply(self.weight)
 
 
 @cache
@@ -146,7 +146,7 @@ def cpu_type() -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-class Linear(_Rounded):
+class Linear(Int8Layer):
     """int8-weight 1x1 layer on an operand; `conditional` adds a bias that is linear in the quality."""
 
     def __init__(self, inputs: int, outputs: int, conditional: bool = False, gain: float = 1.0) -> None:
@@ -159,9 +159,9 @@ class Linear(_Rounded):
     def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
         """`[..., inputs]` on the operand grid -> `[..., outputs]` float32."""
         if x.device.type == "cpu" and self.cpu_type == torch.float32:
-            y = F.linear(x, self.scaled(), self.bias)
+            y = F.linear(x, self.fake_quantised(), self.bias)
         else:
-            y = _Product.apply(x, self.weight, *self.whole()) + self.bias
+            y = _Product.apply(x, self.weight, *self.integers()) + self.bias
         return y if self.slope is None or t is None else y + t * self.slope
 
 
@@ -177,7 +177,7 @@ class WideLinear(nn.Module):
         return F.linear(x, self.weight, self.bias)
 
 
-class Depthwise(_Rounded):
+class Depthwise(Int8Layer):
     """3x3 depthwise convolution, zero padding, int8 weights; starts near the identity."""
 
     def __init__(self, channels: int) -> None:
@@ -189,8 +189,8 @@ class Depthwise(_Rounded):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, H, W, C]` on the operand grid -> the same shape."""
-        weight = self.scaled()[:, None]
-        # NHWC permuted is channels-last: no copy either way.
+        weight = self.fake_quantised()[:, None]
+        # NHWC permuted is channels-last: neither permutation copies.
         y = F.conv2d(x.permute(0, 3, 1, 2), weight, self.bias, padding=1, groups=weight.shape[0])
         return y.permute(0, 2, 3, 1)
 
@@ -221,7 +221,7 @@ class _Branch(nn.Module):
     def add(self, x: Tensor, h: Tensor) -> Tensor:
         return torch.add(x, self.project(h), alpha=self.reach)
 
-    def by_kernels(self, name: str, x: Tensor, t: Tensor | None, layers: tuple[_Rounded, ...]) -> Tensor:
+    def by_kernels(self, name: str, x: Tensor, t: Tensor | None, layers: tuple[Int8Layer, ...]) -> Tensor:
         """The branch by a function of `kernels/training.py`."""
         from dca_fast.kernels import training
 
@@ -290,8 +290,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, bias: Tensor | None = No
     b, p, c = q.shape
     q, k, v = (s.reshape(b, -1, heads, c // heads).transpose(1, 2) for s in (q, k, v))
     scores = q @ k.transpose(-1, -2) / math.sqrt(c // heads)
-    weights = (scores if bias is None else scores + bias).softmax(-1)
-    return (weights @ v).transpose(1, 2).reshape(b, p, c)
+    attention = (scores if bias is None else scores + bias).softmax(-1)
+    return (attention @ v).transpose(1, 2).reshape(b, p, c)
 
 
 class WindowAttention(nn.Module):
@@ -324,15 +324,15 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         n, h, w, c = x.shape
         q, k, v = operand(self.qkv(operand(x))).chunk(3, -1)
-        parts = []
+        windows = []
         for s in (q, k, v):
             if self.shift:
                 s = s.roll((-self.shift, -self.shift), (1, 2))
-            parts.append(space_to_depth(s, self.window).reshape(-1, self.window**2, c))
+            windows.append(space_to_depth(s, self.window).reshape(-1, self.window**2, c))
         bias = self.position[:, self.pairs][None]
         if self.shift:
             bias = bias + self._regions(x).repeat(n, 1, 1, 1)
-        y = attend(*parts, self.heads, bias)
+        y = attend(*windows, self.heads, bias)
         y = depth_to_space(y.reshape(n, h // self.window, w // self.window, -1), self.window)
         if self.shift:
             y = y.roll((self.shift, self.shift), (1, 2))

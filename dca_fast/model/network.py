@@ -24,7 +24,7 @@ from dca_fast.model.rates import gaussian_bits, noisy_bits
 from dca_fast.model.transforms import PatchSynthesis, build_transforms, pad_image
 from dca_fast.model.walk import ANCHORS, LOG2_CODED, Factorised, Source, axis, code_hyper, code_latent, interpolate
 
-STEP_COARSE, STEP_FINE = 120.0, 7.0  # quantiser steps in grey levels from which the gains start
+COARSEST, FINEST = 120.0, 7.0  # quantiser steps in grey levels from which the gains start
 
 
 def straight_through(x: Tensor, value: Tensor) -> Tensor:
@@ -73,16 +73,16 @@ class Rates:
     def step(self, residuals: list[Tensor] | None, log2_scales: list[Tensor], coded: list[Tensor]) -> list[Tensor]:
         assert residuals is not None
         seen, spent = trellis.step(residuals, log2_scales, coded, self._noisy is False, self._coder)
-        follow: list[Tensor | float] = [1.0] * len(seen)  # how much of a residual's change its value makes
+        slopes: list[Tensor | float] = [1.0] * len(seen)  # of values by their residuals
         if self._expected is not None:
             costs = [self._expected(*arguments) for arguments in zip(residuals, seen, log2_scales, coded, strict=True)]
-            spent, follow = [bits for bits, _ in costs], [slope for _, slope in costs]
+            spent, slopes = [bits for bits, _ in costs], [slope for _, slope in costs]
         elif self._noisy:
             spent = [noisy_bits(r, scale, self._fused) for r, scale in zip(residuals, log2_scales, strict=True)]
         self._bits_y.append(torch.stack([sum_of(bits) for bits in spent]).sum(0))
         normalised = (r * torch.exp2(-s) for r, s in zip(residuals, log2_scales, strict=True))
         self._error.append(torch.stack([x.square().flatten(1).mean(1) for x in normalised]).mean(0).detach())
-        return [v + f * (r - r.detach()) for v, f, r in zip(seen, follow, residuals, strict=True)]
+        return [v + slope * (r - r.detach()) for v, slope, r in zip(seen, slopes, residuals, strict=True)]
 
     def totals(self, names: Iterable[str]) -> dict[str, Tensor]:
         """`bits_y`, `bits_z` in the order of `names`, and `error`, as `Network.forward` returns them."""
@@ -113,8 +113,8 @@ class Network(nn.Module):
             self.hyper[name] = pairs[name](config)
         self.factorised = nn.ModuleDict({name: Factorised(sizes[name], config.levels(name)) for name in config.latents})
         self.context = Contextualiser(config)
-        steps = torch.logspace(math.log2(STEP_COARSE), math.log2(STEP_FINE), ANCHORS, base=2)
-        self.log2_gain = nn.Parameter(-steps.log2()[:, None].repeat(1, config.latent) + 6)
+        quantiser_steps = torch.logspace(math.log2(COARSEST), math.log2(FINEST), ANCHORS, base=2)
+        self.log2_gain = nn.Parameter(-quantiser_steps.log2()[:, None].repeat(1, config.latent) + 6)
 
     def rates(self, noisy: bool | None) -> Rates:
         """A source for the walk; `noisy` as of `Rates`."""
@@ -178,7 +178,7 @@ class Network(nn.Module):
         self, image: Tensor, y: Tensor, features: dict[str, Tensor], quality: Tensor, aq_strength: float
     ) -> Tensor:
         """Where the encoder's level 1 quantises y around, as the encoder does, without a restoration filter: y coded
-        once, and from there a step along what the linear part of f_s makes of the error backwards."""
+        once, and from there a step of descent along what the linear part of f_s makes of the error backwards."""
         synthesis = self.synthesis
         assert isinstance(synthesis, PatchSynthesis)
         sites = y.shape[1], y.shape[2]
@@ -187,5 +187,5 @@ class Network(nn.Module):
         error = torch.zeros_like(picture)
         error[:, :height, :width] = image - picture[:, :height, :width]
         gain = torch.exp2(interpolate(self.log2_gain, quality))
-        size = price(quality).view(-1, 1, 1, 1) / (3 * LINEAR_PRICE * gain.square())
-        return y_hat + BACK * (y - y_hat) + size * synthesis.linear_adjoint(error)
+        step_size = price(quality).view(-1, 1, 1, 1) / (3 * LINEAR_PRICE * gain.square())
+        return y_hat + BACK * (y - y_hat) + step_size * synthesis.linear_adjoint(error)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from dca_fast.config import PATCH, ModelConfig
 from dca_fast.model.layers import Block, WideLinear, depth_to_space, space_to_depth
 
-PIXEL_SCALE = 1 / 16  # grey levels -> input of the first layer
-OUTPUT_SCALE = 4.0  # output of the last layer -> grey levels
+PIXEL_GAIN = 1 / 16  # grey levels -> input of the first layer
+OUTPUT_GAIN = 4.0  # output of the last layer -> grey levels
 
 
 class PatchAnalysis(nn.Module):
@@ -35,7 +35,7 @@ class PatchAnalysis(nn.Module):
         self.blocks16 = nn.ModuleList(Block(config.latent, hidden16, self.unit16) for _ in range(coarse))
 
     def forward(self, image: Tensor, t: Tensor) -> Tensor:
-        x = self.embed(space_to_depth(image * PIXEL_SCALE, PATCH))
+        x = self.embed(space_to_depth(image * PIXEL_GAIN, PATCH))
         for block in self.blocks8:
             x = block(x, t)
         x = self.merge(space_to_depth(x))
@@ -64,11 +64,11 @@ class PatchSynthesis(nn.Module):
         x = depth_to_space(self.split(x))
         for block in self.blocks8:
             x = block(x, t)
-        return depth_to_space(self.pixels(x) * OUTPUT_SCALE, PATCH)
+        return depth_to_space(self.pixels(x) * OUTPUT_GAIN, PATCH)
 
     def linear_adjoint(self, error: Tensor) -> Tensor:
         """An error of pixels `[N, H, W, 3]` through the two projections backwards: `[N, H/16, W/16, M]`."""
-        at_8 = space_to_depth(error, PATCH) @ self.pixels.weight * OUTPUT_SCALE
+        at_8 = space_to_depth(error, PATCH) @ self.pixels.weight * OUTPUT_GAIN
         return space_to_depth(at_8) @ self.split.weight * self.unit16
 
 
@@ -147,7 +147,7 @@ def build_transforms(config: ModelConfig) -> tuple[nn.Module, nn.Module]:
 
 
 def pad_image(image: Tensor, multiple: int) -> Tensor:
-    """Replicate the last row and column of `[N, H, W, 3]` up to multiples of `multiple`."""
+    """Replicate the last line and column of `[N, H, W, 3]` up to multiples of `multiple`."""
     h, w = image.shape[1:3]
     x = F.pad(image.permute(0, 3, 1, 2), (0, -w % multiple, 0, -h % multiple), mode="replicate")
     return x.permute(0, 2, 3, 1)

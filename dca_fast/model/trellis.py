@@ -75,17 +75,16 @@ class DeviceSearch:
 
     def __call__(self, residuals: Tensor, rows: Tensor) -> Tensor:
         """Residuals `[N, S]` in quantiser steps, float32, and rows `[N, S]` uint8 -> values `[N, S]` int16."""
-        steps, values = _to_search(residuals), []
-        for at in range(0, len(steps), MAX_GROUPS):
-            part = steps[at : at + MAX_GROUPS]
-            found = self._coder.quantise(part.flatten(), rows[at : at + MAX_GROUPS].flatten(), self._charges, len(part))
-            values.append(found.view(part.shape))
+        values = []
+        for group, group_rows in zip(_to_search(residuals).split(MAX_GROUPS), rows.split(MAX_GROUPS), strict=True):
+            flat = self._coder.quantise(group.flatten(), group_rows.flatten(), self._charges, len(group))
+            values.append(flat.view(group.shape))
         return torch.cat(values)
 
 
 @cache
 def _device_search(coder: Coder, device: torch.device) -> DeviceSearch:
-    """Kept for good: recorded steps of a training read its memory."""
+    """Kept for good: recorded training steps read its memory."""
     return DeviceSearch(coder.tables, device)
 
 
@@ -93,11 +92,11 @@ def search(residuals: Tensor, rows: Tensor, coder: Coder | None = None) -> Tenso
     """Values of one part of every image of a batch; as of `DeviceSearch`, on any device."""
     if residuals.device.type == "cuda":
         return _device_search(coder or gaussian_coder(), residuals.device)(residuals, rows)
-    found = [quantise(r, t.numpy(), coder) for r, t in zip(residuals, rows, strict=True)]
-    return torch.from_numpy(np.stack(found))
+    values = [quantise(image, image_rows.numpy(), coder) for image, image_rows in zip(residuals, rows, strict=True)]
+    return torch.from_numpy(np.stack(values))
 
 
-def to_steps(values: npt.NDArray[np.int16] | Tensor, like: Tensor) -> Tensor:
+def to_quantiser_steps(values: npt.NDArray[np.int16] | Tensor, like: Tensor) -> Tensor:
     """Values as quantiser steps, of the shape, type and device of `like`."""
     return torch.as_tensor(values).to(like).view(like.shape) * (TRELLIS_STEP / LATENT_STEPS)
 
@@ -143,13 +142,13 @@ def step(
     rows = torch.cat([_rows_of(s.detach(), c).flatten(1) for s, c in zip(log2_scales, coded, strict=True)], 1)
     values = search(flat, rows, coder)
 
-    def parts(x: Tensor) -> list[Tensor]:
+    def by_parity(x: Tensor) -> list[Tensor]:
         sizes = [math.prod(r.shape[1:]) for r in residuals]
-        return [part.reshape(r.shape) for part, r in zip(x.split(sizes, 1), residuals, strict=True)]
+        return [sites.reshape(r.shape) for sites, r in zip(x.split(sizes, 1), residuals, strict=True)]
 
-    seen = parts(to_steps(values, flat))
+    seen = by_parity(to_quantiser_steps(values, flat))
     if not price:
         return seen, [torch.zeros_like(r) for r in residuals]
     pairs = zip(values.cpu().numpy(), rows.cpu().numpy(), strict=True)
     cost = np.stack([bits_of(v, r, coder, 1) for v, r in pairs])
-    return seen, parts(torch.from_numpy(cost).to(flat))
+    return seen, by_parity(torch.from_numpy(cost).to(flat))

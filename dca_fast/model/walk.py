@@ -58,7 +58,7 @@ def axis(quality: Tensor) -> Tensor:
 
 
 def interpolate(table: Tensor, quality: Tensor) -> Tensor:
-    """Rows of `[ANCHORS, C]` at `quality` `[N]` in 0..100, piecewise linear: `[N, 1, 1, C]`."""
+    """Values of `[ANCHORS, C]` at `quality` `[N]` in 0..100, piecewise linear: `[N, 1, 1, C]`."""
     position = quality / QUALITY_MAX * (ANCHORS - 1)
     low = position.floor().clamp(0, ANCHORS - 2).long()
     fraction = (position - low)[:, None]
@@ -147,7 +147,7 @@ def code_hyper(
 
 @torch.no_grad()
 def coarseness(scales: list[Tensor], gains: list[Tensor], strength: float, log2_coded: float = LOG2_CODED) -> Tensor:
-    """log2 of how much larger steps are at each site, `[N, H, W, 1]` (`ops.reference.coarseness`).
+    """log2 of how much larger quantiser steps are at each site, `[N, H, W, 1]` (`ops.reference.coarseness`).
 
     Args:
         scales: log2 of the scales of step 0 in quantiser steps, of the four parities.
@@ -155,13 +155,13 @@ def coarseness(scales: list[Tensor], gains: list[Tensor], strength: float, log2_
         strength: 0..15/16.
         log2_coded: of the smallest scale that is coded.
     """
-    parts = []
+    coarser = []
     for p, scale in enumerate(scales):
         row = trellis.nearest_rows(scale).where(scale >= log2_coded, FIRST_CODED_ROW - 1)
         above = row - (gains[p ^ QUADTREE[0]] - LOWEST) * ROWS_PER_OCTAVE
         rows = (above[..., :AQ_CHANNELS].mean(-1, keepdim=True) * strength).round().clamp(-AQ_REACH, AQ_REACH)
-        parts.append(rows / ROWS_PER_OCTAVE)
-    return parity_join(parts)
+        coarser.append(rows / ROWS_PER_OCTAVE)
+    return parity_join(coarser)
 
 
 def code_latent(
@@ -189,7 +189,7 @@ def code_latent(
     """
     (h, w), t = sites, axis(quality)
     gains = interpolate(network.log2_gain, quality).chunk(4, -1)
-    targets = None if y is None else [part.chunk(4, -1) for part in parity_split(y)]
+    targets = None if y is None else [sites.chunk(4, -1) for sites in parity_split(y)]
     zeros = gains[0].new_zeros(len(quality), h // 2, w // 2, network.config.latent // 4)
     decoded = [[zeros] * 4 for _ in range(4)]
     coarser, y_hat = zeros.new_zeros(len(quality), h, w, 1), None
@@ -208,6 +208,6 @@ def code_latent(
         coded = [torch.minimum(s, whole) >= network.log2_coded for s, whole in zip(scales, plain, strict=True)]
         for p, value in enumerate(source.step(residuals, scales, coded)):
             decoded[p][groups[p]] = value / units[p] + means[p]
-        y_hat = parity_join([torch.cat(parts, -1) for parts in decoded])
+        y_hat = parity_join([torch.cat(channel_groups, -1) for channel_groups in decoded])
     assert y_hat is not None
     return y_hat, coarser

@@ -3,9 +3,8 @@
 Every operation is an exact integer function: `dca_fast.ops.reference` defines it, every other backend
 implements the same name and signature and returns the same bits. Arrays are those of the backend: NumPy's with
 "native", PyTorch's with "reference" and "cuda". They are contiguous and channels-last ([N, H, W, C]); "..." means any
-leading shape. 8-bit operands lie in +-127, 16-bit ones in +-32767,
-multipliers are float32 that keep every result below 2^31. One rule rounds: requantise(acc, m) =
-RNE(fl32(fl32(acc) * m)), and clamps (`docs/spec/numerics.md`).
+leading shape. 8-bit operands lie in +-127, 16-bit ones in +-32767, multipliers are float32 that keep every result below
+2^31. One rule rounds: requantise(acc, m) = RNE(fl32(fl32(acc) * m)), and clamps (`docs/spec/numerics.md`).
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ __all__ = [
     "collect",
 ]
 
-Array: TypeAlias = Any  # of a backend: `numpy.ndarray` or `torch.Array`
+Array: TypeAlias = Any  # of a backend: `numpy.ndarray` or `torch.Tensor`
 
-W = TypeVar("W", bound="_Weights")
+L = TypeVar("L", bound="_Layer")
 
 
 class Arrays(Protocol):
@@ -67,7 +66,7 @@ class Arrays(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Params:
-    """What an operation takes beside its input; in `cache` a backend keeps what it made of it, by its own name."""
+    """What an operation takes beside its input; in `cache` a backend keeps what it derives from it, by its own name."""
 
     cache: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
@@ -76,28 +75,28 @@ class Params:
         return tuple(getattr(self, f.name) for f in fields(self) if f.name != "cache")
 
 
-class _Weights(Params):
+class _Layer(Params):
     """The arrays of one layer."""
 
     def tensors(self) -> tuple[Array, ...]:
         """Returns them in field order."""
         return self.values()
 
-    def map(self: W, function: Callable[[Array], Array]) -> W:
+    def map(self: L, function: Callable[[Array], Array]) -> L:
         """Returns the same layer of what the function makes of its arrays, with an empty cache."""
         return type(self)(*map(function, self.tensors()))
 
-    def to(self: W, device: Any) -> W:
+    def to(self: L, device: Any) -> L:
         """Returns the same layer of tensors on another device."""
         return self.map(lambda tensor: tensor.to(device))
 
 
 @dataclass(frozen=True, eq=False)
-class Linear(_Weights):
+class Linear(_Layer):
     """A 1x1 layer: acc = w . x + b, then requantise with m.
 
     Args:
-        w: [O, K] int8 (or int16 for the `wide_*` operations); max|x| * sum|w| + |b| < 2^31 for every row.
+        w: [O, K] int8 (or int16 for the `wide_*` operations); max|x| * sum|w| + |b| < 2^31 for every output channel.
         b: [O] int32.
         m: [O] float32.
     """
@@ -108,7 +107,7 @@ class Linear(_Weights):
 
 
 @dataclass(frozen=True, eq=False)
-class Depthwise(_Weights):
+class Depthwise(_Layer):
     """A 3x3 depthwise layer: w [3, 3, C] int8 (dy, dx, channel), b [C] int32, m [C] float32."""
 
     w: Array
@@ -117,8 +116,8 @@ class Depthwise(_Weights):
 
 
 @dataclass(frozen=True, eq=False)
-class Head(_Weights):
-    """The parameter head: one linear layer per quadtree group, G means then G table rows.
+class Head(_Layer):
+    """The parameter head: one linear layer for each channel group, G means then G table rows.
 
     Args:
         w: [4, 2G, C] int8.
@@ -226,33 +225,33 @@ class Ops:
     # (x int16 or int32 [N, H, W, 4G], step) -> [N, H, W, G]
     quadtree_gather: Callable[[Array, int], Array]
     # (row uint8 [N, H, W, G] of step 0, offset int32 [4, G], skip, strength 0..15) -> int8 [N, H, W] in +-15, and
-    # (row uint8 [N, H, W, G], coarse int8 [N, H, W], skip) -> uint8: rows of steps so many rows larger
+    # (row uint8 [N, H, W, G], coarse int8 [N, H, W], skip) -> uint8: rows of quantiser steps so many rows larger
     coarseness: Callable[[Array, Array, int, int], Array]
     coarser_rows: Callable[[Array, Array, int], Array]
     # (coarse int8 [N, H, W] in +-15, factors float32 [2, 31]) -> float32 [2, N, H, W]: a column of the factors each
     step_factors: Callable[[Array, Array], Array]
     # (y int16 [N, H, W, 4G], mean int32 [N, H, W, G], gain float32 [4G], step, finer float32 [N, H, W] or None)
-    # -> int32 [N, H, W, G], 1/256 quantiser steps; `finer`: of steps 1 / finer times as large
+    # -> int32 [N, H, W, G], 1/256 quantiser steps; `finer`: of quantiser steps 1 / finer times as large
     residuals: Callable[..., Array]
     # (q int16 [N, H, W, G], mean int32 [N, H, W, G], inv float32 [4G], step, y_hat int16 [N, H, W, 4G],
-    # coarser float32 [N, H, W] or None): writes the group of this step into y_hat; `coarser`: q in steps so many times
-    # as large
+    # coarser float32 [N, H, W] or None): writes the group of this step into y_hat; `coarser`: q in quantiser steps so
+    # many times as large
     reconstruct: Callable[..., None]
     # (image uint8 [N, H, W, 3], size) -> int16 [N, H/size, W/size, 3 size^2], and back from uint8
     patches_from_image: Callable[..., Array]
     image_from_patches: Callable[..., Array]
     # (picture uint8 [H, W, 3], w int8 [3, 6 R], of R rings, 1..3) -> uint8 [H, W, 3]
     restore: Callable[[Array, Array], Array]
-    # (picture and image uint8 [H, W, 3], stride) -> int64 [18, 21], from every stride-th row
+    # (picture and image uint8 [H, W, 3], stride) -> int64 [18, 21], from lines 0, stride, 2 stride, ...
     restore_sums: Callable[[Array, Array, int], Array]
-    # (a and b uint8 [H, W, 3], weights int64 [h, w] of the sites of 16 x 16 pixels, or None: all 1) -> int
+    # (a and b uint8 [H, W, 3], factors int64 [h, w] of the sites of 16 x 16 pixels, or None: all 1) -> int
     squared_error: Callable[[Array, Array, Array | None], int]
     # (picture uint8 [H, W, 3]) -> uint8 [H, W]
     luma: Callable[[Array], Array]
     # (x int8 or int16 [N, H, W, C]) -> [N, H/2, W/2, 4C], and back
     space_to_depth2: Callable[[Array], Array]
     depth_to_space2: Callable[[Array], Array]
-    # What a gradient does where the operands `h`, `uv` were made (encoders only): (e and h int8 [..., C], leaky) ->
+    # Gradients before the operands `h`, `uv` (encoders only): (e and h int8 [..., C], leaky) ->
     # int8 [..., C]; (e int8 [..., H], uv int8 [..., 2H], g, m float32 [2H]) -> int8 [..., 2H];
     # (slope and d int16 [..., C], h int8 [..., C]) -> int16 [..., C]
     act_slope: Callable[[Array, Array, bool], Array]

@@ -100,17 +100,17 @@ def set_threads(count: int) -> None:
 def _packed(p: Linear | Depthwise | Head) -> Any:
     handle = p.cache.get(NAME)
     if handle is None:
-        make = getattr(_cpu, type(p).__name__)
-        handle = p.cache[NAME] = make(*p.tensors())
+        pack = getattr(_cpu, type(p).__name__)
+        handle = p.cache[NAME] = pack(*p.tensors())
     return handle
 
 
 def _arguments(p: Params) -> tuple[Any, ...]:
     """The fields as the extension takes them."""
-    found = p.cache.get(NAME)
-    if found is None:
-        found = p.cache[NAME] = tuple(_packed(v) if isinstance(v, Linear | Depthwise) else v for v in p.values())
-    return found
+    arguments = p.cache.get(NAME)
+    if arguments is None:
+        arguments = p.cache[NAME] = tuple(_packed(v) if isinstance(v, Linear | Depthwise) else v for v in p.values())
+    return arguments
 
 
 def operand8(x: Array, m: Array) -> Array:
@@ -252,16 +252,16 @@ def restore_sums(picture: Array, image: Array, stride: int) -> Array:
     return _cpu.restore_sums(picture, image, stride)
 
 
-def squared_error(a: Array, b: Array, weights: Array | None = None) -> int:
+def squared_error(a: Array, b: Array, factors: Array | None = None) -> int:
     total, starts = 0, np.arange(0, a.shape[1] * a.shape[2], STRIDE * a.shape[2])
     for top in range(0, len(a), STRIDE):  # strips stay in the cache
         difference: Any = a[top : top + STRIDE] - b[top : top + STRIDE].astype(np.int16)
         columns: Any = np.square(difference, dtype=np.int32).sum(0, dtype=np.int32)
-        if weights is None:
+        if factors is None:
             total += int(columns.sum(dtype=np.int64))
         else:
             sums = np.add.reduceat(columns.ravel(), starts, dtype=np.int64)
-            total += int((sums * weights[top // STRIDE, : len(starts)]).sum())
+            total += int((sums * factors[top // STRIDE, : len(starts)]).sum())
     return total
 
 

@@ -123,7 +123,7 @@ def wide_linear(x: Tensor, p: Linear, residual: Tensor | None = None) -> Tensor:
 
 
 def decoded_linear(y_hat: Tensor, m: Tensor, p: Linear, residual: Tensor, step: int) -> Tensor:
-    """`wide_linear` of y_hat made an operand by m, of the groups decoded before `step` only.
+    """`wide_linear` of the operand of y_hat, by m, of the groups decoded before `step` only.
 
     Args:
         y_hat: int16 [N, H, W, 4G], H and W even.
@@ -136,8 +136,8 @@ def decoded_linear(y_hat: Tensor, m: Tensor, p: Linear, residual: Tensor, step: 
     size = y_hat.shape[-1] // 4
     for earlier in range(step):
         for py, px, g in _groups(earlier):
-            at = (slice(None), slice(py, None, 2), slice(px, None, 2), slice(g * size, (g + 1) * size))
-            known[at] = y_hat[at]
+            group = (slice(None), slice(py, None, 2), slice(px, None, 2), slice(g * size, (g + 1) * size))
+            known[group] = y_hat[group]
     return wide_linear(operand16(known, m), p, residual)
 
 
@@ -161,8 +161,8 @@ def _unsaturated(h: Tensor) -> Tensor:
 
 
 def act_slope(e: Tensor, h: Tensor, leaky: bool) -> Tensor:
-    """Gradient before the rounding that made the operand h: zero where h saturates, with `leaky` an eighth where it is
-    not positive (0 mostly stands for what is a little below). e, h int8 [..., C]; returns int8 [..., C]."""
+    """Gradient before the rounding to the operand h: zero where h saturates, with `leaky` an eighth where it is not
+    positive (0 mostly stands for what is a little below). e, h int8 [..., C]; returns int8 [..., C]."""
     r = torch.where(h <= 0, (e.to(torch.int32) + 4) >> 3, e) if leaky else e
     return (r * _unsaturated(h)).to(torch.int8)
 
@@ -211,7 +211,7 @@ def _exponentials(s: Tensor, allowed: Tensor | None, table: Tensor) -> Tensor:
 
 
 def _mix(e: Tensor, v: Tensor, bits: int) -> Tensor:
-    """Mean of v under the weights e by a rounded-down reciprocal of `bits` bits; int8."""
+    """Mean of v, each times its e, by a rounded-down reciprocal of `bits` bits; int8."""
     r = (1 << bits) // e.sum(dim=-1, keepdim=True)
     acc = (e.double() @ v.double()).to(torch.int64)
     return ((acc * r + (1 << (bits - 1))) >> bits).to(torch.int8)
@@ -274,7 +274,7 @@ def token_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, m: float, table
 
 @cache
 def _groups(step: int) -> tuple[tuple[int, int, int], ...]:
-    """(y parity, x parity, channel group) of the four site classes in this step."""
+    """(y parity, x parity, channel group) of the sites of each parity in this step."""
     return tuple((p >> 1, p & 1, p ^ QUADTREE[step]) for p in range(4))
 
 
@@ -286,9 +286,9 @@ def sum_around(z: Tensor, part: Part) -> tuple[Tensor, Tensor]:
     padded, inside = F.pad(z, border), F.pad(torch.ones_like(z[0, ..., :1], dtype=torch.int64), border)
     total, count = z.new_zeros(()), inside.new_zeros(())
     for down, right in part.around:
-        rows = slice(reach + part.top + down, reach + height + down, part.step)
+        lines = slice(reach + part.top + down, reach + height + down, part.step)
         columns = slice(reach + part.left + right, reach + width + right, part.step)
-        total, count = total + padded[:, rows, columns], count + inside[rows, columns]
+        total, count = total + padded[:, lines, columns], count + inside[lines, columns]
     return total, count
 
 
@@ -297,7 +297,7 @@ def neighbour_mean(z: Tensor, m: Tensor, part: Part) -> Tensor:
 
     Args:
         z: int16 [N, H, W, C], 1/256 quantiser steps, as far as it is decoded.
-        m: float32 [4, C]: weights of the sum of one, two, three and four sites around.
+        m: float32 [4, C]: multipliers of the sum of one, two, three and four sites around.
         part: of a kind; has sites.
 
     Returns:
@@ -330,7 +330,7 @@ def hyper_values(symbols: Tensor, mean: Tensor | None) -> Tensor:
 
 
 def head_params(t: Tensor, p: Head, step: int, skip: int, valid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Mean and scale-table row of the symbols of one quadtree step.
+    """Mean and scale-table row of the symbols of one step.
 
     Args:
         t: int8 [N, H, W, C], H and W even.
@@ -376,7 +376,7 @@ def coarseness(row: Tensor, offset: Tensor, skip: int, strength: int) -> Tensor:
         strength: 0..15: sixteenths of how many rows the first channels lie above their typical ones.
 
     Returns:
-        int8 [N, H, W] in +-AQ_REACH: how many rows larger steps are.
+        int8 [N, H, W] in +-AQ_REACH: how many rows larger quantiser steps are.
     """
     first = min(row.shape[3], AQ_CHANNELS)
     total = torch.where(row == SKIP_ROW, skip - 1, row.to(torch.int32))[..., :first].sum(-1) * 16
@@ -386,7 +386,7 @@ def coarseness(row: Tensor, offset: Tensor, skip: int, strength: int) -> Tensor:
 
 
 def coarser_rows(row: Tensor, coarse: Tensor, skip: int) -> Tensor:
-    """Rows of symbols whose steps are larger by `coarse` rows.
+    """Rows of symbols whose quantiser steps are larger by `coarse` rows.
 
     Args:
         row: uint8 [N, H, W, G], 0..127 or SKIP_ROW, which stays.
@@ -441,13 +441,13 @@ def image_from_patches(patches: Tensor, size: int = 8) -> Tensor:
 
 
 def ring_features(picture: Tensor, rings: int, stride: int = 1) -> Tensor:
-    """What the restoration filter weighs: for each ring the sums of its pixels' differences from the middle, then those
+    """The restoration filter's features: for each ring the sums of its pixels' differences from the middle, then those
     of the differences clamped to +-RING_LIMIT. Beyond the border the pixels of the border count.
 
     Args:
         picture: uint8 [H, W, 3].
         rings: of `RINGS`, the first so many.
-        stride: of the rows to look at.
+        stride: of the lines to look at.
 
     Returns:
         int32 [ceil(H / stride), W, 6 rings], order (ring, plain or clamped, colour), within +-2040.
@@ -459,8 +459,8 @@ def ring_features(picture: Tensor, rings: int, stride: int = 1) -> Tensor:
     for ring in RINGS[:rings]:
         plain, clamped = torch.zeros_like(middle), torch.zeros_like(middle)
         for i, j in ring:
-            rows, columns = (down + i).clamp(0, height - 1), (across + j).clamp(0, width - 1)
-            difference = x[rows][:, columns] - middle
+            lines, columns = (down + i).clamp(0, height - 1), (across + j).clamp(0, width - 1)
+            difference = x[lines][:, columns] - middle
             plain += difference
             clamped += difference.clamp(-RING_LIMIT, RING_LIMIT)
         features += [plain, clamped]
@@ -483,7 +483,7 @@ def restore(picture: Tensor, w: Tensor) -> Tensor:
 
 
 def restore_sums(picture: Tensor, image: Tensor, stride: int) -> Tensor:
-    """Normal equations of the restoration filter with all rings, over rows 0, stride, 2 stride...
+    """Normal equations of the restoration filter with all rings, over lines 0, stride, 2 stride...
 
     Args:
         picture, image: uint8 [H, W, 3], decoded and original.
@@ -496,19 +496,19 @@ def restore_sums(picture: Tensor, image: Tensor, stride: int) -> Tensor:
     return (features.T @ torch.cat((features, error), 1)).to(torch.int64)
 
 
-def squared_error(a: Tensor, b: Tensor, weights: Tensor | None = None) -> int:
+def squared_error(a: Tensor, b: Tensor, factors: Tensor | None = None) -> int:
     """Sum of the squared differences of two pictures.
 
     Args:
         a, b: uint8 [H, W, 3].
-        weights: int64 [h, w]: what those of each site of 16 x 16 pixels count; None: 1.
+        factors: int64 [h, w], of those of each site of 16 x 16 pixels; None: 1.
     """
     squares = (a.to(torch.int32) - b.to(torch.int32)).square()
-    if weights is None:
+    if factors is None:
         return int(squares.sum(dtype=torch.int64))
     squares = F.pad(squares.sum(-1), (0, -a.shape[1] % STRIDE, 0, -a.shape[0] % STRIDE))
     of_sites = squares.view(squares.shape[0] // STRIDE, STRIDE, -1, STRIDE).sum((1, 3))
-    return int((of_sites * weights[: of_sites.shape[0], : of_sites.shape[1]]).sum())
+    return int((of_sites * factors[: of_sites.shape[0], : of_sites.shape[1]]).sum())
 
 
 def luma(picture: Tensor) -> Tensor:

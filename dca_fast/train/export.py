@@ -1,7 +1,8 @@
 """Float network -> integer weights. Everything here runs once, in float64; its result is data.
 
-Scales: an operand holds x * 16, a feature of the entropy model x * 256, a channel of the transforms' trunk its
-coefficient in grey levels times `COEFFICIENT8` or `COEFFICIENT16`; weights are int8 per row (int16 in the trunk).
+Units: an operand holds x * 16, a feature of the entropy model x * 256, a channel of the transforms' trunk its
+coefficient in grey levels times `COEFFICIENT8` or `COEFFICIENT16`; weights are int8 with a multiplier for each output
+channel (int16 in the trunk). `lsb` is what an integer 1 stands for, of each channel.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from dca_fast.errors import ConfigError, WeightsError
 from dca_fast.model.hyper import GlobalHyper, LocalHyper, RegionalHyper
 from dca_fast.model.layers import DepthBlock, Depthwise, GatedFfn, Linear, WideLinear, WindowAttention
 from dca_fast.model.network import Network
-from dca_fast.model.transforms import OUTPUT_SCALE, PIXEL_SCALE, PatchAnalysis, PatchSynthesis
+from dca_fast.model.transforms import OUTPUT_GAIN, PIXEL_GAIN, PatchAnalysis, PatchSynthesis
 from dca_fast.network import weights as weights_io
 from dca_fast.network.program import LOG2_STEPS
 
 # An orthonormal coefficient of 8x8x3 (16x16x3) pixels is at most 128 * sqrt(192) = 1774 (3547) grey levels.
 COEFFICIENT8, COEFFICIENT16 = 16, 8
 WIDE_LIMIT = 32767  # of one int16 weight or operand
-WIDE_SUM = 2**31 - 2**24  # of a row's accumulator; the margin covers rounding: 32767 / 2 for each weight
+WIDE_SUM = 2**31 - 2**24  # of an accumulator; the margin covers rounding: 32767 / 2 for each weight
 # What torch and safetensors raise about files that are not theirs.
 UNREADABLE = (OSError, EOFError, LookupError, TypeError, RuntimeError, ValueError, PickleError, SafetensorError)
 
@@ -56,25 +57,25 @@ class Exporter:
                 raise WeightsError(f"{name} does not fit {dtype}")
         self.tensors[name] = value.to(dtype).contiguous()
 
-    def table(self, name: str, values: Tensor, steps: float, dtype: torch.dtype) -> None:
-        """A tensor that is stored as it is, times `steps`."""
-        scaled = values * steps
-        self.put(name, scaled.clamp(-127, 127) if dtype == torch.int8 else scaled, dtype)
+    def table(self, name: str, values: Tensor, one: int, dtype: torch.dtype) -> None:
+        """A tensor that is stored in units of 1 / `one`."""
+        fixed = values * one
+        self.put(name, fixed.clamp(-127, 127) if dtype == torch.int8 else fixed, dtype)
 
     def linear(self, name: str, layer: Linear, out: Tensor | float) -> None:
-        """int8 rows; `out` turns the layer's real output into integers (per output channel or one for all)."""
+        """int8 weights; `out` turns the layer's real output into integers (per output channel or one for all)."""
         w = layer.weight.detach().double()
-        scale = (w.abs().amax(1) / 127).clamp_min(1e-8)
-        self.put(f"{name}.w", w / scale[:, None], torch.int8)
-        self.put(f"{name}.b", layer.bias.double() * OPERAND_STEPS / scale, torch.int32)
-        self.put(f"{name}.m", scale / OPERAND_STEPS * out, torch.float32)
+        multiplier = (w.abs().amax(1) / 127).clamp_min(1e-8)
+        self.put(f"{name}.w", w / multiplier[:, None], torch.int8)
+        self.put(f"{name}.b", layer.bias.double() * OPERAND_STEPS / multiplier, torch.int32)
+        self.put(f"{name}.m", multiplier / OPERAND_STEPS * out, torch.float32)
         if layer.slope is not None:
-            self.put(f"{name}.slope", layer.slope.double() * OPERAND_STEPS / scale, torch.int32)
+            self.put(f"{name}.slope", layer.slope.double() * OPERAND_STEPS / multiplier, torch.int32)
 
-    def wide(self, name: str, layer: WideLinear, inputs: Tensor | float, out: Tensor | float) -> None:
-        """int16 rows; `inputs` is the real size of one integer input step, `out` as above."""
+    def wide(self, name: str, layer: WideLinear, lsb: Tensor | float, out: Tensor | float) -> None:
+        """int16 weights; `lsb` is that of the inputs, `out` as above."""
         out_column = out[:, None] if isinstance(out, Tensor) else out
-        w = layer.weight.detach().double() * inputs * out_column
+        w = layer.weight.detach().double() * lsb * out_column
         worst = WIDE_LIMIT * w.abs().sum(1) + (layer.bias.detach().double() * out).abs()
         r = torch.minimum(WIDE_LIMIT / w.abs().amax(1), WIDE_SUM / worst).clamp_max(2.0**20)
         self.put(f"{name}.w", w * r[:, None], torch.int16)
@@ -83,48 +84,48 @@ class Exporter:
 
     def depthwise(self, name: str, layer: Depthwise) -> None:
         w = layer.weight.detach().double()
-        scale = (w.abs().flatten(1).amax(1) / 127).clamp_min(1e-8)
-        self.put(f"{name}.w", (w / scale[:, None, None]).permute(1, 2, 0), torch.int8)
-        self.put(f"{name}.b", layer.bias.double() * OPERAND_STEPS / scale, torch.int32)
-        self.put(f"{name}.m", scale, torch.float32)
+        multiplier = (w.abs().flatten(1).amax(1) / 127).clamp_min(1e-8)
+        self.put(f"{name}.w", (w / multiplier[:, None, None]).permute(1, 2, 0), torch.int8)
+        self.put(f"{name}.b", layer.bias.double() * OPERAND_STEPS / multiplier, torch.int32)
+        self.put(f"{name}.m", multiplier, torch.float32)
 
-    def unit(self, name: str, block: DepthBlock | GatedFfn, step: Tensor | float) -> None:
+    def unit(self, name: str, block: DepthBlock | GatedFfn, lsb: Tensor | float) -> None:
         """How a block reads its trunk."""
-        self.put(name, OPERAND_STEPS * step / block.unit.double(), torch.float32)
+        self.put(name, OPERAND_STEPS * lsb / block.unit.double(), torch.float32)
 
     def position(self, name: str, layer: WindowAttention) -> None:
         """Relative position bias of every pair of sites."""
         self.put(name, layer.position[:, layer.pairs] * OPERAND_STEPS, torch.int32)
 
-    def latent(self, network: Network, own: Tensor) -> None:
-        """`own` is the size of one integer step of y in the latent's own unit."""
-        self.put("latent.operand8", own * OPERAND_STEPS, torch.float32)
-        self.put("latent.operand16", own * FEATURE_STEPS, torch.float32)
-        self.put("latent.quantise", own * LATENT_STEPS, torch.float32)
-        self.put("latent.dequantise", 1 / (own * LATENT_STEPS), torch.float32)
+    def latent(self, network: Network, lsb: Tensor) -> None:
+        """`lsb` is that of y, in the latent's own unit."""
+        self.put("latent.operand8", lsb * OPERAND_STEPS, torch.float32)
+        self.put("latent.operand16", lsb * FEATURE_STEPS, torch.float32)
+        self.put("latent.quantise", lsb * LATENT_STEPS, torch.float32)
+        self.put("latent.dequantise", 1 / (lsb * LATENT_STEPS), torch.float32)
         self.put("latent.log2_gain", network.log2_gain * LOG2_STEPS, torch.int32)
 
     def heads(self, name: str, heads: nn.ModuleList, out: Tensor) -> None:
         """The four group heads stacked; `out` as in `linear`."""
-        parts = Exporter()
+        single = Exporter()
         for i, head in enumerate(heads):
-            parts.linear(str(i), head, out)
+            single.linear(str(i), head, out)
         for key in ("w", "b", "m"):
-            self.tensors[f"{name}.{key}"] = torch.stack([parts.tensors[f"{i}.{key}"] for i in range(len(heads))])
+            self.tensors[f"{name}.{key}"] = torch.stack([single.tensors[f"{i}.{key}"] for i in range(len(heads))])
 
-    def residual(self, name: str, block: DepthBlock | GatedFfn, step: Tensor | float) -> None:
-        """A block on a trunk whose integer step is `step` (real value of one, per channel)."""
-        self.unit(f"{name}.m_in", block, step)
+    def residual(self, name: str, block: DepthBlock | GatedFfn, lsb: Tensor | float) -> None:
+        """A block on a trunk with this `lsb`."""
+        self.unit(f"{name}.m_in", block, lsb)
         self.linear(f"{name}.expand", block.expand, OPERAND_STEPS)
         if isinstance(block, DepthBlock):
             self.depthwise(f"{name}.depthwise", block.depthwise)
-        self.linear(f"{name}.project", block.project, block.reach / step)
+        self.linear(f"{name}.project", block.project, block.reach / lsb)
 
-    def blocks(self, name: str, module: nn.Module, step: Tensor | float) -> None:
+    def blocks(self, name: str, module: nn.Module, lsb: Tensor | float) -> None:
         """Every block and windowed attention below `module`."""
         for key, layer in module.named_modules():
             if isinstance(layer, DepthBlock | GatedFfn):
-                self.residual(f"{name}.{key}" if key else name, layer, step)
+                self.residual(f"{name}.{key}" if key else name, layer, lsb)
             elif isinstance(layer, WindowAttention):
                 self.linear(f"{name}.{key}.qkv", layer.qkv, OPERAND_STEPS)
                 self.linear(f"{name}.{key}.out", layer.out, FEATURE_STEPS)
@@ -134,16 +135,16 @@ class Exporter:
         a, s = network.analysis, network.synthesis
         if not isinstance(a, PatchAnalysis) or not isinstance(s, PatchSynthesis):
             raise ConfigError("only the patch transforms have an integer program")
-        step8, step16 = (1 / c / u.double() for c, u in ((COEFFICIENT8, a.unit8), (COEFFICIENT16, a.unit16)))
-        self.wide("analysis.embed", a.embed, PIXEL_SCALE, 1 / step8)
-        self.blocks("analysis.blocks8", a.blocks8, step8)
-        self.wide("analysis.merge", a.merge, step8.repeat(4), 1 / step16)
-        self.blocks("analysis.blocks16", a.blocks16, step16)
-        self.blocks("synthesis.blocks16", s.blocks16, step16)
-        self.wide("synthesis.split", s.split, step16, 1 / step8.repeat(4))
-        self.blocks("synthesis.blocks8", s.blocks8, step8)
-        self.wide("synthesis.pixels", s.pixels, step8, OUTPUT_SCALE)
-        self.latent(network, step16 / a.unit16.double())
+        lsb8, lsb16 = (1 / c / u.double() for c, u in ((COEFFICIENT8, a.unit8), (COEFFICIENT16, a.unit16)))
+        self.wide("analysis.embed", a.embed, PIXEL_GAIN, 1 / lsb8)
+        self.blocks("analysis.blocks8", a.blocks8, lsb8)
+        self.wide("analysis.merge", a.merge, lsb8.repeat(4), 1 / lsb16)
+        self.blocks("analysis.blocks16", a.blocks16, lsb16)
+        self.blocks("synthesis.blocks16", s.blocks16, lsb16)
+        self.wide("synthesis.split", s.split, lsb16, 1 / lsb8.repeat(4))
+        self.blocks("synthesis.blocks8", s.blocks8, lsb8)
+        self.wide("synthesis.pixels", s.pixels, lsb8, OUTPUT_GAIN)
+        self.latent(network, lsb16 / a.unit16.double())
 
     def local(self, name: str, pair: LocalHyper) -> None:
         self.linear(f"{name}.analysis_in", pair.analysis_in, FEATURE_STEPS)
@@ -191,16 +192,16 @@ class Exporter:
     def network(self, network: Network) -> None:
         """Everything."""
         self.transforms(network)
-        makers = {"local": self.local, "regional": self.regional, "global": self.token}
+        exporters = {"local": self.local, "regional": self.regional, "global": self.token}
         for name, pair in network.hyper.items():
-            makers[name](f"hyper.{name}", pair)
+            exporters[name](f"hyper.{name}", pair)
             model = network.factorised[name]
-            p = f"factorised.{name}"
-            self.table(f"{p}.log2_scale", model.log2_scale, LOG2_STEPS, torch.int32)
-            self.table(f"{p}.log2_gain", model.log2_gain, LOG2_STEPS, torch.int32)
+            prefix = f"factorised.{name}"
+            self.table(f"{prefix}.log2_scale", model.log2_scale, LOG2_STEPS, torch.int32)
+            self.table(f"{prefix}.log2_gain", model.log2_gain, LOG2_STEPS, torch.int32)
             if model.levels:
-                self.table(f"{p}.log2_wider", model.log2_wider, LOG2_STEPS, torch.int32)
-                self.put(f"{p}.weight", model.weight, torch.float32)
+                self.table(f"{prefix}.log2_wider", model.log2_wider, LOG2_STEPS, torch.int32)
+                self.put(f"{prefix}.weight", model.weight, torch.float32)
         self.context(network)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from dca_fast.config import PATCH, STEPS
 from dca_fast.model.layers import DepthBlock, GatedFfn, space_to_depth
 from dca_fast.model.network import Network
-from dca_fast.model.transforms import OUTPUT_SCALE, PIXEL_SCALE, PatchAnalysis, PatchSynthesis
+from dca_fast.model.transforms import OUTPUT_GAIN, PIXEL_GAIN, PatchAnalysis, PatchSynthesis
 from dca_fast.train.data import Crops
 
 SMALLEST_DEVIATION = 1.0  # grey levels; below it a channel is noise and must not be blown up
@@ -64,10 +64,10 @@ def start_from_components(network: Network, photographs: Crops, seed: int = 0) -
     basis16, deviation16 = basis16[order], deviation16[order]
     unit8, unit16 = deviation8.sqrt(), deviation16.sqrt()
     wide8 = unit8.repeat(4)
-    analysis.embed.weight.copy_(basis8 / unit8[:, None] / PIXEL_SCALE)
+    analysis.embed.weight.copy_(basis8 / unit8[:, None] / PIXEL_GAIN)
     analysis.merge.weight.copy_(basis16 * wide8 / unit16[:, None])
     synthesis.split.weight.copy_(basis16.T * unit16 / wide8[:, None])
-    synthesis.pixels.weight.copy_(basis8.T * unit8 / OUTPUT_SCALE)
+    synthesis.pixels.weight.copy_(basis8.T * unit8 / OUTPUT_GAIN)
     for transform in (analysis, synthesis):
         transform.unit8.copy_(unit8)
         transform.unit16.copy_(unit16)
