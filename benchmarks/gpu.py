@@ -47,7 +47,6 @@ from dca_fast.encoder.effort import Step, step_multipliers, worth
 from dca_fast.encoder.linear_gradient import Adjoint
 from dca_fast.engines.cpu import CpuEngine
 from dca_fast.engines.cuda import CudaEngine, _analyse, _synthesise
-from dca_fast.entropy.coder import choose_lanes
 from dca_fast.evaluation.report import environment
 from dca_fast.kernels.ops import OPS
 from dca_fast.model.network import Network
@@ -284,7 +283,7 @@ def coder_times(gpu: Codec, image: np.ndarray) -> dict[str, float]:
     symbols, _ = cpu.symbols(cpu.image(image), round(100 * QUALITY), 0, _aq(DEFAULT_AQ))
     parts = [tuple(torch.from_numpy(np.array(a)).cuda() for a in part) for part in symbols.parts]
     plain, groups = symbols.plain, walk.Grid.of(*image.shape[:2]).groups
-    lanes = choose_lanes(codec.coder.estimate_bytes([rows for _, rows in parts], plain) // groups)
+    lanes = int(codec.coder.choose_lanes([rows for _, rows in parts], groups, plain))
     stream = codec.coder.encode(parts, lanes, groups, plain)
     decoder = codec.coder.decoder(stream, capacity=len(stream), positions=max(rows.numel() for _, rows in parts))
     outputs = [torch.empty_like(values) for values, _ in parts]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dca_fast.entropy import cuda_coder as device_module
 from dca_fast.entropy import cuda_library, tables, trellis
-from dca_fast.entropy.coder import LANES, Coder
+from dca_fast.entropy.coder import LANES, Coder, choose_lanes
 from dca_fast.entropy.cuda_coder import DeviceCoder, Encoded
 from dca_fast.entropy.cuda_library import Library
 from dca_fast.entropy.tables import SKIP_ROW, Tables, build_gaussian_tables
@@ -119,7 +119,7 @@ def decode(
 ) -> tuple[list[npt.NDArray[np.int16]], int]:
     decoder, plain = coder.decoder(stream), len(parts) if plain is None else plain
     values = [decoder.decode(rows, trellis=i >= plain) for i, (_, rows) in enumerate(on_device(coder, parts))]
-    digest = decoder.finish()
+    (digest,) = decoder.finish()
     return [v.cpu().numpy() for v in values], digest
 
 
@@ -132,7 +132,7 @@ def assert_same_as_cpu(
     plain: int | None = None,
 ) -> bytes:
     """The device writes the CPU's stream and reads it, with the digest of zlib; returns the stream."""
-    stream, digest = coder.start_encode(on_device(coder, parts), lanes, groups, plain).read()
+    ((stream, digest),) = coder.start_encode(on_device(coder, parts), lanes, groups, plain).read()
     assert stream == cpu.encode(parts, lanes, groups, plain)
     values, decoded_digest = decode(coder, stream, parts, plain)
     for got, want in zip(values, expected(parts), strict=True):
@@ -246,7 +246,7 @@ def test_the_digest_of_many_values(coder: DeviceCoder) -> None:
     rng = np.random.default_rng(11)
     values = rng.integers(-32768, 32768, 140_001).astype(np.int16)
     parts = [(values, np.full(len(values), 127, np.uint8)), (values[:77], np.full(77, 127, np.uint8))]
-    digest = coder.start_encode(on_device(coder, parts), 32, 1).read()[1]
+    ((_, digest),) = coder.start_encode(on_device(coder, parts), 32, 1).read()
     assert digest == zlib.crc32(values[:77].astype("<i2").tobytes(), zlib.crc32(values.astype("<i2").tobytes()))
 
 
@@ -255,8 +255,11 @@ def test_the_layout_is_chosen_as_on_the_cpu(coder: DeviceCoder) -> None:
     for sizes in ([], [0], [1, 5], [3000], [65_536, 200_000]):
         parts = [random_part(rng, size, skipped=0.9) for size in sizes]
         rows = [rows for _, rows in on_device(coder, parts)]
-        assert coder.estimate_bytes(rows) == CPU._estimate_bytes(parts, len(parts))
-        assert coder.estimate_bytes(rows, plain=1) == CPU._estimate_bytes(parts, 1)
+        assert coder.estimate_bytes(rows).tolist() == [CPU._estimate_bytes(parts, len(parts))]
+        assert coder.estimate_bytes(rows, plain=1).tolist() == [CPU._estimate_bytes(parts, 1)]
+        for groups in (1, 3):
+            lanes = choose_lanes(CPU._estimate_bytes(parts, len(parts)) // groups)
+            assert coder.choose_lanes(rows, groups).tolist() == [lanes]
     parts = [random_part(rng, 3000), random_trellis(rng, 500, 1)]
     assert coder.encode(on_device(coder, parts)) == CPU.encode(parts)
     assert coder.encode(on_device(coder, parts), lanes=4) == CPU.encode(parts, lanes=4)
@@ -286,6 +289,85 @@ def test_one_decoder_for_many_streams(coder: DeviceCoder) -> None:
     decoder.reset(CPU.encode([], 1, 1))
     with pytest.raises(InputError, match="2001 positions"):
         decoder.decode(torch.zeros(2001, dtype=torch.uint8, device=coder.device))
+
+
+@pytest.mark.parametrize(("pictures", "groups", "lanes"), [(1, 2, None), (3, 1, None), (5, 3, 8), (4, 64, 1)])
+def test_a_batch_is_each_of_its_pictures(coder: DeviceCoder, pictures: int, groups: int, lanes: int | None) -> None:
+    """Streams, digests and searched values, of pictures as different as can be; sizes that no group divides."""
+    rng, sizes = np.random.default_rng(pictures), (0, 37, 1500, 700)
+    skipped = [[1.0, 0.0, 0.3, 0.9, 0.5][(i + pictures) % 5] for i in range(pictures)]
+    batch = []  # of each picture its parts
+    for share in skipped:
+        parts = [random_part(rng, size, share, wild=0.1) for size in sizes[:2]]
+        batch.append(parts + [random_trellis(rng, size, groups, share) for size in sizes[2:]])
+    together = [
+        tuple(np.concatenate(arrays) for arrays in zip(*part, strict=True)) for part in zip(*batch, strict=True)
+    ]
+    on_it = on_device(coder, together)
+    encoded = coder.start_encode(on_it, lanes, groups, 2, pictures).read()
+    for (stream, digest), parts in zip(encoded, batch, strict=True):
+        assert stream == CPU.encode(parts, lanes, groups, 2)
+        assert digest == zlib.crc32(b"".join(v.astype("<i2").tobytes() for v in expected(parts)))
+    decoder = coder.decoder([stream for stream, _ in encoded])
+    for i, ((_, rows), part) in enumerate(zip(on_it, together, strict=True)):
+        np.testing.assert_array_equal(decoder.decode(rows, trellis=i > 1).cpu().numpy(), expected([part])[0])
+    assert decoder.finish() == [digest for _, digest in encoded]
+    rows, charges = together[2][1], TABLES.charges(0.1)
+    residuals = random_residuals(rng, rows)
+    each = zip(np.split(residuals, pictures), np.split(rows, pictures), strict=True)
+    want = np.concatenate([CPU.quantise(r, t, charges, groups) for r, t in each])
+    got = coder.quantise(*to_search(coder, residuals, rows, charges), groups, pictures)
+    np.testing.assert_array_equal(got.cpu().numpy(), want)
+
+
+def test_a_batch_of_streams_of_different_layouts(coder: DeviceCoder) -> None:
+    """Other encoders choose lanes and groups as they like; a decoder is reused."""
+    rng, layouts = np.random.default_rng(3), ((32, 1), (1, 64), (8, 3))
+    decoder = coder.decoder(capacity=30_000, positions=3 * 900, pictures=3)
+    for _ in range(2):
+        batch = [[random_part(rng, 900), random_trellis(rng, 500, groups)] for _, groups in layouts]
+        streams = [CPU.encode(parts, *layout, 1) for parts, layout in zip(batch, layouts, strict=True)]
+        decoder.reset(*streams)
+        for i, parts in enumerate(zip(*batch, strict=True)):
+            rows = torch.tensor(np.concatenate([rows for _, rows in parts]), device=coder.device)
+            want = np.concatenate(expected(parts))
+            np.testing.assert_array_equal(decoder.decode(rows, trellis=i == 1).cpu().numpy(), want)
+        assert decoder.finish() == [
+            zlib.crc32(b"".join(v.astype("<i2").tobytes() for v in expected(parts))) for parts in batch
+        ]
+
+
+def test_one_bad_picture_of_a_batch_is_found(coder: DeviceCoder) -> None:
+    rng = np.random.default_rng(4)
+    parts = [[random_part(rng, 300)] for _ in range(3)]
+    streams = [CPU.encode(part, 4, 2) for part in parts]
+    rows = torch.tensor(np.concatenate([part[0][1] for part in parts]), device=coder.device)
+    for bad in range(3):
+        with pytest.raises(TruncatedStreamError, match=f"stream {bad}: "):
+            coder.decoder([s[: 3 if i == bad else None] for i, s in enumerate(streams)])
+        decoder = coder.decoder([s + b"\0\0" * (i == bad) for i, s in enumerate(streams)])
+        decoder.decode(rows)
+        with pytest.raises(CorruptStreamError, match="left over"):
+            decoder.finish()
+        wrong = rows.clone()
+        wrong[300 * bad + 7] = 200
+        encoded = coder.start_encode([(torch.zeros_like(wrong, dtype=torch.int16), wrong)], 1, 1, None, 3)
+        assert [bool(state[0]) for state in encoded._states] == [i == bad for i in range(3)]
+        with pytest.raises(InputError, match="neither a table row nor 255"):
+            encoded.read()
+
+
+def test_batches_that_are_none_are_refused(coder: DeviceCoder) -> None:
+    stream = CPU.encode([], 1, 3)
+    with pytest.raises(LimitExceededError, match="more than the 2 groups"):
+        coder.decoder(stream, groups=2)
+    with pytest.raises(ConfigError, match="2 streams, the decoder was made for 1"):
+        coder.decoder(capacity=99).reset(stream, stream)
+    with pytest.raises(ConfigError, match="1 to 1024 pictures"):
+        coder.decoder([])
+    decoder = coder.decoder([stream, stream])
+    with pytest.raises(InputError, match="not those of 2 pictures"):
+        decoder.decode(torch.full((3,), SKIP_ROW, dtype=torch.uint8, device=coder.device))
 
 
 DAMAGED_PARTS = [random_part(np.random.default_rng(8), size) for size in (40, 25)]
@@ -697,7 +779,7 @@ def test_a_recorded_graph_searches_and_encodes(gpu: DeviceCoder) -> None:
             to.copy_(torch.tensor(new))
         graph.replay()
         want = CPU.quantise(residuals, rows, charges, 5)
-        assert encoded.read()[0] == CPU.encode([(want, rows)], 32, 5, plain=0)
+        assert encoded.read()[0][0] == CPU.encode([(want, rows)], 32, 5, plain=0)
         np.testing.assert_array_equal(values.cpu().numpy(), want)
 
 
@@ -764,6 +846,6 @@ def test_several_streams_at_once_on_a_gpu(gpu: DeviceCoder) -> None:
     for i, (decoder, values, encoded) in enumerate(started):
         with torch.cuda.stream(queues[i]):
             decoder.check()
-            assert encoded.read()[0] == CPU.encode(images[i], 32, 1 + i)
+            assert encoded.read()[0][0] == CPU.encode(images[i], 32, 1 + i)
             for got, want in zip(values, expected(images[i]), strict=True):
                 np.testing.assert_array_equal(got.cpu().numpy(), want)

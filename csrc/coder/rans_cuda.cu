@@ -6,6 +6,10 @@
 // part lies in a `State` on the device, so that nothing here waits for the device or allocates, and all
 // launches of a decoder are the same for every stream: they can be recorded in a CUDA graph.
 //
+// A batch is one part of pictures of one size, one after the other, and a `State` for each: what range of a part
+// belongs to group g of picture p is that of group p * groups + g of a stream of them all. Its blocks are a picture's
+// in x (or y), and blockIdx.y (or z) names the picture.
+//
 // Where a part is of a trellis, chain i is lane i of a warp for all but a decoder of fewer lanes. Its search
 // leaves all that does not depend on the path to `scatter`; two blocks per group then only add and compare.
 //
@@ -91,7 +95,7 @@ namespace {
 
 // Scratch of one part.
 struct Work {
-  uint32_t size, tiles;
+  uint32_t size, tiles, pictures;
   uint32_t* masks;   // [tiles * kWarp] a bit per position
   uint32_t* starts;  // [tiles + 1] coded positions before each tile
   void* dense;
@@ -171,25 +175,23 @@ __device__ void scan_tiles(const Work& work) {
   if (threadIdx.x == kThreads - 1) work.starts[work.tiles] = before;
 }
 
-__global__ void __launch_bounds__(kThreads) mark_kernel(const uint8_t* rows, Work work, State* state) {
+__global__ void __launch_bounds__(kThreads) mark_kernel(const uint8_t* rows, Work work, State* states) {
   const uint32_t lane = lane_of_thread(), tile = (blockIdx.x * kThreads + threadIdx.x) / kWarp;
   if (tile < work.tiles) {
     uint32_t mine = 0;
-    bool bad = false;
 #pragma unroll 8
     for (uint32_t i = 0; i < kWarp; ++i) {
       const uint32_t at = tile * kTile + i * kWarp + lane;
       const uint32_t row = at < work.size ? rows[at] : kSkipRow;
       const uint32_t mask = ballot(row < kRows);  // a bad row is skipped, so that nobody uses it
-      bad |= row >= kRows && row != kSkipRow;
+      if (row >= kRows && row != kSkipRow) atomicOr(&states[at / (work.size / work.pictures)].status, kBadRow);
       if (lane == i) mine = mask;
     }
-    if (bad) atomicOr(&state->status, kBadRow);
     work.masks[tile * kWarp + lane] = mine;
     const uint32_t count = warp_sum(count_bits(mine));
     if (lane == 0) work.starts[tile] = count;
   }
-  if (is_last_block(state)) scan_tiles(work);
+  if (is_last_block(states)) scan_tiles(work);
 }
 
 // Calls sink(position, coded, place among the coded) for every position; a block per tile, so that many wait for
@@ -257,11 +259,12 @@ struct Range {
   uint32_t first, end;
 };
 
-// The coded symbols of one group.
-__device__ __forceinline__ Range range_of(const Work& work, uint32_t group, uint32_t groups) {
-  const uint32_t each = work.size / groups, rest = work.size % groups;
+// The coded symbols of one group of a picture.
+__device__ __forceinline__ Range range_of(const Work& work, uint32_t picture, uint32_t group, uint32_t groups) {
+  const uint32_t size = work.size / work.pictures, each = size / groups, rest = size % groups;
   const auto begin = [=](uint32_t g) { return each * g + rest * g / groups; };  // size * g / groups, in 32 bits
-  return {rank_of(work, begin(group)), rank_of(work, begin(group + 1))};
+  const uint32_t first = picture * size;
+  return {rank_of(work, first + begin(group)), rank_of(work, first + begin(group + 1))};
 }
 
 // ---- Decoding ----
@@ -416,11 +419,12 @@ __device__ __forceinline__ void decode_group(const Search<kSets>* search, const 
 // One block per group; all of its threads fetch the tables, then its first warp decodes.
 template <uint32_t kSets, bool kStaged>
 __global__ void __launch_bounds__(kThreads, 1)
-    decode_kernel(const Search<kSets>* search, uint32_t search_bytes, const uint16_t* stream, State* state, Work work,
+    decode_kernel(const Search<kSets>* search, uint32_t search_bytes, const uint16_t* stream, State* states, Work work,
                   int16_t* values) {
+  State* state = states + blockIdx.y;
   if (blockIdx.x >= state->groups) return;
   Group& group = state->group[blockIdx.x];
-  const Range range = range_of(work, blockIdx.x, state->groups);
+  const Range range = range_of(work, blockIdx.y, blockIdx.x, state->groups);
   if (range.first == range.end || group.next > group.words) return;  // nothing to do, or an earlier error
   if (kStaged) {
     DCA_DYNAMIC_SHARED(uint4, staged);
@@ -433,7 +437,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x < kWarp) decode_group(search, stream, state, group, work, range, values);
 }
 
-__global__ void __launch_bounds__(kWarp) finish_kernel(State* state) {
+__global__ void __launch_bounds__(kWarp) finish_kernel(State* states) {
+  State* state = states + blockIdx.y;
   if (blockIdx.x >= state->groups) return;
   const Group& group = state->group[blockIdx.x];
   if (group.next < group.words && threadIdx.x == 0) atomicOr(&state->status, kLeftOver);
@@ -443,9 +448,10 @@ __global__ void __launch_bounds__(kWarp) finish_kernel(State* state) {
 // ---- Encoding ----
 
 // Finds the sets of the values of a trellis, packed by scatter_values: one warp per group, a lane per chain.
-__global__ void __launch_bounds__(kWarp) follow_kernel(State* state, Work work, uint8_t* sets) {
+__global__ void __launch_bounds__(kWarp) follow_kernel(State* states, Work work, uint8_t* sets) {
+  State* state = states + blockIdx.y;
   if (blockIdx.x >= state->groups) return;
-  const Range range = range_of(work, blockIdx.x, state->groups);
+  const Range range = range_of(work, blockIdx.y, blockIdx.x, state->groups);
   const int16_t* values = static_cast<const int16_t*>(work.dense);
   const auto load = [&](uint32_t i) { return i < range.end ? values[i] : int16_t{0}; };
   const uint32_t first = range.first + lane_of_thread();
@@ -500,14 +506,15 @@ __device__ __forceinline__ uint32_t encode_round(uint32_t x, const Code& code, W
 }
 
 // One warp per group, from the last round of a part to the first.
-__global__ void __launch_bounds__(kWarp) encode_kernel(State* state, Work work, uint16_t* words) {
+__global__ void __launch_bounds__(kWarp) encode_kernel(State* states, Work work, uint16_t* words) {
+  State* state = states + blockIdx.y;
   if (blockIdx.x >= state->groups) return;
   Group& group = state->group[blockIdx.x];
-  const Range range = range_of(work, blockIdx.x, state->groups);
+  const Range range = range_of(work, blockIdx.y, blockIdx.x, state->groups);
   if (range.first == range.end) return;
   const uint32_t lane = lane_of_thread(), lanes = state->lanes;
   const uint32_t rounds = (range.end - range.first + lanes - 1) / lanes;
-  WarpWriter writer(words + static_cast<size_t>(blockIdx.x) * group.words, group.next);
+  WarpWriter writer(words + (size_t{blockIdx.y} * state->groups + blockIdx.x) * group.words, group.next);
   uint32_t x = group.states[lane];
   Code codes[kBatch], coming[kBatch];
   // Batch i holds the rounds i * kBatch up to (i + 1) * kBatch; those after the last round are empty.
@@ -531,7 +538,9 @@ __global__ void __launch_bounds__(kWarp) encode_kernel(State* state, Work work, 
   if (lane == 0) group.next = writer.next;
 }
 
-__global__ void __launch_bounds__(kWarp) open_kernel(State* state, uint32_t lanes, uint32_t groups, uint32_t words) {
+__global__ void __launch_bounds__(kWarp)
+    open_kernel(State* states, const int32_t* lanes, uint32_t groups, uint32_t words) {
+  State* state = states + blockIdx.y;
   Group& group = state->group[blockIdx.x];
   group.states[threadIdx.x] = kLower;
   if (threadIdx.x != 0) return;
@@ -540,7 +549,7 @@ __global__ void __launch_bounds__(kWarp) open_kernel(State* state, uint32_t lane
   if (blockIdx.x != 0) return;
   state->status = state->digest = state->arrived = state->partial = 0;
   state->size = 0;
-  state->lanes = lanes;
+  state->lanes = lanes == nullptr ? kMaxLanes : static_cast<uint32_t>(lanes[blockIdx.y]);
   state->groups = groups;
 }
 
@@ -646,15 +655,15 @@ __device__ uint32_t best_state(const Costs& costs, uint32_t chain) {
 
 // Viterbi's algorithm, two blocks per group. Leaves the edge of the best path at each symbol: set << 1 | parity.
 __global__ void __launch_bounds__(kSearchThreads, 1)
-    search_kernel(State* state, Work work, uint32_t* trail, uint8_t* taken) {
+    search_kernel(uint32_t groups, Work work, uint32_t* trail, uint8_t* taken) {
   __shared__ Costs costs[2];
   __shared__ uint32_t traced[kTraced][kTrailWords];
   const uint32_t g = blockIdx.x / 2, part = blockIdx.x % 2, lane = lane_of_thread();
-  const Range range = range_of(work, g, state->groups);
+  const Range range = range_of(work, blockIdx.y, g, groups);
   const uint32_t rounds = (range.end - range.first + kChains - 1) / kChains;
   const uint32_t first = range.first + kSearchChains * part + lane % kSearchChains, set = lane / kSearchChains;
   // No group's rounds begin before those of the groups before have ended.
-  trail += (size_t{range.first} / kChains + g) * 2 * kTrailWords + part * kTrailWords;
+  trail += (size_t{range.first} / kChains + blockIdx.y * groups + g) * 2 * kTrailWords + part * kTrailWords;
   for (uint32_t i = threadIdx.x; i < kTrellisStates * kSearchChains; i += kSearchThreads) {
     costs[0][i / kSearchChains][i % kSearchChains] = i < kSearchChains ? 0 : kUnreached;  // state 0 has place 0
   }
@@ -709,8 +718,11 @@ __device__ uint32_t group_bytes(const State* state, uint32_t g) {
   return 4 * state->lanes + 2 * (state->group[g].words - state->group[g].next);
 }
 
-// Puts header and groups one behind the other.
-__global__ void __launch_bounds__(kThreads) join_kernel(State* state, const uint16_t* words, uint8_t* out) {
+// Puts header and groups one behind the other, `room` bytes behind the stream of the picture before.
+__global__ void __launch_bounds__(kThreads)
+    join_kernel(State* states, const uint16_t* words, uint8_t* out, uint64_t room) {
+  State* state = states + blockIdx.z;
+  out += blockIdx.z * room;
   const uint32_t g = blockIdx.y, groups = state->groups, lanes = state->lanes;
   if (g >= groups) return;
   const bool writes_header = g == 0 && blockIdx.x == 0 && threadIdx.x == 0;
@@ -731,11 +743,11 @@ __global__ void __launch_bounds__(kThreads) join_kernel(State* state, const uint
     state->size = header + all;
   }
   const Group& group = state->group[g];
-  const uint16_t* from = words + static_cast<size_t>(g) * group.words + group.next;
+  const uint16_t* from = words + (size_t{blockIdx.z} * groups + g) * group.words + group.next;
   uint8_t* to = out + header + before;
-  const uint32_t bytes = group_bytes(state, g), states = 4 * lanes;
+  const uint32_t bytes = group_bytes(state, g), head = 4 * lanes;
   for (uint32_t i = blockIdx.x * kThreads + threadIdx.x; i < bytes; i += kJoinBlocks * kThreads) {
-    const uint32_t word = i < states ? group.states[i / 4] >> (8 * (i % 4)) : from[(i - states) / 2] >> (8 * (i % 2));
+    const uint32_t word = i < head ? group.states[i / 4] >> (8 * (i % 4)) : from[(i - head) / 2] >> (8 * (i % 2));
     to[i] = static_cast<uint8_t>(word);
   }
 }
@@ -764,7 +776,10 @@ uint32_t power_of_x(uint64_t exponent) {
 // distance modulo the number of threads, by Horner's rule, and the block adds them up.
 __global__ void __launch_bounds__(kThreads)
     digest_kernel(const DeviceTables* tables, const int16_t* values, const uint8_t* rows, uint32_t size, uint32_t whole,
-                  State* state) {
+                  State* states) {
+  State* state = states + blockIdx.y;
+  values += size_t{blockIdx.y} * size;
+  if (rows != nullptr) rows += size_t{blockIdx.y} * size;
   __shared__ uint32_t stride[4][256];
   __shared__ uint32_t sums[kThreads / kWarp];
   for (uint32_t k = 0; k < 4; ++k) stride[k][threadIdx.x] = tables->stride[k][threadIdx.x];
@@ -793,9 +808,11 @@ __global__ void __launch_bounds__(kThreads)
 // ---- Histogram of every stride-th row ----
 
 __global__ void __launch_bounds__(kThreads)
-    histogram_kernel(const uint8_t* rows, uint32_t samples, uint32_t stride, uint32_t* counts) {
+    histogram_kernel(const uint8_t* rows, uint32_t size, uint32_t samples, uint32_t stride, uint32_t* counts) {
   __shared__ uint32_t mine[256];
   mine[threadIdx.x] = 0;
+  rows += size_t{blockIdx.y} * size;
+  counts += size_t{blockIdx.y} * 256;
   __syncthreads();
   for (uint32_t i = blockIdx.x * kThreads + threadIdx.x; i < samples; i += gridDim.x * kThreads) {
     atomicAdd(&mine[rows[static_cast<size_t>(i) * stride]], 1u);
@@ -812,10 +829,11 @@ uint32_t tiles_of(uint32_t size) { return (size + kTile - 1) / kTile; }
 
 size_t index_bytes(uint32_t size) { return round_up(4 * (size_t{tiles_of(size)} * (kWarp + 1) + 1)); }
 
-Work work_in(void* scratch, uint32_t size) {
+Work work_in(void* scratch, uint32_t size, uint32_t pictures) {
   uint32_t* masks = static_cast<uint32_t*>(scratch);
   const uint32_t tiles = tiles_of(size);
-  return {size, tiles, masks, masks + size_t{tiles} * kWarp, static_cast<uint8_t*>(scratch) + index_bytes(size)};
+  uint8_t* dense = static_cast<uint8_t*>(scratch) + index_bytes(size);
+  return {size, tiles, pictures, masks, masks + size_t{tiles} * kWarp, dense};
 }
 
 void fill_symbols(DeviceTables& tables, uint32_t row, const uint16_t* freq, uint32_t shift) {
@@ -863,7 +881,8 @@ void fill_digest(DeviceTables& tables) {
 // The words of all groups begin at even bytes, or all at odd ones: the stream is then put one byte further.
 size_t shift_of(const Layout& layout) { return layout.begin[0] % 2; }
 
-void open_groups(State& state, const uint8_t* stream, const Layout& layout) {
+// `first` is the place of the stream in the buffer, an even one behind its shift.
+void open_groups(State& state, const uint8_t* stream, const Layout& layout, uint64_t first) {
   state.lanes = static_cast<uint32_t>(layout.lanes);
   state.groups = static_cast<uint32_t>(layout.groups);
   for (uint32_t g = 0; g < state.groups; ++g) {
@@ -872,7 +891,7 @@ void open_groups(State& state, const uint8_t* stream, const Layout& layout) {
       group.states[lane] = lane < state.lanes ? get32(stream + layout.begin[g] + 4 * lane) : kLower;
     }
     const size_t begin = layout.begin[g] + 4 * state.lanes;
-    group.begin = (begin + shift_of(layout)) / 2;
+    group.begin = (first + begin + shift_of(layout)) / 2;
     group.words = static_cast<uint32_t>((layout.begin[g + 1] - begin) / 2);
   }
 }
@@ -888,23 +907,25 @@ uint32_t stage(const void* kernel, uint32_t search_bytes) {
   return error == cudaSuccess ? search_bytes : 0;
 }
 
-void launch_mark(const uint8_t* rows, const Work& work, State* state, cudaStream_t queue) {
+void launch_mark(const uint8_t* rows, const Work& work, State* states, cudaStream_t queue) {
   const uint32_t blocks = (work.tiles * kWarp + kThreads - 1) / kThreads;
-  DCA_LAUNCH(mark_kernel, blocks, kThreads, 0, queue, rows, work, state);
+  DCA_LAUNCH(mark_kernel, blocks, kThreads, 0, queue, rows, work, states);
 }
 
 template <uint32_t kSets>
-void launch_decode(const Search<kSets>* search, uint32_t staged_bytes, const uint16_t* stream, State* state,
-                   const Work& work, int16_t* values, cudaStream_t queue) {
+void launch_decode(const Search<kSets>* search, uint32_t staged_bytes, const uint16_t* stream, State* states,
+                   const Work& work, uint32_t groups, int16_t* values, cudaStream_t queue) {
   const auto kernel = staged_bytes != 0 ? decode_kernel<kSets, true> : decode_kernel<kSets, false>;
-  DCA_LAUNCH(kernel, kMaxGroups, kThreads, staged_bytes, queue, search, staged_bytes, stream, state, work, values);
+  const dim3 grid(groups, work.pictures);
+  DCA_LAUNCH(kernel, grid, kThreads, staged_bytes, queue, search, staged_bytes, stream, states, work, values);
 }
 
 }  // namespace
 }  // namespace dca::rans
 
 // All functions that launch return 0 or a CUDA error code. Pointers are to the device unless named otherwise;
-// sizes are positions below 2^31. Called by dca_fast/entropy/cuda_coder.py, which checks every argument.
+// sizes are positions of all pictures of a batch, a multiple of their number and below 2^31; `states` are one for each
+// picture. Called by dca_fast/entropy/cuda_coder.py, which checks every argument.
 extern "C" {
 
 using namespace dca::rans;
@@ -913,9 +934,9 @@ uint64_t dca_rans_table_bytes() { return sizeof(DeviceTables); }
 uint64_t dca_rans_state_bytes() { return sizeof(State); }
 uint64_t dca_rans_decode_bytes(uint32_t size) { return index_bytes(size) + 5ull * size; }
 uint64_t dca_rans_encode_bytes(uint32_t size) { return index_bytes(size) + (sizeof(Code) + 1) * uint64_t{size}; }
-uint64_t dca_rans_quantise_bytes(uint32_t size) {
+uint64_t dca_rans_quantise_bytes(uint32_t size, uint32_t pictures) {
   return round_up(sizeof(State)) + index_bytes(size) + round_up((sizeof(Edges) + 1) * uint64_t{size}) +
-         8 * kTrailWords * (uint64_t{size} / kChains + kMaxGroups);
+         8 * kTrailWords * (uint64_t{size} / kChains + uint64_t{pictures} * kMaxGroups);
 }
 const char* dca_rans_error(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }
 
@@ -936,117 +957,139 @@ uint32_t dca_rans_stage(uint32_t trellis, uint32_t search_bytes) {
                       : stage(reinterpret_cast<const void*>(decode_kernel<1, true>), search_bytes);
 }
 
-// Opens a stream for decoding: checks `host_stream` and copies it to `stream`, which has room for one byte more,
-// and to `state`. Returns -1 for a truncated and -2 for a corrupt stream, with the reason in `message`, which has
-// room for 80 characters. Not for a graph: it reads host memory.
-int dca_rans_reset(const uint8_t* host_stream, uint64_t size, uint8_t* stream, State* state, char* message,
-                   cudaStream_t queue) {
+// Opens streams for decoding: checks those that lie in `host` one behind the other, up to `ends`, copies them to
+// `staging` in host memory, which outlives the copies that follow, and on to `streams`; both have room for two bytes
+// more for each. Returns -1 for a truncated and -2 for a corrupt stream, with its number and the reason in `message`,
+// which has room for 80 characters. Not for a graph: it reads host memory.
+int dca_rans_reset(const uint8_t* host, const uint64_t* ends, uint32_t pictures, uint8_t* staging, State* opened,
+                   uint8_t* streams, State* states, char* message, cudaStream_t queue) {
   static_assert(offsetof(State, status) == 0 && offsetof(State, digest) == 4 && offsetof(State, size) == 8,
-                "as device.py reads them");
+                "as cuda_coder.py reads them");
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
   cudaError_t error = cudaStreamIsCapturing(queue, &capture);
   if (error == cudaSuccess && capture != cudaStreamCaptureStatusNone) error = cudaErrorStreamCaptureUnsupported;
   if (error != cudaSuccess) return static_cast<int>(error);
-  State opened = {};
-  Layout layout;
-  try {
-    layout = read_layout(host_stream, size);
-  } catch (const Error& fault) {
-    std::strncpy(message, fault.what(), 79);
-    return fault.fault == Fault::kTruncated ? -1 : -2;
+  uint64_t begin = 0, to = 0;
+  for (uint32_t p = 0; p < pictures; begin = ends[p++]) {
+    const uint64_t size = ends[p] - begin;
+    Layout layout;
+    try {
+      layout = read_layout(host + begin, size);
+    } catch (const Error& fault) {
+      std::memcpy(message, &p, sizeof p);
+      std::strncpy(message + sizeof p, fault.what(), 79 - sizeof p);
+      return fault.fault == Fault::kTruncated ? -1 : -2;
+    }
+    opened[p] = State{};
+    open_groups(opened[p], host + begin, layout, to);
+    std::memcpy(staging + to + shift_of(layout), host + begin, size);
+    to = (to + shift_of(layout) + size + 1) / 2 * 2;
   }
-  open_groups(opened, host_stream, layout);
-  // From pageable memory: both are copied before the calls return.
-  error = cudaMemcpyAsync(stream + shift_of(layout), host_stream, size, cudaMemcpyHostToDevice, queue);
-  if (error == cudaSuccess) error = cudaMemcpyAsync(state, &opened, sizeof opened, cudaMemcpyHostToDevice, queue);
+  error = cudaMemcpyAsync(streams, staging, to, cudaMemcpyHostToDevice, queue);
+  if (error == cudaSuccess) {
+    error = cudaMemcpyAsync(states, opened, pictures * sizeof(State), cudaMemcpyHostToDevice, queue);
+  }
   return static_cast<int>(error);
 }
 
-// Decodes the next part, plain or of a trellis; `scratch` has dca_rans_decode_bytes(size).
-int dca_rans_decode(const DeviceTables* tables, uint32_t trellis, uint32_t staged_bytes, const uint16_t* stream,
-                    State* state, const uint8_t* rows, uint32_t size, int16_t* values, void* scratch,
-                    cudaStream_t queue) {
+// Decodes the next part, plain or of a trellis, of streams of at most so many groups; `scratch` has
+// dca_rans_decode_bytes(size).
+int dca_rans_decode(const DeviceTables* tables, uint32_t trellis, uint32_t staged_bytes, const uint16_t* streams,
+                    State* states, uint32_t pictures, uint32_t groups, const uint8_t* rows, uint32_t size,
+                    int16_t* values, void* scratch, cudaStream_t queue) {
   if (size == 0) return 0;
-  const Work work = work_in(scratch, size);
-  launch_mark(rows, work, state, queue);
+  const Work work = work_in(scratch, size, pictures);
+  launch_mark(rows, work, states, queue);
   DCA_LAUNCH(scatter_rows, work.tiles, kThreads, 0, queue, rows, values, work);
   if (trellis != 0) {
-    launch_decode(&tables->trellis, staged_bytes, stream, state, work, values, queue);
+    launch_decode(&tables->trellis, staged_bytes, streams, states, work, groups, values, queue);
   } else {
-    launch_decode(&tables->plain, staged_bytes, stream, state, work, values, queue);
+    launch_decode(&tables->plain, staged_bytes, streams, states, work, groups, values, queue);
   }
   return static_cast<int>(cudaGetLastError());
 }
 
 // Sets status bits where words are left over or a state is wrong.
-int dca_rans_finish(State* state, cudaStream_t queue) {
-  DCA_LAUNCH(finish_kernel, kMaxGroups, kWarp, 0, queue, state);
+int dca_rans_finish(State* states, uint32_t pictures, cudaStream_t queue) {
+  const dim3 grid(kMaxGroups, pictures);
+  DCA_LAUNCH(finish_kernel, grid, kWarp, 0, queue, states);
   return static_cast<int>(cudaGetLastError());
 }
 
-// Goes on with state->digest; with `rows`, values that are not coded count as 0.
-int dca_rans_digest(const DeviceTables* tables, const int16_t* values, const uint8_t* rows, uint32_t size, State* state,
-                    cudaStream_t queue) {
+// Goes on with the digest of each state; with `rows`, values that are not coded count as 0.
+int dca_rans_digest(const DeviceTables* tables, const int16_t* values, const uint8_t* rows, uint32_t size,
+                    State* states, uint32_t pictures, cudaStream_t queue) {
   if (size == 0) return 0;
-  const uint32_t blocks = (size + kThreads - 1) / kThreads;
-  const uint32_t grid = blocks < kDigestBlocks ? blocks : kDigestBlocks;
-  DCA_LAUNCH(digest_kernel, grid, kThreads, 0, queue, tables, values, rows, size, power_of_x(16ull * size), state);
+  const uint32_t each = size / pictures, blocks = (each + kThreads - 1) / kThreads;
+  const dim3 grid(blocks < kDigestBlocks ? blocks : kDigestBlocks, pictures);
+  DCA_LAUNCH(digest_kernel, grid, kThreads, 0, queue, tables, values, rows, each, power_of_x(16ull * each), states);
   return static_cast<int>(cudaGetLastError());
 }
 
-// Starts a stream; every group gets room for `words`, in the worst case two for each of its positions.
-int dca_rans_encode_open(State* state, uint32_t lanes, uint32_t groups, uint32_t words, cudaStream_t queue) {
-  DCA_LAUNCH(open_kernel, kMaxGroups, kWarp, 0, queue, state, lanes, groups, words);
+// Starts a stream of each picture, with lanes[picture] lanes; every group gets room for `words`, in the worst case two
+// for each of its positions.
+int dca_rans_encode_open(State* states, uint32_t pictures, const int32_t* lanes, uint32_t groups, uint32_t words,
+                         cudaStream_t queue) {
+  const dim3 grid(kMaxGroups, pictures);
+  DCA_LAUNCH(open_kernel, grid, kWarp, 0, queue, states, lanes, groups, words);
   return static_cast<int>(cudaGetLastError());
 }
 
 // Puts a part, plain or of a trellis, before those encoded so far; `scratch` has dca_rans_encode_bytes(size).
-int dca_rans_encode(const DeviceTables* tables, uint32_t trellis, State* state, const int16_t* values,
-                    const uint8_t* rows, uint32_t size, uint16_t* words, void* scratch, cudaStream_t queue) {
+int dca_rans_encode(const DeviceTables* tables, uint32_t trellis, State* states, uint32_t pictures, uint32_t groups,
+                    const int16_t* values, const uint8_t* rows, uint32_t size, uint16_t* words, void* scratch,
+                    cudaStream_t queue) {
   if (size == 0) return 0;
-  const Work work = work_in(scratch, size);
+  const Work work = work_in(scratch, size, pictures);
+  const dim3 grid(groups, pictures);
   uint8_t* sets = nullptr;
-  launch_mark(rows, work, state, queue);
+  launch_mark(rows, work, states, queue);
   if (trellis != 0) {
     sets = static_cast<uint8_t*>(work.dense) + sizeof(Code) * size_t{size};
     DCA_LAUNCH(scatter_values, work.tiles, kThreads, 0, queue, values, work);
-    DCA_LAUNCH(follow_kernel, kMaxGroups, kWarp, 0, queue, state, work, sets);
+    DCA_LAUNCH(follow_kernel, grid, kWarp, 0, queue, states, work, sets);
   }
   DCA_LAUNCH(scatter_codes, work.tiles, kThreads, 0, queue, tables, rows, values, sets, work);
-  DCA_LAUNCH(encode_kernel, kMaxGroups, kWarp, 0, queue, state, work, words);
+  DCA_LAUNCH(encode_kernel, grid, kWarp, 0, queue, states, work, words);
   return static_cast<int>(cudaGetLastError());
 }
 
-// Writes the stream to `out` and its length to state->size.
-int dca_rans_encode_close(State* state, const uint16_t* words, uint8_t* out, cudaStream_t queue) {
-  const dim3 grid(kJoinBlocks, kMaxGroups);
-  DCA_LAUNCH(join_kernel, grid, kThreads, 0, queue, state, words, out);
+// Writes each stream to its `room` bytes of `out` and its length to its state.
+int dca_rans_encode_close(State* states, uint32_t pictures, uint32_t groups, const uint16_t* words, uint8_t* out,
+                          uint64_t room, cudaStream_t queue) {
+  const dim3 grid(kJoinBlocks, groups, pictures);
+  DCA_LAUNCH(join_kernel, grid, kThreads, 0, queue, states, words, out, room);
   return static_cast<int>(cudaGetLastError());
 }
 
-// Finds the values of a part of a trellis in a stream of so many groups. Charges [2][kRows][kSymbols] are 0..2^24, bad
-// rows count as kSkipRow; `scratch` has dca_rans_quantise_bytes(size).
-int dca_rans_quantise(const int32_t* residuals, const uint8_t* rows, uint32_t size, const int32_t* charges,
-                      uint32_t groups, int16_t* values, void* scratch, cudaStream_t queue) {
+// Finds the values of a part of a trellis in streams of so many groups. Charges [2][kRows][kSymbols] are 0..2^24, bad
+// rows count as kSkipRow; `scratch` has dca_rans_quantise_bytes(size, pictures).
+int dca_rans_quantise(const int32_t* residuals, const uint8_t* rows, uint32_t size, uint32_t pictures,
+                      const int32_t* charges, uint32_t groups, int16_t* values, void* scratch, cudaStream_t queue) {
   if (size == 0) return 0;
-  State* state = static_cast<State*>(scratch);
-  const Work work = work_in(static_cast<uint8_t*>(scratch) + round_up(sizeof(State)), size);
+  State* state = static_cast<State*>(scratch);  // of the packing, whichever picture a bad row belongs to
+  Work work = work_in(static_cast<uint8_t*>(scratch) + round_up(sizeof(State)), size, 1);
   uint8_t* taken = static_cast<uint8_t*>(work.dense) + sizeof(Edges) * size_t{size};
   uint32_t* trail =
       reinterpret_cast<uint32_t*>(static_cast<uint8_t*>(work.dense) + round_up((sizeof(Edges) + 1) * size_t{size}));
-  DCA_LAUNCH(open_kernel, kMaxGroups, kWarp, 0, queue, state, kMaxLanes, groups, 0);
+  const int32_t* any_lanes = nullptr;
+  DCA_LAUNCH(open_kernel, 1, kWarp, 0, queue, state, any_lanes, groups, 0);
   launch_mark(rows, work, state, queue);
   DCA_LAUNCH(scatter_edges, work.tiles, kThreads, 0, queue, residuals, rows, charges, work);
-  DCA_LAUNCH(search_kernel, 2 * groups, kSearchThreads, 0, queue, state, work, trail, taken);
+  work.pictures = pictures;
+  const dim3 grid(2 * groups, pictures);
+  DCA_LAUNCH(search_kernel, grid, kSearchThreads, 0, queue, groups, work, trail, taken);
   DCA_LAUNCH(gather_values, work.tiles, kThreads, 0, queue, residuals, rows, charges, taken, values, work);
   return static_cast<int>(cudaGetLastError());
 }
 
-// Adds to counts[256] how often each row occurs among every stride-th one.
-int dca_rans_histogram(const uint8_t* rows, uint32_t size, uint32_t stride, uint32_t* counts, cudaStream_t queue) {
+// Adds to counts[picture][256] how often each row occurs among every stride-th one of its `size` rows.
+int dca_rans_histogram(const uint8_t* rows, uint32_t size, uint32_t pictures, uint32_t stride, uint32_t* counts,
+                       cudaStream_t queue) {
   if (size == 0) return 0;
   const uint32_t samples = (size - 1) / stride + 1, blocks = (samples + kThreads - 1) / kThreads;
-  DCA_LAUNCH(histogram_kernel, blocks < 64 ? blocks : 64, kThreads, 0, queue, rows, samples, stride, counts);
+  const dim3 grid(blocks < 64 ? blocks : 64, pictures);
+  DCA_LAUNCH(histogram_kernel, grid, kThreads, 0, queue, rows, size, samples, stride, counts);
   return static_cast<int>(cudaGetLastError());
 }
 

@@ -26,7 +26,6 @@ from dca_fast.encoder.full_gradient import Gradient
 from dca_fast.encoder.linear_gradient import Adjoint
 from dca_fast.engines import Encoded, Engine, Progress
 from dca_fast.engines.graphs import CAPTURE, record
-from dca_fast.entropy.coder import choose_lanes
 from dca_fast.entropy.cuda_coder import DeviceCoder, DeviceDecoder
 from dca_fast.entropy.tables import Tables
 from dca_fast.errors import DeviceMemoryError
@@ -333,9 +332,8 @@ class CudaEngine:
 
     def code(self, source: walk.EncoderSource, groups: int) -> tuple[bytes, int]:
         """The stream of what is coded, and the digest of its symbols."""
-        rows = [rows for _, rows in source.parts]
-        lanes = choose_lanes(self.coder.estimate_bytes(rows, source.plain) // groups)
-        return self.coder.start_encode(source.parts, lanes, groups, source.plain).read()
+        ((stream, digest),) = self.coder.start_encode(source.parts, None, groups, source.plain).read()
+        return stream, digest
 
     def restore(self, picture: Tensor, weights: tuple[int, ...]) -> Tensor:
         restored: Tensor = restoration_fit.apply(self.ops, self.arrays, picture, weights)
@@ -356,13 +354,13 @@ class CudaEngine:
                     graph.decoder.reset(stream)
                     graph.graph.replay()
                     pixels = graph.pixels[0, :height, :width].clone()
-                    return pixels, graph.decoder.check()
+                    return pixels, graph.decoder.check()[0]
             program = self._programs.at(quality, aq)
 
             def once(rows: int | None) -> tuple[Tensor, int]:
                 decoder = self.coder.decoder(stream)
                 pixels = _synthesise(program, decoder, grid, rows)
-                return pixels[0, :height, :width].contiguous(), decoder.check()
+                return pixels[0, :height, :width].contiguous(), decoder.check()[0]
 
             return self._in_memory(once)
 

@@ -43,8 +43,8 @@ MAX_GROUPS = 64
 ISAS = ("auto", "scalar", "neon", "avx2", "avx512", "avx512-tall", "amx")
 # Instruction sets of the networks' kernels, and what the coder has for them.
 _FALLBACK_ISAS = {"neon": "scalar", "avx512-tall": "avx512", "amx": "avx512"}
-_STATE_BYTES = 4
-_OVERHEAD = 200  # states may take one byte in 200
+STATE_BYTES = 4
+OVERHEAD = 200  # states may take one byte in 200
 _GROUP_SITES = 1 << 10  # a group is a warp of a GPU or work for a thread
 SAMPLES = 1 << 14  # positions per part that the layout estimate looks at
 _NATIVE_ERRORS = {"input": InputError, "truncated": TruncatedStreamError, "corrupt": CorruptStreamError}
@@ -66,7 +66,7 @@ def choose_lanes(group_bytes: int) -> int:
     Args:
         group_bytes: expected size of one group's coded symbols, bytes.
     """
-    return max(n for n in LANES if n == 1 or n * _STATE_BYTES * _OVERHEAD <= group_bytes)
+    return max(n for n in LANES if n == 1 or n * STATE_BYTES * OVERHEAD <= group_bytes)
 
 
 class _DecoderImpl(Protocol):

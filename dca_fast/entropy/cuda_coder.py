@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from dca_fast.entropy import cuda_library
-from dca_fast.entropy.coder import LANES, MAX_GROUPS, SAMPLES, choose_lanes
+from dca_fast.entropy.coder import LANES, MAX_GROUPS, OVERHEAD, SAMPLES, STATE_BYTES
 from dca_fast.entropy.cuda_library import Library
 from dca_fast.entropy.tables import ROWS, SYMBOLS, Tables
 from dca_fast.errors import (
@@ -28,7 +29,8 @@ from dca_fast.errors import (
 
 __all__ = ["DeviceCoder", "DeviceDecoder", "Encoded", "available"]
 
-MAX_POSITIONS = 1 << 30  # of all parts of one image
+MAX_POSITIONS = 1 << 30  # of all parts of a batch
+MAX_PICTURES = 1 << 10  # of a batch
 _HEAD = np.dtype([("status", "<u4"), ("digest", "<u4"), ("size", "<u8")])  # how the device's state begins
 _BAD_ROW, _TRUNCATED, _LEFT_OVER, _WRONG_STATE, _OFF_GRID = 1, 2, 4, 8, 16
 
@@ -77,10 +79,20 @@ def _check(name: str, tensor: Tensor, dtype: torch.dtype, device: torch.device, 
     return tensor.numel()
 
 
-def _read_head(state: Tensor) -> np.void:
-    """Wait for the device and read how its state begins. Raises what the status says."""
-    head: np.void = np.frombuffer(state[: _HEAD.itemsize].cpu().numpy().tobytes(), _HEAD)[0]
-    status = int(head["status"])
+def _check_pictures(pictures: int, sizes: Sequence[int]) -> None:
+    """Refuse a batch whose parts are not of so many pictures of one size."""
+    if not 1 <= pictures <= MAX_PICTURES:
+        raise ConfigError(f"a batch has 1 to {MAX_PICTURES} pictures, got {pictures}")
+    for size in sizes:
+        if size % pictures:
+            raise InputError(f"{size} positions are not those of {pictures} pictures of one size")
+
+
+def _read_heads(states: Tensor) -> npt.NDArray[np.void]:
+    """Wait for the device and read how the states of a batch begin. Raises what a status says, of the first that is
+    not 0."""
+    heads: npt.NDArray[np.void] = np.frombuffer(states[:, : _HEAD.itemsize].cpu().numpy().tobytes(), _HEAD)
+    status = next((int(head["status"]) for head in heads if head["status"]), 0)
     if status & _BAD_ROW:
         raise InputError("a row is neither a table row nor 255")
     if status & _OFF_GRID:
@@ -91,13 +103,13 @@ def _read_head(state: Tensor) -> np.void:
         raise CorruptStreamError("the final coder states are wrong")
     if status & _LEFT_OVER:
         raise CorruptStreamError("coder words are left over")
-    return head
+    return heads
 
 
 class DeviceCoder:
     """Encodes and decodes streams on one CUDA device. Safe to share between threads and streams.
 
-    All work is put into PyTorch's current stream of the device. Only `encode`, `estimate_bytes`, `Encoded.read` and
+    All work is put into PyTorch's current stream of the device. Only `encode`, `Encoded.read` and
     `DeviceDecoder.finish` and `check` wait for the device.
 
     Args:
@@ -113,7 +125,6 @@ class DeviceCoder:
         tables.validate()
         self.device = _cuda_device(device)
         self.library = _library(self.device)
-        self._row_bits = np.rint(tables.mean_bits() * 256).astype(np.int64)
         host = torch.zeros(self.library.call("table_bytes"), dtype=torch.uint8, device="cpu")
         freq = np.ascontiguousarray(tables.freq)
         shift = np.ascontiguousarray(tables.shift)
@@ -123,30 +134,40 @@ class DeviceCoder:
             # 0: too large for shared memory
             self.staged_bytes = [self.library.call("stage", trellis, int(searched[trellis])) for trellis in (0, 1)]
             self.tables = host.to(self.device)
+            row_bits = np.rint(tables.mean_bits() * 256).astype(np.int64)
+            self._row_bits = torch.from_numpy(row_bits).to(self.device)
+            # Bytes of a group from which on it has one more doubling of the lanes.
+            enough = [lanes * STATE_BYTES * OVERHEAD for lanes in LANES[1:]]
+            self._enough = torch.tensor(enough, device=self.device)
 
-    def estimate_bytes(self, rows: Sequence[Tensor], plain: int | None = None) -> int:
-        """Expected size of the coded symbols, from a sample: the same number as on the CPU. Waits for the device.
+    def estimate_bytes(self, rows: Sequence[Tensor], plain: int | None = None, pictures: int = 1) -> Tensor:
+        """Expected size of the coded symbols, from a sample: the same number as on the CPU. Does not wait.
 
         Args:
             rows: of each part, [n] uint8.
-            plain: see `encode`.
+            plain, pictures: see `encode`.
 
         Returns:
-            Bytes, for `choose_lanes`.
+            [pictures] int64, bytes.
         """
-        sizes = [_check("rows", r, torch.uint8, self.device) for r in rows]
+        sizes = [_check("rows", r, torch.uint8, self.device) // pictures for r in rows]
         strides = [size // SAMPLES | 1 for size in sizes]
-        counts = torch.zeros(len(rows), 256, dtype=torch.int32, device=self.device)
+        counts = torch.zeros(len(rows), pictures, 256, dtype=torch.int32, device=self.device)
         with _queue(self.device) as queue:
-            for r, size, stride, row_counts in zip(rows, sizes, strides, counts, strict=True):
-                self.library.launch("histogram", r.data_ptr(), size, stride, row_counts.data_ptr(), queue)
-            host = counts[:, :ROWS].cpu().numpy().astype(np.int64)
-        plain, total = len(rows) if plain is None else plain, 0
-        for i, (size, stride, row_counts) in enumerate(zip(sizes, strides, host, strict=True)):
-            total += int(row_counts @ self._row_bits[int(i >= plain)]) * size // max(1, -(-size // stride))
+            for r, size, stride, histogram in zip(rows, sizes, strides, counts, strict=True):
+                self.library.launch("histogram", r.data_ptr(), size, pictures, stride, histogram.data_ptr(), queue)
+        plain, total = len(rows) if plain is None else plain, torch.zeros_like(counts[:1].sum((0, 2)))
+        for i, (size, stride, histogram) in enumerate(zip(sizes, strides, counts, strict=True)):
+            bits = (histogram[:, :ROWS] * self._row_bits[int(i >= plain)]).sum(1)
+            total += bits * size // max(1, -(-size // stride))
         return total // (256 * 8)
 
-    def quantise(self, residuals: Tensor, rows: Tensor, charges: Tensor, groups: int) -> Tensor:
+    def choose_lanes(self, rows: Sequence[Tensor], groups: int, plain: int | None = None, pictures: int = 1) -> Tensor:
+        """`coder.choose_lanes` by the expected size of a group, without waiting: [pictures] int32."""
+        sizes = self.estimate_bytes(rows, plain, pictures) // groups
+        return torch.ones_like(sizes, dtype=torch.int32) << (sizes[:, None] >= self._enough).sum(1, dtype=torch.int32)
+
+    def quantise(self, residuals: Tensor, rows: Tensor, charges: Tensor, groups: int, pictures: int = 1) -> Tensor:
         """Values of a trellis for one part: `dca_fast.entropy.trellis.quantise`, bit for bit.
 
         Does not wait for the device and can be captured in a CUDA graph: what a row holds beside 0..127 counts as 255,
@@ -156,7 +177,8 @@ class DeviceCoder:
             residuals: [n] int32, 1/256 quantiser steps.
             rows: [n] uint8: 0..127, or 255 where nothing is coded.
             charges: [2, 128, 256] int32 of `Tables.charges`, 0..2^24.
-            groups: of the stream, 1..64.
+            groups: of the stream of each picture, 1..64.
+            pictures: of equal size, whose residuals and rows follow each other.
 
         Returns:
             [n] int16, 0 where nothing is coded.
@@ -173,11 +195,12 @@ class DeviceCoder:
             raise InputError(f"charges must be [2, {ROWS}, {SYMBOLS}], got {list(charges.shape)}")
         if not 1 <= groups <= MAX_GROUPS:
             raise ConfigError(f"there are no streams of {groups} groups")
+        _check_pictures(pictures, [size])
         values = torch.empty(size, dtype=torch.int16, device=self.device)
-        scratch = self._empty(self.library.call("quantise_bytes", size))
+        scratch = self._empty(self.library.call("quantise_bytes", size, pictures))
         r, t, c, v, tmp = (tensor.data_ptr() for tensor in (residuals, rows, charges, values, scratch))
         with _queue(self.device) as queue:
-            self.library.launch("quantise", r, t, size, c, groups, v, tmp, queue)
+            self.library.launch("quantise", r, t, size, pictures, c, groups, v, tmp, queue)
         return values
 
     def encode(
@@ -187,15 +210,7 @@ class DeviceCoder:
         groups: int = 1,
         plain: int | None = None,
     ) -> bytes:
-        """Encode all parts of an image into one stream; waits for the device.
-
-        Args:
-            parts: (values, rows) in decoding order; values [n] int16, rows [n] uint8: a row 0..127 or 255.
-                Where the row is 255 nothing is coded and the value is ignored.
-            lanes: 1, 2, 4, 8, 16 or 32; None to choose by the expected size.
-            groups: 1 .. 64 independent streams.
-            plain: how many parts come before those of a trellis, whose values are of `quantise` for so many groups;
-                None: all.
+        """Encode all parts of a picture into one stream; waits for the device. Arguments as of `start_encode`.
 
         Returns:
             The stream, the same bytes as on the CPU.
@@ -204,15 +219,31 @@ class DeviceCoder:
             InputError: a tensor of the wrong shape, type, device or content.
             ConfigError: lanes or groups out of range.
         """
-        if lanes is None:
-            lanes = choose_lanes(self.estimate_bytes([rows for _, rows in parts], plain) // max(groups, 1))
-        return self.start_encode(parts, lanes, groups, plain).read()[0]
+        ((stream, _),) = self.start_encode(parts, lanes, groups, plain).read()
+        return stream
 
     def start_encode(
-        self, parts: Sequence[tuple[Tensor, Tensor]], lanes: int, groups: int, plain: int | None = None
+        self,
+        parts: Sequence[tuple[Tensor, Tensor]],
+        lanes: int | None = None,
+        groups: int = 1,
+        plain: int | None = None,
+        pictures: int = 1,
     ) -> Encoded:
-        """As `encode`, without waiting for the device; can be captured in a CUDA graph."""
-        if lanes not in LANES or not 1 <= groups <= MAX_GROUPS:
+        """Encode all parts of pictures of one size, a stream for each, without waiting for the device.
+
+        Can be captured in a CUDA graph.
+
+        Args:
+            parts: (values, rows) in decoding order; values [n] int16, rows [n] uint8: a row 0..127 or 255.
+                Where the row is 255 nothing is coded and the value is ignored. Those of all pictures follow each other.
+            lanes: 1, 2, 4, 8, 16 or 32; None to choose by the expected size.
+            groups: 1 .. 64 independent streams of each picture.
+            plain: how many parts come before those of a trellis, whose values are of `quantise` for so many groups;
+                None: all.
+            pictures: how many.
+        """
+        if lanes not in (None, *LANES) or not 1 <= groups <= MAX_GROUPS:
             raise ConfigError(f"no layout of {lanes} lanes in {groups} groups")
         sizes = [_check("rows", rows, torch.uint8, self.device) for _, rows in parts]
         for (values, _), size in zip(parts, sizes, strict=True):
@@ -220,114 +251,155 @@ class DeviceCoder:
                 raise InputError(f"values and rows differ in length ({values.numel()} and {size})")
         if sum(sizes) > MAX_POSITIONS:
             raise InputError(f"{sum(sizes)} positions, {MAX_POSITIONS} allowed")
-        room = sum(2 * -(-size // groups) for size in sizes)  # words of a group: at most two per symbol
-        words = self._empty(2 * room * groups)
-        stream = self._empty(2 + 5 * groups + (4 * lanes + 2 * room) * groups)
+        _check_pictures(pictures, sizes)
+        if lanes is None:
+            chosen = self.choose_lanes([rows for _, rows in parts], groups, plain, pictures)
+        else:
+            chosen = torch.full((pictures,), lanes, dtype=torch.int32, device=self.device)
+        room = sum(2 * -(-size // pictures // groups) for size in sizes)  # words of a group: at most two per symbol
+        stream_room = 2 + 5 * groups + (4 * LANES[-1] + 2 * room) * groups
+        words = self._empty(2 * room * groups * pictures)
+        streams = self._empty(stream_room * pictures).view(pictures, -1)
         scratch = self._empty(self.library.call("encode_bytes", max(sizes, default=0)))
-        state = self._empty(self.library.call("state_bytes"))
+        states = self._empty(self.library.call("state_bytes") * pictures).view(pictures, -1)
         tables, launch = self.tables.data_ptr(), self.library.launch
         kinds = [int(plain is not None and i >= plain) for i in range(len(parts))]
-        s, w, tmp = state.data_ptr(), words.data_ptr(), scratch.data_ptr()
+        s, w, tmp = states.data_ptr(), words.data_ptr(), scratch.data_ptr()
         with _queue(self.device) as queue:
-            launch("encode_open", s, lanes, groups, room, queue)
+            launch("encode_open", s, pictures, chosen.data_ptr(), groups, room, queue)
             for (values, rows), size, kind in reversed(list(zip(parts, sizes, kinds, strict=True))):
-                launch("encode", tables, kind, s, values.data_ptr(), rows.data_ptr(), size, w, tmp, queue)
-            launch("encode_close", s, w, stream.data_ptr(), queue)
+                v, r = values.data_ptr(), rows.data_ptr()
+                launch("encode", tables, kind, s, pictures, groups, v, r, size, w, tmp, queue)
+            launch("encode_close", s, pictures, groups, w, streams.data_ptr(), stream_room, queue)
             for (values, rows), size in zip(parts, sizes, strict=True):
-                launch("digest", tables, values.data_ptr(), rows.data_ptr(), size, s, queue)
-        return Encoded(stream, state)
+                launch("digest", tables, values.data_ptr(), rows.data_ptr(), size, s, pictures, queue)
+        return Encoded(streams, states)
 
     def decoder(
-        self, stream: bytes | memoryview | None = None, *, capacity: int | None = None, positions: int | None = None
+        self,
+        streams: bytes | memoryview | Sequence[bytes | memoryview] | None = None,
+        *,
+        capacity: int | None = None,
+        positions: int | None = None,
+        pictures: int = 1,
+        groups: int = MAX_GROUPS,
     ) -> DeviceDecoder:
-        """Open a stream for decoding.
+        """Open the streams of pictures of one size for decoding.
 
         Args:
-            stream: the stream in host memory; None to give it to `DeviceDecoder.reset` later.
-            capacity: largest stream that the decoder takes, bytes; default that of `stream`.
-            positions: largest part, whose scratch memory is then allocated once; needed for CUDA graphs that are to
-                share memory. Default: allocated for every part.
+            streams: one for each picture, in host memory; None to give them to `DeviceDecoder.reset` later.
+            capacity: of all streams together, bytes; default that of `streams`.
+            positions: largest part of all pictures, whose scratch memory is then allocated once; needed for CUDA graphs
+                that are to share memory. Default: allocated for every part.
+            pictures: how many, if no streams are given.
+            groups: the most that a stream has.
 
         Raises:
-            TruncatedStreamError, CorruptStreamError: the stream's header or states are wrong.
-            LimitExceededError: the stream is larger than `capacity`.
+            TruncatedStreamError, CorruptStreamError: a stream's header or states are wrong.
+            LimitExceededError: more bytes or groups than planned.
         """
+        if streams is not None:
+            streams = [streams] if isinstance(streams, bytes | memoryview) else list(streams)
+            pictures = len(streams)
         if capacity is None:
-            if stream is None:
+            if streams is None:
                 raise ConfigError("a decoder without a stream needs a capacity")
-            capacity = len(stream)
-        return DeviceDecoder(self, stream, capacity, positions)
+            capacity = sum(map(len, streams))
+        decoder = DeviceDecoder(self, capacity, positions, pictures, groups)
+        if streams is not None:
+            decoder.reset(*streams)
+        return decoder
 
     def _empty(self, size: int) -> Tensor:
         return torch.empty(max(size, 1), dtype=torch.uint8, device=self.device)
 
 
 class Encoded:
-    """A stream on the device.
+    """Streams on the device.
 
     Args:
-        stream: uint8, the stream and unused room behind it.
-        state: uint8, the encoder's state.
+        streams: uint8 [pictures, room], each stream and unused room behind it.
+        states: uint8 [pictures, n], the encoder's.
     """
 
-    def __init__(self, stream: Tensor, state: Tensor) -> None:
-        self.stream, self._state = stream, state
+    def __init__(self, streams: Tensor, states: Tensor) -> None:
+        self.streams, self._states = streams, states
 
-    def read(self) -> tuple[bytes, int]:
-        """Wait for the device; on the stream that was current when encoding.
+    def read(self) -> list[tuple[bytes, int]]:
+        """Wait for the device; on the CUDA stream that was current when encoding.
 
         Returns:
-            The stream, and the CRC-32 of all values (0 where not coded) as little-endian int16.
+            Of each picture the stream, and the CRC-32 of all values (0 where not coded) as little-endian int16.
 
         Raises:
             InputError: a row is neither a table row nor 255, or a value is not on the grid of its state.
         """
-        head = _read_head(self._state)
-        return self.stream[: int(head["size"])].cpu().numpy().tobytes(), int(head["digest"])
+        heads = _read_heads(self._states)
+        host = self.streams[:, : int(heads["size"].max())].cpu().numpy()
+        return [(s[: int(head["size"])].tobytes(), int(head["digest"])) for s, head in zip(host, heads, strict=True)]
 
 
 class DeviceDecoder:
-    """Decodes the parts of one stream after the other; see `DeviceCoder.decoder`. For one CUDA stream at a time.
+    """Decodes the parts of streams one after the other; see `DeviceCoder.decoder`. For one CUDA stream at a time.
 
     In a CUDA graph: `reset` outside, then `decode` of all parts into given outputs and `close` inside, then `check`
-    outside. A recorded graph decodes every stream given to `reset`, of any layout.
+    outside. A recorded graph decodes all streams given to `reset`, of any layout.
     """
 
-    def __init__(
-        self, coder: DeviceCoder, stream: bytes | memoryview | None, capacity: int, positions: int | None
-    ) -> None:
+    def __init__(self, coder: DeviceCoder, capacity: int, positions: int | None, pictures: int, groups: int) -> None:
         if not 0 <= capacity < 1 << 31:
             raise ConfigError(f"capacity must be 0..2^31 - 1 bytes, got {capacity}")
         if positions is not None and not 0 <= positions <= MAX_POSITIONS:
             raise ConfigError(f"positions must be 0..{MAX_POSITIONS}, got {positions}")
+        _check_pictures(pictures, [])
         self._coder, self._library, self._capacity = coder, coder.library, capacity
-        self._stream = coder._empty(capacity + 1)
-        self._state = torch.zeros(self._library.call("state_bytes"), dtype=torch.uint8, device=coder.device)
+        self._pictures, self._groups = pictures, groups
+        # One byte in front of a stream whose words would begin at odd bytes, and one behind it.
+        self._streams = coder._empty(capacity + 2 * pictures)
+        size = self._library.call("state_bytes")
+        self._states = torch.zeros(pictures, size, dtype=torch.uint8, device=coder.device)
+        pinned = coder.device.type == "cuda"
+        self._host = [
+            torch.empty(x.shape, dtype=x.dtype, device="cpu", pin_memory=pinned) for x in (self._streams, self._states)
+        ]
+        self._copied: torch.cuda.Event | None = torch.cuda.Event() if pinned else None  # type: ignore[no-untyped-call]
         self._opened = False
         self._positions = positions
         self._scratch = None if positions is None else self._scratch_for(positions)
-        if stream is not None:
-            self.reset(stream)
 
     def _scratch_for(self, positions: int) -> Tensor:
         return self._coder._empty(self._library.call("decode_bytes", positions))
 
-    def reset(self, stream: bytes | memoryview) -> None:
-        """Start a new stream in the same buffers.
+    def reset(self, *streams: bytes | memoryview) -> None:
+        """Start new streams in the same buffers, one for each picture.
 
         Raises:
             TruncatedStreamError, CorruptStreamError, LimitExceededError: see `DeviceCoder.decoder`.
             BackendUnavailableError: while a graph is being captured.
         """
-        stream, self._opened = bytes(stream), False
-        if len(stream) > self._capacity:
-            raise LimitExceededError(f"a stream of {len(stream)} bytes, the decoder was made for {self._capacity}")
+        self._opened = False
+        if len(streams) != self._pictures:
+            raise ConfigError(f"{len(streams)} streams, the decoder was made for {self._pictures}")
+        whole, ends = b"".join(streams), np.cumsum([len(stream) for stream in streams], dtype=np.uint64)
+        if len(whole) > self._capacity:
+            raise LimitExceededError(f"a stream of {len(whole)} bytes, the decoder was made for {self._capacity}")
+        if any(len(stream) > 1 and self._groups < stream[1] <= MAX_GROUPS for stream in streams):
+            raise LimitExceededError(f"a stream has more than the {self._groups} groups that the decoder was made for")
+        if self._copied is not None:
+            self._copied.synchronize()  # what is copied to the device is overwritten now
         message = ctypes.create_string_buffer(80)
-        to, state = self._stream.data_ptr(), self._state.data_ptr()
+        staging, opened = (x.data_ptr() for x in self._host)
+        to, states = self._streams.data_ptr(), self._states.data_ptr()
         with _queue(self._coder.device) as queue:
-            fault = self._library.launch("reset", stream, len(stream), to, state, message, queue)
+            arguments = whole, ends.ctypes.data, self._pictures, staging, opened, to, states, message, queue
+            fault = self._library.launch("reset", *arguments)
+            if self._copied is not None and fault == 0:
+                self._copied.record()
         if fault != 0:
-            raise (TruncatedStreamError if fault == -1 else CorruptStreamError)(message.value.decode())
+            text = message.raw[4:].split(b"\0")[0].decode()
+            if self._pictures > 1:
+                text = f"stream {int.from_bytes(message.raw[:4], 'little')}: {text}"
+            raise (TruncatedStreamError if fault == -1 else CorruptStreamError)(text)
         self._opened = True
 
     def decode(self, rows: Tensor, trellis: bool = False, out: Tensor | None = None) -> Tensor:
@@ -336,7 +408,7 @@ class DeviceDecoder:
         A damaged stream shows in `finish` or `check`; until then its values are arbitrary.
 
         Args:
-            rows: [n] uint8, as given to the encoder.
+            rows: [n] uint8, as given to the encoder; those of all pictures follow each other.
             trellis: whether the part is of a trellis.
             out: [n] int16; default a new tensor.
 
@@ -356,34 +428,36 @@ class DeviceDecoder:
             raise InputError(f"out and rows differ in length ({out.numel()} and {size})")
         if self._positions is not None and size > self._positions:
             raise InputError(f"a part of {size} positions, the decoder was made for {self._positions}")
+        _check_pictures(self._pictures, [size])
         scratch = self._scratch_for(size) if self._scratch is None else self._scratch
-        tables, state, values = self._coder.tables.data_ptr(), self._state.data_ptr(), out.data_ptr()
-        launch, words, tmp = self._library.launch, self._stream.data_ptr(), scratch.data_ptr()
-        kind, staged = int(trellis), self._coder.staged_bytes[trellis]
+        tables, states, values = self._coder.tables.data_ptr(), self._states.data_ptr(), out.data_ptr()
+        launch, words, tmp = self._library.launch, self._streams.data_ptr(), scratch.data_ptr()
+        kind, staged, n = int(trellis), self._coder.staged_bytes[trellis], self._pictures
         with _queue(device) as queue:
-            launch("decode", tables, kind, staged, words, state, rows.data_ptr(), size, values, tmp, queue)
-            launch("digest", tables, values, None, size, state, queue)
+            source = words, states, n, self._groups, rows.data_ptr(), size
+            launch("decode", tables, kind, staged, *source, values, tmp, queue)
+            launch("digest", tables, values, None, size, states, n, queue)
         return out
 
     def close(self) -> None:
         """Let the device check that the stream ends exactly here; `check` tells the outcome."""
         with _queue(self._coder.device) as queue:
-            self._library.launch("finish", self._state.data_ptr(), queue)
+            self._library.launch("finish", self._states.data_ptr(), self._pictures, queue)
 
-    def check(self) -> int:
+    def check(self) -> list[int]:
         """Wait for the device and raise the errors it has met up to here.
 
         Returns:
-            The CRC-32 of all decoded values as little-endian int16.
+            Of each picture the CRC-32 of all decoded values as little-endian int16.
 
         Raises:
             InputError: a row is neither a table row nor 255.
             TruncatedStreamError: the stream ends before its symbols.
             CorruptStreamError: words are left over or the final states are wrong.
         """
-        return int(_read_head(self._state)["digest"])
+        return [int(head["digest"]) for head in _read_heads(self._states)]
 
-    def finish(self) -> int:
-        """`close`, then `check`; the CRC-32 of all decoded values."""
+    def finish(self) -> list[int]:
+        """`close`, then `check`."""
         self.close()
         return self.check()

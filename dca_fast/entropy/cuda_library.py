@@ -34,21 +34,21 @@ _SIZES = {
     "dca_rans_state_bytes": (_U64, []),
     "dca_rans_decode_bytes": (_U64, [_U32]),
     "dca_rans_encode_bytes": (_U64, [_U32]),
-    "dca_rans_quantise_bytes": (_U64, [_U32]),
+    "dca_rans_quantise_bytes": (_U64, [_U32, _U32]),
     "dca_rans_tables": (None, [_P, _P, _P, _P]),
     "dca_rans_stage": (_U32, [_U32, _U32]),
     "dca_rans_error": (ctypes.c_char_p, [ctypes.c_int]),
 }
 _LAUNCHES = {
-    "dca_rans_reset": [ctypes.c_char_p, _U64, _P, _P, ctypes.c_char_p, _P],
-    "dca_rans_decode": [_P, _U32, _U32, _P, _P, _P, _U32, _P, _P, _P],
-    "dca_rans_finish": [_P, _P],
-    "dca_rans_digest": [_P, _P, _P, _U32, _P, _P],
-    "dca_rans_encode_open": [_P, _U32, _U32, _U32, _P],
-    "dca_rans_encode": [_P, _U32, _P, _P, _P, _U32, _P, _P, _P],
-    "dca_rans_encode_close": [_P, _P, _P, _P],
-    "dca_rans_quantise": [_P, _P, _U32, _P, _U32, _P, _P, _P],
-    "dca_rans_histogram": [_P, _U32, _U32, _P, _P],
+    "dca_rans_reset": [ctypes.c_char_p, _P, _U32, _P, _P, _P, _P, ctypes.c_char_p, _P],
+    "dca_rans_decode": [_P, _U32, _U32, _P, _P, _U32, _U32, _P, _U32, _P, _P, _P],
+    "dca_rans_finish": [_P, _U32, _P],
+    "dca_rans_digest": [_P, _P, _P, _U32, _P, _U32, _P],
+    "dca_rans_encode_open": [_P, _U32, _P, _U32, _U32, _P],
+    "dca_rans_encode": [_P, _U32, _P, _U32, _U32, _P, _P, _U32, _P, _P, _P],
+    "dca_rans_encode_close": [_P, _U32, _U32, _P, _P, _U64, _P],
+    "dca_rans_quantise": [_P, _P, _U32, _U32, _P, _U32, _P, _P, _P],
+    "dca_rans_histogram": [_P, _U32, _U32, _U32, _P, _P],
 }
 
 

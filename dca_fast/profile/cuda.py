@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -128,11 +128,8 @@ class _Coder:
     def quantise(self, *arguments: Any) -> Any:
         return self._recorder.within(self._coder.quantise, "symbols", "trellis")(*arguments)
 
-    def estimate_bytes(self, rows: Sequence[Tensor], plain: int) -> int:
+    def start_encode(self, parts: list[Part], lanes: int | None, groups: int, plain: int) -> Any:
         self._recorder.enter("coder")
-        return self._coder.estimate_bytes(rows, plain)
-
-    def start_encode(self, parts: list[Part], lanes: int, groups: int, plain: int) -> Any:
         self._parts[:] = parts
         encoded = self._coder.start_encode(parts, lanes, groups, plain)
         return SimpleNamespace(read=self._recorder.staged(encoded.read, "coder", "container"))

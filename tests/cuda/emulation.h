@@ -168,13 +168,13 @@ inline void run_block() {
 }
 
 inline void launch(dim3 grid, dim3 count, size_t shared, void*, std::function<void()> body) {
-  if (grid.x == 0 || grid.y == 0 || count.x == 0 || count.x > 1024 || count.x % kWarp != 0) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0 || count.x == 0 || count.x > 1024 || count.x % kWarp != 0) {
     fail("a launch of no or too many threads");
   }
   std::vector<unsigned> order;
-  shuffle(order, size_t{grid.x} * grid.y);
+  shuffle(order, size_t{grid.x} * grid.y * grid.z);
   for (const unsigned i : order) {
-    block.index = dim3(i % grid.x, i / grid.x, 0);
+    block.index = dim3(i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y);
     block.threads = count;
     block.grid = grid;
     block.arrived = 0;

@@ -21,18 +21,21 @@ uint64_t dca_rans_table_bytes();
 uint64_t dca_rans_state_bytes();
 uint64_t dca_rans_decode_bytes(uint32_t size);
 uint64_t dca_rans_encode_bytes(uint32_t size);
-uint64_t dca_rans_quantise_bytes(uint32_t size);
+uint64_t dca_rans_quantise_bytes(uint32_t size, uint32_t pictures);
 void dca_rans_tables(const uint16_t* freq, const uint8_t* shift, void* host, uint32_t* searched);
-int dca_rans_reset(const uint8_t* host, uint64_t size, uint8_t* stream, void* state, char* message, void*);
-int dca_rans_decode(const void* tables, uint32_t trellis, uint32_t staged, const uint8_t* stream, void* state,
-                    const uint8_t* rows, uint32_t size, int16_t* values, void* scratch, void*);
-int dca_rans_finish(void* state, void*);
-int dca_rans_encode_open(void* state, uint32_t lanes, uint32_t groups, uint32_t words, void*);
-int dca_rans_encode(const void* tables, uint32_t trellis, void* state, const int16_t* values, const uint8_t* rows,
-                    uint32_t size, uint16_t* words, void* scratch, void*);
-int dca_rans_encode_close(void* state, const uint16_t* words, uint8_t* out, void*);
-int dca_rans_quantise(const int32_t* residuals, const uint8_t* rows, uint32_t size, const int32_t* charges,
-                      uint32_t groups, int16_t* values, void* scratch, void*);
+int dca_rans_reset(const uint8_t* host, const uint64_t* ends, uint32_t pictures, uint8_t* staging, void* opened,
+                   uint8_t* streams, void* states, char* message, void*);
+int dca_rans_decode(const void* tables, uint32_t trellis, uint32_t staged, const uint8_t* streams, void* states,
+                    uint32_t pictures, uint32_t groups, const uint8_t* rows, uint32_t size, int16_t* values,
+                    void* scratch, void*);
+int dca_rans_finish(void* states, uint32_t pictures, void*);
+int dca_rans_encode_open(void* states, uint32_t pictures, const int32_t* lanes, uint32_t groups, uint32_t words, void*);
+int dca_rans_encode(const void* tables, uint32_t trellis, void* states, uint32_t pictures, uint32_t groups,
+                    const int16_t* values, const uint8_t* rows, uint32_t size, uint16_t* words, void* scratch, void*);
+int dca_rans_encode_close(void* states, uint32_t pictures, uint32_t groups, const uint16_t* words, uint8_t* out,
+                          uint64_t room, void*);
+int dca_rans_quantise(const int32_t* residuals, const uint8_t* rows, uint32_t size, uint32_t pictures,
+                      const int32_t* charges, uint32_t groups, int16_t* values, void* scratch, void*);
 }
 
 namespace {
@@ -130,24 +133,28 @@ std::string encode_on_device(Model& model, const std::vector<Signal>& signals, i
   uint32_t room = 0;
   for (const Signal& s : signals) room += 2 * static_cast<uint32_t>((s.rows.size() + groups - 1) / groups);
   Buffer words(2 * size_t{room} * groups), out(2 + 5 * groups + (4 * lanes + 2 * size_t{room}) * groups);
-  dca_rans_encode_open(state.as(), lanes, groups, room, nullptr);
+  const int32_t chosen = lanes;
+  dca_rans_encode_open(state.as(), 1, &chosen, groups, room, nullptr);
   for (auto s = signals.rbegin(); s != signals.rend(); ++s) {
     const uint32_t size = static_cast<uint32_t>(s->rows.size());
     Buffer scratch(dca_rans_encode_bytes(size));
-    dca_rans_encode(model.device.as(), s->trellis, state.as(), s->values.data(), s->rows.data(), size,
+    dca_rans_encode(model.device.as(), s->trellis, state.as(), 1, groups, s->values.data(), s->rows.data(), size,
                     words.as<uint16_t>(), scratch.as(), nullptr);
   }
-  dca_rans_encode_close(state.as(), words.as<uint16_t>(), out.as(), nullptr);
+  dca_rans_encode_close(state.as(), 1, groups, words.as<uint16_t>(), out.as(), 0, nullptr);
   require(state.as<uint32_t>()[0] == 0, "the encoder is content");
   return std::string(out.as<char>(), state.as<uint64_t>()[1]);
 }
 
 Result decode_on_device(Model& model, const std::string& stream, const std::vector<Signal>& signals, bool staged) {
   const std::vector<uint8_t> bytes(stream.begin(), stream.end());
-  Buffer state(dca_rans_state_bytes()), device(bytes.size() + 1);
+  Buffer state(dca_rans_state_bytes()), device(bytes.size() + 2);
+  Buffer opened(dca_rans_state_bytes()), staging(bytes.size() + 2);
   char message[80] = "";
   Result result;
-  const int fault = dca_rans_reset(bytes.data(), bytes.size(), device.as(), state.as(), message, nullptr);
+  const uint64_t end = bytes.size();
+  const int fault =
+      dca_rans_reset(bytes.data(), &end, 1, staging.as(), opened.as(), device.as(), state.as(), message, nullptr);
   if (fault != 0) {
     require(fault == -1 || fault == -2, "only streams are refused");
     result.status = fault == -1 ? 2 : 4;
@@ -157,11 +164,11 @@ Result decode_on_device(Model& model, const std::string& stream, const std::vect
     const uint32_t size = static_cast<uint32_t>(s.rows.size());
     Buffer scratch(dca_rans_decode_bytes(size));
     std::vector<int16_t> values(size, 0x5A5A);
-    dca_rans_decode(model.device.as(), s.trellis, staged ? model.searched[s.trellis] : 0, device.as(), state.as(),
-                    s.rows.data(), size, values.data(), scratch.as(), nullptr);
+    dca_rans_decode(model.device.as(), s.trellis, staged ? model.searched[s.trellis] : 0, device.as(), state.as(), 1,
+                    kMaxGroups, s.rows.data(), size, values.data(), scratch.as(), nullptr);
     result.values.insert(result.values.end(), values.begin(), values.end());
   }
-  dca_rans_finish(state.as(), nullptr);
+  dca_rans_finish(state.as(), 1, nullptr);
   const uint32_t bits = state.as<uint32_t>()[0];
   require(bits < 16 && bits % 2 == 0, "a known status");
   result.status = bits & 2 ? 2 : bits != 0 ? 4 : 0;
@@ -216,7 +223,9 @@ std::string round_trip(Model& model, const std::vector<Signal>& signals, int lan
   return stream;
 }
 
-void search(uint32_t size, int groups) {
+// In a batch of pictures of `each` positions.
+void search(uint32_t each, int groups, uint32_t pictures = 1) {
+  const uint32_t size = each * pictures;
   const Signal signal(size);
   std::vector<int32_t> residuals(size), charges(2 * kRows * kSymbols);
   const uint32_t most = 1 + below(kMaxCharge + 1);
@@ -225,9 +234,12 @@ void search(uint32_t size, int groups) {
   }
   for (int32_t& charge : charges) charge = static_cast<int32_t>(below(most));
   std::vector<int16_t> on_host(size), on_device(size, 0x5A5A);
-  Buffer scratch(dca_rans_quantise_bytes(size));
-  quantise(kScalarPath, residuals.data(), signal.rows.data(), size, charges.data(), groups, 1, on_host.data());
-  dca_rans_quantise(residuals.data(), signal.rows.data(), size, charges.data(), static_cast<uint32_t>(groups),
+  Buffer scratch(dca_rans_quantise_bytes(size, pictures));
+  for (uint32_t first = 0; first < size; first += each) {
+    quantise(kScalarPath, residuals.data() + first, signal.rows.data() + first, each, charges.data(), groups, 1,
+             on_host.data() + first);
+  }
+  dca_rans_quantise(residuals.data(), signal.rows.data(), size, pictures, charges.data(), static_cast<uint32_t>(groups),
                     on_device.data(), scratch.as(), nullptr);
   require(on_device == on_host, "device and CPU find the same values");
 }
@@ -251,6 +263,7 @@ int main(int argc, char** argv) {
     const std::vector<Signal> signals{Signal(below(120)), Signal(below(300), groups * below(2))};
     const std::string stream = round_trip(model, signals, 1 << below(6), groups);
     search(below(600), groups);
+    search(below(200), groups, 1 + below(5));
     for (int j = 0; j < 5; ++j, ++hostile) {
       const std::string bytes = mutated(stream);
       const Result device = decode_on_device(model, bytes, signals, j % 2 == 0);
