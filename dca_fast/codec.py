@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from numbers import Real
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dca_fast.backends import resolve
-from dca_fast.config import AQ_STEPS, DEFAULT_AQ, DEFAULT_EFFORT, MAX_AQ, QUALITY_MAX, ModelConfig
+from dca_fast.config import AQ_STEPS, DEFAULT_AQ, DEFAULT_EFFORT, MAX_AQ, QUALITY_MAX, RING_REACH, ModelConfig
 from dca_fast.encoder import rate_control
 from dca_fast.encoder.effort import check as check_effort
 from dca_fast.engines import Engine
@@ -32,6 +32,7 @@ from dca_fast.inputs import FileLike, ImageLike, check_size, file_bytes, image_o
 from dca_fast.network import weights as weights_io
 from dca_fast.network.program import QUALITY_STEPS
 from dca_fast.ops import Array
+from dca_fast.region import Region
 from dca_fast.tensors import need_torch, planes_of, tensor_of
 from dca_fast.threads import check as check_threads
 from dca_fast.threads import default_threads
@@ -217,7 +218,8 @@ class Codec:
     ) -> bytes:
         """A file of the highest quality: that of the model, unless it is not enough or longer than one without loss."""
         dca, engine = container.parse(data, max_pixels=self.max_pixels), self.engine
-        error = engine.ops.squared_error(engine.image(source.pixels), self._decoded(dca), None)
+        decoded = self._decoded(dca, self._whole(dca.header))
+        error = engine.ops.squared_error(engine.image(source.pixels), decoded, None)
         enough = picture.is_enough(error, math.prod(source.pixels.shape))
         samples = picture.samples_of(replace(source, pixels=self._host(engine.image(source.pixels))))
         stream = picture.coder.encode(samples, threads=self.threads, python=self._python)
@@ -282,7 +284,8 @@ class Codec:
             )
 
         def error(data: bytes) -> float:
-            decoded = self._decoded(container.parse(data, max_pixels=self.max_pixels))
+            dca = container.parse(data, max_pixels=self.max_pixels)
+            decoded = self._decoded(dca, self._whole(dca.header))
             squares = self.engine.ops.squared_error(self.engine.image(source.pixels), decoded, None)
             return squares / math.prod(source.pixels.shape)
 
@@ -307,12 +310,14 @@ class Codec:
         container.check_sections(sections)
         return sections
 
-    def decode(self, data: FileLike, output: str = "pil") -> Any:
-        """Decompress one file.
+    def decode(self, data: FileLike, output: str = "pil", *, region: Sequence[int] | None = None) -> Any:
+        """Decompress one file, or a part of its picture.
 
         Args:
             data: the whole file, its path, or a binary file object.
             output: "pil", "numpy" or "torch".
+            region: (left, top, width, height) in pixels: that part of the picture alone, equal to the crop of the whole
+                one. Of large pictures only the tiles that it depends on are decoded (docs/guide/large.md).
 
         Returns:
             Pillow image (L, RGB or with alpha, or I;16; metadata in `info`), uint8 array [H, W, 3], or uint8 tensor
@@ -322,7 +327,7 @@ class Codec:
         Raises:
             BitstreamError: one of its kinds says what is wrong with the bytes. Never a wrong picture.
             UnknownModelError: the file was made with other weights; files without loss need none.
-            InputError: neither bytes nor where they are.
+            InputError: neither bytes nor where they are; a region that is empty or not within the picture.
             OSError: the file cannot be read.
             BackendUnavailableError: "torch" without PyTorch.
         """
@@ -331,8 +336,11 @@ class Codec:
         if output == "torch":
             need_torch('output="torch"')
         dca = container.parse(file_bytes(data), max_pixels=self.max_pixels)
-        header, pixels = dca.header, self._decoded(dca)
-        plane = self._alpha(dca)  # now that the stream is known to be whole
+        header, part = dca.header, self._whole(dca.header)
+        if region is not None:
+            part = Region.of(region, header.height, header.width)
+        pixels = self._decoded(dca, part)
+        plane = self._alpha(dca, part)  # now that the stream is known to be whole
         if output == "torch" and self.engine.takes_tensors and header.depth == 8:
             return planes_of(pixels, plane)
         array = self._host(pixels)
@@ -346,35 +354,43 @@ class Codec:
             return array
         return tensor_of(np.ascontiguousarray(array.transpose(2, 0, 1))).to(self.engine.device)
 
-    def _alpha(self, dca: container.Dca) -> npt.NDArray[Any] | None:
-        """The alpha plane of a file, [H, W]."""
+    def _alpha(self, dca: container.Dca, region: Region) -> npt.NDArray[Any] | None:
+        """A region of the alpha plane of a file, [height, width]."""
         header, payload = dca.header, dca.sections.get(container.Section.ALPHA)
         if payload is None:
             return None
         size = header.height, header.width
-        return picture.coder.unpack_plane(payload, *size, header.depth, threads=self.threads, python=self._python)
+        plane = picture.coder.unpack_plane(payload, *size, header.depth, threads=self.threads, python=self._python)
+        return plane[region.of_array()]
+
+    @staticmethod
+    def _whole(header: container.Header) -> Region:
+        return Region(0, 0, header.width, header.height)
 
     def _host(self, pixels: Array) -> npt.NDArray[Any]:
         """[H, W, 3] as an array of its own."""
         array = pixels if isinstance(pixels, np.ndarray) else self.engine.arrays.numpy(pixels)
         return np.ascontiguousarray(array)
 
-    def _decoded(self, dca: container.Dca) -> Array:
-        """The picture of a file, uint8 or uint16 [H, W, 3], with its filter; all planes of a gray one are equal."""
-        header = dca.header
+    def _decoded(self, dca: container.Dca, region: Region) -> Array:
+        """A region of the picture of a file, uint8 or uint16 [height, width, 3], with its filter; all planes of a gray
+        one are equal."""
+        header, engine = dca.header, self.engine
         if header.exact:
             samples = picture.pixels_of(header, dca.stream, threads=self.threads, python=self._python)
-            return samples if header.depth == 16 else self.engine.image(samples)  # engines know 8 bits
+            samples = samples[region.of_array()]
+            return samples if header.depth == 16 else engine.image(samples)  # engines know 8 bits
         if header.model_id != self._weights.model_id:
             raise UnknownModelError(f"made with model {header.model_id.hex()}, this codec holds {self.model_id}")
-        pixels, digest = self.engine.decode(dca.stream, header)
+        seen = region.around(RING_REACH if header.restoration else 0, header.height, header.width)
+        pixels, digest = engine.decode(dca.stream, header, seen)
         if digest != header.digest:
             raise CorruptStreamError("the decoded symbols do not have the digest in the header")
         if header.restoration:
-            pixels = self.engine.restore(pixels, header.restoration)
+            pixels = engine.restore(pixels, header.restoration)[region.of_array(seen.top, seen.left)]
         if header.grayscale:
-            luma = self.engine.ops.luma(pixels)[:, :, None]
-            pixels = self.engine.arrays.broadcast(luma, tuple(pixels.shape))
+            luma = engine.ops.luma(pixels)[:, :, None]
+            pixels = engine.arrays.broadcast(luma, tuple(pixels.shape))
         return pixels
 
     def warm_up(

@@ -9,6 +9,7 @@ from dca_fast.files.container import Header
 from dca_fast.network.program import Program
 from dca_fast.network.weights import Weights
 from dca_fast.ops import Array, Arrays, Ops
+from dca_fast.region import Region
 
 Progress = Callable[[float], None]
 
@@ -56,11 +57,11 @@ class Engine(Protocol):
             DeviceMemoryError: the device has too little memory.
         """
 
-    def decode(self, stream: bytes, header: Header) -> tuple[Array, int]:
-        """Decompress a stream, without its restoration filter.
+    def decode(self, stream: bytes, header: Header, region: Region) -> tuple[Array, int]:
+        """Decompress a region of a stream, without its restoration filter.
 
         Returns:
-            uint8 [H, W, 3], and the digest of the symbols.
+            uint8 [height, width, 3] of the region, and the digest of the symbols.
 
         Raises:
             BitstreamError: one of its kinds.

@@ -9,7 +9,7 @@ threads, so that a forked process can go on with all of it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,17 @@ class NumpyArrays:
 
     def concat(self, parts: Sequence[Array], axis: int) -> Array:
         return np.concatenate(parts, axis)
+
+    def gather(self, strips: Iterable[Array], height: int) -> Array:
+        out, at = None, 0
+        for strip in strips:
+            if out is None:
+                out = np.empty((strip.shape[0], height, *strip.shape[2:]), strip.dtype)
+            out[:, at : at + strip.shape[1]] = strip
+            at += strip.shape[1]
+        assert out is not None
+        assert at == height
+        return out
 
     def settle(self) -> None:
         """All is done when a call returns."""
