@@ -382,19 +382,6 @@ def test_progress_ends_with_all_done(codec: Codec, level: int) -> None:
         codec.warm_up(64, 64, effort=-1)
 
 
-def test_the_answer_of_a_part_is_that_of_the_whole(codec: Codec) -> None:
-    generator = np.random.default_rng(3)
-    image, picture = (generator.integers(0, 256, (1, 256, 128, 3), np.uint8) for _ in range(2))
-    before, answer = picture.copy(), codec.engine.adjoint.answer
-    for size in ((256, 128), (200, 100), (65, 1)):
-        whole = answer(image, picture, size, (slice(None), slice(0, 256), slice(0, 128)))
-        for top, left in ((0, 0), (64, 0), (128, 64)):
-            part = answer(image, picture, size, (slice(None), slice(top, 256), slice(left, 128)))
-            assert np.array_equal(part, whole[:, top // 16 :, left // 16 :])
-    assert not whole[:, 5:].any()
-    assert np.array_equal(picture, before)
-
-
 def test_sources_of_other_ys_go_on_from_the_same_hyper_latents(codec: Codec) -> None:
     """Also those made of another such source: all that is coded of z, and its digest, which a file needs."""
     program, grid, image = codec.engine.program(5000, 3), Grid.of(64, 128), padded(photograph(64, 128, seed=2))

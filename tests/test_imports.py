@@ -87,6 +87,7 @@ TORCH_FREE = [
     "encoder.restoration_fit",
     "engines",
     "engines.cpu",
+    "engines.tiles",
     "entropy.coder",
     "entropy.rans",
     "entropy.tables",

@@ -348,7 +348,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def tensors(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value
-    elif value is not None:
+    elif value is not None and not isinstance(value, int):  # tiles have places
         value = value.values() if isinstance(value, dict) else value
         for item in value.parts if isinstance(value, EncoderSource) else value:
             yield from tensors(item)

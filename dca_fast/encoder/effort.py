@@ -192,7 +192,7 @@ def second_pass(
     """The step along the linear part, whatever comes of it, and what is coded then.
 
     Args:
-        first: of `first_pass`.
+        first: of `first_pass`; let go before the last picture is made.
         w: the restoration filter of its picture, int8 [3, 6 R] on the device; the error behind it is answered.
         image, size, rows: as there.
         finish: what is kept of the source of each tile and its grid.
@@ -200,19 +200,35 @@ def second_pass(
     Returns:
         What is kept, and the picture that is coded, without a filter.
     """
-    picture = first.picture if w is None else restored(program.ops, program.arrays, first.picture, w, size)
-    kept = []
+    kept: list[Any] = []
 
-    def answered() -> Iterator[tuple[walk.Tile, Array]]:
-        for one in first.tiles:
-            slope = step.adjoint.answer(image, picture, size, one.tile.pixels)
-            y_hat = program.arrays.contiguous(first.y_hat[one.tile.sites])
-            source, y_hat = one.coded(program, step.adjoint.moved(y_hat, slope, step.m, one.y))
-            kept.append(finish(source, one.tile.grid))
-            yield one.tile, y_hat
+    def walked(answered: Iterator[tuple[walk.Tile, walk.EncoderSource, Array]]) -> Iterator[tuple[walk.Tile, Array]]:
+        for tile, source, y_hat in answered:
+            kept.append(finish(source, tile.grid))
+            yield tile, y_hat
 
-    y_hat = walk.Grid.of(*size).laid(program.arrays, answered())
+    answered = _answered(program, step, first, w, image, size)
+    del first
+    y_hat = walk.Grid.of(*size).laid(program.arrays, walked(answered))
+    del answered
     return kept, program.synthesise(y_hat, rows)
+
+
+def _answered(
+    program: Program, step: Step, first: Pass, w: Array | None, image: Array, size: tuple[int, int]
+) -> Iterator[tuple[walk.Tile, walk.EncoderSource, Array]]:
+    """The tiles of `second_pass`: what is coded, and its y_hat."""
+    contiguous = program.arrays.contiguous
+    for one in first.tiles:
+        part = one.tile.pixels
+        if w is None:
+            picture = contiguous(first.picture[part])
+        else:
+            picture = restored(program.ops, program.arrays, first.picture, w, size, part)
+        within = size[0] - part[1].start, size[1] - part[2].start
+        slope = step.adjoint.answer(contiguous(image[part]), picture, within)
+        y_hat = contiguous(first.y_hat[one.tile.sites])
+        yield one.tile, *one.coded(program, step.adjoint.moved(y_hat, slope, step.m, one.y))
 
 
 class Tools(NamedTuple):
@@ -253,6 +269,7 @@ class Search:
         self._grid = walk.Grid.of(*size)
         self._arrays = program.arrays
         self._inside = self._arrays.contiguous(image[0, : size[0], : size[1]])
+        self._all = walk.Tile(0, 0, self._grid).pixels
         self._exponents: Exponents = {}
         # Of the last y_hat that was synthesised; those of more take too much memory.
         self._halves: tuple[Array, tuple[Halves, Halves]] | None = None
@@ -303,7 +320,7 @@ class Search:
         if weights:
             rings = 0 if str(program.device) == "cpu" else len(RINGS)  # a kernel for each number of them
             w = as_array(self._arrays, weights, rings)
-            picture = restored(program.ops, self._arrays, picture, w, self._size)
+            picture = restored(program.ops, self._arrays, picture, w, self._size, self._all)
         height, width = self._size
         squares = program.ops.squared_error(self._inside, picture[0, :height, :width], self._weights)
         error = squares if self._weights is None else squares / AQ_UNIT

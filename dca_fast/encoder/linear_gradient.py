@@ -109,11 +109,9 @@ class Adjoint:
         """The second half, from the first."""
         return self._ops.wide_linear(self._ops.space_to_depth2(slope), self._split)
 
-    def answer(self, image: Array, picture: Array, size: tuple[int, int], part: tuple[slice, slice, slice]) -> Array:
-        """`slope` of what is `missing` in a part of the picture, `image` and `picture` being those of all of it."""
-        within = size[0] - part[1].start, size[1] - part[2].start
-        image, picture = (self.arrays.contiguous(x[part]) for x in (image, picture))
-        return self.slope(self.missing(image, picture, within))
+    def answer(self, image: Array, picture: Array, size: tuple[int, int]) -> Array:
+        """`slope` of what is `missing`."""
+        return self.slope(self.missing(image, picture, size))
 
     def moved(self, y_hat: Array, slope: Array, m: Array, y: Array | None = None, back: float = BACK) -> Array:
         """y_hat, a step along the slope away. All int16 [N, H/16, W/16, M] but `m` of `multipliers`, on the device.

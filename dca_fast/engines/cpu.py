@@ -104,10 +104,10 @@ class CpuEngine:
         if effort:
             m = step_multipliers(program.arrays.numpy(program.gain), quality / QUALITY_STEPS)
             step = Step(self.adjoint, self.quantiser, program.arrays.array(m))
-            first = first_pass(program, step, padded, size, rows=rows)
-            weights = self.fit(first.picture, image, quality)
+            first = [first_pass(program, step, padded, size, rows=rows)]
+            weights = self.fit(first[0].picture, image, quality)
             w = restoration_fit.as_array(program.arrays, weights) if weights else None
-            return second_pass(program, step, first, w, padded, size, rows, finish)
+            return second_pass(program, step, first.pop(), w, padded, size, rows, finish)
         y = program.analyse(padded, rows)
         kept = []
         for tile in walk.Grid.of(*size).tiles():

@@ -361,7 +361,7 @@ class Program:
         """z, as `hyper_analyse` gives it, decoded -> what c needs and what does not depend on the step.
 
         Returns:
-            "step0".."step3": input of c from phi_r, int16 [N, h, w, D]; "local": phi_l projected, the same shape;
+            "regional": operand of what phi_r gives each step, int8 [N, h, w, D]; "local": phi_l projected, int16;
             "keys", "values": int8 [N, T, D]; "token0".. of each c: what silent tokens add, int16 [N, 1, 1, D].
         """
         z = {name: self._scale(value, name, "inverse") for name, value in z.items()}
@@ -369,7 +369,7 @@ class Program:
         x = self.ops.depth_to_space2(self.ops.wide_linear(z["regional"], self._linear(f"{p}.synthesis_in")))
         x = self._block(x, f"{p}.synthesis_block")
         regional = self._operand(self.ops.depth_to_space2(self._feature(self._operand(x), f"{p}.synthesis_up")))
-        out = {f"step{i}": self._feature(regional, f"context.feature.{i}") for i in range(4)}
+        out = {"regional": regional}
         if "local" in z:
             out["local"] = self._local_feature(z["local"])
         if "global" in z:
@@ -405,7 +405,7 @@ class Program:
 
         Sites outside of `valid` (h, w) and rows below the skip threshold have SKIP_ROW.
         """
-        x = features[f"step{step}"]
+        x = self._feature(features["regional"], f"context.feature.{step}")
         if step:
             layer = self._linear(f"context.decoded.{step - 1}")
             x = self.ops.decoded_linear(y_hat, self._t["latent.operand16"], layer, x, step)
