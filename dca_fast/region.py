@@ -19,6 +19,11 @@ class Region(NamedTuple):
     height: int
 
     @classmethod
+    def whole(cls, height: int, width: int) -> Region:
+        """All of a picture of so many pixels."""
+        return cls(0, 0, width, height)
+
+    @classmethod
     def of(cls, values: Sequence[int], height: int, width: int) -> Region:
         """What a caller asks for, of a picture of so many pixels.
 

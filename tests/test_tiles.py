@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from dca_fast.errors import BitstreamError, CorruptStreamError, InputError, Trun
 from dca_fast.files import container
 from dca_fast.network import walk
 from dca_fast.network.walk import Grid
+from dca_fast.reduced import REDUCTIONS
 from dca_fast.testing import photograph
 
 SIZE = 230, 400  # height and width: 16 x 28 sites, which do not touch all of the last ones
@@ -239,3 +242,17 @@ def test_a_region_is_verified_alone(codec: Codec) -> None:
         codec.decode(damaged, region=(390, 220, 10, 10))
     expected = codec.decode(container.pack(dca.header, dca.stream, dca.sections), "numpy")[:40, :40]
     assert np.array_equal(codec.decode(damaged, "numpy", region=(0, 0, 40, 40)), expected)
+
+
+def test_the_golden_file(codec: Codec) -> None:
+    golden = Path(__file__).parent / "golden"
+    data = (golden / "tiles.dca").read_bytes()
+    pixels = codec.decode(data, "numpy")
+    assert hashlib.sha256(pixels.tobytes()).hexdigest() == (golden / "tiles.sha256").read_text().strip()
+    for region in ((1500, 900, 140, 100), (0, 0, 64, 64), (3100, 2000, 36, 48)):
+        left, top, width, height = region
+        part = codec.decode(data, "numpy", region=region)
+        assert np.array_equal(part, pixels[top : top + height, left : left + width])
+    hashes = (golden / "previews.sha256").read_text().split()
+    for reduce, expected in zip(REDUCTIONS[1:], hashes, strict=True):
+        assert hashlib.sha256(codec.decode(data, "numpy", reduce=reduce).tobytes()).hexdigest() == expected

@@ -68,6 +68,16 @@ class Engine(Protocol):
             DeviceMemoryError: as in `encode`.
         """
 
+    def preview(self, stream: bytes, header: Header, reduce: int) -> tuple[Array, int] | None:
+        """A small picture of a stream, with a pixel for `reduce` by `reduce`, from the latent alone.
+
+        Returns:
+            As `decode`, uint8 [ceil(H / reduce), ceil(W / reduce), 3]; None: the weights have no layer for it.
+
+        Raises:
+            As `decode`.
+        """
+
     def restore(self, picture: Array, weights: tuple[int, ...]) -> Array:
         """The restoration filter: uint8 [H, W, 3] to the same."""
 

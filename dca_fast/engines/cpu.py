@@ -25,7 +25,7 @@ from dca_fast.ops import Array, Ops
 from dca_fast.region import Region
 from dca_fast.tensors import is_tensor
 
-STRIP_PIXELS = 1 << 22  # that the transforms compute at a time, about; fewer take less memory and some more work
+STRIP_PIXELS = 1 << 23  # that the transforms compute at a time, about; fewer take less memory and some more work
 
 
 def _rows(width: int) -> int:
@@ -145,6 +145,19 @@ class CpuEngine:
         return Gradient(self.adjoint, self.ops)
 
     def decode(self, stream: bytes, header: Header, region: Region) -> tuple[Array, int]:
+        program, y_hat, begin, digest = self.latent(stream, header, region)
+        picture = program.synthesise(y_hat, _rows(y_hat.shape[2] * STRIDE))
+        return picture[0][region.of_array(*begin)], digest
+
+    def preview(self, stream: bytes, header: Header, reduce: int) -> tuple[Array, int] | None:
+        if not self.program(header.quality, header.aq).previews(reduce):
+            return None
+        program, y_hat, _, digest = self.latent(stream, header, Region.whole(header.height, header.width))
+        picture = program.preview(y_hat, reduce)
+        return picture[0, : -(-header.height // reduce), : -(-header.width // reduce)], digest
+
+    def latent(self, stream: bytes, header: Header, region: Region) -> tuple[Program, Array, tuple[int, int], int]:
+        """The program of a file, and as `tiles.latent`."""
         program = self.program(header.quality, header.aq)
 
         def walked(own: bytes, grid: walk.Grid) -> tuple[Array, int]:
@@ -154,10 +167,7 @@ class CpuEngine:
             decoder.finish()
             return y_hat, source.digest
 
-        grid = walk.Grid.of(header.height, header.width)
-        y_hat, begin, digest = tiles.latent(program, stream, grid, region, walked)
-        picture = program.synthesise(y_hat, _rows(y_hat.shape[2] * STRIDE))
-        return picture[0][region.of_array(*begin)], digest
+        return program, *tiles.latent(program, stream, walk.Grid.of(header.height, header.width), region, walked)
 
     def restore(self, picture: Array, weights: tuple[int, ...]) -> Array:
         return restoration_fit.apply(self.ops, self.arrays, picture, weights)

@@ -263,7 +263,7 @@ class CudaEngine:
         image = torch.zeros(height, width, 3, dtype=torch.uint8, device=self.device)
         for level in (min(effort, 1), min(effort, 2)):  # searches of higher levels only go on like this
             stream = self.encode(image, 0, level, aq).stream
-            self.decode(stream, Header(width, height, 0, b"", 0, aq=aq), Region(0, 0, width, height))
+            self.decode(stream, Header(width, height, 0, b"", 0, aq=aq), Region.whole(height, width))
 
     def image(self, pixels: Tensor | npt.NDArray[np.uint8]) -> Tensor:
         """Pixels uint8 [H, W, 3] on the device."""
@@ -366,7 +366,7 @@ class CudaEngine:
             graph, parts = None, grid.tiles()
             streams, digests = tiles.split(stream, len(parts))
             fits = all(len(own) <= _capacity(tile.grid) for own, tile in zip(streams, parts, strict=True))
-            if fits and region == (0, 0, width, height):
+            if fits and region == Region.whole(height, width):
                 make = partial(_DecoderGraph, self.model, self.coder, grid, aq, streams)
                 graph = self._graph(("decode", *grid, aq), grid, make)
             if isinstance(graph, _DecoderGraph):
@@ -377,18 +377,37 @@ class CudaEngine:
                     graph.graph.replay()
                     pixels = graph.pixels[0, :height, :width].clone()
                     return pixels, tiles.checked(digests, [decoder.check() for decoder in graph.decoders])
-            program = self._programs.at(quality, aq)
-
-            def walked(own: bytes, grid: walk.Grid) -> tuple[Tensor, int]:
-                decoder = self.coder.decoder(own)
-                y_hat = _walked(program, decoder, grid)
-                return y_hat, decoder.check()
 
             def once(rows: int | None) -> tuple[Tensor, int]:
-                y_hat, begin, digest = tiles.latent(program, stream, grid, region, walked)
+                program, y_hat, begin, digest = self._latent(stream, header, region)
                 return program.synthesise(y_hat, rows)[0][region.of_array(*begin)].contiguous(), digest
 
             return self._in_memory(once)
+
+    def preview(self, stream: bytes, header: Header, reduce: int) -> tuple[Tensor, int] | None:
+        """See `Engine`."""
+        if not self._programs.at(header.quality, header.aq).previews(reduce):
+            return None
+        height, width = header.height, header.width
+
+        def once(rows: int | None) -> tuple[Tensor, int]:
+            program, y_hat, _, digest = self._latent(stream, header, Region.whole(height, width))
+            picture = program.preview(y_hat, reduce)[0, : -(-height // reduce), : -(-width // reduce)]
+            return picture.contiguous(), digest
+
+        with torch.cuda.device(self.device):
+            return self._in_memory(once, 1)
+
+    def _latent(self, stream: bytes, header: Header, region: Region) -> tuple[Program, Tensor, tuple[int, int], int]:
+        """The program of a file, and as `tiles.latent`, launch by launch."""
+        program = self._programs.at(header.quality, header.aq)
+
+        def walked(own: bytes, grid: walk.Grid) -> tuple[Tensor, int]:
+            decoder = self.coder.decoder(own)
+            y_hat = _walked(program, decoder, grid)
+            return y_hat, decoder.check()
+
+        return program, *tiles.latent(program, stream, walk.Grid.of(header.height, header.width), region, walked)
 
     def _graph(
         self, key: Key, grid: walk.Grid, make: Callable[[], _EncoderGraph | _DecoderGraph]

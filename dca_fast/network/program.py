@@ -54,6 +54,7 @@ LOG2_STEPS = 4096  # log2 of gains and scales in fixed point
 GATE = 1 / OPERAND_STEPS  # product of two operands -> operand
 _ROW_OFFSET = round(-math.log2(SCALE_MIN) * LOG2_STEPS)
 CACHED_QUALITIES = 8
+PREVIEWS = (8, 16)  # pixels of a side that become one, where weights may have a layer for it
 
 
 def interpolate(knots: np.ndarray, quality: int) -> np.ndarray:
@@ -447,6 +448,15 @@ class Program:
 
     def _synthesise_fine(self, x: Array) -> Array:
         return self._pixels(self._blocks(self._split(x), "synthesis.blocks8", self.config.synthesis_blocks[0]))
+
+    def previews(self, reduce: int) -> bool:
+        """Whether there is a preview with a pixel for so many by so many."""
+        return f"preview.{reduce}.w" in self._t
+
+    def preview(self, y_hat: Array, reduce: int) -> Array:
+        """y_hat int16 [N, h, w, M] -> uint8 [N, 16h / reduce, 16w / reduce, 3], without f_s; `reduce` of `previews`."""
+        pixels = self.ops.wide_pixels(y_hat, self._linear(f"preview.{reduce}"))
+        return pixels if reduce == STRIDE else self.ops.image_from_patches(pixels, STRIDE // reduce)
 
     @property
     def reach(self) -> int:

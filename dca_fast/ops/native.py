@@ -277,8 +277,11 @@ def squared_error(a: Array, b: Array, weights: Array | None = None) -> int:
 
 
 def luma(picture: Array) -> Array:
-    red, green, blue = (picture[..., i].astype(np.int32) for i in range(3))
-    return ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).astype(np.uint8)
+    out = np.empty(picture.shape[:2], np.uint8)
+    for top in range(0, len(picture), STRIDE):  # strips stay in the cache
+        red, green, blue = (picture[top : top + STRIDE, :, i].astype(np.int32) for i in range(3))
+        out[top : top + STRIDE] = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
+    return out
 
 
 def space_to_depth2(x: Array) -> Array:
