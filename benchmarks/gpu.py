@@ -211,17 +211,17 @@ def collect(gpu: Codec, image: np.ndarray) -> dict[str, Call]:
     size = image.shape[0], image.shape[1]
     padded = np.pad(image, ((0, -image.shape[0] % 64), (0, -image.shape[1] % 64), (0, 0)), mode="edge")
     m = engine.arrays.array(step_multipliers(engine.arrays.numpy(program.gain), QUALITY))
-    groups = walk.Grid.of(*size).groups
-    step = Step(Adjoint(weights, kept, engine.device), partial(engine.quantise, groups), m)
+    grid = walk.Grid.of(*size)
+    step = Step(Adjoint(weights, kept, engine.device), engine.quantiser, m)
     target = torch.from_numpy(image).cuda()
 
     def fit(picture: Tensor) -> Tensor:
         found = restoration_fit.fit(kept, engine.arrays, picture[0], target, worth(QUALITY))
         return restoration_fit.as_array(engine.arrays, found, len(RINGS))
 
-    source, _ = _analyse(program, torch.from_numpy(padded).cuda()[None], size, step, fit, None)
-    stream, _ = engine.code(source, groups)
-    _synthesise(program, engine.coder.decoder(stream), walk.Grid.of(*size), None)
+    sources, _ = _analyse(program, torch.from_numpy(padded).cuda()[None], size, step, fit, None)
+    coded = [engine.code(source, tile.grid) for source, tile in zip(sources, grid.tiles(), strict=True)]
+    _synthesise(program, [engine.coder.decoder(stream) for stream, _ in coded], grid, None)
     return calls
 
 
@@ -277,12 +277,12 @@ def whole_images(gpu: Codec, sizes: dict[str, tuple[int, int]], clock: Clock) ->
 
 
 def coder_times(gpu: Codec, image: np.ndarray) -> dict[str, float]:
-    """The entropy coder and the search of the trellis alone, on the values of this image."""
+    """The entropy coder and the search of the trellis alone, on the values of this image, or of its first tile."""
     codec, cpu = gpu.engine, CpuEngine(gpu.engine.weights, resolve("auto", "cpu"), gpu.tables, default_threads)
     assert isinstance(codec, CudaEngine)
-    symbols, _ = cpu.symbols(cpu.image(image), round(100 * QUALITY), 0, _aq(DEFAULT_AQ))
+    (symbols, *_), _ = cpu.symbols(cpu.image(image), round(100 * QUALITY), 0, _aq(DEFAULT_AQ))
     parts = [tuple(torch.from_numpy(np.array(a)).cuda() for a in part) for part in symbols.parts]
-    plain, groups = symbols.plain, walk.Grid.of(*image.shape[:2]).groups
+    plain, groups = symbols.plain, walk.Grid.of(*image.shape[:2]).tiles()[0].grid.groups
     lanes = int(codec.coder.choose_lanes([rows for _, rows in parts], groups, plain))
     stream = codec.coder.encode(parts, lanes, groups, plain)
     decoder = codec.coder.decoder(stream, capacity=len(stream), positions=max(rows.numel() for _, rows in parts))

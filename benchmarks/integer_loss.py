@@ -67,7 +67,7 @@ def main() -> int:
         for quality in QUALITIES:
             data = codec.encode(pixels, quality, effort=0, aq_strength=0)
             bpp, fidelity = float_point(network, pixels, quality)
-            source, _ = codec.engine.symbols(codec.engine.image(pixels), round(QUALITY_STEPS * quality), 0, 0)
+            (source,), _ = codec.engine.symbols(codec.engine.image(pixels), round(QUALITY_STEPS * quality), 0, 0)
             groups = Grid.of(*pixels.shape[:2]).groups
             ideal = ideal_bits(codec.tables, source, groups)
             area = pixels.shape[0] * pixels.shape[1]

@@ -303,7 +303,7 @@ def residuals_of(paths: Sequence[Path], quality: int) -> tuple[Residuals, Rows]:
     vars(engine)["quantiser"] = keeping
     for path in paths:
         pixels = engine.image(load_image(path).pixels)
-        kept, _ = engine.symbols(pixels, quality, DEFAULT_EFFORT, _aq(DEFAULT_AQ))
+        (kept,), _ = engine.symbols(pixels, quality, DEFAULT_EFFORT, _aq(DEFAULT_AQ))
         parts += [(symbols.astype(np.int32) * LATENT_STEPS, rows) for symbols, rows in kept.parts[: kept.plain]]
         parts += seen[-STEPS:]  # those of the last walk
     residuals, rows = zip(*parts, strict=True)

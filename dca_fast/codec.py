@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from numbers import Real
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dca_fast.backends import resolve
-from dca_fast.config import AQ_STEPS, DEFAULT_AQ, DEFAULT_EFFORT, MAX_AQ, QUALITY_MAX, ModelConfig
+from dca_fast.config import AQ_STEPS, DEFAULT_AQ, DEFAULT_EFFORT, MAX_AQ, QUALITY_MAX, RING_REACH, ModelConfig
 from dca_fast.encoder import rate_control
 from dca_fast.encoder.effort import check as check_effort
 from dca_fast.engines import Engine
@@ -32,6 +32,9 @@ from dca_fast.inputs import FileLike, ImageLike, check_size, file_bytes, image_o
 from dca_fast.network import weights as weights_io
 from dca_fast.network.program import QUALITY_STEPS
 from dca_fast.ops import Array
+from dca_fast.reduced import box_mean
+from dca_fast.reduced import check as check_reduction
+from dca_fast.region import Region
 from dca_fast.tensors import need_torch, planes_of, tensor_of
 from dca_fast.threads import check as check_threads
 from dca_fast.threads import default_threads
@@ -217,7 +220,8 @@ class Codec:
     ) -> bytes:
         """A file of the highest quality: that of the model, unless it is not enough or longer than one without loss."""
         dca, engine = container.parse(data, max_pixels=self.max_pixels), self.engine
-        error = engine.ops.squared_error(engine.image(source.pixels), self._decoded(dca), None)
+        decoded = self._decoded(dca)
+        error = engine.ops.squared_error(engine.image(source.pixels), decoded, None)
         enough = picture.is_enough(error, math.prod(source.pixels.shape))
         samples = picture.samples_of(replace(source, pixels=self._host(engine.image(source.pixels))))
         stream = picture.coder.encode(samples, threads=self.threads, python=self._python)
@@ -282,7 +286,8 @@ class Codec:
             )
 
         def error(data: bytes) -> float:
-            decoded = self._decoded(container.parse(data, max_pixels=self.max_pixels))
+            dca = container.parse(data, max_pixels=self.max_pixels)
+            decoded = self._decoded(dca)
             squares = self.engine.ops.squared_error(self.engine.image(source.pixels), decoded, None)
             return squares / math.prod(source.pixels.shape)
 
@@ -307,12 +312,18 @@ class Codec:
         container.check_sections(sections)
         return sections
 
-    def decode(self, data: FileLike, output: str = "pil") -> Any:
-        """Decompress one file.
+    def decode(
+        self, data: FileLike, output: str = "pil", *, region: Sequence[int] | None = None, reduce: int = 1
+    ) -> Any:
+        """Decompress one file, a part of its picture, or a small one of it.
 
         Args:
             data: the whole file, its path, or a binary file object.
             output: "pil", "numpy" or "torch".
+            region: (left, top, width, height) in pixels: that part of the picture alone, equal to the crop of the whole
+                one. Of large pictures only the tiles that it depends on are decoded (docs/guide/large.md).
+            reduce: 2, 4, 8 or 16: a preview with a pixel for so many by so many, sides rounded upwards. For 8 and 16 it
+                comes from the latent and takes some 60 % of the time; else it is the mean of decoded pixels.
 
         Returns:
             Pillow image (L, RGB or with alpha, or I;16; metadata in `info`), uint8 array [H, W, 3], or uint8 tensor
@@ -322,8 +333,9 @@ class Codec:
         Raises:
             BitstreamError: one of its kinds says what is wrong with the bytes. Never a wrong picture.
             UnknownModelError: the file was made with other weights; files without loss need none.
-            InputError: neither bytes nor where they are.
+            InputError: neither bytes nor where they are; a region that is empty or not within the picture.
             OSError: the file cannot be read.
+            ConfigError: another output or reduction, or a region and a reduction.
             BackendUnavailableError: "torch" without PyTorch.
         """
         if output not in OUTPUTS:
@@ -331,8 +343,17 @@ class Codec:
         if output == "torch":
             need_torch('output="torch"')
         dca = container.parse(file_bytes(data), max_pixels=self.max_pixels)
-        header, pixels = dca.header, self._decoded(dca)
-        plane = self._alpha(dca)  # now that the stream is known to be whole
+        header = dca.header
+        if check_reduction(reduce) > 1:
+            if region is not None:
+                raise ConfigError("give a region or a reduction, not both")
+            pixels = self._reduced(dca, reduce)
+            plane = self._alpha(dca)
+            plane = None if plane is None else box_mean(plane, reduce)
+        else:
+            part = None if region is None else Region.of(region, header.height, header.width)
+            pixels = self._decoded(dca, part)
+            plane = self._alpha(dca, part)  # now that the stream is known to be whole
         if output == "torch" and self.engine.takes_tensors and header.depth == 8:
             return planes_of(pixels, plane)
         array = self._host(pixels)
@@ -346,36 +367,63 @@ class Codec:
             return array
         return tensor_of(np.ascontiguousarray(array.transpose(2, 0, 1))).to(self.engine.device)
 
-    def _alpha(self, dca: container.Dca) -> npt.NDArray[Any] | None:
-        """The alpha plane of a file, [H, W]."""
+    def _alpha(self, dca: container.Dca, region: Region | None = None) -> npt.NDArray[Any] | None:
+        """The alpha plane of a file, or a region of it, [height, width]."""
         header, payload = dca.header, dca.sections.get(container.Section.ALPHA)
         if payload is None:
             return None
         size = header.height, header.width
-        return picture.coder.unpack_plane(payload, *size, header.depth, threads=self.threads, python=self._python)
+        plane = picture.coder.unpack_plane(payload, *size, header.depth, threads=self.threads, python=self._python)
+        return plane if region is None else plane[region.of_array()]
 
     def _host(self, pixels: Array) -> npt.NDArray[Any]:
         """[H, W, 3] as an array of its own."""
         array = pixels if isinstance(pixels, np.ndarray) else self.engine.arrays.numpy(pixels)
         return np.ascontiguousarray(array)
 
-    def _decoded(self, dca: container.Dca) -> Array:
-        """The picture of a file, uint8 or uint16 [H, W, 3], with its filter; all planes of a gray one are equal."""
-        header = dca.header
+    def _decoded(self, dca: container.Dca, region: Region | None = None) -> Array:
+        """The picture of a file, or a region of it, uint8 or uint16 [height, width, 3], with its filter; all planes of
+        a gray one are equal."""
+        header, engine = dca.header, self.engine
+        region = Region.whole(header.height, header.width) if region is None else region
         if header.exact:
             samples = picture.pixels_of(header, dca.stream, threads=self.threads, python=self._python)
-            return samples if header.depth == 16 else self.engine.image(samples)  # engines know 8 bits
+            samples = samples[region.of_array()]
+            return samples if header.depth == 16 else engine.image(samples)  # engines know 8 bits
+        self._check_model(header)
+        seen = region.around(RING_REACH if header.restoration else 0, header.height, header.width)
+        pixels, digest = engine.decode(dca.stream, header, seen)
+        self._check_digest(header, digest)
+        if header.restoration:
+            pixels = engine.restore(pixels, header.restoration)[region.of_array(seen.top, seen.left)]
+        return self._in_gray(pixels) if header.grayscale else pixels
+
+    def _reduced(self, dca: container.Dca, reduce: int) -> Array:
+        """A preview, uint8 or uint16 [ceil(H / reduce), ceil(W / reduce), 3]."""
+        header = dca.header
+        if not header.exact:
+            self._check_model(header)
+            found = self.engine.preview(dca.stream, header, reduce)
+            if found is not None:
+                pixels, digest = found
+                self._check_digest(header, digest)
+                return self._in_gray(pixels) if header.grayscale else pixels
+        pixels = box_mean(self._host(self._decoded(dca)), reduce)
+        return pixels if header.depth == 16 else self.engine.image(pixels)
+
+    def _check_model(self, header: container.Header) -> None:
         if header.model_id != self._weights.model_id:
             raise UnknownModelError(f"made with model {header.model_id.hex()}, this codec holds {self.model_id}")
-        pixels, digest = self.engine.decode(dca.stream, header)
+
+    @staticmethod
+    def _check_digest(header: container.Header, digest: int) -> None:
         if digest != header.digest:
             raise CorruptStreamError("the decoded symbols do not have the digest in the header")
-        if header.restoration:
-            pixels = self.engine.restore(pixels, header.restoration)
-        if header.grayscale:
-            luma = self.engine.ops.luma(pixels)[:, :, None]
-            pixels = self.engine.arrays.broadcast(luma, tuple(pixels.shape))
-        return pixels
+
+    def _in_gray(self, pixels: Array) -> Array:
+        """Three planes of luma."""
+        luma = self.engine.ops.luma(self.engine.arrays.contiguous(pixels))[:, :, None]
+        return self.engine.arrays.broadcast(luma, tuple(pixels.shape))
 
     def warm_up(
         self, height: int, width: int, *, effort: int = DEFAULT_EFFORT, aq_strength: float = DEFAULT_AQ

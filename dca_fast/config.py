@@ -54,6 +54,7 @@ RINGS = (
     ((-2, 0), (0, -2), (0, 2), (2, 0)),
 )
 RING_LIMIT, RING_STEPS = 8, 256
+RING_REACH = max(abs(way) for ring in RINGS for neighbour in ring for way in neighbour)
 
 # Adaptive quantisation (docs/spec/adaptive.md): unit of its strength and the strongest one; by how many rows of the
 # scale table it changes a step at most; and how many channels of a group, the strongest ones, it looks at.

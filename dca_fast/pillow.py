@@ -5,17 +5,19 @@
     image = Image.open("photo.dca")
     image.save("copy.dca", quality=60)
 
-`Image.open` reads size, mode and metadata; pixels are decoded when they are needed. Options of `save`: `quality`, or
-`lossless=True` (16 bits of mode I;16, too), or a goal (`max_bytes`, `bpp`, `psnr`); `effort` and `aq_strength`, as of
-`Codec.encode` and `Codec.encode_to`; `icc_profile`, `exif` and `xmp`, bytes that replace the image's own (None: none).
-Others are a `ConfigError`. A file that cannot be decoded is an OSError, as Pillow's users expect, with the
-`BitstreamError` as its cause. A file is replaced when its new bytes are there: where they cannot be made, the old ones
-stay.
+`Image.open` reads size, mode and metadata; pixels are decoded when they are needed. `crop` before that decodes no more
+than it shows, and `draft`, which `thumbnail` calls, makes it a preview (docs/guide/large.md). Options of `save`:
+`quality`, or `lossless=True` (16 bits of mode I;16, too), or a goal (`max_bytes`, `bpp`, `psnr`); `effort` and
+`aq_strength`, as of `Codec.encode` and `Codec.encode_to`; `icc_profile`, `exif` and `xmp`, bytes that replace the
+image's own (None: none). Others are a `ConfigError`. A file that cannot be decoded is an OSError, as Pillow's users
+expect, with the `BitstreamError` as its cause. A file is replaced when its new bytes are there: where they cannot be
+made, the old ones stay.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import os
 from dataclasses import replace
 from functools import cache, wraps
@@ -30,6 +32,7 @@ from dca_fast.files import container
 from dca_fast.files.atomic import write_atomic
 from dca_fast.files.image_io import from_pil
 from dca_fast.files.metadata import INFO_KEYS, info_of, metadata_of
+from dca_fast.reduced import REDUCTIONS
 
 FORMAT, MIME = "DCA", "image/x-dca"
 _chosen: list[Codec] = []
@@ -55,6 +58,7 @@ class DcaImageFile(ImageFile.ImageFile):
     format = FORMAT
     format_description = "DCA neural image"
     _bytes: bytes | None = None
+    _reduce = 1
 
     def _open(self) -> None:
         assert self.fp is not None
@@ -74,16 +78,40 @@ class DcaImageFile(ImageFile.ImageFile):
     def load(self) -> Any:
         """Decode, the first time."""
         if self._bytes is not None:
-            try:
-                image = _codec().decode(self._bytes)
-            except BitstreamError as error:
-                raise OSError(str(error)) from error
+            image = self._decoded(reduce=self._reduce)
             self._bytes = None
             if self.fp is not None and self._exclusive_fp:
                 self.fp.close()
             self.fp = io.BytesIO(image.tobytes())
             self.tile = [ImageFile._Tile("raw", (0, 0, *self.size), 0, self.mode)]
         return super().load()
+
+    def crop(self, box: tuple[float, float, float, float] | None = None) -> Image.Image:
+        """As of all images; a box within one that is not decoded yet decodes what it needs, and leaves it so."""
+        if box is not None and self._bytes is not None and self._reduce == 1 and all(x == int(x) for x in box):
+            left, top, right, lower = map(int, box)
+            if 0 <= left < right <= self.width and 0 <= top < lower <= self.height:
+                image = self._decoded(region=(left, top, right - left, lower - top))
+                image.info = self.info.copy()
+                return image
+        return super().crop(box)
+
+    def _decoded(self, **options: Any) -> Image.Image:
+        try:
+            image: Image.Image = _codec().decode(self._bytes or b"", **options)
+        except BitstreamError as error:
+            raise OSError(str(error)) from error
+        return image
+
+    def draft(self, mode: str | None, size: tuple[int, int] | None) -> tuple[str, tuple[int, int, float, float]] | None:
+        """Become the smallest preview that is not smaller than a size, as long as nothing is decoded; `mode` stays."""
+        if self._bytes is None or size is None or self._reduce > 1:
+            return None
+        most = min(self.width // max(1, size[0]), self.height // max(1, size[1]))
+        self._reduce = max(reduce for reduce in REDUCTIONS if reduce <= max(1, most))
+        width, height = self.width / self._reduce, self.height / self._reduce
+        self._size = (math.ceil(width), math.ceil(height))
+        return self.mode, (0, 0, width, height)
 
     def load_seek(self, pos: int) -> None:
         """Pillow would map the file instead of reading what was decoded, were this not here."""

@@ -27,6 +27,7 @@ from dca_fast.engines.cuda import (
     _Settings,
 )
 from dca_fast.errors import BitstreamError, DeviceMemoryError
+from dca_fast.files import container
 from dca_fast.network import weights
 from dca_fast.network.program import Model
 from dca_fast.network.walk import Grid
@@ -166,6 +167,33 @@ def test_graphs_own_what_they_read(imitated: Codec) -> None:
         data = plain.encode(picture, quality, effort=effort)
         assert imitated.encode(picture, quality, effort=effort) == data
         assert np.array_equal(imitated.decode(data, "numpy"), plain.decode(data, "numpy"))
+
+
+@test_rans_device.needs_gcc
+def test_tiles_go_through_a_graph_of_their_picture(imitated: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dca_fast.network.walk.TILE", 4)
+    image, plain = photograph(70, 190, seed=5), Codec()
+    assert len(Grid.of(70, 190).tiles()) == 6
+    for quality, effort in ((30, 0), (60, 1), (40, 2)):
+        data = plain.encode(image, quality, effort=effort)
+        pixels = plain.decode(data, "numpy")
+        for _ in range(2):  # launch by launch, recorded
+            assert imitated.encode(image, quality, effort=effort) == data
+            assert np.array_equal(imitated.decode(data, "numpy"), pixels)
+        assert np.array_equal(imitated.decode(data, "numpy", region=(30, 20, 80, 25)), pixels[20:45, 30:110])
+    assert isinstance(imitated.engine, CudaEngine)
+    graphs = list(imitated.engine._seen.values())
+    assert sum(isinstance(graph, _DecoderGraph) for graph in graphs) == 1
+    for graph in graphs:
+        if graph is not None:
+            overwrite_unowned(graph)
+    data = plain.encode(image, 45, effort=1)
+    assert imitated.encode(image, 45, effort=1) == data
+    assert np.array_equal(imitated.decode(data, "numpy"), plain.decode(data, "numpy"))
+    stream = bytearray(container.parse(data).stream)
+    stream[0] ^= 1  # of the digest of the first tile
+    with pytest.raises(BitstreamError, match="tile 0"):
+        imitated.decode(container.pack(container.parse(data).header, bytes(stream)))
 
 
 @test_rans_device.needs_gcc

@@ -91,11 +91,11 @@ def test_a_step_of_effort_on_kernels_is_that_of_the_reference(quantise: walk.Qua
     for operations, device in ((reference.OPS, torch.device("cpu")), (ops.OPS, DEVICE)):
         program = ProgramSet(model, operations, device).at(6000)
         multipliers = torch.from_numpy(step_multipliers(program.gain.cpu().numpy(), 60)).to(device)
-        step = Step(Adjoint(model, operations, device), quantise, multipliers)
+        step = Step(Adjoint(model, operations, device), lambda groups: quantise, multipliers)
         there, size = image.to(device), (60, 41)
         first = first_pass(program, step, there, size, Kept)
         w = restoration_fit.as_array(program.arrays, tuple(range(-18, 18)), len(RINGS))
-        source, picture = second_pass(program, step, first, w, there, size)
+        (source,), picture = second_pass(program, step, first, w, there, size)
         parts.append(source.parts)
         pictures.append(picture.cpu())
     assert torch.equal(*pictures)

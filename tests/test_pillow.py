@@ -144,7 +144,7 @@ def test_metadata_is_there_before_the_pixels() -> None:
 def test_pixels_are_decoded_once_and_when_needed(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     data, calls = saved(PICTURE), []
     decode = codec.decode
-    monkeypatch.setattr(codec, "decode", lambda bytes_: (calls.append(1), decode(bytes_))[1])
+    monkeypatch.setattr(codec, "decode", lambda bytes_, **options: (calls.append(1), decode(bytes_, **options))[1])
     with Image.open(io.BytesIO(data)) as image:
         assert image.size == (70, 50)
         assert not calls
@@ -165,7 +165,7 @@ def test_damaged_files_are_os_errors(codec: Codec, tmp_path: Path) -> None:
 
 
 def test_what_decoding_finds_is_an_os_error(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(data: bytes) -> None:
+    def refuse(data: bytes, **options: int) -> None:
         raise CorruptStreamError("another digest")
 
     with Image.open(io.BytesIO(saved(PICTURE))) as image:

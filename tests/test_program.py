@@ -221,9 +221,24 @@ def test_strips_change_no_bit() -> None:
         assert program.analyse(image, rows).equal(y)
         assert program.synthesise(y, rows).equal(pixels)
     # one row less around a strip shows: the reach is as small as it can be
-    fine, coarse = program.config.synthesis_blocks
-    short = program._by_rows(program._synthesise, y, 8, 1, 16, (fine, coarse - 1))
+    x = program._blocks(y, "synthesis.blocks16", program.config.synthesis_blocks[1])
+    short = program._by_rows(program._synthesise_fine, x, 8, 1, 16, 2)
     assert not short.equal(pixels)
+
+
+def test_pixels_depend_on_the_sites_around_alone() -> None:
+    program = ProgramSet(weights.load(weights.find("dca-s")), OPS).at(7000)
+    y = program.analyse(torch.from_numpy(photograph(256, 192, seed=4))[None])
+    pixels, reach = program.synthesise(y), program.reach
+    changed = y.clone()
+    changed[:, 8, 6] += 300
+    rows, columns = (program.synthesise(changed) != pixels)[0].any(-1).nonzero().unbind(-1)
+    assert 16 * (8 - reach) <= rows.min() < 16 * (9 - reach)
+    assert 16 * (8 + reach) <= rows.max() < 16 * (9 + reach)
+    assert 16 * (6 - reach) <= columns.min() < 16 * (7 - reach)
+    window = y[:, 8 - reach : 9 + reach, 6 - reach : 7 + reach].contiguous()
+    middle = program.synthesise(window)[:, 16 * reach : 16 * reach + 16, 16 * reach : 16 * reach + 16]
+    assert middle.equal(pixels[:, 128:144, 96:112])
 
 
 def test_quality_axis_is_continuous(packed: weights.Weights) -> None:

@@ -142,3 +142,19 @@ def test_large_pictures_are_fitted_to_some_of_their_rows() -> None:
     whole = restoration_fit.choose(native.restore_sums(picture, image, 1).numpy(), image.numel() // 3, 0.01)
     best = squares(native.restore(picture, as_tensor(whole)), image)
     assert best <= after < 1.02 * best < 0.9 * squares(picture, image)
+
+
+@pytest.mark.parametrize("size", [(128, 192), (100, 150), (65, 129)])
+def test_a_part_is_filtered_as_the_whole(size: tuple[int, int]) -> None:
+    """With as much around it as the filter sees; padding stays as it is."""
+    generator = np.random.default_rng(5)
+    picture = generator.integers(0, 256, (1, 128, 192, 3), np.uint8)
+    w = generator.integers(-60, 60, (3, 18)).astype(np.int8)
+    arrays = native_module.OPS.arrays("cpu")
+    expected, (height, width) = picture.copy(), size
+    expected[0, :height, :width] = native_module.restore(np.ascontiguousarray(picture[0, :height, :width]), w)
+    for rows in (slice(0, 128), slice(0, 64), slice(64, 128)):
+        for columns in (slice(0, 192), slice(64, 128), slice(128, 192)):
+            part = slice(None), rows, columns
+            found = restoration_fit.restored(native_module.OPS, arrays, picture, w, size, part)
+            assert np.array_equal(found, expected[part])

@@ -7,6 +7,7 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class File:
         assert data[:6] == b"\x89DCA\r\n"
         assert zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "little")
         self.version, flags = data[6:8]
-        assert self.version == 8
+        assert self.version == 9
         self.gray, sections, filtered, self.strength = bool(flags & 1), flags & 2, flags & 4, flags >> 4
         self.exact = bool(flags & 8)
         assert not self.exact or (data[8:12] == bytes(4) and not filtered and self.strength <= 1)
@@ -222,16 +223,41 @@ def exact_colours(file: File) -> np.ndarray:
     return np.broadcast_to(samples, (file.height, file.width, 3))
 
 
-def decode(data: bytes) -> np.ndarray:
-    """A whole file to uint8 [H, W, 3], or uint16."""
-    file = File(data)
-    if file.exact:
-        return exact_colours(file)
-    net = Network(WEIGHTS, file.quality)
-    config, decoder = net.config, Decoder(net.tables, file.stream)
-    h, w = (-(-side // 64) * 4 for side in (file.height, file.width))
-    valid = -(-file.height // 16), -(-file.width // 16)
-    digest = 0
+def cuts(sites: int, count: int) -> list[tuple[int, int]]:
+    """Where so many tiles of a side begin and end."""
+    ends = [sites // 4 * i // count * 4 for i in range(count + 1)]
+    return list(pairwise(ends))
+
+
+def tiles(h: int, w: int, side: int = 128) -> list[tuple[int, int, int, int]]:
+    """docs/spec/bitstream.md, "Tiles": top, bottom, left and right of each, in latent sites."""
+    short = max(1, (2 * min(h, w) + side) // (2 * side))
+    area = short * side * side
+    long = max(1, (2 * h * w + area) // (2 * area))
+    down, across = (short, long) if h <= w else (long, short)
+    return [(*rows, *columns) for rows in cuts(h, down) for columns in cuts(w, across)]
+
+
+def streams(stream: bytes, count: int) -> tuple[list[bytes], list[int]]:
+    """Those of the tiles, and their digests."""
+    found, sizes, at = [], [], 0
+    for i in range(count):
+        found.append(int.from_bytes(stream[at : at + 4], "little"))
+        at += 4
+        if i < count - 1:
+            size, at = leb128(stream, at)
+            sizes.append(size)
+    out = []
+    for size in [*sizes, len(stream) - at - sum(sizes)]:
+        assert size > 0
+        out.append(stream[at : at + size])
+        at += size
+    return out, found
+
+
+def walk(net: Network, file: File, stream: bytes, h: int, w: int, valid: tuple[int, int]) -> tuple[Tensor, int]:
+    """A picture or a tile of one: its y_hat, and the digest of its values."""
+    config, decoder, digest = net.config, Decoder(net.tables, stream), 0
 
     def take(rows: np.ndarray, trellis: bool) -> Tensor:
         nonlocal digest
@@ -269,6 +295,29 @@ def decode(data: bytes) -> np.ndarray:
             row = reference.coarser_rows(row, coarse, net.skip)
         reference.reconstruct(take(row.numpy(), True), mean, inverse, i, y_hat, coarser)
     decoder.finish()
+    return y_hat, digest
+
+
+def decode(data: bytes, side: int = 128) -> np.ndarray:
+    """A whole file to uint8 [H, W, 3], or uint16; `side` is that of tiles in latent sites."""
+    file = File(data)
+    if file.exact:
+        return exact_colours(file)
+    net = Network(WEIGHTS, file.quality)
+    h, w = (-(-side // 64) * 4 for side in (file.height, file.width))
+    touched = -(-file.height // 16), -(-file.width // 16)
+    places = tiles(h, w, side)
+    if len(places) == 1:
+        y_hat, digest = walk(net, file, file.stream, h, w, touched)
+    else:
+        own, digests = streams(file.stream, len(places))
+        y_hat = torch.zeros(1, h, w, net.config["latent"], dtype=torch.int16)
+        for (top, bottom, left, right), stream, expected in zip(places, own, digests, strict=True):
+            valid = min(bottom, touched[0]) - top, min(right, touched[1]) - left
+            part, found = walk(net, file, stream, bottom - top, right - left, valid)
+            assert found == expected
+            y_hat[:, top:bottom, left:right] = part
+        digest = zlib.crc32(struct.pack(f"<{len(digests)}I", *digests))
     assert digest == file.digest
     picture = net.synthesis(y_hat)[0, : file.height, : file.width].contiguous()
     if file.coefficients:
@@ -291,6 +340,15 @@ def test_it_reads_what_the_codec_writes(quality: float, strength: float, effort:
     pixels = picture[..., 0] if gray else picture
     data = codec.encode(pixels, quality, effort=effort, aq_strength=strength, metadata={"xmp": b"<x/>"})
     assert np.array_equal(decode(data), codec.decode(data, "numpy"))
+
+
+@pytest.mark.parametrize("effort", [0, 1, 2])
+def test_it_reads_tiles(effort: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dca_fast.network.walk.TILE", 8)
+    codec, picture = Codec(), photograph(230, 400, seed=3)
+    data = codec.encode(picture, 50, effort=effort)
+    assert len(tiles(16, 28, 8)) == 8
+    assert np.array_equal(decode(data, 8), codec.decode(data, "numpy"))
 
 
 @pytest.mark.parametrize("quality", ["lossless", 100])

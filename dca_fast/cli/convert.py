@@ -20,6 +20,7 @@ from dca_fast.files.atomic import StrPath, check_output, identities, is_dca, rea
 
 if TYPE_CHECKING:
     from dca_fast.codec import Codec
+    from dca_fast.files.container import Info
 
 NAMED = 20  # files left out that standard error names; the manifest names all
 
@@ -106,25 +107,33 @@ def decode(args: argparse.Namespace) -> int:
     named = args.out_dir is None and len(args.paths) == 2 and args.paths[1] != "-"
     if named and args.format is not None:
         raise InputError("--format is for outputs without a name; this one has a name")
+    if args.region and args.reduce > 1:
+        raise InputError("give --region or --reduce, not both")
     extension = f".{args.format or 'png'}"
     image_out.format_of(args.paths[1] if named else extension)
     jobs = _jobs(args, extension, {".dca"})
     codec = codec_of(args)
 
     def convert(data: bytes, target: str) -> bytes:
-        return image_out.image_bytes(codec.decode(data), extension if target == "-" else target)
+        image = codec.decode(data, region=args.region, reduce=args.reduce)
+        return image_out.image_bytes(image, extension if target == "-" else target)
+
+    def shown(info: Info) -> tuple[int, int]:
+        """Width and height of an output."""
+        width, height = args.region[2:] if args.region else (info.width, info.height)
+        return -(-width // args.reduce), -(-height // args.reduce)
 
     def whole(output: bytes, source: str) -> bool:
         from dca_fast.files.container import inspect
 
         info, size = inspect(read(source)), image_out.size_of(output)
-        return size is not None and sorted(size) == sorted((info.width, info.height))  # it may have been turned
+        return size is not None and sorted(size) == sorted(shown(info))  # it may have been turned
 
     def tell(output: bytes, source: bytes) -> str:
         from dca_fast.files.container import inspect
 
-        info = inspect(source)
-        return f"{info.width} x {info.height}, {len(output):,} bytes"
+        width, height = shown(inspect(source))
+        return f"{width} x {height}, {len(output):,} bytes"
 
     return _run(args, jobs, Conversion(convert, whole, None, tell))
 

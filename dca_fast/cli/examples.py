@@ -23,6 +23,8 @@ EXAMPLES = {
         "dca-fast decode photo.dca",
         "dca-fast decode photo.dca back.webp",
         "dca-fast decode photo.dca --format tif",
+        "dca-fast decode photo.dca part.png --region 16,8,64,48",
+        "dca-fast decode photo.dca small.png --reduce 8",
         "dca-fast decode archive -o pictures --format jpg",
         "cat photo.dca | dca-fast decode - - --format ppm > back.ppm",
     ),

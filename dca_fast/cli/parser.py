@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from dca_fast.cli import commands, convert, verify
 from dca_fast.cli.examples import EXAMPLES
 from dca_fast.config import ALIGN, AQ_STEPS, DEFAULT_AQ, DEFAULT_EFFORT, MAX_AQ, MAX_EFFORT, QUALITY_MAX
+from dca_fast.reduced import REDUCTIONS
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141  # what a shell reports of a program whose output nobody reads any more
@@ -203,6 +204,10 @@ def _add_conversion(p: argparse.ArgumentParser, encoding: bool) -> None:
     else:
         format_help = "extension of outputs without a name (default: png)"
         p.add_argument("--format", metavar="EXT", type=lambda text: text.lower().removeprefix("."), help=format_help)
+        region_help = "left, top, width and height in pixels: that part alone, of large pictures without the rest"
+        p.add_argument("--region", type=region, metavar="L,T,W,H", help=region_help)
+        reduce_help = "a pixel for N by N; 8 and 16 take less time than the whole"
+        p.add_argument("--reduce", type=int, choices=REDUCTIONS[1:], default=1, help=reduce_help)
 
 
 def _add_verify(p: argparse.ArgumentParser) -> None:
@@ -351,6 +356,13 @@ def part(text: str) -> float:
     if not 0 <= float(text) <= 1:
         raise argparse.ArgumentTypeError(f"must be within 0..1, got {text}")
     return float(text)
+
+
+def region(text: str) -> tuple[int, ...]:
+    numbers = tuple(map(int, text.split(",")))
+    if len(numbers) != 4:
+        raise argparse.ArgumentTypeError(f"must be LEFT,TOP,WIDTH,HEIGHT in pixels, got {text}")
+    return numbers
 
 
 def shard(text: str) -> tuple[int, int]:

@@ -7,10 +7,10 @@ as the linear part of f_s tells (`second_pass`, `linear_gradient`), from level 2
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -108,20 +108,36 @@ def step_multipliers(gain: npt.NDArray[np.float32], quality: float) -> npt.NDArr
     return multipliers(gain, worth(quality), LINEAR_PRICE)
 
 
+Quantisers = Callable[[int], walk.Quantiser]  # of streams of so many groups
+
+
 class Step(NamedTuple):
-    """What level 1 needs besides the program: how errors go back, the quantiser, and `step_multipliers`."""
+    """What level 1 needs besides the program: how errors go back, the quantisers, and `step_multipliers`."""
 
     adjoint: Adjoint
-    quantise: walk.Quantiser
+    quantiser: Quantisers
     m: Array
 
 
-class Pass(NamedTuple):
-    """A picture coded once: y, a source with z coded, what z says of y, what became of y, and the picture it makes."""
+class Begun(NamedTuple):
+    """A tile of a picture of which the hyper latents are coded: its y, a source that goes on from there, and what they
+    say of y."""
 
+    tile: walk.Tile
     y: Array
     source: walk.EncoderSource
     features: dict[str, Array]
+
+    def coded(self, program: Program, y: Array) -> tuple[walk.EncoderSource, Array]:
+        """All of it with this y: the source of what is coded, and what becomes of y."""
+        source = self.source.again(y)
+        return source, walk.code_steps(program, source, self.features, self.tile.grid)
+
+
+class Pass(NamedTuple):
+    """A picture coded once: its tiles, what became of y, and the picture it makes."""
+
+    tiles: list[Begun]
     y_hat: Array
     picture: Array
 
@@ -129,18 +145,14 @@ class Pass(NamedTuple):
 Sources = Callable[..., walk.EncoderSource]
 
 
-def analysed(
-    program: Program,
-    quantise: walk.Quantiser,
-    source: Sources,
-    image: Array,
-    size: tuple[int, int],
-    rows: int | None = None,
-) -> tuple[Array, walk.EncoderSource, dict[str, Array]]:
-    """y of a picture, a source with its hyper latents coded, and what these say of y; arguments as of `first_pass`."""
-    y = program.analyse(image, rows)
-    coded = source(program, y, program.hyper_analyse(y), quantise)
-    return y, coded, program.hyper_features(walk.code_hyper(program, coded, walk.Grid.of(*size)))
+def begin(program: Program, quantiser: Quantisers, source: Sources, y: Array, grid: walk.Grid) -> list[Begun]:
+    """Codes the hyper latents of all tiles of y, [1, h, w, M]; other arguments as of `first_pass`."""
+    begun = []
+    for tile in grid.tiles():
+        own = program.arrays.contiguous(y[tile.sites])
+        coded = source(program, own, program.hyper_analyse(own), quantiser(tile.grid.groups))
+        begun.append(Begun(tile, own, coded, program.hyper_features(walk.code_hyper(program, coded, tile.grid))))
+    return begun
 
 
 def first_pass(
@@ -161,9 +173,10 @@ def first_pass(
         source: class of the sources.
         rows: as `Program.analyse` takes them.
     """
-    y, coded, features = analysed(program, step.quantise, source, image, size, rows)
-    y_hat = walk.code_steps(program, coded.again(y), features, walk.Grid.of(*size))
-    return Pass(y, coded, features, y_hat, program.synthesise(y_hat, rows))
+    grid = walk.Grid.of(*size)
+    tiles = begin(program, step.quantiser, source, program.analyse(image, rows), grid)
+    y_hat = grid.laid(program.arrays, ((one.tile, one.coded(program, one.y)[1]) for one in tiles))
+    return Pass(tiles, y_hat, program.synthesise(y_hat, rows))
 
 
 def second_pass(
@@ -174,31 +187,58 @@ def second_pass(
     image: Array,
     size: tuple[int, int],
     rows: int | None = None,
-) -> tuple[walk.EncoderSource, Array]:
+    finish: Callable[[walk.EncoderSource, walk.Grid], Any] = lambda source, grid: source,
+) -> tuple[list[Any], Array]:
     """The step along the linear part, whatever comes of it, and what is coded then.
 
     Args:
-        first: of `first_pass`.
+        first: of `first_pass`; let go before the last picture is made.
         w: the restoration filter of its picture, int8 [3, 6 R] on the device; the error behind it is answered.
         image, size, rows: as there.
+        finish: what is kept of the source of each tile and its grid.
 
     Returns:
-        What is coded, and the picture it makes, without a filter.
+        What is kept, and the picture that is coded, without a filter.
     """
-    picture = first.picture if w is None else restored(program.ops, program.arrays, first.picture, w, size)
-    slope = step.adjoint.answer(image, picture, size, rows)
-    answered = first.source.again(step.adjoint.moved(first.y_hat, slope, step.m, first.y))
-    y_hat = walk.code_steps(program, answered, first.features, walk.Grid.of(*size))
-    return answered, program.synthesise(y_hat, rows)
+    kept: list[Any] = []
+
+    def walked(answered: Iterator[tuple[walk.Tile, walk.EncoderSource, Array]]) -> Iterator[tuple[walk.Tile, Array]]:
+        for tile, source, y_hat in answered:
+            kept.append(finish(source, tile.grid))
+            yield tile, y_hat
+
+    answered = _answered(program, step, first, w, image, size)
+    del first
+    y_hat = walk.Grid.of(*size).laid(program.arrays, walked(answered))
+    del answered
+    return kept, program.synthesise(y_hat, rows)
+
+
+def _answered(
+    program: Program, step: Step, first: Pass, w: Array | None, image: Array, size: tuple[int, int]
+) -> Iterator[tuple[walk.Tile, walk.EncoderSource, Array]]:
+    """The tiles of `second_pass`: what is coded, and its y_hat."""
+    contiguous = program.arrays.contiguous
+    for one in first.tiles:
+        part = one.tile.pixels
+        if w is None:
+            picture = contiguous(first.picture[part])
+        else:
+            picture = restored(program.ops, program.arrays, first.picture, w, size, part)
+        within = size[0] - part[1].start, size[1] - part[2].start
+        slope = step.adjoint.answer(contiguous(image[part]), picture, within)
+        y_hat = contiguous(first.y_hat[one.tile.sites])
+        yield one.tile, *one.coded(program, step.adjoint.moved(y_hat, slope, step.m, one.y))
 
 
 class Tools(NamedTuple):
-    """What a search needs of a codec, on the program's device: the quantiser and class of its sources, what makes their
-    stream and its digest, and where errors lead."""
+    """What a search needs of a codec, on the program's device: the quantisers and class of its sources, what makes the
+    stream and the digest of one with so many groups, what joins those of all tiles, and where errors lead."""
 
-    quantise: walk.Quantiser
+    quantiser: Quantisers
     source: Sources
-    code: Callable[[walk.EncoderSource], tuple[bytes, int]]
+    code: Callable[[walk.EncoderSource, walk.Grid], tuple[bytes, int]]
+    join: Callable[[Sequence[tuple[bytes, int]]], tuple[bytes, int]]
     adjoint: Adjoint
     gradient: Gradient
 
@@ -229,11 +269,23 @@ class Search:
         self._grid = walk.Grid.of(*size)
         self._arrays = program.arrays
         self._inside = self._arrays.contiguous(image[0, : size[0], : size[1]])
+        self._all = walk.Tile(0, 0, self._grid).pixels
         self._exponents: Exponents = {}
         # Of the last y_hat that was synthesised; those of more take too much memory.
         self._halves: tuple[Array, tuple[Halves, Halves]] | None = None
-        self._y, self._coded, self._features = analysed(program, tools.quantise, tools.source, image, size)
-        self._weights = site_weights(self._arrays, walk.adaptation(program, self._features, self._grid))
+        self._y = program.analyse(image)
+        self._tiles = begin(program, tools.quantiser, tools.source, self._y, self._grid)
+        self._weights = self._site_weights()
+
+    def _site_weights(self) -> Array | None:
+        """`site_weights` of the picture."""
+        rows: dict[int, list[Array]] = {}
+        for tile, _, _, features in self._tiles:
+            weights = site_weights(self._arrays, walk.adaptation(self._program, features, tile.grid))
+            if weights is None:
+                return None
+            rows.setdefault(tile.top, []).append(weights)
+        return self._arrays.concat([self._arrays.concat(row, 1) for row in rows.values()], 0)
 
     def run(self, level: int, progress: Callable[[float], None] | None = None) -> Candidate:
         """What the level finds; `progress` is told how much is done, 0..1."""
@@ -251,9 +303,16 @@ class Search:
 
     def candidate(self, y: Array) -> Candidate:
         """The picture coded with this y."""
-        program, source = self._program, self._coded.again(y)
-        y_hat = walk.code_steps(program, source, self._features, self._grid)
-        stream, digest = self._tools.code(source)
+        program, coded = self._program, []
+
+        def walked() -> Iterator[tuple[walk.Tile, Array]]:
+            for one in self._tiles:
+                source, y_hat = one.coded(program, self._arrays.contiguous(y[one.tile.sites]))
+                coded.append(self._tools.code(source, one.tile.grid))
+                yield one.tile, y_hat
+
+        y_hat = self._grid.laid(self._arrays, walked())
+        stream, digest = self._tools.join(coded)
         self._halves = None
         at_16, at_8, picture = program.synthesis_halves(y_hat)
         self._halves = y_hat, (at_16, at_8)
@@ -261,7 +320,7 @@ class Search:
         if weights:
             rings = 0 if str(program.device) == "cpu" else len(RINGS)  # a kernel for each number of them
             w = as_array(self._arrays, weights, rings)
-            picture = restored(program.ops, self._arrays, picture, w, self._size)
+            picture = restored(program.ops, self._arrays, picture, w, self._size, self._all)
         height, width = self._size
         squares = program.ops.squared_error(self._inside, picture[0, :height, :width], self._weights)
         error = squares if self._weights is None else squares / AQ_UNIT

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dca_fast.config import BACK, GRADIENT_BACK, LATENT_STEPS, PATCH, STRIDE
+from dca_fast.config import BACK, GRADIENT_BACK, LATENT_STEPS, PATCH
 from dca_fast.network.weights import ACCUMULATOR, Weights
 from dca_fast.ops import Array, Linear, Ops
 from dca_fast.ops.limits import LIMIT16
@@ -109,16 +109,9 @@ class Adjoint:
         """The second half, from the first."""
         return self._ops.wide_linear(self._ops.space_to_depth2(slope), self._split)
 
-    def answer(self, image: Array, picture: Array, size: tuple[int, int], rows: int | None = None) -> Array:
-        """`slope` of what is `missing`; `rows` as `Program.analyse` takes them."""
-        if rows is None or rows * STRIDE >= image.shape[1]:
-            return self.slope(self.missing(image, picture, size))
-        strips = []
-        for top in range(0, image.shape[1], rows * STRIDE):
-            strip = slice(top, top + rows * STRIDE)
-            within = max(0, size[0] - top), size[1]
-            strips.append(self.slope(self.missing(image[:, strip], picture[:, strip], within)))
-        return self.arrays.concat(strips, 1)
+    def answer(self, image: Array, picture: Array, size: tuple[int, int]) -> Array:
+        """`slope` of what is `missing`."""
+        return self.slope(self.missing(image, picture, size))
 
     def moved(self, y_hat: Array, slope: Array, m: Array, y: Array | None = None, back: float = BACK) -> Array:
         """y_hat, a step along the slope away. All int16 [N, H/16, W/16, M] but `m` of `multipliers`, on the device.

@@ -12,7 +12,7 @@ from itertools import product
 import numpy as np
 import numpy.typing as npt
 
-from dca_fast.config import RING_STEPS, RINGS
+from dca_fast.config import RING_REACH, RING_STEPS, RINGS
 from dca_fast.files.container import MAX_WEIGHT, pack_restoration
 from dca_fast.ops import Array, Arrays, Ops
 
@@ -113,12 +113,18 @@ def apply(ops: Ops, arrays: Arrays, picture: Array, weights: tuple[int, ...]) ->
     return ops.restore(arrays.contiguous(picture), as_array(arrays, weights))
 
 
-def restored(ops: Ops, arrays: Arrays, picture: Array, w: Array, size: tuple[int, int]) -> Array:
-    """uint8 [1, H, W, 3] filtered as far as `size`, height and width, goes; its padding beyond as it is."""
-    height, width = size
-    inside = ops.restore(arrays.contiguous(picture[0, :height, :width]), w)[None]
-    if tuple(picture.shape[1:3]) == size:
-        return inside
+def restored(
+    ops: Ops, arrays: Arrays, picture: Array, w: Array, size: tuple[int, int], part: tuple[slice, slice, slice]
+) -> Array:
+    """A part of uint8 [1, H, W, 3], of rows and columns, filtered as far as `size`, height and width, goes; its padding
+    beyond as it is."""
+    (top, bottom), (left, right) = ((side.start, min(side.stop, end)) for side, end in zip(part[1:], size, strict=True))
+    first, begins = max(0, top - RING_REACH), max(0, left - RING_REACH)
+    seen = picture[0, first : min(bottom + RING_REACH, size[0]), begins : min(right + RING_REACH, size[1])]
+    inside = ops.restore(arrays.contiguous(seen), w)[top - first : bottom - first, left - begins : right - begins]
+    picture = picture[part]
+    if tuple(picture.shape[1:]) == tuple(inside.shape):
+        return arrays.contiguous(inside[None])
     picture = arrays.broadcast(picture, picture.shape)  # a copy
-    picture[:, :height, :width] = inside
+    picture[:, : bottom - top, : right - left] = inside
     return picture

@@ -9,6 +9,7 @@ from dca_fast.files.container import Header
 from dca_fast.network.program import Program
 from dca_fast.network.weights import Weights
 from dca_fast.ops import Array, Arrays, Ops
+from dca_fast.region import Region
 
 Progress = Callable[[float], None]
 
@@ -56,15 +57,25 @@ class Engine(Protocol):
             DeviceMemoryError: the device has too little memory.
         """
 
-    def decode(self, stream: bytes, header: Header) -> tuple[Array, int]:
-        """Decompress a stream, without its restoration filter.
+    def decode(self, stream: bytes, header: Header, region: Region) -> tuple[Array, int]:
+        """Decompress a region of a stream, without its restoration filter.
 
         Returns:
-            uint8 [H, W, 3], and the digest of the symbols.
+            uint8 [height, width, 3] of the region, and the digest of the symbols.
 
         Raises:
             BitstreamError: one of its kinds.
             DeviceMemoryError: as in `encode`.
+        """
+
+    def preview(self, stream: bytes, header: Header, reduce: int) -> tuple[Array, int] | None:
+        """A small picture of a stream, with a pixel for `reduce` by `reduce`, from the latent alone.
+
+        Returns:
+            As `decode`, uint8 [ceil(H / reduce), ceil(W / reduce), 3]; None: the weights have no layer for it.
+
+        Raises:
+            As `decode`.
         """
 
     def restore(self, picture: Array, weights: tuple[int, ...]) -> Array:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dca_fast.config import ALIGN, TRELLIS_PRICE
+from dca_fast.config import ALIGN, STRIDE, TRELLIS_PRICE
 from dca_fast.encoder import restoration_fit
 from dca_fast.encoder.effort import Search, Step, Tools, first_pass, second_pass, step_multipliers, worth
 from dca_fast.encoder.full_gradient import Gradient
 from dca_fast.encoder.linear_gradient import Adjoint
-from dca_fast.engines import Encoded, Progress
+from dca_fast.engines import Encoded, Progress, tiles
 from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import Tables
 from dca_fast.files.container import Header
@@ -22,7 +22,15 @@ from dca_fast.network import walk
 from dca_fast.network.program import QUALITY_STEPS, Program, ProgramSet
 from dca_fast.network.weights import Weights
 from dca_fast.ops import Array, Ops
+from dca_fast.region import Region
 from dca_fast.tensors import is_tensor
+
+STRIP_PIXELS = 1 << 23  # that the transforms compute at a time, about; fewer take less memory and some more work
+
+
+def _rows(width: int) -> int:
+    """Latent rows of a strip, for pictures of so many columns."""
+    return max(1, STRIP_PIXELS // (STRIDE * width))
 
 
 class CpuEngine:
@@ -66,40 +74,52 @@ class CpuEngine:
 
     def encode(self, image: Array, quality: int, effort: int, aq: int, progress: Progress | None = None) -> Encoded:
         size = image.shape[0], image.shape[1]
-        groups = walk.Grid.of(*size).groups
         if effort > 1:
-            tools = Tools(
-                self.quantiser(groups),
-                walk.EncoderSource,
-                lambda source: (self.coder.encode(source.parts, groups=groups, plain=source.plain), source.digest),
-                self.adjoint,
-                self.gradient,
-            )
+            tools = Tools(self.quantiser, walk.EncoderSource, self._coded, tiles.join, self.adjoint, self.gradient)
             program = self.program(quality, aq)
             best = Search(tools, program, self.padded(image), size, quality / QUALITY_STEPS).run(effort, progress)
             return Encoded(best.stream, best.digest, best.weights)
-        symbols, picture = self.symbols(image, quality, effort, aq)
-        stream = self.coder.encode(symbols.parts, groups=groups, plain=symbols.plain)
-        return Encoded(stream, symbols.digest, () if picture is None else self.fit(picture, image, quality))
+        coded, picture = self.symbols(image, quality, effort, aq, self._coded)
+        return Encoded(*tiles.join(coded), () if picture is None else self.fit(picture, image, quality))
 
-    def symbols(self, image: Array, quality: int, effort: int, aq: int) -> tuple[walk.EncoderSource, Array | None]:
-        """Everything of the encoder before the entropy coder, and from effort 1 on the picture [1, H, W, 3] that it
-        makes; arguments as of `encode`, effort 0 or 1."""
+    def symbols(
+        self,
+        image: Array,
+        quality: int,
+        effort: int,
+        aq: int,
+        finish: Callable[[walk.EncoderSource, walk.Grid], Any] = lambda source, grid: source,
+    ) -> tuple[list[Any], Array | None]:
+        """Everything of the encoder before the entropy coder.
+
+        Args:
+            image, quality, effort, aq: as of `encode`, effort 0 or 1.
+            finish: what is kept of the source of each tile and its grid; default: the source.
+
+        Returns:
+            What is kept, and from effort 1 on the picture [1, H, W, 3] that it makes.
+        """
         program, padded = self.program(quality, aq), self.padded(image)
-        size = image.shape[0], image.shape[1]
-        grid = walk.Grid.of(*size)
-        quantise = self.quantiser(grid.groups)
+        size, rows = (image.shape[0], image.shape[1]), _rows(image.shape[1])
         if effort:
             m = step_multipliers(program.arrays.numpy(program.gain), quality / QUALITY_STEPS)
-            step = Step(self.adjoint, quantise, program.arrays.array(m))
-            first = first_pass(program, step, padded, size)
-            weights = self.fit(first.picture, image, quality)
+            step = Step(self.adjoint, self.quantiser, program.arrays.array(m))
+            first = [first_pass(program, step, padded, size, rows=rows)]
+            weights = self.fit(first[0].picture, image, quality)
             w = restoration_fit.as_array(program.arrays, weights) if weights else None
-            return second_pass(program, step, first, w, padded, size)
-        y = program.analyse(padded)
-        source = walk.EncoderSource(program, y, program.hyper_analyse(y), quantise)
-        walk.code(program, source, grid)
-        return source, None
+            return second_pass(program, step, first.pop(), w, padded, size, rows, finish)
+        y = program.analyse(padded, rows)
+        kept = []
+        for tile in walk.Grid.of(*size).tiles():
+            own = program.arrays.contiguous(y[tile.sites])
+            source = walk.EncoderSource(program, own, program.hyper_analyse(own), self.quantiser(tile.grid.groups))
+            walk.code(program, source, tile.grid)
+            kept.append(finish(source, tile.grid))
+        return kept, None
+
+    def _coded(self, source: walk.EncoderSource, grid: walk.Grid) -> tuple[bytes, int]:
+        """The stream of a tile, and its digest."""
+        return self.coder.encode(source.parts, groups=grid.groups, plain=source.plain), source.digest
 
     def fit(self, picture: Array, image: Array, quality: int) -> tuple[int, ...]:
         """The restoration filter from the decoded picture [1, H, W, 3] to the image; quality in 1/100."""
@@ -124,13 +144,30 @@ class CpuEngine:
         """All of f_s backwards."""
         return Gradient(self.adjoint, self.ops)
 
-    def decode(self, stream: bytes, header: Header) -> tuple[Array, int]:
+    def decode(self, stream: bytes, header: Header, region: Region) -> tuple[Array, int]:
+        program, y_hat, begin, digest = self.latent(stream, header, region)
+        picture = program.synthesise(y_hat, _rows(y_hat.shape[2] * STRIDE))
+        return picture[0][region.of_array(*begin)], digest
+
+    def preview(self, stream: bytes, header: Header, reduce: int) -> tuple[Array, int] | None:
+        if not self.program(header.quality, header.aq).previews(reduce):
+            return None
+        program, y_hat, _, digest = self.latent(stream, header, Region.whole(header.height, header.width))
+        picture = program.preview(y_hat, reduce)
+        return picture[0, : -(-header.height // reduce), : -(-header.width // reduce)], digest
+
+    def latent(self, stream: bytes, header: Header, region: Region) -> tuple[Program, Array, tuple[int, int], int]:
+        """The program of a file, and as `tiles.latent`."""
         program = self.program(header.quality, header.aq)
-        decoder = self.coder.decoder(stream)
-        source = walk.DecoderSource(program.arrays, decoder)
-        y_hat = walk.code(program, source, walk.Grid.of(header.height, header.width))
-        decoder.finish()
-        return program.synthesise(y_hat)[0, : header.height, : header.width], source.digest
+
+        def walked(own: bytes, grid: walk.Grid) -> tuple[Array, int]:
+            decoder = self.coder.decoder(own)
+            source = walk.DecoderSource(program.arrays, decoder)
+            y_hat = walk.code(program, source, grid)
+            decoder.finish()
+            return y_hat, source.digest
+
+        return program, *tiles.latent(program, stream, walk.Grid.of(header.height, header.width), region, walked)
 
     def restore(self, picture: Array, weights: tuple[int, ...]) -> Array:
         return restoration_fit.apply(self.ops, self.arrays, picture, weights)

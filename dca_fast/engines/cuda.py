@@ -24,7 +24,7 @@ from dca_fast.encoder import restoration_fit
 from dca_fast.encoder.effort import Pass, Search, Step, Tools, first_pass, second_pass, step_multipliers, worth
 from dca_fast.encoder.full_gradient import Gradient
 from dca_fast.encoder.linear_gradient import Adjoint
-from dca_fast.engines import Encoded, Engine, Progress
+from dca_fast.engines import Encoded, Engine, Progress, tiles
 from dca_fast.engines.graphs import CAPTURE, record
 from dca_fast.entropy.cuda_coder import DeviceCoder, DeviceDecoder
 from dca_fast.entropy.tables import Tables
@@ -34,6 +34,7 @@ from dca_fast.network import walk
 from dca_fast.network.program import CACHED_QUALITIES, QUALITY_STEPS, Adaptation, Model, Program, ProgramSet, settings
 from dca_fast.network.weights import Weights
 from dca_fast.ops import Ops
+from dca_fast.region import Region
 from dca_fast.tensors import tensor_of
 
 CACHED_GRAPHS = 16
@@ -108,9 +109,9 @@ class _DecoderSource:
 
 def _analyse(
     program: Program, image: Tensor, size: Size, step: Step, fit: Fit | None, rows: int | None
-) -> tuple[walk.EncoderSource, Tensor | None]:
-    """Everything of the encoder before the coder: uint8 [1, H, W, 3] to values and rows of each part, and from effort 1
-    on the picture that they make.
+) -> tuple[list[walk.EncoderSource], Tensor | None]:
+    """Everything of the encoder before the coder: uint8 [1, H, W, 3] to values and rows of each part of each tile, and
+    from effort 1 on the picture that they make.
 
     Args:
         size: height and width without the padding.
@@ -122,19 +123,30 @@ def _analyse(
     return second_pass(program, step, first, fit(first.picture), image, size, rows)
 
 
-def _plain(program: Program, image: Tensor, size: Size, step: Step, rows: int | None = None) -> walk.EncoderSource:
+def _plain(
+    program: Program, image: Tensor, size: Size, step: Step, rows: int | None = None
+) -> list[walk.EncoderSource]:
     """`_analyse` at effort 0."""
-    y = program.analyse(image, rows)
-    source = _EncoderSource(program, y, program.hyper_analyse(y), step.quantise)
-    walk.code(program, source, walk.Grid.of(*size))
-    return source
+    y, sources = program.analyse(image, rows), list[walk.EncoderSource]()
+    for tile in walk.Grid.of(*size).tiles():
+        own = y[tile.sites].contiguous()
+        source = _EncoderSource(program, own, program.hyper_analyse(own), step.quantiser(tile.grid.groups))
+        walk.code(program, source, tile.grid)
+        sources.append(source)
+    return sources
 
 
-def _synthesise(program: Program, decoder: DeviceDecoder, grid: walk.Grid, rows: int | None) -> Tensor:
-    """Everything of the decoder after `reset`: uint8 [1, H, W, 3]."""
-    y_hat = walk.code(program, _DecoderSource(decoder), grid)
+def _walked(program: Program, decoder: DeviceDecoder, grid: walk.Grid) -> Tensor:
+    """y_hat of a tile, after `reset` of its decoder."""
+    y_hat: Tensor = walk.code(program, _DecoderSource(decoder), grid)
     decoder.close()
-    picture: Tensor = program.synthesise(y_hat, rows)
+    return y_hat
+
+
+def _synthesise(program: Program, decoders: list[DeviceDecoder], grid: walk.Grid, rows: int | None) -> Tensor:
+    """Everything of the decoder after `reset` of those of all tiles: uint8 [1, H, W, 3]."""
+    parts = ((tile, _walked(program, decoder, tile.grid)) for tile, decoder in zip(grid.tiles(), decoders, strict=True))
+    picture: Tensor = program.synthesise(grid.laid(program.arrays, parts), rows)
     return picture
 
 
@@ -153,14 +165,14 @@ class _EncoderGraph:
         work = self._kept = program, step(self.settings.views["step"])  # as in `_DecoderGraph`
         self._first: tuple[torch.cuda.CUDAGraph, Pass] | None = None
         self.picture: Tensor | None = None
-        self.source: walk.EncoderSource
+        self.sources: list[walk.EncoderSource]
         if effort:
             self._first = record(partial(first_pass, *work, self.image, size, _EncoderSource))
             self._w = torch.zeros(3, 6 * len(RINGS), dtype=torch.int8, device=model.device)
             second = partial(second_pass, *work, self._first[1], self._w, self.image, size)
-            self._graph, (self.source, self.picture) = record(second)
+            self._graph, (self.sources, self.picture) = record(second)
         else:
-            self._graph, self.source = record(partial(_plain, work[0], self.image, size, work[1]))
+            self._graph, self.sources = record(partial(_plain, work[0], self.image, size, work[1]))
 
     def replay(self, fit: Fit) -> None:
         """Everything, of the settings and the image that were copied here."""
@@ -175,15 +187,16 @@ class _DecoderGraph:
     """Recorded walk, entropy decoder and synthesis for one image size."""
 
     @torch.inference_mode(False)
-    def __init__(self, model: Model, coder: DeviceCoder, grid: walk.Grid, aq: int, stream: bytes) -> None:
+    def __init__(self, model: Model, coder: DeviceCoder, grid: walk.Grid, aq: int, streams: list[bytes]) -> None:
         self.lock, self.settings = threading.Lock(), _Settings(model)
-        sites = grid.sites[0] * grid.sites[1]
-        self.decoder = coder.decoder(
-            stream, capacity=_capacity(grid), positions=sites * model.weights.config.latent // 4
-        )
+        channels = model.weights.config.latent // 4
+        self.decoders = [
+            coder.decoder(stream, capacity=_capacity(tile.grid), positions=math.prod(tile.grid.sites) * channels)
+            for tile, stream in zip(grid.tiles(), streams, strict=True)
+        ]
         # A graph knows addresses only: what a program made for itself, as packed weights, must stay.
         self._program = Program(model, self.settings.views, model.silent).adapted(aq)
-        self.graph, self.pixels = record(partial(_synthesise, self._program, self.decoder, grid, None))
+        self.graph, self.pixels = record(partial(_synthesise, self._program, self.decoders, grid, None))
 
 
 def _capacity(grid: walk.Grid) -> int:
@@ -249,7 +262,7 @@ class CudaEngine:
         image = torch.zeros(height, width, 3, dtype=torch.uint8, device=self.device)
         for level in (min(effort, 1), min(effort, 2)):  # searches of higher levels only go on like this
             stream = self.encode(image, 0, level, aq).stream
-            self.decode(stream, Header(width, height, 0, b"", 0, aq=aq))
+            self.decode(stream, Header(width, height, 0, b"", 0, aq=aq), Region.whole(height, width))
 
     def image(self, pixels: Tensor | npt.NDArray[np.uint8]) -> Tensor:
         """Pixels uint8 [H, W, 3] on the device."""
@@ -272,8 +285,7 @@ class CudaEngine:
         """See `Engine`. Up to effort 1 a picture that the device has too little memory for is coded by strips."""
         height, width = image.shape[:2]
         grid = walk.Grid.of(height, width)
-        groups = grid.groups
-        step = partial(Step, self._adjoint, partial(self.quantise, groups))
+        step = partial(Step, self._adjoint, self.quantiser)
         fit = partial(self._fitted, image, quality)
         with torch.cuda.device(self.device):
             if effort > 1:
@@ -290,12 +302,12 @@ class CudaEngine:
                     graph.settings.load(quality)
                     graph.image.copy_(padded)
                     graph.replay(fit)
-                    stream, digest = self.code(graph.source, groups)
+                    stream, digest = self._joined(graph.sources, grid)
                     return Encoded(stream, digest, self._restoration(graph.picture, image, quality))
             program, at = self._programs.at(quality, aq), step(self._multipliers(quality))
             work = partial(_analyse, program, padded, (height, width), at, fit if effort else None)
-            source, picture = self._in_memory(work)
-            return Encoded(*self.code(source, groups), self._restoration(picture, image, quality))
+            sources, picture = self._in_memory(work)
+            return Encoded(*self._joined(sources, grid), self._restoration(picture, image, quality))
 
     def _padded(self, image: Tensor, grid: walk.Grid) -> Tensor:
         down, across = (
@@ -306,10 +318,8 @@ class CudaEngine:
 
     def _search(self, image: Tensor, quality: int, effort: int, aq: int, progress: Progress | None) -> Encoded:
         height, width = image.shape[:2]
-        grid = walk.Grid.of(height, width)
-        groups, padded = grid.groups, self._padded(image, grid)
-        quantise, code = partial(self.quantise, groups), partial(self.code, groups=groups)
-        tools = Tools(quantise, _EncoderSource, code, self._adjoint, self._gradient)
+        padded = self._padded(image, walk.Grid.of(height, width))
+        tools = Tools(self.quantiser, _EncoderSource, self.code, tiles.join, self._adjoint, self._gradient)
         search = Search(tools, self._programs.at(quality, aq), padded, (height, width), quality / QUALITY_STEPS)
         best = search.run(effort, progress)
         return Encoded(best.stream, best.digest, best.weights)
@@ -326,43 +336,76 @@ class CudaEngine:
         w: Tensor = restoration_fit.as_array(self.model.arrays, weights, len(RINGS))
         return w
 
-    def quantise(self, groups: int, residuals: Tensor, rows: Tensor) -> Tensor:
-        """Values of a trellis of streams of so many groups, see `latents.quantiser`."""
+    def quantiser(self, groups: int) -> walk.Quantiser:
+        """That of a trellis of streams of so many groups, see `latents.quantiser`."""
+        return partial(self._quantise, groups)
+
+    def _quantise(self, groups: int, residuals: Tensor, rows: Tensor) -> Tensor:
         return self.coder.quantise(residuals.flatten(), rows.flatten(), self._charges, groups).view(rows.shape)
 
-    def code(self, source: walk.EncoderSource, groups: int) -> tuple[bytes, int]:
-        """The stream of what is coded, and the digest of its symbols."""
-        ((stream, digest),) = self.coder.start_encode(source.parts, None, groups, source.plain).read()
+    def code(self, source: walk.EncoderSource, grid: walk.Grid) -> tuple[bytes, int]:
+        """The stream of a tile, and the digest of its symbols."""
+        ((stream, digest),) = self.coder.start_encode(source.parts, None, grid.groups, source.plain).read()
         return stream, digest
+
+    def _joined(self, sources: list[walk.EncoderSource], grid: walk.Grid) -> tuple[bytes, int]:
+        """Those of a picture."""
+        return tiles.join([self.code(source, tile.grid) for source, tile in zip(sources, grid.tiles(), strict=True)])
 
     def restore(self, picture: Tensor, weights: tuple[int, ...]) -> Tensor:
         restored: Tensor = restoration_fit.apply(self.ops, self.arrays, picture, weights)
         return restored
 
-    def decode(self, stream: bytes, header: Header) -> tuple[Tensor, int]:
+    def decode(self, stream: bytes, header: Header, region: Region) -> tuple[Tensor, int]:
         """See `Engine`."""
         height, width, quality, aq = header.height, header.width, header.quality, header.aq
         grid = walk.Grid.of(height, width)
         with torch.cuda.device(self.device):
-            graph = None
-            if len(stream) <= _capacity(grid):
-                make = partial(_DecoderGraph, self.model, self.coder, grid, aq, stream)
+            graph, parts = None, grid.tiles()
+            streams, digests = tiles.split(stream, len(parts))
+            fits = all(len(own) <= _capacity(tile.grid) for own, tile in zip(streams, parts, strict=True))
+            if fits and region == Region.whole(height, width):
+                make = partial(_DecoderGraph, self.model, self.coder, grid, aq, streams)
                 graph = self._graph(("decode", *grid, aq), grid, make)
             if isinstance(graph, _DecoderGraph):
                 with graph.lock:
                     graph.settings.load(quality)
-                    graph.decoder.reset(stream)
+                    for decoder, own in zip(graph.decoders, streams, strict=True):
+                        decoder.reset(own)
                     graph.graph.replay()
                     pixels = graph.pixels[0, :height, :width].clone()
-                    return pixels, graph.decoder.check()[0]
-            program = self._programs.at(quality, aq)
+                    return pixels, tiles.checked(digests, [decoder.check()[0] for decoder in graph.decoders])
 
             def once(rows: int | None) -> tuple[Tensor, int]:
-                decoder = self.coder.decoder(stream)
-                pixels = _synthesise(program, decoder, grid, rows)
-                return pixels[0, :height, :width].contiguous(), decoder.check()[0]
+                program, y_hat, begin, digest = self._latent(stream, header, region)
+                return program.synthesise(y_hat, rows)[0][region.of_array(*begin)].contiguous(), digest
 
             return self._in_memory(once)
+
+    def preview(self, stream: bytes, header: Header, reduce: int) -> tuple[Tensor, int] | None:
+        """See `Engine`."""
+        if not self._programs.at(header.quality, header.aq).previews(reduce):
+            return None
+        height, width = header.height, header.width
+
+        def once(rows: int | None) -> tuple[Tensor, int]:
+            program, y_hat, _, digest = self._latent(stream, header, Region.whole(height, width))
+            picture = program.preview(y_hat, reduce)[0, : -(-height // reduce), : -(-width // reduce)]
+            return picture.contiguous(), digest
+
+        with torch.cuda.device(self.device):
+            return self._in_memory(once, 1)
+
+    def _latent(self, stream: bytes, header: Header, region: Region) -> tuple[Program, Tensor, tuple[int, int], int]:
+        """The program of a file, and as `tiles.latent`, launch by launch."""
+        program = self._programs.at(header.quality, header.aq)
+
+        def walked(own: bytes, grid: walk.Grid) -> tuple[Tensor, int]:
+            decoder = self.coder.decoder(own)
+            y_hat = _walked(program, decoder, grid)
+            return y_hat, decoder.check()[0]
+
+        return program, *tiles.latent(program, stream, walk.Grid.of(header.height, header.width), region, walked)
 
     def _graph(
         self, key: Key, grid: walk.Grid, make: Callable[[], _EncoderGraph | _DecoderGraph]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from dca_fast.config import STEPS, ModelConfig
+from dca_fast.config import STEPS, STRIDE, ModelConfig
 from dca_fast.errors import WeightsError
 
 KNOTS = 9  # of the quality axis
@@ -23,6 +23,9 @@ class Spec(NamedTuple):
 
 
 Layout = dict[str, Spec]
+
+
+PREVIEWS = (8, 16)  # pixels of a side that become one, where weights may have a layer for it
 
 
 class _Layers:
@@ -86,6 +89,16 @@ def layout(config: ModelConfig) -> Layout:
     layers.put("tables.freq", "int16", ROWS, SYMBOLS)
     layers.put("tables.shift", "uint8", ROWS)
     return layers.tensors
+
+
+def previews(config: ModelConfig) -> list[Layout]:
+    """The tensors that weights hold besides, or do not: those of each reduced picture."""
+    parts = []
+    for reduce in PREVIEWS:
+        layers = _Layers()
+        layers.linear(f"preview.{reduce}", config.latent, 3 * (STRIDE // reduce) ** 2, wide=True)
+        parts.append(layers.tensors)
+    return parts
 
 
 def _transforms(layers: _Layers, c: ModelConfig) -> None:

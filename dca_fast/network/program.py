@@ -283,16 +283,17 @@ class Program:
     def analyse(self, image: Array, rows: int | None = None) -> Array:
         """uint8 [N, H, W, 3], sides multiples of 64 -> y int16 [N, H/16, W/16, M].
 
-        `rows` of y are computed at a time; fewer take less memory and a little more work, and change no bit.
+        What is at 1/8 is computed by so many `rows` of y at a time; fewer take less memory and a little more work, and
+        change no bit.
         """
-        return self._by_rows(self._analyse, image, rows, STRIDE, 1, self.config.analysis_blocks)
-
-    def _analyse(self, image: Array) -> Array:
         fine, coarse = self.config.analysis_blocks
-        x = self.ops.wide_linear(self.ops.patches_from_image(image), self._linear("analysis.embed"))
-        x = self._blocks(x, "analysis.blocks8", fine)
-        x = self.ops.wide_linear(self.ops.space_to_depth2(x), self._linear("analysis.merge"))
+        x = self._by_rows(self._analyse_fine, image, rows, STRIDE, 1, fine)
         return self._blocks(x, "analysis.blocks16", coarse)
+
+    def _analyse_fine(self, image: Array) -> Array:
+        x = self.ops.wide_linear(self.ops.patches_from_image(image), self._linear("analysis.embed"))
+        x = self._blocks(x, "analysis.blocks8", self.config.analysis_blocks[0])
+        return self.ops.wide_linear(self.ops.space_to_depth2(x), self._linear("analysis.merge"))
 
     def hyper_analyse(self, y: Array) -> dict[str, Array]:
         """y -> z, int16, in 1/256 steps: local [N, h, w, C], regional [N, h/4, w/4, C], global [N, 1, T, M/T]."""
@@ -360,15 +361,15 @@ class Program:
         """z, as `hyper_analyse` gives it, decoded -> what c needs and what does not depend on the step.
 
         Returns:
-            "step0".."step3": input of c from phi_r, int16 [N, h, w, D]; "local": phi_l projected, the same shape;
-            "keys", "values": int8 [N, T, D]; "token0".. of each c: what silent tokens add, int16 [N, h, w, D].
+            "regional": operand of what phi_r gives each step, int8 [N, h, w, D]; "local": phi_l projected, int16;
+            "keys", "values": int8 [N, T, D]; "token0".. of each c: what silent tokens add, int16 [N, 1, 1, D].
         """
         z = {name: self._scale(value, name, "inverse") for name, value in z.items()}
         p = "hyper.regional"
         x = self.ops.depth_to_space2(self.ops.wide_linear(z["regional"], self._linear(f"{p}.synthesis_in")))
         x = self._block(x, f"{p}.synthesis_block")
         regional = self._operand(self.ops.depth_to_space2(self._feature(self._operand(x), f"{p}.synthesis_up")))
-        out = {f"step{i}": self._feature(regional, f"context.feature.{i}") for i in range(4)}
+        out = {"regional": regional}
         if "local" in z:
             out["local"] = self._local_feature(z["local"])
         if "global" in z:
@@ -380,7 +381,7 @@ class Program:
                 for core in range(len(self._heads)):
                     layer = self._linear(f"context.cores.{core}.global_attention.out")
                     token = self.ops.linear_add(self.arrays.contiguous(out["values"][:, :1]), layer)
-                    out[f"token{core}"] = self.arrays.broadcast(token[:, None], out["step0"].shape)
+                    out[f"token{core}"] = token[:, None]
         return out
 
     def _local_feature(self, z: Array) -> Array:
@@ -404,7 +405,7 @@ class Program:
 
         Sites outside of `valid` (h, w) and rows below the skip threshold have SKIP_ROW.
         """
-        x = features[f"step{step}"]
+        x = self._feature(features["regional"], f"context.feature.{step}")
         if step:
             layer = self._linear(f"context.decoded.{step - 1}")
             x = self.ops.decoded_linear(y_hat, self._t["latent.operand16"], layer, x, step)
@@ -428,7 +429,7 @@ class Program:
             x = x if self.config.merge_once else self.ops.add(x, features["local"])
             return self._ffn(x, f"{name}.local_ffn")
         if "global" in self._silent:
-            x = self.ops.add(x, features[f"token{core}"])
+            x = self.ops.add(x, self.arrays.broadcast(features[f"token{core}"], x.shape))
         else:
             p = f"{name}.global_attention"
             if p not in self._params:
@@ -440,12 +441,27 @@ class Program:
 
     def synthesise(self, y_hat: Array, rows: int | None = None) -> Array:
         """y_hat int16 [N, h, w, M] -> image uint8 [N, 16h, 16w, 3]; `rows` as in `analyse`."""
-        return self._by_rows(self._synthesise, y_hat, rows, 1, STRIDE, self.config.synthesis_blocks)
-
-    def _synthesise(self, y_hat: Array) -> Array:
         fine, coarse = self.config.synthesis_blocks
         x = self._blocks(y_hat, "synthesis.blocks16", coarse)
-        return self._pixels(self._blocks(self._split(x), "synthesis.blocks8", fine))
+        return self._by_rows(self._synthesise_fine, x, rows, 1, STRIDE, fine)
+
+    def _synthesise_fine(self, x: Array) -> Array:
+        return self._pixels(self._blocks(self._split(x), "synthesis.blocks8", self.config.synthesis_blocks[0]))
+
+    def previews(self, reduce: int) -> bool:
+        """Whether there is a preview with a pixel for so many by so many."""
+        return f"preview.{reduce}.w" in self._t
+
+    def preview(self, y_hat: Array, reduce: int) -> Array:
+        """y_hat int16 [N, h, w, M] -> uint8 [N, 16h / reduce, 16w / reduce, 3], without f_s; `reduce` of `previews`."""
+        pixels = self.ops.wide_pixels(y_hat, self._linear(f"preview.{reduce}"))
+        return pixels if reduce == STRIDE else self.ops.image_from_patches(pixels, STRIDE // reduce)
+
+    @property
+    def reach(self) -> int:
+        """Latent sites around one that its pixels depend on."""
+        fine, coarse = self.config.synthesis_blocks
+        return coarse + -(-fine // 2)
 
     def _split(self, x: Array) -> Array:
         return self.ops.depth_to_space2(self.ops.wide_linear(x, self._linear("synthesis.split")))
@@ -470,31 +486,26 @@ class Program:
         return found, x
 
     def _by_rows(
-        self,
-        transform: Callable[[Array], Array],
-        x: Array,
-        rows: int | None,
-        scale: int,
-        out: int,
-        blocks: tuple[int, int],
+        self, transform: Callable[[Array], Array], x: Array, rows: int | None, scale: int, out: int, fine: int
     ) -> Array:
         """`transform` of strips of x, each with as much around it as its blocks see: the same bits as of all at once.
 
         Args:
             rows: latent rows of a strip; None for all.
             scale, out: rows of x, and of the result, in a latent row.
-            blocks: how many 3x3 layers at 1/8 and at 1/16.
+            fine: how many 3x3 layers at 1/8 it has.
         """
         height = x.shape[1] // scale
         if rows is None or rows >= height:
             return transform(x)
-        reach = blocks[1] + -(-blocks[0] // 2)
-        strips = []
-        for top in range(0, height, rows):
-            first, last = max(0, top - reach), min(height, top + rows + reach)
-            strip = transform(self.arrays.contiguous(x[:, first * scale : last * scale]))
-            strips.append(strip[:, (top - first) * out : (min(height, top + rows) - first) * out])
-        return self.arrays.concat(strips, 1)
+        reach = -(-fine // 2)
+
+        def strip(top: int) -> Array:
+            first, last, end = max(0, top - reach), min(height, top + rows + reach), min(height, top + rows)
+            made = transform(self.arrays.contiguous(x[:, first * scale : last * scale]))
+            return made[:, (top - first) * out : (end - first) * out]
+
+        return self.arrays.gather(map(strip, range(0, height, rows)), height * out)
 
 
 Halves = list[tuple[Array, DepthBlockParams | GatedFfnParams]]

@@ -6,7 +6,8 @@ program, so both reconstruct the same y_hat.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import pairwise, product
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -30,8 +31,11 @@ def quantiser(arrays: Arrays, coder: Coder, charges: np.ndarray, groups: int) ->
     return quantise
 
 
+TILE = 128  # latent sites of a side of a tile, about (docs/spec/bitstream.md)
+
+
 class Grid(NamedTuple):
-    """The latent sites of a picture, and how many groups its stream has.
+    """The latent sites of a picture, or of a tile of a large one, and how many groups its stream has.
 
     Args:
         sites: (h, w) of the padded picture, multiples of 4.
@@ -56,6 +60,69 @@ class Grid(NamedTuple):
     def groups(self) -> int:
         """Of the stream, which its trellis and its coder must agree on."""
         return choose_groups(*self.sites)
+
+    def laid(self, arrays: Arrays, parts: Iterable[tuple[Tile, Array]]) -> Array:
+        """One array int16 [1, h, w, M] of those of all tiles."""
+        found: Array = None
+        for tile, part in parts:
+            if tile.grid == self:
+                return part
+            if found is None:
+                found = arrays.zeros(1, *self.sites, part.shape[-1])
+            found[tile.sites] = part
+        return found
+
+    def tiles(self) -> tuple[Tile, ...]:
+        """What is coded on its own: all at once, or where there are many sites tiles of about one size, by rows of
+        tiles; of at most two heights and two widths."""
+        short = max(1, _quotient(min(self.sites), TILE))
+        long = max(1, _quotient(self.sites[0] * self.sites[1], short * TILE * TILE))
+        counts = (short, long) if self.sites[0] <= self.sites[1] else (long, short)
+        rows, columns = (pairwise(_cuts(side, count)) for side, count in zip(self.sites, counts, strict=True))
+        return tuple(self._tile(*down, *across) for down, across in product(rows, columns))
+
+    def _tile(self, top: int, bottom: int, left: int, right: int) -> Tile:
+        valid = min(bottom, self.valid[0]) - top, min(right, self.valid[1]) - left
+        return Tile(top, left, Grid((bottom - top, right - left), valid))
+
+
+def _quotient(a: int, b: int) -> int:
+    """a / b, rounded to the nearest whole number, halves upwards."""
+    return (2 * a + b) // (2 * b)
+
+
+def _cuts(sites: int, count: int) -> list[int]:
+    """Where so many tiles of a side begin, and where the last one ends: at multiples of four sites."""
+    return [sites // 4 * i // count * 4 for i in range(count + 1)]
+
+
+class Tile(NamedTuple):
+    """A part of a picture that is coded on its own, from site (top, left) on."""
+
+    top: int
+    left: int
+    grid: Grid
+
+    @property
+    def bottom(self) -> int:
+        """The first row of sites below it."""
+        return self.top + self.grid.sites[0]
+
+    @property
+    def right(self) -> int:
+        """The first column of sites to its right."""
+        return self.left + self.grid.sites[1]
+
+    @property
+    def sites(self) -> tuple[slice, slice, slice]:
+        """Of a tensor `[N, h, w, M]` of the picture."""
+        return slice(None), slice(self.top, self.bottom), slice(self.left, self.right)
+
+    @property
+    def pixels(self) -> tuple[slice, slice, slice]:
+        """Of a tensor `[N, H, W, 3]` of the padded picture."""
+        down, across = (slice(side.start * STRIDE, side.stop * STRIDE) for side in self.sites[1:])
+        return slice(None), down, across
 
 
 class Source(Protocol):

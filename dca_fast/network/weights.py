@@ -22,7 +22,7 @@ from dca_fast.config import ModelConfig
 from dca_fast.entropy.tables import Tables
 from dca_fast.errors import ConfigError, WeightsError
 from dca_fast.files.atomic import write_atomic
-from dca_fast.network.layout import Layout, Spec, layout
+from dca_fast.network.layout import Layout, Spec, layout, previews
 from dca_fast.ops.limits import MAX_ROW
 
 FORMAT = 2
@@ -126,6 +126,9 @@ def _check_gains(tensors: Tensors) -> None:
 def _check_layout(path: Path, given: Layout, config: ModelConfig) -> None:
     """Refuse tensors that are not exactly those of the configuration, before any is read."""
     wanted = layout(config)
+    for preview in previews(config):
+        if given.keys() & preview.keys():
+            wanted |= preview
     for name in sorted(wanted.keys() | given.keys()):
         if name not in wanted:
             raise WeightsError(f"{path} holds {name}, which {config.name} does not have")

@@ -9,7 +9,7 @@ leading shape. 8-bit operands lie in +-127, 16-bit ones in +-32767, multipliers 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from types import ModuleType
 from typing import Any, Protocol, TypeAlias, TypeVar
@@ -58,6 +58,9 @@ class Arrays(Protocol):
 
     def concat(self, parts: Sequence[Array], axis: int) -> Array:
         """Arrays one after the other along an axis."""
+
+    def gather(self, strips: Iterable[Array], height: int) -> Array:
+        """Arrays [N, rows, ...] one after the other, `height` rows in all; each is let go when the next one is made."""
 
     def settle(self) -> None:
         """Wait for what was launched on a device, before its results go into a cache: other threads, which find them

@@ -9,7 +9,7 @@ threads, so that a forked process can go on with all of it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,17 @@ class NumpyArrays:
 
     def concat(self, parts: Sequence[Array], axis: int) -> Array:
         return np.concatenate(parts, axis)
+
+    def gather(self, strips: Iterable[Array], height: int) -> Array:
+        out, at = None, 0
+        for strip in strips:
+            if out is None:
+                out = np.empty((strip.shape[0], height, *strip.shape[2:]), strip.dtype)
+            out[:, at : at + strip.shape[1]] = strip
+            at += strip.shape[1]
+        assert out is not None
+        assert at == height
+        return out
 
     def settle(self) -> None:
         """All is done when a call returns."""
@@ -266,8 +277,11 @@ def squared_error(a: Array, b: Array, factors: Array | None = None) -> int:
 
 
 def luma(picture: Array) -> Array:
-    red, green, blue = (picture[..., i].astype(np.int32) for i in range(3))
-    return ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).astype(np.uint8)
+    out = np.empty(picture.shape[:2], np.uint8)
+    for top in range(0, len(picture), STRIDE):  # strips stay in the cache
+        red, green, blue = (picture[top : top + STRIDE, :, i].astype(np.int32) for i in range(3))
+        out[top : top + STRIDE] = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
+    return out
 
 
 def space_to_depth2(x: Array) -> Array:

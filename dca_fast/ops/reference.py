@@ -7,7 +7,7 @@ point operation is one float32 multiply per output (`requantise`), which IEEE 75
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -67,6 +67,17 @@ class TorchArrays:
 
     def concat(self, parts: Sequence[Tensor], axis: int) -> Tensor:
         return torch.cat(tuple(parts), axis)
+
+    def gather(self, strips: Iterable[Tensor], height: int) -> Tensor:
+        out, at = None, 0
+        for strip in strips:
+            if out is None:
+                out = strip.new_empty(strip.shape[0], height, *strip.shape[2:])
+            out[:, at : at + strip.shape[1]] = strip
+            at += strip.shape[1]
+        assert out is not None
+        assert at == height
+        return out
 
     def settle(self) -> None:
         if self.device.type == "cuda":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import subprocess
+from collections import deque
 from collections.abc import Callable
 from itertools import pairwise
 from types import SimpleNamespace
@@ -102,7 +103,7 @@ def follow(
     staged: Callable[[Program], Program],
     stepped: Callable[[Adjoint], Adjoint],
     recorder: Recorder,
-    parts: list[Part],
+    parts: deque[list[Part]],
 ) -> CudaEngine:
     """A copy of the codec that runs launch by launch and tells `recorder` what it does.
 
@@ -110,7 +111,7 @@ def follow(
         codec: stays as it is.
         staged, stepped: make a program, and an adjoint, that note their stages and operations.
         recorder: with a clock of the same device.
-        parts: filled with what the last encode gave to the coder.
+        parts: what is given to the coder goes in, of each tile.
     """
     twin = copy.copy(codec)
     programs = SimpleNamespace(at=lambda *at: staged(codec._programs.at(*at)))
@@ -122,7 +123,7 @@ def follow(
 class _Coder:
     """A coder that notes its stages and keeps what it was given to encode."""
 
-    def __init__(self, coder: DeviceCoder, recorder: Recorder, parts: list[Part]) -> None:
+    def __init__(self, coder: DeviceCoder, recorder: Recorder, parts: deque[list[Part]]) -> None:
         self._coder, self._recorder, self._parts = coder, recorder, parts
 
     def quantise(self, *arguments: Any) -> Any:
@@ -130,7 +131,7 @@ class _Coder:
 
     def start_encode(self, parts: list[Part], lanes: int | None, groups: int, plain: int) -> Any:
         self._recorder.enter("coder")
-        self._parts[:] = parts
+        self._parts.append(parts)
         encoded = self._coder.start_encode(parts, lanes, groups, plain)
         return SimpleNamespace(read=self._recorder.staged(encoded.read, "coder", "container"))
 

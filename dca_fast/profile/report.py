@@ -92,18 +92,21 @@ def operation_facts(measured: Sequence[Rounds], ceilings: Ceilings) -> list[dict
 
 
 def bit_facts(
-    parts: Mapping[str, Part], plain: int, groups: int, tables: Tables, file_bytes: int
+    tiles: Sequence[tuple[Mapping[str, Part], int]], plain: int, tables: Tables, file_bytes: int
 ) -> list[dict[str, Any]]:
     """What each part of the stream costs; what the file has beyond them comes last.
 
     Args:
-        parts: values and rows by name; the first `plain` are not of the trellis.
-        groups: of the stream.
+        tiles: values and rows by name, the first `plain` not of the trellis; and how many groups the stream has.
     """
     out: list[dict[str, Any]] = []
-    for i, (name, (values, rows)) in enumerate(parts.items()):
-        bits = float(tables.value_bits(values, rows, None if i < plain else groups).sum())
-        out.append({"name": name, "positions": rows.size, "coded": int((rows != SKIP_ROW).sum()), "bits": bits})
+    for i, name in enumerate(tiles[0][0]):
+        bits, positions, coded = 0.0, 0, 0
+        for parts, groups in tiles:
+            values, rows = parts[name]
+            bits += float(tables.value_bits(values, rows, None if i < plain else groups).sum())
+            positions, coded = positions + rows.size, coded + int((rows != SKIP_ROW).sum())
+        out.append({"name": name, "positions": positions, "coded": coded, "bits": bits})
     rest = 8 * file_bytes - sum(part["bits"] for part in out)
     return [*out, {"name": "coder states, header", "positions": 0, "coded": 0, "bits": rest}]
 

@@ -10,10 +10,12 @@ import argparse
 import contextlib
 import copy
 import importlib.util
+import itertools
 import json
 import os
 import re
 import sys
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -68,6 +70,7 @@ STAGES = (
 Pixels = npt.NDArray[np.uint8]
 Input = tuple[tuple[Any, ...], dict[str, Any]]  # of a call
 Part = tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]  # values, rows
+Tiles = deque[list[Any]]  # the parts of each
 
 
 class _Cpu:
@@ -92,14 +95,14 @@ class _Cpu:
 class _Coder:
     """A coder that notes its stages and keeps what it was given to encode."""
 
-    def __init__(self, coder: Coder, recorder: Recorder, parts: list[Part]) -> None:
+    def __init__(self, coder: Coder, recorder: Recorder, parts: Tiles) -> None:
         self._coder, self._recorder, self._parts = coder, recorder, parts
 
     def quantise(self, *arguments: Any) -> Any:
         return self._recorder.within(self._coder.quantise, "symbols", "trellis")(*arguments)
 
     def encode(self, parts: list[Part], **layout: Any) -> bytes:
-        self._parts[:] = parts
+        self._parts.append(parts)
         self._recorder.enter("coder")
         stream = self._coder.encode(parts, **layout)
         self._recorder.enter("container")
@@ -112,13 +115,13 @@ class _Coder:
         return SimpleNamespace(decode=decode, finish=opened.finish)
 
 
-def instrument(codec: Codec, recorder: Recorder, parts: list[Any]) -> Codec:
+def instrument(codec: Codec, recorder: Recorder, parts: Tiles) -> Codec:
     """A copy of the codec that tells `recorder` what it does.
 
     Args:
         codec: stays as it is.
         recorder: the caller enters the first stage before each call and finishes after it.
-        parts: filled with what the last encode gave to the coder, (values, rows) of each part.
+        parts: what is given to the coder goes in: of each tile, (values, rows) of each part.
     """
 
     def staged(program: Program) -> Program:
@@ -135,10 +138,10 @@ def instrument(codec: Codec, recorder: Recorder, parts: list[Any]) -> Codec:
             vars(twin)[name] = recorder.staged(getattr(twin, name), "effort", "hyper: symbols")
         return twin
 
+    fits = itertools.cycle(("effort", "container"))  # what follows that of the picture answered, and of the one coded
+
     def fitted(*arguments: Any) -> tuple[int, ...]:
-        """To the picture that is coded, at last, or to the one that effort answers."""
-        after = "container" if recorder.stage == "container" else "effort"
-        weights: tuple[int, ...] = recorder.staged(engine.fit, "restoration", after)(*arguments)
+        weights: tuple[int, ...] = recorder.staged(engine.fit, "restoration", next(fits))(*arguments)
         return weights
 
     twin = copy.copy(codec)
@@ -184,7 +187,8 @@ def profile(
     data = codec.encode(picture, quality, effort=effort)
     decoded = codec.decode(data, machine.output)
     used["peak_bytes"] = machine.memory(peak=True)  # before recording and ceilings take their own
-    parts: list[Any] = []
+    grids = [tile.grid for tile in walk.Grid.of(height, width).tiles()]
+    parts: Tiles = deque(maxlen=len(grids))  # of the last picture
     recorder = Recorder(counting=True, clock=machine.clock)
     twin = instrument(codec, recorder, parts)
     inputs: dict[str, Input] = {
@@ -208,9 +212,11 @@ def profile(
     facts: dict[str, Any] = {"ceilings": asdict(ceilings), "memory": used, "file_bytes": len(data)}
     if engine.takes_tensors:
         facts["graphs"] = engine.recorded(height, width, effort, parse(data).header.aq)
-    hosted = [(_on_host(values), _on_host(rows)) for values, rows in parts]
-    plain, groups = len(codec.config.latents), walk.Grid.of(height, width).groups
-    facts["bits"] = bit_facts(named(codec, hosted), plain, groups, machine.tables, len(data))
+    hosted = [
+        (named(codec, [(_on_host(values), _on_host(rows)) for values, rows in tile]), grid.groups)
+        for tile, grid in zip(parts, grids, strict=True)
+    ]
+    facts["bits"] = bit_facts(hosted, len(codec.config.latents), machine.tables, len(data))
     facts |= {way: direction_facts(m, megapixels, ceilings) for way, m in measured.items()}
     facts["operations"] = operation_facts(list(measured.values()), ceilings)
     coded = sum(part["coded"] for part in facts["bits"])

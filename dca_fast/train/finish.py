@@ -20,7 +20,8 @@ from dca_fast.files.atomic import write_atomic
 from dca_fast.testing import photograph
 from dca_fast.train.data import Crops
 from dca_fast.train.export import export_checkpoint, load_float
-from dca_fast.train.fit_tables import fit
+from dca_fast.train.fit_previews import fit as fit_previews
+from dca_fast.train.fit_tables import fit as fit_tables
 
 BACKENDS = ("reference", "native")
 CHECKED_QUALITY = 50.0
@@ -29,7 +30,7 @@ SMOOTH = 0.05  # part of the log that one point of the smooth curve averages
 
 
 def export_and_check(checkpoint: Path, out: Path, photographs: Crops | None = None) -> str:
-    """Write integer weights, with tables fitted to photographs if there are any.
+    """Write integer weights, with tables and previews fitted to photographs if there are any.
 
     A synthetic picture must give the same file and pixels on every backend that runs here.
 
@@ -43,7 +44,8 @@ def export_and_check(checkpoint: Path, out: Path, photographs: Crops | None = No
         part = Path(folder) / "weights.safetensors"
         weights = export_checkpoint(checkpoint, part)
         if photographs is not None:
-            weights = fit(part, photographs)
+            fit_tables(part, photographs)
+            weights = fit_previews(part, photographs)
         write_atomic(out, part.read_bytes())
     pixels, found = photograph(192, 256), {}
     for name in BACKENDS:

@@ -30,7 +30,7 @@ def count_symbols(codec: Codec, photographs: Crops, crops: int = CROPS) -> np.nd
     for i in track(range(crops), "fitting tables", console=Console(stderr=True)):
         pixels = (photographs.batch(generator, 1, SIZE)[0] + 128).byte().numpy()
         quality = round((i + 0.5) / crops * QUALITY_RANGE)
-        source, _ = engine.symbols(engine.image(pixels), quality, 1, 0)
+        (source,), _ = engine.symbols(engine.image(pixels), quality, 1, 0)
         for part, (values, rows) in enumerate(source.parts):
             at = tables.coded(values, rows, None if part < source.plain else 1)
             np.add.at(counts, at[::-1], 1)

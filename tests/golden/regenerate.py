@@ -9,6 +9,7 @@ from PIL import Image
 
 from dca_fast import Codec, inspect
 from dca_fast.errors import UnsupportedVersionError
+from dca_fast.reduced import REDUCTIONS
 from dca_fast.testing import photograph
 
 HERE = Path(__file__).parent
@@ -51,10 +52,32 @@ def exact(codec: Codec) -> None:
     (HERE / "exact.sha256").write_text("".join(hashes))
 
 
+def large_picture() -> np.ndarray:
+    """One that is coded in two tiles, and in few bytes: a slope, and discs across the cut."""
+    down, across = np.mgrid[:2048, :3136]
+    picture = np.stack([down // 16, across // 16, (down + across) // 32], 2).astype(np.uint8)
+    for i, x in enumerate(range(200, 3136, 450)):
+        picture[(down - 300 - 230 * i) ** 2 + (across - x) ** 2 < 150**2] = 250 - 30 * i, 40 * i, 128
+    return picture
+
+
+def large() -> None:
+    """A file with tiles; that backends agree on such files, tests show on small ones."""
+    codec, target = Codec(), HERE / "tiles.dca"
+    data = codec.encode(large_picture(), 25, effort=0)
+    if target.exists() and belongs(target.read_bytes(), codec) and data != target.read_bytes():
+        raise SystemExit(f"{target.name}: a change of its bytes is a change of the format")
+    target.write_bytes(data)
+    (HERE / "tiles.sha256").write_text(hashlib.sha256(codec.decode(data, "numpy").tobytes()).hexdigest() + "\n")
+    previews = [hashlib.sha256(codec.decode(data, "numpy", reduce=n).tobytes()).hexdigest() for n in REDUCTIONS[1:]]
+    (HERE / "previews.sha256").write_text("\n".join(previews) + "\n")
+
+
 def main() -> None:
     """The definition works alone here: the reference backend."""
     codec, target = Codec(backend="reference"), HERE / "photograph.dca"
     exact(codec)
+    large()
     kept = target.exists() and belongs(target.read_bytes(), codec)
     if not kept:
         Image.fromarray(photograph(120, 168, seed=11)).save(HERE / "photograph.png")
