@@ -16,7 +16,8 @@ from dca_fast.cli.parser import main
 from dca_fast.errors import BitstreamError, ConfigError, CorruptStreamError
 from dca_fast.files import container
 from dca_fast.network import walk, weights
-from dca_fast.network.program import PREVIEWS, Model, Program, settings
+from dca_fast.network.layout import PREVIEWS
+from dca_fast.network.program import Model, Program, settings
 from dca_fast.ops import native, reference
 from dca_fast.reduced import REDUCTIONS, box_mean
 from dca_fast.testing import photograph
