@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from dca_fast.entropy.cuda_coder import Encoded
+
 
 class Reads(TorchDispatchMode):
     """Storages that operators and the coder's kernels read or write and did not allocate, by address."""
@@ -87,6 +89,8 @@ def tensors_in(value: Any) -> list[Tensor]:
         return [value]
     if isinstance(value, dict | list | tuple):
         return [x for item in (value.values() if isinstance(value, dict) else value) for x in tensors_in(item)]
+    if isinstance(value, Encoded):
+        return [value.streams, value._states]
     return tensors_in(value.parts) if hasattr(value, "parts") else []
 
 

@@ -23,6 +23,7 @@ from dca_fast.engines.cuda import (
     STRIP_ROWS,
     CudaEngine,
     _all_settings,
+    _batches,
     _DecoderGraph,
     _Settings,
 )
@@ -33,6 +34,7 @@ from dca_fast.network.program import Model
 from dca_fast.network.walk import Grid
 from dca_fast.ops import Linear, Ops, Params
 from dca_fast.ops.reference import OPS
+from dca_fast.region import Region
 from dca_fast.testing import photograph
 from tests import test_rans_device
 from tests.recording_tools import overwrite_unowned, recorded
@@ -167,6 +169,47 @@ def test_graphs_own_what_they_read(imitated: Codec) -> None:
         data = plain.encode(picture, quality, effort=effort)
         assert imitated.encode(picture, quality, effort=effort) == data
         assert np.array_equal(imitated.decode(data, "numpy"), plain.decode(data, "numpy"))
+
+
+@test_rans_device.needs_gcc
+def test_a_batch_is_each_of_its_pictures(imitated: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of mixed sizes, in batches of two numbers, launch by launch and recorded; what one waits for is once a batch."""
+    monkeypatch.setattr("dca_fast.engines.cuda.BATCHES", (3, 2, 1))
+    sizes = [(70, 100), (66, 99), (64, 64), (70, 100), (70, 100), (70, 97), (40, 64)]
+    images = [torch.from_numpy(photograph(*size, seed=i)) for i, size in enumerate(sizes)]
+    plain, engine = Codec().engine, imitated.engine
+    for quality, effort in ((3000, 0), (6000, 0), (6000, 1)):
+        want = [plain.encode(plain.image(image), quality, effort, 3) for image in images]
+        streams, pixels = [one.stream for one in want], []
+        headers = [container.Header(w, h, quality, b"", 0, aq=3) for h, w in sizes]
+        for one, header in zip(streams, headers, strict=True):
+            pixels.append(plain.decode(one, header, Region.whole(header.height, header.width)))
+        for _ in range(3):
+            assert engine.encode_batch(images, quality, effort, 3) == want
+            for (mine, digest), (expected, same) in zip(engine.decode_batch(streams, headers), pixels, strict=True):
+                assert np.array_equal(mine.numpy(), expected)
+                assert digest == same
+    assert isinstance(engine, CudaEngine)
+    kinds = {key[0] for key, graph in engine._seen.items() if graph is not None}
+    assert kinds == {"encode", "encode 2", "encode 3", "decode", "decode 2", "decode 3"}
+    for graph in engine._seen.values():
+        if graph is not None:
+            overwrite_unowned(graph)
+    want = [plain.encode(plain.image(image), 4500, 0, 3) for image in images]
+    assert engine.encode_batch(images, 4500, 0, 3) == want
+    bad = [streams[0], streams[1], streams[2][:-8], *streams[3:]]
+    with pytest.raises(BitstreamError):
+        engine.decode_batch(bad, headers)
+    assert len(engine.decode_batch(streams, headers)) == len(streams)
+
+
+@test_rans_device.needs_gcc
+def test_batches_fit_into_memory(imitated: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dca_fast.engines.cuda.LARGEST_GRAPH", 3 * 128 * 128)
+    split = [_batches(list(range(n)), Grid.of(100, 100), together=True) for n in (1, 2, 3, 7)]
+    assert [[len(some) for some in own] for own in split] == [[1], [2], [2, 1], [2, 2, 2, 1]]
+    assert [len(some) for some in _batches([1, 2], Grid.of(9000, 100), together=True)] == [1, 1]
+    assert [len(some) for some in _batches([1, 2], Grid.of(9, 9), together=False)] == [1, 1]
 
 
 @test_rans_device.needs_gcc

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from dca_fast.files.container import Header
@@ -67,6 +67,12 @@ class Engine(Protocol):
             BitstreamError: one of its kinds.
             DeviceMemoryError: as in `encode`.
         """
+
+    def encode_batch(self, images: Sequence[Array], quality: int, effort: int, aq: int) -> list[Encoded]:
+        """`encode` of each, with the same result."""
+
+    def decode_batch(self, streams: Sequence[bytes], headers: Sequence[Header]) -> list[tuple[Array, int]]:
+        """`decode` of each as a whole, with the same result."""
 
     def preview(self, stream: bytes, header: Header, reduce: int) -> tuple[Array, int] | None:
         """A small picture of a stream, with a pixel for `reduce` by `reduce`, from the latent alone.

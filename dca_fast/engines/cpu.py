@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -148,6 +148,13 @@ class CpuEngine:
         program, y_hat, begin, digest = self.latent(stream, header, region)
         picture = program.synthesise(y_hat, _rows(y_hat.shape[2] * STRIDE))
         return picture[0][region.of_array(*begin)], digest
+
+    def encode_batch(self, images: Sequence[Array], quality: int, effort: int, aq: int) -> list[Encoded]:
+        return [self.encode(image, quality, effort, aq) for image in images]
+
+    def decode_batch(self, streams: Sequence[bytes], headers: Sequence[Header]) -> list[tuple[Array, int]]:
+        pairs = zip(streams, headers, strict=True)
+        return [self.decode(stream, header, Region.whole(header.height, header.width)) for stream, header in pairs]
 
     def preview(self, stream: bytes, header: Header, reduce: int) -> tuple[Array, int] | None:
         if not self.program(header.quality, header.aq).previews(reduce):

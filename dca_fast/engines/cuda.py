@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import TypeVar
 
@@ -27,6 +27,7 @@ from dca_fast.encoder.linear_gradient import Adjoint
 from dca_fast.engines import Encoded, Engine, Progress, tiles
 from dca_fast.engines.graphs import CAPTURE, record
 from dca_fast.entropy.cuda_coder import DeviceCoder, DeviceDecoder
+from dca_fast.entropy.cuda_coder import Encoded as Streams
 from dca_fast.entropy.tables import Tables
 from dca_fast.errors import DeviceMemoryError
 from dca_fast.files.container import Header
@@ -39,12 +40,14 @@ from dca_fast.tensors import tensor_of
 
 CACHED_GRAPHS = 16
 LARGEST_GRAPH = 1 << 25  # pixels: above, launches cost little beside the work, and a graph keeps its memory
+BATCHES = (64, 32, 16, 8, 4, 2, 1)  # pictures of one size that are coded at once, in LARGEST_GRAPH pixels
 STRIP_ROWS = (None, 64, 16)  # latent rows that the transforms compute at a time, tried in turn when memory is short
 _STREAM_ROOM = 1 << 16  # bytes that a recorded decoder takes beyond one for each pixel
 _ALIGNMENT = 256
 _PACKED_QUALITIES = 64  # kept on the host, about 100 KiB each
 
 T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 Size = tuple[int, int]
 Fit = Callable[[Tensor], Tensor]  # of a restoration filter to a picture, see `CudaEngine._fitted`
 # Of a graph: way, size in pixels and effort, or latent grid and valid sites, and strength of adaptive quantisation.
@@ -126,53 +129,70 @@ def _analyse(
 def _plain(
     program: Program, image: Tensor, size: Size, step: Step, rows: int | None = None
 ) -> list[walk.EncoderSource]:
-    """`_analyse` at effort 0."""
+    """`_analyse` at effort 0; of a batch [N, H, W, 3], too."""
     y, sources = program.analyse(image, rows), list[walk.EncoderSource]()
     for tile in walk.Grid.of(*size).tiles():
         own = y[tile.sites].contiguous()
         source = _EncoderSource(program, own, program.hyper_analyse(own), step.quantiser(tile.grid.groups))
-        walk.code(program, source, tile.grid)
+        walk.code(program, source, tile.grid, len(own))
         sources.append(source)
     return sources
 
 
 def _walked(program: Program, decoder: DeviceDecoder, grid: walk.Grid) -> Tensor:
-    """y_hat of a tile, after `reset` of its decoder."""
-    y_hat: Tensor = walk.code(program, _DecoderSource(decoder), grid)
+    """y_hat of a tile, after `reset` of its decoder, of as many pictures as that has."""
+    y_hat: Tensor = walk.code(program, _DecoderSource(decoder), grid, decoder.pictures)
     decoder.close()
     return y_hat
 
 
 def _synthesise(program: Program, decoders: list[DeviceDecoder], grid: walk.Grid, rows: int | None) -> Tensor:
-    """Everything of the decoder after `reset` of those of all tiles: uint8 [1, H, W, 3]."""
+    """Everything of the decoder after `reset` of those of all tiles: uint8 [N, H, W, 3]."""
     parts = ((tile, _walked(program, decoder, tile.grid)) for tile, decoder in zip(grid.tiles(), decoders, strict=True))
     picture: Tensor = program.synthesise(grid.laid(program.arrays, parts), rows)
     return picture
 
 
 class _EncoderGraph:
-    """Recorded analysis and walk for one image size and level of effort; `step` takes `multipliers`.
+    """Recorded analysis, walk and coder for pictures [N, H, W, 3] of one size and a level of effort.
 
-    At effort 1 the host fits the filter that the step sees, between two graphs.
+    At effort 1, of one picture, the host fits the filter that the step sees, between two graphs.
+
+    Args:
+        step: takes `multipliers`.
+        code: starts to encode what the sources of all tiles hold.
     """
 
     @torch.inference_mode(False)  # what is made here is written to later, in any mode
     def __init__(
-        self, model: Model, image: Tensor, size: Size, step: Callable[[Tensor], Step], effort: int, aq: int
+        self,
+        model: Model,
+        image: Tensor,
+        size: Size,
+        step: Callable[[Tensor], Step],
+        code: Callable[[list[walk.EncoderSource]], list[Streams]],
+        effort: int,
+        aq: int,
     ) -> None:
         self.lock, self.settings, self.image = threading.Lock(), _Settings(model), image.clone()
         program = Program(model, self.settings.views, model.silent).adapted(aq)
-        work = self._kept = program, step(self.settings.views["step"])  # as in `_DecoderGraph`
+        work = program, step(self.settings.views["step"])
+        self._kept = work, code  # as in `_DecoderGraph`
         self._first: tuple[torch.cuda.CUDAGraph, Pass] | None = None
         self.picture: Tensor | None = None
-        self.sources: list[walk.EncoderSource]
+        self.streams: list[Streams]  # of each tile
         if effort:
             self._first = record(partial(first_pass, *work, self.image, size, _EncoderSource))
             self._w = torch.zeros(3, 6 * len(RINGS), dtype=torch.int8, device=model.device)
             second = partial(second_pass, *work, self._first[1], self._w, self.image, size)
-            self._graph, (self.sources, self.picture) = record(second)
+
+            def coded() -> tuple[list[Streams], Tensor]:
+                sources, picture = second()
+                return code(sources), picture
+
+            self._graph, (self.streams, self.picture) = record(coded)
         else:
-            self._graph, self.sources = record(partial(_plain, work[0], self.image, size, work[1]))
+            self._graph, self.streams = record(lambda: code(_plain(work[0], self.image, size, work[1])))
 
     def replay(self, fit: Fit) -> None:
         """Everything, of the settings and the image that were copied here."""
@@ -184,19 +204,42 @@ class _EncoderGraph:
 
 
 class _DecoderGraph:
-    """Recorded walk, entropy decoder and synthesis for one image size."""
+    """Recorded walk, entropy decoder and synthesis for pictures of one size; `streams` of each tile, those of all."""
 
     @torch.inference_mode(False)
-    def __init__(self, model: Model, coder: DeviceCoder, grid: walk.Grid, aq: int, streams: list[bytes]) -> None:
+    def __init__(
+        self, model: Model, coder: DeviceCoder, grid: walk.Grid, aq: int, streams: list[tuple[bytes, ...]]
+    ) -> None:
         self.lock, self.settings = threading.Lock(), _Settings(model)
         channels = model.weights.config.latent // 4
         self.decoders = [
-            coder.decoder(stream, capacity=_capacity(tile.grid), positions=math.prod(tile.grid.sites) * channels)
-            for tile, stream in zip(grid.tiles(), streams, strict=True)
+            coder.decoder(
+                own,
+                capacity=len(own) * _capacity(tile.grid),
+                positions=len(own) * math.prod(tile.grid.sites) * channels,
+            )
+            for tile, own in zip(grid.tiles(), streams, strict=True)
         ]
         # A graph knows addresses only: what a program made for itself, as packed weights, must stay.
         self._program = Program(model, self.settings.views, model.silent).adapted(aq)
         self.graph, self.pixels = record(partial(_synthesise, self._program, self.decoders, grid, None))
+
+
+def _by_grid(keys: Sequence[K]) -> list[tuple[K, list[int]]]:
+    """Which pictures have a key, for each key."""
+    groups: dict[K, list[int]] = {}
+    for i, key in enumerate(keys):
+        groups.setdefault(key, []).append(i)
+    return list(groups.items())
+
+
+def _batches(indices: list[int], grid: walk.Grid, *, together: bool) -> Iterator[list[int]]:
+    """Pictures with one grid, as many at a time as there are graphs for; alone if not `together` or of many tiles."""
+    most = LARGEST_GRAPH // math.prod(grid.padded) if together and len(grid.tiles()) == 1 else 1
+    while indices:
+        count = next(n for n in BATCHES if n <= max(1, min(most, len(indices))))
+        yield indices[:count]
+        indices = indices[count:]
 
 
 def _capacity(grid: walk.Grid) -> int:
@@ -295,19 +338,50 @@ class CudaEngine:
                     on_cpu = self._on_cpu()  # searches need more memory than encoders that go by strips
                     return on_cpu.encode(on_cpu.image(image), quality, effort, aq, progress)
             padded = self._padded(image, grid)
-            make = partial(_EncoderGraph, self.model, padded, (height, width), step, effort, aq)
+            make = partial(
+                _EncoderGraph, self.model, padded, (height, width), step, partial(self._started, grid), effort, aq
+            )
             graph = self._graph(_encoder_key((height, width), effort, aq), grid, make)
             if isinstance(graph, _EncoderGraph):
                 with graph.lock:  # until the outputs are read: the next replay overwrites them
                     graph.settings.load(quality)
                     graph.image.copy_(padded)
                     graph.replay(fit)
-                    stream, digest = self._joined(graph.sources, grid)
+                    ((stream, digest),) = self._joined(graph.streams)
                     return Encoded(stream, digest, self._restoration(graph.picture, image, quality))
             program, at = self._programs.at(quality, aq), step(self._multipliers(quality))
             work = partial(_analyse, program, padded, (height, width), at, fit if effort else None)
             sources, picture = self._in_memory(work)
-            return Encoded(*self._joined(sources, grid), self._restoration(picture, image, quality))
+            ((stream, digest),) = self._joined(self._started(grid, sources))
+            return Encoded(stream, digest, self._restoration(picture, image, quality))
+
+    def encode_batch(self, images: Sequence[Tensor], quality: int, effort: int, aq: int) -> list[Encoded]:
+        """See `Engine`. At effort 0 pictures with the same latent sites, of one tile, go through one graph together."""
+        encoded: dict[int, Encoded] = {}
+        for grid, indices in _by_grid([walk.Grid.of(*image.shape[:2]) for image in images]):
+            for some in _batches(indices, grid, together=effort == 0):
+                if len(some) > 1:
+                    own = self._encode_together([images[i] for i in some], grid, quality, aq)
+                else:
+                    own = [self.encode(images[i], quality, effort, aq) for i in some]
+                encoded |= zip(some, own, strict=True)
+        return [encoded[i] for i in range(len(images))]
+
+    def _encode_together(self, images: list[Tensor], grid: walk.Grid, quality: int, aq: int) -> list[Encoded]:
+        step, size = partial(Step, self._adjoint, self.quantiser), (images[0].shape[0], images[0].shape[1])
+        with torch.cuda.device(self.device):
+            padded = torch.cat([self._padded(image, grid) for image in images])
+            make = partial(_EncoderGraph, self.model, padded, size, step, partial(self._started, grid), 0, aq)
+            graph = self._graph((f"encode {len(images)}", grid.valid, 0, aq), grid, make)
+            if isinstance(graph, _EncoderGraph):
+                with graph.lock:
+                    graph.settings.load(quality)
+                    graph.image.copy_(padded)
+                    graph.replay(lambda picture: picture)
+                    return [Encoded(*coded, ()) for coded in self._joined(graph.streams)]
+            at = step(self._multipliers(quality))
+            work = partial(_plain, self._programs.at(quality, aq), padded, size, at)
+            return [Encoded(*coded, ()) for coded in self._joined(self._started(grid, self._in_memory(work)))]
 
     def _padded(self, image: Tensor, grid: walk.Grid) -> Tensor:
         down, across = (
@@ -341,16 +415,26 @@ class CudaEngine:
         return partial(self._quantise, groups)
 
     def _quantise(self, groups: int, residuals: Tensor, rows: Tensor) -> Tensor:
-        return self.coder.quantise(residuals.flatten(), rows.flatten(), self._charges, groups).view(rows.shape)
+        flat = residuals.flatten(), rows.flatten()
+        return self.coder.quantise(*flat, self._charges, groups, len(rows)).view(rows.shape)
 
     def code(self, source: walk.EncoderSource, grid: walk.Grid) -> tuple[bytes, int]:
         """The stream of a tile, and the digest of its symbols."""
-        ((stream, digest),) = self.coder.start_encode(source.parts, None, grid.groups, source.plain).read()
+        ((stream, digest),) = self._start(source, grid).read()
         return stream, digest
 
-    def _joined(self, sources: list[walk.EncoderSource], grid: walk.Grid) -> tuple[bytes, int]:
-        """Those of a picture."""
-        return tiles.join([self.code(source, tile.grid) for source, tile in zip(sources, grid.tiles(), strict=True)])
+    def _start(self, source: walk.EncoderSource, grid: walk.Grid) -> Streams:
+        """Starts to encode a tile of every picture of a batch."""
+        return self.coder.start_encode(source.parts, None, grid.groups, source.plain, source.pictures)
+
+    def _started(self, grid: walk.Grid, sources: list[walk.EncoderSource]) -> list[Streams]:
+        """Those of all tiles."""
+        return [self._start(source, tile.grid) for source, tile in zip(sources, grid.tiles(), strict=True)]
+
+    @staticmethod
+    def _joined(streams: list[Streams]) -> list[tuple[bytes, int]]:
+        """Waits for the tiles of every picture: stream and digest of each picture."""
+        return [tiles.join(own) for own in zip(*(tile.read() for tile in streams), strict=True)]
 
     def restore(self, picture: Tensor, weights: tuple[int, ...]) -> Tensor:
         restored: Tensor = restoration_fit.apply(self.ops, self.arrays, picture, weights)
@@ -358,29 +442,71 @@ class CudaEngine:
 
     def decode(self, stream: bytes, header: Header, region: Region) -> tuple[Tensor, int]:
         """See `Engine`."""
-        height, width, quality, aq = header.height, header.width, header.quality, header.aq
-        grid = walk.Grid.of(height, width)
+        height, width = header.height, header.width
         with torch.cuda.device(self.device):
-            graph, parts = None, grid.tiles()
-            streams, digests = tiles.split(stream, len(parts))
-            fits = all(len(own) <= _capacity(tile.grid) for own, tile in zip(streams, parts, strict=True))
-            if fits and region == Region.whole(height, width):
-                make = partial(_DecoderGraph, self.model, self.coder, grid, aq, streams)
-                graph = self._graph(("decode", *grid, aq), grid, make)
-            if isinstance(graph, _DecoderGraph):
-                with graph.lock:
-                    graph.settings.load(quality)
-                    for decoder, own in zip(graph.decoders, streams, strict=True):
-                        decoder.reset(own)
-                    graph.graph.replay()
-                    pixels = graph.pixels[0, :height, :width].clone()
-                    return pixels, tiles.checked(digests, [decoder.check()[0] for decoder in graph.decoders])
+            if region == Region.whole(height, width):
+                recorded = self._decode_recorded([stream], [header])
+                if recorded:
+                    return recorded[0]
 
             def once(rows: int | None) -> tuple[Tensor, int]:
                 program, y_hat, begin, digest = self._latent(stream, header, region)
                 return program.synthesise(y_hat, rows)[0][region.of_array(*begin)].contiguous(), digest
 
             return self._in_memory(once)
+
+    def decode_batch(self, streams: Sequence[bytes], headers: Sequence[Header]) -> list[tuple[Tensor, int]]:
+        """See `Engine`. Pictures with the same latent sites, of one tile, one quality and one strength of adaptive
+        quantisation go through one graph together."""
+        decoded: dict[int, tuple[Tensor, int]] = {}
+        grids = [walk.Grid.of(header.height, header.width) for header in headers]
+        for (grid, *_), indices in _by_grid([(g, h.quality, h.aq) for g, h in zip(grids, headers, strict=True)]):
+            for some in _batches(indices, grid, together=True):
+                own = [streams[i] for i in some], [headers[i] for i in some]
+                if len(some) > 1:
+                    with torch.cuda.device(self.device):
+                        decoded |= zip(some, self._decode_recorded(*own) or self._decode_together(*own), strict=True)
+                else:
+                    region = Region.whole(own[1][0].height, own[1][0].width)
+                    decoded[some[0]] = self.decode(own[0][0], own[1][0], region)
+        return [decoded[i] for i in range(len(streams))]
+
+    def _decode_recorded(self, streams: list[bytes], headers: list[Header]) -> list[tuple[Tensor, int]] | None:
+        """Whole pictures with one grid, by their graph; None if there is none."""
+        first, count = headers[0], len(streams)
+        grid = walk.Grid.of(first.height, first.width)
+        parts = grid.tiles()
+        split, digests = zip(*(tiles.split(stream, len(parts)) for stream in streams), strict=True)
+        by_tile = list(zip(*split, strict=True))
+        for own, tile in zip(by_tile, parts, strict=True):
+            if any(len(stream) > _capacity(tile.grid) for stream in own):
+                return None
+        way = "decode" if count == 1 else f"decode {count}"
+        make = partial(_DecoderGraph, self.model, self.coder, grid, first.aq, by_tile)
+        graph = self._graph((way, *grid, first.aq), grid, make)
+        if not isinstance(graph, _DecoderGraph):
+            return None
+        with graph.lock:
+            graph.settings.load(first.quality)
+            for decoder, own in zip(graph.decoders, by_tile, strict=True):
+                decoder.reset(*own)
+            graph.graph.replay()
+            pixels = [graph.pixels[i, : h.height, : h.width].clone() for i, h in enumerate(headers)]
+            found = zip(*(decoder.check() for decoder in graph.decoders), strict=True)
+        return [(p, tiles.checked(d, own)) for p, d, own in zip(pixels, digests, found, strict=True)]
+
+    def _decode_together(self, streams: list[bytes], headers: list[Header]) -> list[tuple[Tensor, int]]:
+        """The same of pictures of one tile, launch by launch."""
+        first = headers[0]
+        grid, program = walk.Grid.of(first.height, first.width), self._programs.at(first.quality, first.aq)
+
+        def once(rows: int | None) -> list[tuple[Tensor, int]]:
+            decoder = self.coder.decoder(streams)
+            pixels = program.synthesise(_walked(program, decoder, grid), rows)
+            own = [pixels[i, : h.height, : h.width].contiguous() for i, h in enumerate(headers)]
+            return list(zip(own, decoder.check(), strict=True))
+
+        return self._in_memory(once)
 
     def preview(self, stream: bytes, header: Header, reduce: int) -> tuple[Tensor, int] | None:
         """See `Engine`."""

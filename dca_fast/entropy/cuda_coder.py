@@ -353,7 +353,7 @@ class DeviceDecoder:
             raise ConfigError(f"positions must be 0..{MAX_POSITIONS}, got {positions}")
         _check_pictures(pictures, [])
         self._coder, self._library, self._capacity = coder, coder.library, capacity
-        self._pictures, self._groups = pictures, groups
+        self.pictures, self._groups = pictures, groups
         # One byte in front of a stream whose words would begin at odd bytes, and one behind it.
         self._streams = coder._empty(capacity + 2 * pictures)
         size = self._library.call("state_bytes")
@@ -378,8 +378,8 @@ class DeviceDecoder:
             BackendUnavailableError: while a graph is being captured.
         """
         self._opened = False
-        if len(streams) != self._pictures:
-            raise ConfigError(f"{len(streams)} streams, the decoder was made for {self._pictures}")
+        if len(streams) != self.pictures:
+            raise ConfigError(f"{len(streams)} streams, the decoder was made for {self.pictures}")
         whole, ends = b"".join(streams), np.cumsum([len(stream) for stream in streams], dtype=np.uint64)
         if len(whole) > self._capacity:
             raise LimitExceededError(f"a stream of {len(whole)} bytes, the decoder was made for {self._capacity}")
@@ -391,13 +391,13 @@ class DeviceDecoder:
         staging, opened = (x.data_ptr() for x in self._host)
         to, states = self._streams.data_ptr(), self._states.data_ptr()
         with _queue(self._coder.device) as queue:
-            arguments = whole, ends.ctypes.data, self._pictures, staging, opened, to, states, message, queue
+            arguments = whole, ends.ctypes.data, self.pictures, staging, opened, to, states, message, queue
             fault = self._library.launch("reset", *arguments)
             if self._copied is not None and fault == 0:
                 self._copied.record()
         if fault != 0:
             text = message.raw[4:].split(b"\0")[0].decode()
-            if self._pictures > 1:
+            if self.pictures > 1:
                 text = f"stream {int.from_bytes(message.raw[:4], 'little')}: {text}"
             raise (TruncatedStreamError if fault == -1 else CorruptStreamError)(text)
         self._opened = True
@@ -428,11 +428,11 @@ class DeviceDecoder:
             raise InputError(f"out and rows differ in length ({out.numel()} and {size})")
         if self._positions is not None and size > self._positions:
             raise InputError(f"a part of {size} positions, the decoder was made for {self._positions}")
-        _check_pictures(self._pictures, [size])
+        _check_pictures(self.pictures, [size])
         scratch = self._scratch_for(size) if self._scratch is None else self._scratch
         tables, states, values = self._coder.tables.data_ptr(), self._states.data_ptr(), out.data_ptr()
         launch, words, tmp = self._library.launch, self._streams.data_ptr(), scratch.data_ptr()
-        kind, staged, n = int(trellis), self._coder.staged_bytes[trellis], self._pictures
+        kind, staged, n = int(trellis), self._coder.staged_bytes[trellis], self.pictures
         with _queue(device) as queue:
             source = words, states, n, self._groups, rows.data_ptr(), size
             launch("decode", tables, kind, staged, *source, values, tmp, queue)
@@ -442,7 +442,7 @@ class DeviceDecoder:
     def close(self) -> None:
         """Let the device check that the stream ends exactly here; `check` tells the outcome."""
         with _queue(self._coder.device) as queue:
-            self._library.launch("finish", self._states.data_ptr(), self._pictures, queue)
+            self._library.launch("finish", self._states.data_ptr(), self.pictures, queue)
 
     def check(self) -> list[int]:
         """Wait for the device and raise the errors it has met up to here.

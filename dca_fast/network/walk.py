@@ -151,6 +151,7 @@ class EncoderSource:
 
     def __init__(self, program: Program, y: Array, z: dict[str, Array], quantise: Quantiser) -> None:
         self._program, self._y, self._z, self._quantise = program, y, z, quantise
+        self.pictures = len(y)  # of a batch
         self.parts: list[tuple[Any, Any]] = []
         self.plain = 0  # parts before those of the trellis
         self.digest = 0
@@ -197,28 +198,29 @@ class DecoderSource:
         return self._take(rows, trellis=True)
 
 
-def code(program: Program, source: Source, grid: Grid) -> Array:
-    """Run the walk for one image.
+def code(program: Program, source: Source, grid: Grid, pictures: int = 1) -> Array:
+    """Run the walk.
 
     Args:
         program: integer network at the file's quality.
         source: see `Source`.
-        grid: of the image.
+        grid: of the picture.
+        pictures: of a batch, which have one grid.
 
     Returns:
-        y_hat int16 [1, h, w, M].
+        y_hat int16 [pictures, h, w, M].
     """
-    z = code_hyper(program, source, grid)
-    return code_steps(program, source, program.hyper_features(z), grid)
+    z = code_hyper(program, source, grid, pictures)
+    return code_steps(program, source, program.hyper_features(z), grid, pictures)
 
 
-def code_hyper(program: Program, source: Source, grid: Grid) -> dict[str, Array]:
+def code_hyper(program: Program, source: Source, grid: Grid, pictures: int = 1) -> dict[str, Array]:
     """The hyper latents as a decoder sees them, as `Program.hyper_features` takes them."""
     z = {}
     shapes = program.hyper_shapes(*grid.sites)
     for name in ORDER:
         if name in shapes:
-            z[name] = program.arrays.zeros(1, *shapes[name])
+            z[name] = program.arrays.zeros(pictures, *shapes[name])
             for part, row, mean in program.hyper_parts(name, z[name]):
                 # One row for each channel; of the global latent for each channel of each token.
                 rows = program.arrays.broadcast(row, z[name][part.sites].shape)
@@ -229,9 +231,9 @@ def code_hyper(program: Program, source: Source, grid: Grid) -> dict[str, Array]
     return z
 
 
-def code_steps(program: Program, source: Source, features: dict[str, Array], grid: Grid) -> Array:
+def code_steps(program: Program, source: Source, features: dict[str, Array], grid: Grid, pictures: int = 1) -> Array:
     """The four steps; `features` of the hyper latents."""
-    y_hat = program.arrays.zeros(1, *grid.sites, program.config.latent)  # every step writes a quarter
+    y_hat = program.arrays.zeros(pictures, *grid.sites, program.config.latent)  # every step writes a quarter
     ops, at, coarser = program.ops, None, None
     for step in range(STEPS):
         mean, rows = program.step_parameters(step, y_hat, features, grid.valid)

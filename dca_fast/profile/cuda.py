@@ -129,10 +129,10 @@ class _Coder:
     def quantise(self, *arguments: Any) -> Any:
         return self._recorder.within(self._coder.quantise, "symbols", "trellis")(*arguments)
 
-    def start_encode(self, parts: list[Part], lanes: int | None, groups: int, plain: int) -> Any:
+    def start_encode(self, parts: list[Part], *layout: Any) -> Any:
         self._recorder.enter("coder")
         self._parts.append(parts)
-        encoded = self._coder.start_encode(parts, lanes, groups, plain)
+        encoded = self._coder.start_encode(parts, *layout)
         return SimpleNamespace(read=self._recorder.staged(encoded.read, "coder", "container"))
 
     def decoder(self, stream: bytes) -> Any:
