@@ -219,9 +219,9 @@ def _neighbour_mean_kernel(
 
 def neighbour_mean(z: Tensor, m: Tensor, part: Part) -> Tensor:
     n, height, width, c = z.shape
-    lines, columns = (-(-(side - first) // part.step) for side, first in ((height, part.top), (width, part.left)))
+    lines, columns = (-(-(side - first) // part.stride) for side, first in ((height, part.top), (width, part.left)))
     out = torch.empty(n, lines, columns, c, dtype=torch.int16, device=z.device)
-    args = (z, m, out, height, width, lines, columns, part.top, part.left, part.step, c)
+    args = (z, m, out, height, width, lines, columns, part.top, part.left, part.stride, c)
     _launch(_neighbour_mean_kernel, out.numel(), *args)
     return out
 

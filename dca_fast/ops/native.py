@@ -197,7 +197,7 @@ def quadtree_gather(x: Array, step: int) -> Array:
 
 
 def neighbour_mean(z: Array, m: Array, part: Part) -> Array:
-    return _cpu.neighbour_mean(z, m, part.top, part.left, part.step)
+    return _cpu.neighbour_mean(z, m, part.top, part.left, part.stride)
 
 
 def hyper_symbols(z: Array, mean: Array | None, rows: Array) -> Array:
