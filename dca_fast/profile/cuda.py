@@ -99,8 +99,8 @@ def described(facts: dict[str, Any], codec: CudaEngine) -> dict[str, Any]:
 
 def follow(
     codec: CudaEngine,
-    staged: Callable[[Program], Program],
-    stepped: Callable[[Adjoint], Adjoint],
+    staged_program: Callable[[Program], Program],
+    staged_adjoint: Callable[[Adjoint], Adjoint],
     recorder: Recorder,
     parts: list[Part],
 ) -> CudaEngine:
@@ -108,13 +108,13 @@ def follow(
 
     Args:
         codec: stays as it is.
-        staged, stepped: make a program, and an adjoint, that note their stages and operations.
+        staged_program, staged_adjoint: copies of a program, and of an adjoint, that note their stages and operations.
         recorder: with a clock of the same device.
         parts: filled with what the last encode gave to the coder.
     """
     twin = copy.copy(codec)
-    programs = SimpleNamespace(at=lambda *at: staged(codec._programs.at(*at)))
-    coder, adjoint = _Coder(codec.coder, recorder, parts), stepped(codec._adjoint)
+    programs = SimpleNamespace(at=lambda *at: staged_program(codec._programs.at(*at)))
+    coder, adjoint = _Coder(codec.coder, recorder, parts), staged_adjoint(codec._adjoint)
     vars(twin).update(_programs=programs, _graph=lambda *_: None, coder=coder, _adjoint=adjoint)
     return twin
 
