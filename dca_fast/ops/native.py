@@ -59,8 +59,8 @@ class NumpyArrays:
     def broadcast(self, x: Array, shape: tuple[int, ...]) -> Array:
         return np.broadcast_to(x, shape).copy()
 
-    def concat(self, parts: Sequence[Array], axis: int) -> Array:
-        return np.concatenate(parts, axis)
+    def concat(self, arrays: Sequence[Array], axis: int) -> Array:
+        return np.concatenate(arrays, axis)
 
     def settle(self) -> None:
         """All is done when a call returns."""

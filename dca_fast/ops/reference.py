@@ -65,8 +65,8 @@ class TorchArrays:
     def broadcast(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         return x.expand(shape).clone(memory_format=torch.contiguous_format)
 
-    def concat(self, parts: Sequence[Tensor], axis: int) -> Tensor:
-        return torch.cat(tuple(parts), axis)
+    def concat(self, arrays: Sequence[Tensor], axis: int) -> Tensor:
+        return torch.cat(tuple(arrays), axis)
 
     def settle(self) -> None:
         if self.device.type == "cuda":

@@ -39,7 +39,7 @@ class Gpu:
     """A CUDA device as the machine that a profile is of.
 
     Args:
-        codec: the device's part of a codec.
+        codec: the engine of a codec on the device.
     """
 
     turns = 10  # of the codec as it is, in each round: they are short

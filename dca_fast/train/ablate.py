@@ -40,7 +40,7 @@ TWINS: dict[str, tuple[str, dict[str, Any]]] = {
     "per-step": ("R, G, L; one c for each step", {"shared": False}),
     "phi-scales": ("R, G, L; scales from phi only", {}),
 }
-QUIET = 0.02  # gain of what a fresh local feature adds to an inherited c
+QUIET = 0.02  # factor on what a fresh local feature adds to an inherited c
 
 
 @dataclass(frozen=True)

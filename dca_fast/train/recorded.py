@@ -1,8 +1,8 @@
 """A training step as CUDA graphs: crops, forward and backward in one, clipping, optimiser and average in another.
 
-Between the two, many processes average their gradients. What changes from step to step lies in a few buffers that the
-host fills: where the crops are, qualities, and the scalars of the optimiser. It computes what `Trainer.train_step` does
-launch by launch.
+Between the two, many processes average their gradients. What changes from one training step to the next lies in a few
+buffers that the host fills: where the crops are, qualities, and the scalars of the optimiser. It computes what
+`Trainer.train_step` does launch by launch.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class RecordedStep:
     def __call__(
         self, batch: Tensor, quality: Tensor, noise: int, hyper_factor: float, decay: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One step.
+        """One training step.
 
         Args:
             batch: what `crops` takes, of the same shape every time, on the host.

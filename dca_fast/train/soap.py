@@ -1,9 +1,9 @@
 """SOAP: Adam in the eigenbasis of Shampoo's preconditioner (Vyas et al., ICLR 2025).
 
-Matrices of one shape are stacked, so that a step is a few batched products; other parameters take plain Adam.
+Matrices of one shape are stacked, so that a training step is a few batched products; other parameters take plain Adam.
 Unlike the paper's, the mean squares go along when the eigenbasis turns. Where inputs are mostly zero, as those of a
-hyper synthesis are, a new direction would else meet the tiny square of the old one, and take a step a thousand times
-too long.
+hyper synthesis are, a new direction would else meet the tiny square of the old one, and its step size would be a
+thousand times too large.
 
 A training step calls three methods, so that a GPU can record the second one: `advance` counts on the host, `update`
 computes without asking it anything, `turn` renews the eigenbases now and then.
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-MOMENT_EVERY = 2  # steps between two updates of the preconditioner: it decays over fifty
+MOMENT_EVERY = 2  # training steps between two updates of the preconditioner: it decays over fifty
 ROUNDS = 3  # of Cholesky QR, the first one shifted
 SHIFT = 1e-11  # of unit columns' products, in float64
 ASTRAY = 1e-3  # a basis whose columns' products are farther from those of unit vectors is not taken
@@ -42,7 +42,7 @@ class Soap(torch.optim.Optimizer):
     lr: learning rate, as for Adam.
     betas: decay of the mean, of the squares in the eigenbasis, and of the preconditioner.
     eps: added to the root of the squares.
-    every: steps between two updates of the eigenbasis (one power iteration and a QR).
+    every: training steps between two updates of the eigenbasis (one power iteration and a QR).
     side: a side longer than this is preconditioned only if the other one is too.
     """
 
@@ -210,6 +210,6 @@ def cholesky_qr(moment: Tensor, basis: Tensor) -> Tensor:
         lower = torch.linalg.cholesky_ex(products)[0]
         columns = torch.linalg.solve_triangular(lower, columns.mT, upper=False).mT
     unit = torch.eye(basis.shape[1], dtype=columns.dtype, device=columns.device)
-    # Not a number is not below.
+    # False where it is not a number.
     good = (columns.mT @ columns - unit).abs().amax((1, 2)) < ASTRAY
     return torch.where(good[:, None, None], columns.to(basis.dtype), basis)

@@ -42,10 +42,10 @@ from dca_fast.train.world import ALONE, World
 log = logging.getLogger(__name__)
 LOG_SECONDS = 20
 FORMAT = 2  # of a checkpoint's optimiser state
-WATCHED = 200  # steps whose mean loss may not exceed `ASTRAY` times the lowest such mean before
+WATCHED = 200  # training steps whose mean loss may not exceed `ASTRAY` times the lowest such mean before
 ASTRAY = 1.2
-PENDING = 16  # steps whose losses are fetched from a GPU at once: fetching waits for it
-# Steps between two updates of SOAP's eigenbases. A step on a GPU sees more pixels, and an update takes longer than one.
+PENDING = 16  # training steps whose losses are fetched from a GPU at once: fetching waits for it
+# Training steps between two updates of SOAP's eigenbases. One on a GPU sees more pixels, and an update takes longer.
 HOST_EVERY, DEVICE_EVERY = 10, 25
 DEVICE_SHARE = 0.4  # of a GPU's free memory that photographs may take
 ARGUMENTS = {"modules": "parts"}  # fields of a recipe that the command line and the log call otherwise
@@ -443,7 +443,7 @@ class Trainer:
         return batch
 
     def train_step(self, factor: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One optimiser step.
+        """One training step.
 
         Returns:
             Loss, and of each sample bits per pixel, squared error and quality. None of them is waited for, and the next
