@@ -47,7 +47,7 @@ SKIP_ROW = 255  # table row of a symbol that is not coded: it is zero and costs 
 FIRST_CODED_ROW = 6  # symbols with scales below 0.14 quantiser steps are not coded
 
 # The restoration filter (docs/spec/restoration.md): where a pixel's neighbours lie, ring by ring, as lines and columns
-# away; from which difference on a neighbour counts no more; and the unit of its coefficients.
+# away; from which difference on a neighbour counts no more; and the coefficient that stands for 1.
 RINGS = (
     ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)),
     ((-1, 0), (0, -1), (0, 1), (1, 0)),
@@ -55,8 +55,8 @@ RINGS = (
 )
 RING_LIMIT, RING_STEPS = 8, 256
 
-# Adaptive quantisation (docs/spec/adaptive.md): unit of its strength and the strongest one; by how many rows of the
-# scale table it changes a quantiser step at most; and how many channels of a group, the strongest ones, it looks at.
+# Adaptive quantisation (docs/spec/adaptive.md): the strength that stands for 1, and the strongest one; by how many rows
+# of the scale table it changes a quantiser step at most; and how many channels of a group, the strongest, it looks at.
 AQ_STEPS, MAX_AQ = 16, 15
 AQ_REACH, AQ_CHANNELS = 15, 16
 DEFAULT_AQ = 3 / AQ_STEPS
