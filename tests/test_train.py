@@ -656,6 +656,7 @@ def test_run_writes_log_and_checkpoint(photographs: Photographs, tmp_path: Path)
     trainer.run()
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert lines[0]["config"]["name"] == "tiny"
+    assert lines[0]["recipe"]["parts"] is None  # the name of `modules` on the command line and in the log
     assert trainer.step > 0
     average = load_float(tmp_path / "checkpoint.pt")
     assert average.config == TINY
