@@ -1,4 +1,4 @@
-"""What adaptive quantisation takes by PSNR and gives by MS-SSIM, at several strengths.
+"""What adaptive quantisation costs by PSNR and gains by MS-SSIM, at several strengths.
 
     python benchmarks/adaptive.py FOLDER --out benchmarks/results/dca-s/adaptive.json
 
@@ -38,8 +38,8 @@ def measure(codec: Codec, pixels: np.ndarray, quality: float, strength: float) -
     return 8 * len(data) / (pixels.shape[0] * pixels.shape[1]), psnr(back, pixels), decibels(similarity)
 
 
-def compare(found: list[list[Point]], base: list[list[Point]], metric: int) -> dict[str, float]:
-    """BD-rates of pictures' points [picture][quality]; `metric` is the place of the fidelity in a point."""
+def compare(test: list[list[Point]], base: list[list[Point]], metric: int) -> dict[str, float]:
+    """BD-rates of pictures' points [picture][quality]; `metric` is the index of the fidelity in a point."""
 
     def curve(points: list[Point]) -> list[tuple[float, float]]:
         return [(point[0], point[metric]) for point in points]
@@ -53,8 +53,8 @@ def compare(found: list[list[Point]], base: list[list[Point]], metric: int) -> d
         assert delta.rate_percent is not None, delta.note
         return delta.rate_percent
 
-    each = [percent(curve(a), curve(b)) for a, b in zip(found, base, strict=True)]
-    return {"mean_curves": percent(mean(found), mean(base)), "each_picture": statistics.fmean(each)}
+    each = [percent(curve(a), curve(b)) for a, b in zip(test, base, strict=True)]
+    return {"mean_curves": percent(mean(test), mean(base)), "each_picture": statistics.fmean(each)}
 
 
 def main() -> int:

@@ -2,7 +2,7 @@
 
     python benchmarks/directions.py PHOTOGRAPHS FLOAT_WEIGHTS --part analysis
 
-Takes the mean gradient of a part of the network over some batches, under uniform noise and under expected rates, each
+Takes the mean gradient of a module of the network over some batches, under uniform noise and under expected rates, each
 parameter over the root of its mean square as Adam and SOAP do, and goes small steps against it. Prints how the loss
 with values and bits as in files changes, on the same crops and on others.
 """
@@ -22,10 +22,10 @@ from dca_fast.model.expected import Expected
 from dca_fast.model.network import Network
 from dca_fast.train.data import Crops, open_data
 from dca_fast.train.export import load_float
-from dca_fast.train.trainer import Recipe, draw_qualities, keep, loss_of
+from dca_fast.train.trainer import Recipe, draw_qualities, loss_of, train_only
 
 BATCH, CROP = 8, 192
-STEPS = (3e-5, 1e-4, 3e-4)
+STEP_SIZES = (3e-5, 1e-4, 3e-4)
 SEEDS = {"the same crops": 1, "other crops": 77}
 
 
@@ -73,7 +73,7 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     network = load_float(args.weights)
-    keep(network, (args.part,))
+    train_only(network, (args.part,))
     photographs = open_data(args.photographs, args.cache or args.photographs / ".decoded", 256)
     directions = {}
     for name in ("noise", "expected"):
@@ -88,7 +88,7 @@ def main() -> int:
     count = args.batches // 2
     before = {seed: real(network, photographs, seed, count) for seed in SEEDS.values()}
     parameters = [p for p in network.parameters() if p.requires_grad]
-    for name, step in ((name, step) for name in directions for step in STEPS):
+    for name, step in ((name, step) for name in directions for step in STEP_SIZES):
         with torch.no_grad():
             torch._foreach_add_(parameters, directions[name], alpha=-step)
         changes = []

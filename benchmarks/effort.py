@@ -1,4 +1,4 @@
-"""What each level of encoder effort gives and takes: BD-rate against level 0, and encode time beside level 0's.
+"""Gain and cost of each level of encoder effort: BD-rate against level 0, and encode time beside level 0's.
 
     python benchmarks/effort.py FOLDER --out benchmarks/results/dca-s/effort.json
 
@@ -56,11 +56,11 @@ def summary(rows: dict[str, dict[str, float]], names: list[str], levels: list[in
         points = [rows[f"{name} {quality} {level}"] for name in names]
         return statistics.fmean(p["bpp"] for p in points), statistics.fmean(p["psnr"] for p in points)
 
-    found = []
+    lines = []
     for level in levels:
         keys = [(f"{name} {q} {level}", f"{name} {q} 0") for name in names for q in QUALITIES]
         curves = ([mean(which, q) for q in QUALITIES] for which in (level, 0))
-        found.append(
+        lines.append(
             {
                 "effort": level,
                 "rate_percent": bd_rate(*curves).rate_percent if level else 0.0,
@@ -68,7 +68,7 @@ def summary(rows: dict[str, dict[str, float]], names: list[str], levels: list[in
                 "times": statistics.median(rows[a]["seconds"] / rows[b]["seconds"] for a, b in keys),
             }
         )
-    return found
+    return lines
 
 
 def main() -> int:

@@ -2,12 +2,12 @@
 
     python benchmarks/gpu.py --out benchmarks/results/DEVICE.json [--exactness SECONDS] [--figures SECONDS] [--images N]
 
-Exactness: files and pixels of the device against those of the CPU, both ways, launch by launch, recorded and replayed,
+Exactness: files and pixels of the device against those of the CPU and back, launch by launch, recorded and replayed,
 and from two streams at once. Figures: whole images and the coder; the trainer; every operation of an encode and a
 decode at 4K against the reference operations on the same device (eager PyTorch) and against the roofline measured in
 the same run (a large int8 product and a large copy); the float network. Times are medians of device events, or of
 synchronised calls for whole images. What comes first matters most: when its time is over nothing further is begun, and
-what was left out is named under "left out". The file is written after every part; a part that fails leaves its
+what was left out is named under "left out". The file is written after every section; one that fails leaves its
 traceback under "errors", and the others run all the same. With `--device cpu` tiny pictures go through what needs no
 device: a rehearsal.
 """
@@ -125,7 +125,7 @@ def call_ms(function: Callable[[], Any], repeat: int = SPEED_TURNS) -> dict[str,
 
 
 def exactness(cpu: Codec, gpu: Codec, images: list[np.ndarray], clock: Clock) -> dict[str, Any]:
-    """Files made on the device against those of the CPU, and each decoded on the other."""
+    """Files encoded on the device against those of the CPU, and each decoded on the other."""
     compared, different, cases = 0, [], []
     for index, image in enumerate(images):
         searched = [(QUALITY, SEARCHED)] if index == 0 else []  # the CPU takes long for it
@@ -145,8 +145,8 @@ def exactness(cpu: Codec, gpu: Codec, images: list[np.ndarray], clock: Clock) ->
             if not np.array_equal(gpu.decode(data, "numpy"), pixels):
                 different.append(f"decode {what}")
         done += 1
-    found = {"comparisons": compared, "different": different, "cases": done, "cases left out": len(cases) - done}
-    return found | at_once(cpu, gpu, images[:2])
+    facts = {"comparisons": compared, "different": different, "cases": done, "cases left out": len(cases) - done}
+    return facts | at_once(cpu, gpu, images[:2])
 
 
 def at_once(cpu: Codec, gpu: Codec, images: list[np.ndarray], turns: int = 8) -> dict[str, Any]:
@@ -216,8 +216,8 @@ def collect(gpu: Codec, image: np.ndarray) -> dict[str, Call]:
     target = torch.from_numpy(image).cuda()
 
     def fit(picture: Tensor) -> Tensor:
-        found = restoration_fit.fit(kept, engine.arrays, picture[0], target, worth(QUALITY))
-        return restoration_fit.as_array(engine.arrays, found, len(RINGS))
+        coefficients = restoration_fit.fit(kept, engine.arrays, picture[0], target, worth(QUALITY))
+        return restoration_fit.as_array(engine.arrays, coefficients, len(RINGS))
 
     sources, _ = _analyse(program, torch.from_numpy(padded).cuda()[None], size, step, fit, None)
     coded = [engine.code(source, tile.grid) for source, tile in zip(sources, grid.tiles(), strict=True)]
@@ -305,8 +305,8 @@ def coder_times(gpu: Codec, image: np.ndarray) -> dict[str, float]:
     on_cpu = walk.quantiser(TorchArrays(), cpu.coder, cpu.charges, groups)
     assert all(codec.quantise(groups, *step).cpu().equal(on_cpu(*(t.cpu() for t in step))) for step in residuals)
     search = median_ms(lambda: [codec.quantise(groups, *step) for step in residuals])
-    found = {"coder_decode_ms": statistics.median(times), "coder_encode_ms": encode, "coder_search_ms": search}
-    return found | {"lanes": lanes, "groups": groups}
+    facts = {"coder_decode_ms": statistics.median(times), "coder_encode_ms": encode, "coder_search_ms": search}
+    return facts | {"lanes": lanes, "groups": groups}
 
 
 def float_model(name: str = "dca-s") -> list[dict[str, Any]]:
@@ -327,7 +327,7 @@ def float_model(name: str = "dca-s") -> list[dict[str, Any]]:
 
 
 def training_speed(device: str, clock: Clock, batch: int, crop: int, turns: int) -> dict[str, Any]:
-    """Pixels per second of the trainer, all parts of dca-s on synthetic photographs: as it is, launch by launch, and
+    """Pixels per second of the trainer, all modules of dca-s on synthetic photographs: as it is, launch by launch, and
     without fused kernels."""
     data = Images([photograph(512, 512, seed) for seed in range(8)])
     tables, rows = weights.load(weights.find("dca-s")).tables, {}
@@ -343,8 +343,8 @@ def training_speed(device: str, clock: Clock, batch: int, crop: int, turns: int)
             early = [float(trainer.train_step(1.0)[0]) for _ in range(2)]
             first, begin = time.perf_counter() - begin, time.perf_counter()
             losses = torch.stack([trainer.train_step(1.0)[0].clone() for _ in range(turns)]).tolist()
-            step = (time.perf_counter() - begin) / turns
-        rows[name] = {"step_ms": 1e3 * step, "pixels_per_s": batch * crop**2 / step, "first_steps_s": first}
+            seconds = (time.perf_counter() - begin) / turns
+        rows[name] = {"step_ms": 1e3 * seconds, "pixels_per_s": batch * crop**2 / seconds, "first_steps_s": first}
         rows[name] |= {"first_losses": early, "last_loss": statistics.fmean(losses[-10:])}
         if abs(early[0] / rows["graphs"]["first_losses"][0] - 1) > 0.02 or not all(map(math.isfinite, losses)):
             raise RuntimeError(f"losses differ, or are not finite: {rows}")
@@ -367,7 +367,7 @@ def integer_transforms(gpu: Codec) -> list[dict[str, Any]]:
     return rows
 
 
-def parts_of(args: argparse.Namespace) -> Iterator[tuple[str, float, Callable[[dict[str, Any], Clock], Any]]]:
+def sections_of(args: argparse.Namespace) -> Iterator[tuple[str, float, Callable[[dict[str, Any], Clock], Any]]]:
     """What is asked for, in order: name, whose time it takes, and the work, given the facts so far and the clock."""
     cuda = args.device == "cuda"
     cpu = Codec(device="cpu", backend="native" if cuda else "reference")
@@ -408,7 +408,7 @@ def main() -> int:
     facts |= {"triton": triton.__version__, "cuda": torch.version.cuda, "errors": {}, "left out": []}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     clocks: dict[str, Clock] = {}
-    for name, whose, work in parts_of(args):
+    for name, whose, work in sections_of(args):
         clock = clocks.setdefault(whose, Clock(getattr(args, whose)))
         begin = time.perf_counter()
         if clock.left() < 0:

@@ -2,7 +2,7 @@
 
     python benchmarks/gradient_noise.py PACK.bin [--weights FILE] [--batches N] COUNTxCROP [COUNTxCROP ...]
 
-For each batch shape: of the gradient's mean square, the share that is the square of its expectation, for each part of
+For each batch shape: of the gradient's mean square, the share that is the square of its expectation, for each module of
 the network. It is estimated without bias from all pairs of batches; near zero it may come out negative. The projections
 of the trunk, whose gradients depend on their inputs' coordinates (train/whiten.py), are left out.
 """
@@ -22,11 +22,11 @@ from dca_fast.train.export import load_float
 from dca_fast.train.trainer import Recipe, draw_qualities, loss_of
 from dca_fast.train.whiten import trunk
 
-PARTS = ("analysis", "hyper", "context", "synthesis")
+MODULES = ("analysis", "hyper", "context", "synthesis")
 
 
 def gradient(network: Network, photographs: Crops, seed: int, count: int, crop: int) -> dict[str, Tensor]:
-    """Gradient of one batch, as the trainer draws it, for each part: one vector each."""
+    """Gradient of one batch, as the trainer draws it, for each module: one vector each."""
     generator = np.random.default_rng(seed)
     quality = torch.tensor(draw_qualities(generator, count), dtype=torch.float32)
     image = photographs.batch(generator, count, crop)
@@ -34,12 +34,12 @@ def gradient(network: Network, photographs: Crops, seed: int, count: int, crop: 
     network.zero_grad()
     loss_of(network(image, quality), image, quality, Recipe().balance, torch.tensor(1.0))[0].backward()
     left_out = {id(p) for layer in trunk(network) for p in layer.parameters()}
-    found: dict[str, list[Tensor]] = {part: [] for part in PARTS}
+    gradients: dict[str, list[Tensor]] = {module: [] for module in MODULES}
     for name, p in network.named_parameters():
-        part = name.split(".")[0]
-        if part in found and p.grad is not None and id(p) not in left_out:
-            found[part].append(p.grad.flatten().clone())
-    return {part: torch.cat(pieces) for part, pieces in found.items()}
+        module = name.split(".")[0]
+        if module in gradients and p.grad is not None and id(p) not in left_out:
+            gradients[module].append(p.grad.flatten().clone())
+    return {module: torch.cat(of_parameters) for module, of_parameters in gradients.items()}
 
 
 def signal(gradients: Tensor) -> float:
@@ -59,9 +59,9 @@ def main() -> None:
     network, photographs = load_float(args.weights).train(), Photographs(None, args.pack)
     for shape in args.shapes:
         count, crop = map(int, shape.split("x"))
-        found = [gradient(network, photographs, 1000 + i, count, crop) for i in range(args.batches)]
-        shares = {part: signal(torch.stack([f[part] for f in found])) for part in PARTS}
-        print(f"{shape}: " + ", ".join(f"{part} {100 * share:.1f} %" for part, share in shares.items()), flush=True)
+        batches = [gradient(network, photographs, 1000 + i, count, crop) for i in range(args.batches)]
+        shares = {module: signal(torch.stack([of_batch[module] for of_batch in batches])) for module in MODULES}
+        print(f"{shape}: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items()), flush=True)
 
 
 if __name__ == "__main__":

@@ -32,16 +32,16 @@ def mutate(data: bytes, generator: np.random.Generator, mend: bool) -> bytes:
     """One to eight random changes: bits, bytes, a removed or a repeated range."""
     body = bytearray(data[:-4] if mend else data)
     for _ in range(generator.integers(1, 9)):
-        at = int(generator.integers(len(body)))
+        offset = int(generator.integers(len(body)))
         kind = generator.integers(4)
         if kind == 0:
-            body[at] ^= 1 << int(generator.integers(8))
+            body[offset] ^= 1 << int(generator.integers(8))
         elif kind == 1:
-            body[at] = int(generator.integers(256))
+            body[offset] = int(generator.integers(256))
         elif kind == 2:
-            del body[at : at + int(generator.integers(1, 9))]
+            del body[offset : offset + int(generator.integers(1, 9))]
         else:
-            body[at:at] = body[at : at + int(generator.integers(1, 9))]
+            body[offset:offset] = body[offset : offset + int(generator.integers(1, 9))]
     return bytes(body) + (zlib.crc32(body).to_bytes(4, "little") if mend else b"")
 
 

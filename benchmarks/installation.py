@@ -1,4 +1,4 @@
-"""What installations take, and what a command and a first codec take in them.
+"""Size and time of installations, and of a command and a first codec in them.
 
     python benchmarks/installation.py [LABEL=CHECKOUT ...] [--json FILE]
 
@@ -50,8 +50,8 @@ class Installation:
 
     def megabytes(self) -> float:
         """Of all files, each once."""
-        found = (path.lstat() for path in self._venv.rglob("*") if not path.is_dir())
-        return sum({(s.st_dev, s.st_ino): s.st_size for s in found}.values()) / 1e6
+        files = (path.lstat() for path in self._venv.rglob("*") if not path.is_dir())
+        return sum({(file.st_dev, file.st_ino): file.st_size for file in files}.values()) / 1e6
 
     def decode(self) -> tuple[float, float]:
         """Seconds, and peak memory in megabytes."""
@@ -77,13 +77,15 @@ def main() -> int:
     os.environ.pop("PYTHONPATH", None)  # only what is installed there
     with tempfile.TemporaryDirectory() as name:
         named = [text.partition("=") for text in args.checkouts]
-        made = {label: Installation(Path(path), Path(name) / str(i)) for i, (label, _, path) in enumerate(named)}
-        times: dict[str, list[tuple[float, float, float]]] = {label: [] for label in made}
+        installations = {
+            label: Installation(Path(path), Path(name) / str(i)) for i, (label, _, path) in enumerate(named)
+        }
+        times: dict[str, list[tuple[float, float, float]]] = {label: [] for label in installations}
         for _ in range(args.repeat):
-            for label, installation in made.items():
+            for label, installation in installations.items():
                 times[label].append((*installation.decode(), installation.first()))
         runs: dict[str, Any] = {}
-        for label, installation in made.items():
+        for label, installation in installations.items():
             decode_s, peak, first = (statistics.median(values) for values in zip(*times[label], strict=True))
             runs[label] = {
                 "install_s": round(installation.install_s, 1),

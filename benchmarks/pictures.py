@@ -46,18 +46,18 @@ def pictures(width: int, height: int, number: int = 1) -> tuple[Pixels, ...]:
 
 
 def _mosaic(photographs: Iterator[Pixels], height: int, width: int) -> Pixels:
-    """Fill row by row, each as high as its first photograph."""
+    """Fill band by band, each as high as its first photograph."""
     image = np.empty((height, width, 3), np.uint8)
     top = 0
     while top < height:
-        left, step = 0, 0
+        left, high = 0, 0
         while left < width:
             pixels = next(photographs)
-            step = step or min(pixels.shape[0], height - top)
-            pixels = pixels[:step, : width - left]
-            if pixels.shape[0] < step:
-                pixels = np.pad(pixels, ((0, step - pixels.shape[0]), (0, 0), (0, 0)), mode="symmetric")
-            image[top : top + step, left : left + pixels.shape[1]] = pixels
+            high = high or min(pixels.shape[0], height - top)
+            pixels = pixels[:high, : width - left]
+            if pixels.shape[0] < high:
+                pixels = np.pad(pixels, ((0, high - pixels.shape[0]), (0, 0), (0, 0)), mode="symmetric")
+            image[top : top + high, left : left + pixels.shape[1]] = pixels
             left += pixels.shape[1]
-        top += step
+        top += high
     return image

@@ -73,7 +73,7 @@ class Attention:
         return self._compiled(q, k, v, score_mod=score, scale=self.scale)
 
     def check(self, ours: Tensor) -> None:
-        """Ours rounds scores to 1/16 nat and weights to 7 bits: a few units of int8 apart, no more."""
+        """Ours rounds scores to 1/16 nat and exponentials to 7 bits: a few units of int8 apart, no more."""
         difference = (self().cpu() - ours).abs()
         assert float(difference.mean()) < 1, float(difference.mean())
         assert float(difference.max()) < 16, float(difference.max())
@@ -100,7 +100,7 @@ class Gaussian:
         self.weight = head.w.float() * factors[:, :, None]
         self.bias = head.b.float() * factors
         self.bias[:, size:] += head.offset / 16
-        self.y = [part.float().chunk(4, -1) for part in parity_split(y)]
+        self.y = [sites.float().chunk(4, -1) for sites in parity_split(y)]
         self.gain = (gain / 256).chunk(4)
 
     def __call__(self) -> tuple[Tensor, Tensor]:

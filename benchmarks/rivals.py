@@ -50,11 +50,11 @@ class CompressAi:
             warnings.simplefilter("ignore")
             zoo = pytest.importorskip("compressai.zoo", reason="CompressAI: needs dca-fast[bench]")
             models = pytest.importorskip("compressai.models")
-            maker, quality = COMPRESSAI[name]
-            if quality is None and not hasattr(models, maker):
-                pytest.skip(f"{name}: CompressAI {metadata.version('compressai')} has no {maker}")
+            model, quality = COMPRESSAI[name]
+            if quality is None and not hasattr(models, model):
+                pytest.skip(f"{name}: CompressAI {metadata.version('compressai')} has no {model}")
             torch.manual_seed(0)
-            network = getattr(zoo, maker)(quality, pretrained=False) if quality else getattr(models, maker)()
+            network = getattr(zoo, model)(quality, pretrained=False) if quality else getattr(models, model)()
         self.network = network.eval()
         self.network.update(force=True)
 
@@ -89,7 +89,7 @@ def _depthwise(self: layers.Depthwise, x: Tensor) -> Tensor:
 
 
 def to_fp32(module: nn.Module) -> nn.Module:
-    """Turn a part of the float model into a plain fp32 network: quantised weights as floats, products in fp32.
+    """Turn a module of the float model into a plain fp32 network: quantised weights as floats, products in fp32.
 
     Its operands are not rounded inside of `unrounded`.
     """
@@ -146,11 +146,11 @@ class Symbols:
     """Gives what `Rounding` kept, as one flat tensor, of one image."""
 
     def __init__(self, flat: Tensor) -> None:
-        self._flat, self._at = flat, 0
+        self._flat, self._offset = flat, 0
 
     def _next(self, like: Tensor) -> Tensor:
-        first, self._at = self._at, self._at + like.numel()
-        return self._flat[first : self._at].view(like.shape)
+        start, self._offset = self._offset, self._offset + like.numel()
+        return self._flat[start : self._offset].view(like.shape)
 
     def hyper(self, name: str, residual: Tensor | None, log2_scale: Tensor, coded: Tensor) -> Tensor:
         return self._next(log2_scale)
@@ -181,8 +181,8 @@ class FloatModel:
         height, width = image.shape[:2]
         padded = np.pad(image, ((0, -height % ALIGN), (0, -width % ALIGN), (0, 0)), mode="edge")
         with unrounded():
-            parts = self._encode(torch.from_numpy(padded)[None], torch.tensor([quality]))
-        symbols = torch.cat([part.flatten() for part in parts]).to(torch.int16).numpy()
+            kept = self._encode(torch.from_numpy(padded)[None], torch.tensor([quality]))
+        symbols = torch.cat([tensor.flatten() for tensor in kept]).to(torch.int16).numpy()
         return struct.pack("<HHf", height, width, quality) + symbols.tobytes()
 
     @torch.no_grad()

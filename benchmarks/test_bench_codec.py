@@ -105,7 +105,7 @@ class Contestant:
 
 @cache
 def contestant(name: str) -> Contestant:
-    """Build a codec; peers at our rate on a part of the smallest picture. Skips what is missing, with the reason."""
+    """Build a codec; peers at our rate on a crop of the smallest picture. Skips what is missing, with the reason."""
     torch.set_num_threads(THREADS)
     if name == "dca-s" or name in EFFORTS:
         codec = Codec("dca-s", threads=THREADS)
@@ -198,7 +198,7 @@ class Times:
 
     @property
     def first_seconds(self) -> float:
-        """Of the first turn, both ways."""
+        """Of the first round trip."""
         return (self.encode_ms[0, 0] + self.decode_ms[0, 0]) / 1e3
 
     def medians(self) -> dict[str, Any]:

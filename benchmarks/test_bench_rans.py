@@ -69,7 +69,7 @@ class OnDevice(Ours):
 
 
 class CompressAI:
-    """compressai.ans as its models call it: tensors become lists; the lists of its tables are made once."""
+    """compressai.ans as its models call it: tensors become lists; its tables become lists once."""
 
     def __init__(self, symbols: Symbols, rows: Rows, tables: Tables) -> None:
         with warnings.catch_warnings():
@@ -131,8 +131,8 @@ class Torchac:
         sigmas = torch.tensor([row_sigma(row) for row in range(ROWS)])
         below = torch.special.ndtr(edges / sigmas[:, None].double())
         below[:, 0], below[:, -1] = 0, 1
-        steps = torch.arange(len(edges))  # each symbol gets at least one of the 2^16 parts
-        counts = (below * ((1 << 16) - len(steps))).floor().long() + steps
+        least = torch.arange(len(edges))  # each symbol gets at least one slot of the 2^16
+        counts = (below * ((1 << 16) - len(least))).floor().long() + least
         counts[:, -1] = 1 << 16
         self.cdf = counts.to(torch.int16)  # wraps around, as torchac wants it
         self.rows, self.symbols = torch.from_numpy(rows.astype(np.int64)), torch.from_numpy(symbols.copy())
@@ -204,7 +204,7 @@ def compare(
         rounds: how many times each coder runs.
 
     Returns:
-        By coder: symbols (those of `FEW` get the first ones only), bytes, nanoseconds per symbol each way.
+        By coder: symbols (those of `FEW` get the first ones only), bytes, nanoseconds per symbol to encode and decode.
     """
     coded = rows != SKIP_ROW
     residuals, rows = residuals[coded], rows[coded]
@@ -272,7 +272,7 @@ def test_search(benchmark: Any, isa: str) -> None:
 
 @cache
 def some_residuals() -> tuple[Residuals, Rows]:
-    """What is coded of photographs in DCA_IMAGES, else made up."""
+    """What is coded of photographs in DCA_IMAGES, else synthetic."""
     if source() == "synthetic":
         return make_residuals()
     paths = ImageFolder(Path(os.environ["DCA_IMAGES"])).paths[:2]

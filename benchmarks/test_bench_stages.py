@@ -98,10 +98,10 @@ def calls() -> dict[str, Call]:
     data = instrument(codec, keeping, []).encode(image, QUALITY, effort=0, aq_strength=0)
     assert set(keeping.calls) == set(OPERATIONS)
     picture, ops, arrays = codec.decode(data, "numpy"), codec.engine.ops, codec.engine.arrays
-    weights = restoration_fit.fit(ops, arrays, picture, image, 1.0)
-    assert len(weights) == 18 * len(RINGS)  # all rings pay where errors are dear
+    coefficients = restoration_fit.fit(ops, arrays, picture, image, 1.0)
+    assert len(coefficients) == 18 * len(RINGS)  # all rings pay where errors are dear
     arguments: dict[str, tuple[Any, ...]] = {
-        "restore": (picture, restoration_fit.as_array(arrays, weights)),
+        "restore": (picture, restoration_fit.as_array(arrays, coefficients)),
         "restore_sums": (picture, image, WIDTH * HEIGHT // restoration_fit.SAMPLES),
     }
     for name in FILTER:
@@ -148,7 +148,7 @@ def test_window_attention(name: str, calls: dict[str, Call], benchmark: Any) -> 
         pytest.skip("FlexAttention: PyTorch sees no CUDA device")
     x, p = calls["window_block"].arguments
     operand = ops_of("native").linear_act(ops_of("native").operand8(x, p.m_in), p.qkv, False)
-    q, k, v = (part.contiguous() for part in operand.chunk(3, -1))
+    q, k, v = (third.contiguous() for third in operand.chunk(3, -1))
     arguments = (q, k, v, p.heads, p.window, p.shift, p.m, p.bias, p.table)
     ours = [ops_of(backend).window_attention(*arguments) for backend in BACKENDS]
     assert same(ours[:1], ours[1:])

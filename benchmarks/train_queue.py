@@ -32,7 +32,7 @@ from dca_fast.config import preset
 from dca_fast.errors import DcaError, InputError
 from dca_fast.train.commands import make_trainer
 from dca_fast.train.export import load_float, save_float
-from dca_fast.train.parts import join_parts, part_files, write_parts
+from dca_fast.train.sharded import join_shards, shard_files, write_shards
 from dca_fast.train.trainer import Trainer
 from dca_fast.train.world import World
 
@@ -68,7 +68,7 @@ class Cut(Trainer):
         if room(self.results, self.name) < 3:
             say(f"{self.name}: no room for its checkpoint in {self.results}")
         else:
-            write_parts(self.state(), self.results, self.name, {"minutes": self.minutes})
+            write_shards(self.state(), self.results, self.name, {"minutes": self.minutes})
         log(self.results, self.name, self.folder / "log.jsonl")
 
 
@@ -77,7 +77,7 @@ def say(text: str) -> None:
 
 
 def files_of(out: Path, name: str) -> list[Path]:
-    return [path for path in (*part_files(out, name), out / f"{name}.safetensors") if path.exists()]
+    return [path for path in (*shard_files(out, name), out / f"{name}.safetensors") if path.exists()]
 
 
 def room(out: Path, name: str) -> int:
@@ -117,8 +117,8 @@ def arguments_of(item: dict[str, Any], args: argparse.Namespace, folder: Path) -
 def train(item: dict[str, Any], args: argparse.Namespace, deadline: float, folder: Path) -> None:
     """One training, from where an earlier slot left it."""
     name, before = item["name"], 0.0
-    if earlier := [place for place in (args.out, args.resume) if part_files(place, name)]:
-        before = join_parts(earlier[0], name, folder / "checkpoint.pt")["minutes"]
+    if earlier := [saved for saved in (args.out, args.resume) if shard_files(saved, name)]:
+        before = join_shards(earlier[0], name, folder / "checkpoint.pt")["minutes"]
     given = arguments_of(item, args, folder)
     trainer = make_trainer(given, preset(given.preset), World(device=args.device), Cut)
     minutes = item.get("minutes") or before + (deadline - MARGIN - time.monotonic()) / 60
@@ -127,7 +127,7 @@ def train(item: dict[str, Any], args: argparse.Namespace, deadline: float, folde
     say(f"{name}: from step {trainer.step}, {before:.1f} of {minutes:.1f} minutes done")
     trainer.run()
     if trainer.over:
-        for path in part_files(args.out, name):
+        for path in shard_files(args.out, name):
             path.unlink()
         if room(args.out, name):
             save_float(load_float(folder / "checkpoint.pt"), args.out / f"{name}.safetensors")
@@ -155,7 +155,7 @@ def main() -> int:
     parser.add_argument("--careful", type=int, default=0, choices=range(len(CAREFUL)), help="without what is newest")
     args = parser.parse_args()
     if args.join:
-        join_parts(Path(args.join[0]), args.join[1], Path(args.join[2]))
+        join_shards(Path(args.join[0]), args.join[1], Path(args.join[2]))
         return 0
     if not (args.data and args.out and args.until):
         parser.error("--data, --out and --until are needed")
@@ -164,7 +164,7 @@ def main() -> int:
     args.resume = args.resume or args.out
     with tempfile.TemporaryDirectory() as work:
         for item in json.loads(args.queue.read_text()):
-            if any((place / f"{item['name']}.safetensors").exists() for place in (args.out, args.resume)):
+            if any((saved / f"{item['name']}.safetensors").exists() for saved in (args.out, args.resume)):
                 say(f"{item['name']}: is over")
                 continue
             if deadline - time.monotonic() < SHORTEST:

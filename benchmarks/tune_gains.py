@@ -67,13 +67,13 @@ def change(gains: torch.Tensor, by: np.ndarray) -> torch.Tensor:
     return groups.view_as(gains)
 
 
-def best(found: np.ndarray) -> np.ndarray:
+def best(costs: np.ndarray) -> np.ndarray:
     """Octaves to add, [ANCHORS, bands], of bits and errors [1 + 2 bands, ANCHORS, 2]: as it is, down, up, down, ..."""
-    start, down, up = found[0], found[1::2] - found[0], found[2::2] - found[0]
+    start, down, up = costs[0], costs[1::2] - costs[0], costs[2::2] - costs[0]
     along = (up - down).sum(0)
     slope = -along[:, 0] / along[:, 1]
     if not (slope > 0).all():
-        raise SystemExit(f"finer steps do not take bits and error the usual way at these knots: {slope}")
+        raise SystemExit(f"finer quantiser steps do not cost bits and save error at these knots: {slope}")
     prices = np.array([price(quality) for quality in QUALITIES])
     worth = prices * np.exp(smooth(np.log(slope / prices)[:, None])[:, 0])
     down, up = (100 * (d[..., 0] + worth * d[..., 1]).T / start[:, :1] for d in (down, up))
@@ -98,19 +98,19 @@ def main() -> int:
     integer = weights_io.load(args.weights)
     with TemporaryDirectory() as folder:
         paths = [args.weights]
-        for band, way in product(range(len(BANDS)), (-DELTA, DELTA)):
+        for band, octaves in product(range(len(BANDS)), (-DELTA, DELTA)):
             by = np.zeros((ANCHORS, len(BANDS)))
-            by[:, band] = np.rint(way * LOG2_STEPS)
+            by[:, band] = np.rint(octaves * LOG2_STEPS)
             gains = change(torch.from_numpy(integer.tensors["latent.log2_gain"]), by).numpy()
             paths.append(Path(folder) / f"{len(paths)}.safetensors")
             weights_io.save(paths[-1], integer.tensors | {"latent.log2_gain": gains}, integer.config, integer.skip)
         with ProcessPoolExecutor(args.processes) as pool:
-            found = list(pool.map(partial(measure, args.pack), product(paths, QUALITIES)))
-    octaves = best(np.array(found).reshape(len(paths), ANCHORS, 2))
-    print(np.array2string(octaves, precision=3, suppress_small=True, max_line_width=120))
+            costs = list(pool.map(partial(measure, args.pack), product(paths, QUALITIES)))
+    changes = best(np.array(costs).reshape(len(paths), ANCHORS, 2))
+    print(np.array2string(changes, precision=3, suppress_small=True, max_line_width=120))
     network = load_float(args.float)
     with torch.no_grad():
-        network.log2_gain.copy_(change(network.log2_gain, octaves))
+        network.log2_gain.copy_(change(network.log2_gain, changes))
     save_float(network, args.out)
     return 0
 

@@ -6,9 +6,9 @@
 For each checkpoint (averaged weights) or float weights: mean loss, and bits per pixel and PSNR at each quality. Latents
 are quantised as in files, bits are the model's estimates by Gaussian tables; there is no restoration filter.
 
-With --apart the first one is taken apart: its start; all of it; it with the quantiser steps of its start, for steps
-that drift change the rate and say nothing of the rest; and its start with each of its parts alone. A training improved
-if the third line is better than the first and no part alone makes it worse.
+With --apart the first one is taken apart: its start; all of it; it with the quantiser steps of its start, which change
+the rate when they drift and say nothing of the rest; and its start with each group of its parameters alone. A training
+improved if the third line is better than the first and no group alone makes it worse.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from dca_fast.train.trainer import Recipe, loss_of
 
 QUALITIES = (10.0, 35.0, 60.0, 85.0)
 SIDE = 512  # of the middle of each photograph
-# Parts that a training may move, by the beginnings of their names; quantiser steps of y are one of them.
-PARTS = {
+# Groups of parameters that a training may move, by the beginnings of their names.
+GROUPS = {
     "f_a": ("analysis.",),
     "hyper pairs": ("hyper.", "factorised."),
     "c": ("context.",),
@@ -52,17 +52,17 @@ def apart(start: Path, end: Path) -> Iterator[tuple[str, Network]]:
     states = [load_float(path).state_dict() for path in (start, end)]
 
     def of(names: tuple[str, ...], network: Path, state: dict[str, torch.Tensor]) -> Network:
-        found = load_float(network)
-        found.load_state_dict(found.state_dict() | {k: v for k, v in state.items() if k.startswith(names)})
-        return found.eval()
+        mixed = load_float(network)
+        mixed.load_state_dict(mixed.state_dict() | {k: v for k, v in state.items() if k.startswith(names)})
+        return mixed.eval()
 
     yield "start", load_float(start)
     yield "end", load_float(end)
-    yield "end, quantiser steps of the start", of(PARTS["quantiser steps"], end, states[0])
+    yield "end, quantiser steps of the start", of(GROUPS["quantiser steps"], end, states[0])
     if states[0].keys() == states[1].keys():
-        for part, names in PARTS.items():
+        for group, names in GROUPS.items():
             if any(not states[0][k].equal(states[1][k]) for k in states[0] if k.startswith(names)):
-                yield f"start with {part} of the end", of(names, start, states[1])
+                yield f"start with {group} of the end", of(names, start, states[1])
 
 
 @torch.no_grad()
@@ -85,12 +85,12 @@ def main() -> None:
     for name, network in named:
         losses, text = [], []
         for quality in QUALITIES:
-            q, found = torch.tensor([quality]), []
+            q, results = torch.tensor([quality]), []
             for x in images:
                 out = network.eval()(x, q, noisy=False, effort=args.effort, aq_strength=args.aq_strength)
-                found.append(loss_of(out, x, q, Recipe().balance, torch.tensor(1.0)))
-            losses += [loss for loss, _, _ in found]
-            bpp, mse = (torch.cat(parts) for parts in list(zip(*found, strict=True))[1:])
+                results.append(loss_of(out, x, q, Recipe().balance, torch.tensor(1.0)))
+            losses += [loss for loss, _, _ in results]
+            bpp, mse = (torch.cat(of_images) for of_images in list(zip(*results, strict=True))[1:])
             text.append(f"{bpp.mean():.4f} bpp {(10 * torch.log10(255**2 / mse)).mean():.3f} dB")
         loss = float(torch.stack(losses).mean())
         first = loss if first is None else first

@@ -16,7 +16,7 @@ TRANSFORMS = ("patch", "elic")
 
 # The quality axis, shared by trainer, exporter and codec.
 QUALITY_MAX = 100.0
-LAMBDA_MIN, LAMBDA_MAX = 0.0004, 0.15  # weight of the squared error in grey levels, bits per pixel
+LAMBDA_MIN, LAMBDA_MAX = 0.0004, 0.15  # bits per pixel for a squared error of one grey level
 
 
 def price(quality: Any) -> Any:
@@ -35,8 +35,8 @@ SCALE_MIN = 0.1
 LEAKY_SLOPE = 0.125
 
 MAX_EFFORT, DEFAULT_EFFORT = 9, 1  # of the encoder (docs/design/effort.md)
-# Its level 1: bits for a squared quantiser step of y, and how much of the way from y_hat back to y a step starts; the
-# latter along gradients, from level 2 on.
+# Its level 1: bits for a squared quantiser step of y, and where between y_hat (0) and y (1) a step of its descent
+# starts; the latter along gradients, from level 2 on.
 LINEAR_PRICE, BACK, GRADIENT_BACK = 18, 1 / 2, 4 / 5
 
 STEPS = 4  # of the quadtree
@@ -46,8 +46,8 @@ CENTER, ESCAPE = 127, 255  # symbols of the entropy coder: that of value 0, and 
 SKIP_ROW = 255  # table row of a symbol that is not coded: it is zero and costs nothing
 FIRST_CODED_ROW = 6  # symbols with scales below 0.14 quantiser steps are not coded
 
-# The restoration filter (docs/spec/restoration.md): where a pixel's neighbours lie, ring by ring, as rows and columns
-# away; from which difference on a neighbour counts no more; and its weights' unit.
+# The restoration filter (docs/spec/restoration.md): where a pixel's neighbours lie, ring by ring, as lines and columns
+# away; from which difference on a neighbour counts no more; and the coefficient that stands for 1.
 RINGS = (
     ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)),
     ((-1, 0), (0, -1), (0, 1), (1, 0)),
@@ -56,8 +56,8 @@ RINGS = (
 RING_LIMIT, RING_STEPS = 8, 256
 RING_REACH = max(abs(way) for ring in RINGS for neighbour in ring for way in neighbour)
 
-# Adaptive quantisation (docs/spec/adaptive.md): unit of its strength and the strongest one; by how many rows of the
-# scale table it changes a step at most; and how many channels of a group, the strongest ones, it looks at.
+# Adaptive quantisation (docs/spec/adaptive.md): the strength that stands for 1, and the strongest one; by how many rows
+# of the scale table it changes a quantiser step at most; and how many channels of a group, the strongest, it looks at.
 AQ_STEPS, MAX_AQ = 16, 15
 AQ_REACH, AQ_CHANNELS = 15, 16
 DEFAULT_AQ = 3 / AQ_STEPS
@@ -68,32 +68,32 @@ ALIGN = 64  # images are padded to multiples of this: two more halvings for the 
 
 
 class Part(NamedTuple):
-    """Sites of a hyper latent that are coded together: those at rows `top`, `top + step`, ... and columns `left`,
-    `left + step`, ...; `kind` numbers the ways to predict them from sites `step / 2` away, None: not at all."""
+    """Sites of a hyper latent that are coded together: those at lines `top`, `top + stride`, ... and columns `left`,
+    `left + stride`, ...; `kind` numbers how they are predicted from sites `stride / 2` away, None: not at all."""
 
     kind: int | None
     top: int
     left: int
-    step: int
+    stride: int
 
     @property
     def sites(self) -> tuple[slice, slice, slice]:
         """Of a tensor `[N, H, W, C]`."""
-        return slice(None), slice(self.top, None, self.step), slice(self.left, None, self.step)
+        return slice(None), slice(self.top, None, self.stride), slice(self.left, None, self.stride)
 
     @property
     def around(self) -> list[tuple[int, int]]:
-        """Rows and columns from a site to those that predict it: its four corners, or its four sides."""
-        ways = -self.step // 2, self.step // 2
+        """Lines and columns from a site to those that predict it: its four corners, or its four sides."""
+        offsets = -self.stride // 2, self.stride // 2
         if self.top == self.left:
-            return [(down, right) for down in ways for right in ways]
-        return [(way, 0) for way in ways] + [(0, way) for way in ways]
+            return [(down, right) for down in offsets for right in offsets]
+        return [(down, 0) for down in offsets] + [(0, right) for right in offsets]
 
 
 def coarse_to_fine(levels: int) -> list[Part]:
-    """The parts of a hyper latent in their order (docs/spec/numerics.md): every `2^levels`-th site of every
-    `2^levels`-th row, then level by level the sites in the middle of four, predicted from these, and those between two
-    and two."""
+    """The parts of a hyper latent in their order (docs/spec/numerics.md): the sites whose line and column are multiples
+    of `2^levels`, then level by level the sites in the middle of four, predicted from these, and those between two and
+    two."""
     parts = [Part(None, 0, 0, 1 << levels)]
     for level in reversed(range(levels)):
         reach = 1 << level

@@ -67,16 +67,16 @@ def landscape(height: int = 512, width: int = 768, seed: int = 7) -> npt.NDArray
 
 def _noise(generator: np.random.Generator, height: int, width: int, coarsest: int, rough: float = 0.55) -> Any:
     """Fractal noise [height, width], about -1..1: grids of numbers, each half as coarse and `rough` times as high."""
-    out, weight, total, cell = np.zeros((height, width)), 1.0, 0.0, coarsest
+    out, amplitude, total, cell = np.zeros((height, width)), 1.0, 0.0, coarsest
     while cell:
         grid = generator.random((height // cell + 3, width // cell + 3)) * 2 - 1
         for axis, size in enumerate((height, width)):
-            low, part = np.divmod(np.arange(size), cell)
-            share = part / cell
+            low, rest = np.divmod(np.arange(size), cell)
+            share = rest / cell
             share = share * share * (3 - 2 * share)
             share = share[:, None] if axis == 0 else share
             a, b = np.take(grid, low, axis), np.take(grid, low + 1, axis)
             grid = a + (b - a) * share
-        out += weight * grid
-        total, weight, cell = total + weight, weight * rough, cell // 2
+        out += amplitude * grid
+        total, amplitude, cell = total + amplitude, amplitude * rough, cell // 2
     return out / total * 2

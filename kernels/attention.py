@@ -35,11 +35,11 @@ def _padded(size: int) -> int:
 
 
 def _chunk(channels: int) -> int:
-    """Channels per step of a projection: the largest power of two up to 128 that divides them, else 32."""
+    """Channels per round of a projection: the largest power of two up to 128 that divides them, else 32."""
     return next((size for size in (128, 64, 32) if channels % size == 0), DOT)
 
 
-# Parts of programs. [R, X] tiles hold one row for each site.
+# What kernels share. [R, X] tiles hold one row for each site or query; `at` is the index of a value.
 
 
 @triton.jit
@@ -81,8 +81,8 @@ def _project_out(
             acc = tl.dot(tiles[head], weights, acc, out_dtype=tl.int32)
         acc += tl.load(b + o, o < C, 0)[None, :]
         r = requantise(acc, tl.load(m + o, o < C, 0.0)[None, :], LIMIT16)
-        place, inside = site[:, None] * C + o[None, :], live[:, None] & (o < C)[None, :]
-        tl.store(out + place, saturating_add(r, tl.load(x + place, inside, 0)), inside)
+        at, inside = site[:, None] * C + o[None, :], live[:, None] & (o < C)[None, :]
+        tl.store(out + at, saturating_add(r, tl.load(x + at, inside, 0)), inside)
 
 
 @triton.jit
@@ -93,15 +93,15 @@ def _exponentials(s, seen, peak, table):
 
 
 @triton.jit
-def _windowed(q, k, v, m, bias, place, seen, table):
+def _windowed(q, k, v, m, bias, pair, seen, table):
     """Mix of v for each row of the [R, DP] tiles over the rows it sees, one head.
 
-    Rows are compared in groups of S only: `seen` [R / S, S, S], and `place` there the index of a pair in `bias`.
+    Rows are compared in groups of S only: `seen` [R / S, S, S], and `pair` there the index of a pair in `bias`.
     """
     shape: tl.constexpr = [seen.shape[0], seen.shape[1], q.shape[1]]
     q, k, v = tl.reshape(q, shape), tl.reshape(k, shape), tl.reshape(v, shape)
     s = requantise(tl.dot(q, tl.permute(k, (0, 2, 1)), out_dtype=tl.int32), m, LIMIT_MEAN)
-    s = tl.where(seen, s + tl.load(bias + place, seen, 0), _UNSEEN)
+    s = tl.where(seen, s + tl.load(bias + pair, seen, 0), _UNSEEN)
     e = _exponentials(s, seen, tl.max(s, 2)[:, :, None], table)
     r = (1 << 23) // tl.maximum(tl.sum(e, 2), 1)
     acc = tl.dot(e.to(tl.int8), v, out_dtype=tl.int32)
@@ -114,7 +114,7 @@ def _window_rows(
     count, height, width, shift,
     WINDOW: tl.constexpr, AREA: tl.constexpr, SLOT: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """The ROWS // SLOT windows of this program: site and liveness of each row, and `seen` and `place` of `_windowed`
+    """The ROWS // SLOT windows of this program: site and liveness of each row, and `seen` and `pair` of `_windowed`
     in groups of GROUP rows. Rows of a window beyond AREA are padding."""
     row = tl.arange(0, ROWS)
     window, p = tl.program_id(0) * (ROWS // SLOT) + row // SLOT, row % SLOT
@@ -138,12 +138,12 @@ def _window_attention_kernel(
     C: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     WINDOW: tl.constexpr, AREA: tl.constexpr, SLOT: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    site, live, seen, place = _window_rows(count, height, width, shift, WINDOW, AREA, SLOT, GROUP, ROWS)
+    site, live, seen, pair = _window_rows(count, height, width, shift, WINDOW, AREA, SLOT, GROUP, ROWS)
     head, d = tl.program_id(1), tl.arange(0, DP)
     at, inside = site[:, None] * C + head * D + d[None, :], live[:, None] & (d < D)[None, :]
     y = _windowed(
         tl.load(q + at, inside, 0), tl.load(k + at, inside, 0), tl.load(v + at, inside, 0),
-        m, bias + head * (AREA * AREA), place, seen, table,
+        m, bias + head * (AREA * AREA), pair, seen, table,
     )  # fmt: skip
     tl.store(out + at, y, inside)
 
@@ -154,7 +154,7 @@ def _window_block_kernel(
     C: tl.constexpr, CHUNK: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     WINDOW: tl.constexpr, AREA: tl.constexpr, SLOT: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    site, live, seen, place = _window_rows(count, height, width, shift, WINDOW, AREA, SLOT, GROUP, ROWS)
+    site, live, seen, pair = _window_rows(count, height, width, shift, WINDOW, AREA, SLOT, GROUP, ROWS)
     tiles = _operands(x, m_in, site, live, C, CHUNK)
     heads = ()
     for head in tl.static_range(0, HEADS):
@@ -163,7 +163,7 @@ def _window_block_kernel(
         q = _project8(tiles, w, b, mw, o, d < D, C, CHUNK)
         k = _project8(tiles, w, b, mw, C + o, d < D, C, CHUNK)
         v = _project8(tiles, w, b, mw, 2 * C + o, d < D, C, CHUNK)
-        heads += (_windowed(q, k, v, m, bias + head * (AREA * AREA), place, seen, table),)
+        heads += (_windowed(q, k, v, m, bias + head * (AREA * AREA), pair, seen, table),)
     _project_out(heads, wo, bo, mo, x, out, site, live, C, CHUNK, HEADS, D, DP)
 
 
@@ -245,8 +245,8 @@ def _few_tokens_kernel(
     c, start = head * D + d, n * tokens * C
     kt, vt = (_tile(k + start, t, t < tokens, C, c, d < D), _tile(v + start, t, t < tokens, C, c, d < D))
     y = _over_tokens(_tile(q + n * queries * C, row, row < queries, C, c, d < D), kt, vt, m, table, t < tokens)
-    place = (n * queries + row)[:, None] * C + c[None, :]
-    tl.store(out + place, y, (row < queries)[:, None] & (d < D)[None, :])
+    at = (n * queries + row)[:, None] * C + c[None, :]
+    tl.store(out + at, y, (row < queries)[:, None] & (d < D)[None, :])
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -303,8 +303,8 @@ def _peaks_kernel(
         kt = _tile(k + n * keys * C, t, t < end, C, c, d < D)
         s = requantise(tl.dot(qt, tl.trans(kt), out_dtype=tl.int32), m, LIMIT_MEAN)
         peak = tl.maximum(peak, tl.max(tl.where((t < end)[None, :], s, _UNSEEN), 1))
-    place = ((n * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0) + tl.program_id(0)) * queries
-    tl.store(peaks + place + row, peak, row < queries)
+    first = ((n * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0) + tl.program_id(0)) * queries
+    tl.store(peaks + first + row, peak, row < queries)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -314,10 +314,10 @@ def _sums_kernel(
 ):  # fmt: skip
     n, row, d, c, first, end = _split(keys, per_split, queries, D, DP, ROWS)
     qt = _tile(q + n * queries * C, row, row < queries, C, c, d < D)
-    place = (n * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0)
+    first_split = (n * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0)
     split = tl.arange(0, SPLITS)
     inside = (split < tl.num_programs(0))[:, None] & (row < queries)[None, :]
-    peak = tl.max(tl.load(peaks + (place + split)[:, None] * queries + row[None, :], inside, _UNSEEN), 0)
+    peak = tl.max(tl.load(peaks + (first_split + split)[:, None] * queries + row[None, :], inside, _UNSEEN), 0)
     total, mix = tl.zeros([ROWS], tl.int32), tl.zeros([ROWS, DP], tl.int32)
     for start in range(first, end, KEYS):
         t = start + tl.arange(0, KEYS)
@@ -326,9 +326,9 @@ def _sums_kernel(
         e = _exponentials(s, (t < end)[None, :] & (row < queries)[:, None], peak[:, None], table)
         total += tl.sum(e, 1)
         mix = tl.dot(e.to(tl.int8), vt, mix, out_dtype=tl.int32)
-    place = (place + tl.program_id(0)) * queries + row
-    tl.store(totals + place, total, row < queries)
-    tl.store(mixes + place[:, None] * D + d[None, :], mix, (row < queries)[:, None] & (d < D)[None, :])
+    at = (first_split + tl.program_id(0)) * queries + row
+    tl.store(totals + at, total, row < queries)
+    tl.store(mixes + at[:, None] * D + d[None, :], mix, (row < queries)[:, None] & (d < D)[None, :])
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -337,10 +337,10 @@ def _combine_kernel(totals, mixes, out, splits, D: tl.constexpr, DP: tl.constexp
     split, d = tl.arange(0, SPLITS), tl.arange(0, DP)
     queries, heads = tl.num_programs(0), tl.num_programs(1)
     row, head, n = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    place = ((n * heads + head) * splits + split) * queries + row
-    total = tl.sum(tl.load(totals + place, split < splits, 0).to(tl.int64), 0)
+    at = ((n * heads + head) * splits + split) * queries + row
+    total = tl.sum(tl.load(totals + at, split < splits, 0).to(tl.int64), 0)
     inside = (split < splits)[:, None] & (d < D)[None, :]
-    mix = tl.sum(tl.load(mixes + place[:, None] * D + d[None, :], inside, 0).to(tl.int64), 0)
+    mix = tl.sum(tl.load(mixes + at[:, None] * D + d[None, :], inside, 0).to(tl.int64), 0)
     y = (mix * ((1 << 40) // total) + (1 << 39)) >> 40
     tl.store(out + ((n * queries + row) * heads + head) * D + d, y.to(tl.int8), d < D)
 

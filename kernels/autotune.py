@@ -2,8 +2,8 @@
 
     python -m dca_fast.kernels.autotune [--op ffn depth]
 
-From the default of each case it climbs: one size a step up or down, as long as that is faster. Every candidate must
-give the same bits.
+From the default of each case it climbs: one size to the next larger or smaller one, as long as that is faster. Every
+candidate must give the same bits.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def case(op: str, k: int, n: int, h: int, w: int, device: torch.device) -> Calla
 
 
 def neighbours(entry: Entry) -> Iterator[Entry]:
-    """Entries that differ in one step of one size."""
+    """Entries in which one size is the next larger or smaller one."""
     for key, values in AXES.items():
         for value in values:
             if key in entry and abs(values.index(value) - values.index(entry[key])) == 1:

@@ -37,8 +37,8 @@ def architecture(device: torch.device) -> str:
 def _look_up(op: str, rows: int, k: int, n: int, device: torch.device) -> Entry:
     data = _choices()
     for entry in data.get(architecture(device), {}).get(op, []) + data["default"][op]:
-        fits = entry.get("k", k) == k and entry.get("n", n) == n
-        if fits and rows <= entry.get("rows", rows) and max(k, n) <= entry.get("width", max(k, n)):
+        same_sides = entry.get("k", k) == k and entry.get("n", n) == n
+        if same_sides and rows <= entry.get("rows", rows) and max(k, n) <= entry.get("width", max(k, n)):
             return {key: value for key, value in entry.items() if key not in LIMITS}
     raise KeyError(f"{CHOICES.name} has no default for {op} with {k} and {n} channels")
 
@@ -48,7 +48,7 @@ def choose(op: str, rows: int, k: int, n: int, device: torch.device) -> Entry:
 
     Args:
         op: a key of `choices.json`.
-        rows: sites of all maps.
+        rows: of the product: sites of all maps.
         k, n: channels of the two sides of the product.
         device: where it will run.
 

@@ -2,7 +2,8 @@
 
 Definitions: `dca_fast/ops/reference.py`. Products of int8 tiles run on tensor cores with int32 sums, which cannot
 overflow (the weights are checked), so their order does not matter. Requantisation, gate, residual and table row
-happen in registers before the one store. Rows of a weight matrix are contiguous along the sum, as wgmma wants it.
+happen in registers before the one store. Rows of a product are sites; `at` is the index of a value. Weights are
+contiguous along the sum, as wgmma wants it.
 
 16-bit operands and weights are two int8 digits each (`_split`, `_WidePacked`): four products whose sums cannot
 overflow either (below 2 * 2^14 * K), so tensor cores that saturate and ones that wrap agree. Only putting them
@@ -84,18 +85,18 @@ def _operand(x, m_in, r, inside, c, C: tl.constexpr):
 
 
 @triton.jit
-def _scaled(acc, b, m, n, N: tl.constexpr, LIMIT: tl.constexpr, LEAKY: tl.constexpr):
+def _requantised(acc, b, m, n, N: tl.constexpr, LIMIT: tl.constexpr, LEAKY: tl.constexpr):
     """Add the bias of columns n and requantise."""
     acc += tl.load(b + n, n < N, 0)[None, :]
-    scale = tl.load(m + n, n < N, 0.0)[None, :]
-    return requantise_leaky(acc, scale, LIMIT) if LEAKY else requantise(acc, scale, LIMIT)
+    multiplier = tl.load(m + n, n < N, 0.0)[None, :]
+    return requantise_leaky(acc, multiplier, LIMIT) if LEAKY else requantise(acc, multiplier, LIMIT)
 
 
 @triton.jit
 def _gated(u, v, b, m, g, n, H: tl.constexpr):
     """Requantise both halves of a layer to 2H channels and multiply them; int8."""
-    u = _scaled(u, b, m, n, H, _LIMIT8, False)
-    v = _scaled(v, b + H, m + H, n, H, _LIMIT8, False)
+    u = _requantised(u, b, m, n, H, _LIMIT8, False)
+    v = _requantised(v, b + H, m + H, n, H, _LIMIT8, False)
     return requantise(u * v, g, _LIMIT8).to(tl.int8)
 
 
@@ -124,7 +125,7 @@ def _sum(
     x, m_in, w, r, inside, n, N: tl.constexpr, K: tl.constexpr, OPERAND: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """int32 tile of x . w, x an int8 operand or, with OPERAND, an int16 feature to be made one."""
+    """int32 tile of x . w, x an int8 operand or, with OPERAND, an int16 feature that becomes one."""
     acc = tl.zeros([BM, BN], tl.int32)
     for first in range(0, K, BK):
         k = first + tl.arange(0, BK)
@@ -142,13 +143,13 @@ def _linear_kernel(
     r, inside, n = _tile(rows, N, BM, BN)
     acc = _sum(x, m_in, w, r, inside, n, N, K, OPERAND, BM, BN, BK)
     if EPILOGUE == _FEATURE:
-        _store_feature(_scaled(acc, b, m, n, N, _LIMIT16, False), residual, out, r, inside, n, N, RESIDUAL)
+        _store_feature(_requantised(acc, b, m, n, N, _LIMIT16, False), residual, out, r, inside, n, N, RESIDUAL)
     else:
         if EPILOGUE == _GATE:
             v = _sum(x, m_in, w + N * K, r, inside, n, N, K, OPERAND, BM, BN, BK)
             y = _gated(acc, v, b, m, g, n, N)
         else:
-            y = _scaled(acc, b, m, n, N, _LIMIT8, EPILOGUE == _LEAKY).to(tl.int8)
+            y = _requantised(acc, b, m, n, N, _LIMIT8, EPILOGUE == _LEAKY).to(tl.int8)
         tl.store((out + r * N)[:, None] + n[None, :], y, inside[:, None] & (n < N)[None, :])
 
 
@@ -201,7 +202,7 @@ class _WidePacked(NamedTuple):
 
 
 def _pack_wide(p: Linear, groups: int) -> _WidePacked:
-    """Digits of the weights, made once for a layer; the only place that waits for the device."""
+    """Digits of the weights, split once for a layer; nothing else here waits for the device."""
     key = f"{NAME}.{groups}"
     if key not in p.cache:
         biased = int(p.w.max()) > 127 * 256 + 127
@@ -210,9 +211,9 @@ def _pack_wide(p: Linear, groups: int) -> _WidePacked:
         low = w - 256 * high - (128 if biased else 0)
         start = 128 * (256 * high + low).view(len(w), groups, -1).sum(2).T
         start = start.to(torch.int32).contiguous()
-        made = _WidePacked(high.to(torch.int8), low.to(torch.int8), start, biased)
+        digits = _WidePacked(high.to(torch.int8), low.to(torch.int8), start, biased)
         TorchArrays(w.device).settle()
-        p.cache[key] = made
+        p.cache[key] = digits
     packed: _WidePacked = p.cache[key]
     return packed
 
@@ -236,7 +237,7 @@ def _wide_kernel(
     BK: tl.constexpr,
 ):  # fmt: skip
     """STEP 0: all K channels of all rows. STEP 1..3: the groups decoded before, `rows` sites of each parity."""
-    PARTS: tl.constexpr = STEP if STEP > 0 else 1
+    GROUPS: tl.constexpr = STEP if STEP > 0 else 1
     G: tl.constexpr = K // 4 if STEP > 0 else K
     r, inside, n = _tile(rows, N, BM, BN)
     parity = tl.program_id(1)
@@ -247,15 +248,15 @@ def _wide_kernel(
     lower = tl.zeros([BM, BN], tl.int32)
     if BIASED:
         total = tl.zeros([BM], tl.int32)
-    for part in tl.static_range(PARTS):
-        group = (parity ^ _QUADTREE[part]) if STEP > 0 else 0
+    for earlier in tl.static_range(GROUPS):
+        group = (parity ^ _QUADTREE[earlier]) if STEP > 0 else 0
         lower += tl.load(start + group * N + n, n < N, 0)[None, :]
         for first in range(0, G, BK):
             k = first + tl.arange(0, BK)
             t = _load(x + group * G, r, inside, k, G, K)
             if STEP > 0:
-                scale = tl.load(m_in + group * G + k, k < G, 0.0)
-                t = requantise(t.to(tl.int32), scale[None, :], _LIMIT16).to(tl.int16)
+                multiplier = tl.load(m_in + group * G + k, k < G, 0.0)
+                t = requantise(t.to(tl.int32), multiplier[None, :], _LIMIT16).to(tl.int16)
             x_high, x_low = _split(t)
             w_high = _weights(high + group * G, n, N, k, G, K)
             w_low = _weights(low + group * G, n, N, k, G, K)
@@ -268,7 +269,7 @@ def _wide_kernel(
     acc = (upper << 16) + (mid << 8) + lower
     if BIASED:
         acc += (total << 7)[:, None]
-    y = _scaled(acc, b, m, n, N, _LIMIT16, False)
+    y = _requantised(acc, b, m, n, N, _LIMIT16, False)
     if EPILOGUE == _PIXELS:
         y = tl.minimum(tl.maximum(y + 128, 0), 255).to(tl.uint8)
         tl.store((out + r * N)[:, None] + n[None, :], y, inside[:, None] & (n < N)[None, :])
@@ -332,8 +333,8 @@ def _head_kernel(
         scales = tl.dot(a, _weights(w + G * K, n, G, k, K, K), scales, out_dtype=tl.int32)
     at = r[:, None] * G + n[None, :]
     mask = inside[:, None] & (n < G)[None, :]
-    tl.store(mean + at, _scaled(means, b, m_mean + group * G, n, G, _LIMIT_MEAN, False), mask)
-    scales = _scaled(scales, b + G, m_scale + group * G, n, G, _LIMIT_MEAN, False)
+    tl.store(mean + at, _requantised(means, b, m_mean + group * G, n, G, _LIMIT_MEAN, False), mask)
+    scales = _requantised(scales, b + G, m_scale + group * G, n, G, _LIMIT_MEAN, False)
     scales += tl.load(offset + group * G + n, n < G, 0)[None, :]
     table_row = tl.minimum(tl.maximum((scales + 8) >> 4, 0), _MAX_ROW)
     touched = (r // width % height < valid_y) & (r % width < valid_x)
@@ -381,7 +382,7 @@ def _store_block(acc, b, m, x, out, r, inside, C: tl.constexpr, BC: tl.constexpr
     """Requantise the output tiles, add x and store."""
     for i in tl.static_range(0, C, BC):
         n = i + tl.arange(0, BC)
-        _store_feature(_scaled(acc[i // BC], b, m, n, C, _LIMIT16, False), x, out, r, inside, n, C, True)
+        _store_feature(_requantised(acc[i // BC], b, m, n, C, _LIMIT16, False), x, out, r, inside, n, C, True)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -422,7 +423,7 @@ def gated_ffn(x: Tensor, p: GatedFfnParams) -> Tensor:
 
 @triton.jit
 def _map_tile(height, width, BM: tl.constexpr, TX: tl.constexpr):
-    """Sites of this program, BM / TX rows of TX: flat (int64), y, x, and which of them exist."""
+    """Sites of this program, BM / TX lines of TX: flat (int64), y, x, and which of them exist."""
     TY: tl.constexpr = BM // TX
     across, down = tl.cdiv(width, TX), tl.cdiv(height, TY)
     tile, i = tl.program_id(0), tl.arange(0, BM)
@@ -440,7 +441,7 @@ def _depthwise(a, w, b, m, r, y, x, inside, height, width, c, C: tl.constexpr, B
         near = inside & (y + dy >= 0) & (y + dy < height) & (x + dx >= 0) & (x + dx < width)
         tap = tl.load(w + i * C + c, c < C, 0).to(tl.int32)
         acc += _load(a, r + (dy * width + dx), near, c, C, C).to(tl.int32) * tap[None, :]
-    return _scaled(acc, b, m, c, C, _LIMIT8, False).to(tl.int8)
+    return _requantised(acc, b, m, c, C, _LIMIT8, False).to(tl.int8)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -459,11 +460,11 @@ def _depth_kernel(
     BC: tl.constexpr, BE: tl.constexpr, TX: tl.constexpr,
 ):  # fmt: skip
     """Second half of the depth block: 3x3 of the E hidden channels, 1x1 to C, residual x."""
-    r, row, column, inside = _map_tile(height, width, BM, TX)
+    r, line, column, inside = _map_tile(height, width, BM, TX)
     acc = _zeros(C, BM, BC)
     for first in range(0, E, BE):
         e = first + tl.arange(0, BE)
-        hidden = _depthwise(a, w, b, m, r, row, column, inside, height, width, e, E, BM, BE)
+        hidden = _depthwise(a, w, b, m, r, line, column, inside, height, width, e, E, BM, BE)
         acc = _project(acc, hidden, w_out, C, e, E, BC)
     _store_block(acc, b_out, m_out, x, out, r, inside, C, BC)
 

@@ -18,7 +18,7 @@ LIMIT8 = tl.constexpr(127)
 LIMIT16 = tl.constexpr(32767)
 LIMIT_MEAN = tl.constexpr(1 << 20)  # of means and scores
 
-# 1.5 * 2^23: a float of this size has steps of 1, so adding it rounds half to even, below 2^22.
+# 1.5 * 2^23: floats of this size are 1 apart, so adding it rounds half to even, below 2^22.
 _MAGIC = tl.constexpr(12582912.0)
 _MAGIC_BITS = tl.constexpr(0x4B400000)
 

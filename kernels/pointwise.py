@@ -1,7 +1,7 @@
-"""Kernels that touch every value once: operands, quadtree steps and pixels.
+"""Kernels that touch every value once: operands, steps and pixels.
 
-Definitions: `dca_fast/ops/reference.py`. Indices are 32-bit where a tensor is small enough (LONG otherwise): the
-divisions that turn an index into site and channel are the larger part of the arithmetic here.
+Definitions: `dca_fast/ops/reference.py`. `at` is the index of a value: 32-bit where a tensor is small enough (LONG
+otherwise), for the divisions that turn it into site and channel are most of the arithmetic here.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ _RING_LIMIT = tl.constexpr(RING_LIMIT)
 
 
 def _launch(kernel: Any, count: int, *args: Any) -> None:
-    """Runs `kernel` over `count` values; a quadtree step of `count` belongs to tensors of four times as many."""
+    """Runs `kernel` over `count` values; a step of `count` belongs to tensors of four times as many."""
     if count:
         kernel[triton.cdiv(count, BLOCK),](count, *args, 4 * count >= 1 << 31, BLOCK, num_warps=BLOCK // 256, **EXACT)
 
 
 @triton.jit
-def _places(LONG: tl.constexpr, BLOCK: tl.constexpr):
+def _indices(LONG: tl.constexpr, BLOCK: tl.constexpr):
     """Indices of the values of this program."""
     first = tl.program_id(0).to(tl.int64) if LONG else tl.program_id(0)
     return first * BLOCK + tl.arange(0, BLOCK)
@@ -75,7 +75,7 @@ def _places(LONG: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _operand_kernel(count, x, m, out, C: tl.constexpr, LIMIT: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr):
-    at = _places(LONG, BLOCK)
+    at = _indices(LONG, BLOCK)
     inside = at < count
     r = requantise(tl.load(x + at, inside, 0).to(tl.int32), tl.load(m + at % C, inside, 0.0), LIMIT)
     tl.store(out + at, r.to(out.dtype.element_ty), inside)
@@ -97,7 +97,7 @@ def operand16(x: Tensor, m: Tensor) -> Tensor:
 
 @triton.jit
 def _add_kernel(count, x, y, out, LONG: tl.constexpr, BLOCK: tl.constexpr):
-    at = _places(LONG, BLOCK)
+    at = _indices(LONG, BLOCK)
     inside = at < count
     tl.store(out + at, saturating_add(tl.load(x + at, inside, 0).to(tl.int32), tl.load(y + at, inside, 0)), inside)
 
@@ -118,7 +118,7 @@ def _unsaturated(h):
 
 @triton.jit
 def _act_slope_kernel(count, e, h, out, LEAKY: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr):
-    at = _places(LONG, BLOCK)
+    at = _indices(LONG, BLOCK)
     inside = at < count
     slope, operand = tl.load(e + at, inside, 0).to(tl.int32), tl.load(h + at, inside, 0).to(tl.int32)
     if LEAKY:
@@ -134,7 +134,7 @@ def act_slope(e: Tensor, h: Tensor, leaky: bool) -> Tensor:
 
 @triton.jit
 def _gate_slope_kernel(count, e, uv, g, m, out, H: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr):
-    at = _places(LONG, BLOCK)
+    at = _indices(LONG, BLOCK)
     inside = at < count
     c = at % H
     first = at // H * (2 * H) + c
@@ -153,7 +153,7 @@ def gate_slope(e: Tensor, uv: Tensor, g: float, m: Tensor) -> Tensor:
 
 @triton.jit
 def _add_slope_kernel(count, slope, d, h, out, LONG: tl.constexpr, BLOCK: tl.constexpr):
-    at = _places(LONG, BLOCK)
+    at = _indices(LONG, BLOCK)
     inside = at < count
     more = tl.where(_unsaturated(tl.load(h + at, inside, 0)), tl.load(d + at, inside, 0), 0).to(tl.int32)
     tl.store(out + at, saturating_add(more, tl.load(slope + at, inside, 0)), inside)
@@ -165,12 +165,12 @@ def add_slope(slope: Tensor, d: Tensor, h: Tensor) -> Tensor:
     return out
 
 
-# Quadtree steps. Value i of a step is channel i % G of site i // G; H and W are even.
+# Steps. Value i of a step is channel i % G of site i // G; H and W are even.
 
 
 @triton.jit
-def _group_place(at, width, XOR: tl.constexpr, G: tl.constexpr):
-    """Channel among 4G, and place in a tensor of 4G channels, of value `at` of a step."""
+def _in_all_groups(at, width, XOR: tl.constexpr, G: tl.constexpr):
+    """Channel among 4G, and index in a tensor of 4G channels, of value `at` of a step."""
     site, c = at // G, (at % G).to(tl.int32)
     parity = ((site // width) % 2 * 2 + (site % width) % 2).to(tl.int32)
     channel = (parity ^ XOR) * G + c
@@ -179,10 +179,10 @@ def _group_place(at, width, XOR: tl.constexpr, G: tl.constexpr):
 
 @triton.jit(do_not_specialize=_SIZES)
 def _gather_kernel(count, x, out, width, XOR: tl.constexpr, G: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr):
-    at = _places(LONG, BLOCK)
+    at = _indices(LONG, BLOCK)
     inside = at < count
-    _, place = _group_place(at, width, XOR, G)
-    tl.store(out + at, tl.load(x + place, inside, 0), inside)
+    _, source = _in_all_groups(at, width, XOR, G)
+    tl.store(out + at, tl.load(x + source, inside, 0), inside)
 
 
 def quadtree_gather(x: Tensor, step: int) -> Tensor:
@@ -192,36 +192,36 @@ def quadtree_gather(x: Tensor, step: int) -> Tensor:
     return out
 
 
-@triton.jit(do_not_specialize=["height", "width", "rows", "columns"])
+@triton.jit(do_not_specialize=["height", "width", "lines", "columns"])
 def _neighbour_mean_kernel(
-    count, z, m, out, height, width, rows, columns, TOP: tl.constexpr, LEFT: tl.constexpr, STEP: tl.constexpr,
+    count, z, m, out, height, width, lines, columns, TOP: tl.constexpr, LEFT: tl.constexpr, STRIDE: tl.constexpr,
     C: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    at = _places(LONG, BLOCK)
+    at = _indices(LONG, BLOCK)
     inside, c, site = at < count, at % C, at // C
-    x, row = LEFT + site % columns * STEP, site // columns
-    y, first = TOP + row % rows * STEP, row // rows * height
-    total, found = tl.zeros([BLOCK], tl.int32), tl.zeros([BLOCK], tl.int32)
-    for way in tl.static_range(4):
+    x, line = LEFT + site % columns * STRIDE, site // columns
+    y, first = TOP + line % lines * STRIDE, line // lines * height
+    total, neighbours = tl.zeros([BLOCK], tl.int32), tl.zeros([BLOCK], tl.int32)
+    for n in tl.static_range(4):
         if TOP == LEFT:  # corners, else sides
-            v, u = y + (way // 2 * 2 - 1) * (STEP // 2), x + (way % 2 * 2 - 1) * (STEP // 2)
+            v, u = y + (n // 2 * 2 - 1) * (STRIDE // 2), x + (n % 2 * 2 - 1) * (STRIDE // 2)
         else:
             v, u = (
-                y + (way // 2) * (way % 2 * 2 - 1) * (STEP // 2),
-                x + (1 - way // 2) * (way % 2 * 2 - 1) * (STEP // 2),
+                y + (n // 2) * (n % 2 * 2 - 1) * (STRIDE // 2),
+                x + (1 - n // 2) * (n % 2 * 2 - 1) * (STRIDE // 2),
             )
         here = inside & (v >= 0) & (v < height) & (u >= 0) & (u < width)
         total += tl.load(z + ((first + v) * width + u) * C + c, here, 0).to(tl.int32)
-        found += here.to(tl.int32)
-    weight = tl.load(m + (found - 1) * C + c, inside, 0.0)
-    tl.store(out + at, requantise(total, weight, LIMIT16).to(tl.int16), inside)
+        neighbours += here.to(tl.int32)
+    multiplier = tl.load(m + (neighbours - 1) * C + c, inside, 0.0)
+    tl.store(out + at, requantise(total, multiplier, LIMIT16).to(tl.int16), inside)
 
 
 def neighbour_mean(z: Tensor, m: Tensor, part: Part) -> Tensor:
     n, height, width, c = z.shape
-    rows, columns = (-(-(side - first) // part.step) for side, first in ((height, part.top), (width, part.left)))
-    out = torch.empty(n, rows, columns, c, dtype=torch.int16, device=z.device)
-    args = (z, m, out, height, width, rows, columns, part.top, part.left, part.step, c)
+    lines, columns = (-(-(side - first) // part.stride) for side, first in ((height, part.top), (width, part.left)))
+    out = torch.empty(n, lines, columns, c, dtype=torch.int16, device=z.device)
+    args = (z, m, out, height, width, lines, columns, part.top, part.left, part.stride, c)
     _launch(_neighbour_mean_kernel, out.numel(), *args)
     return out
 
@@ -232,7 +232,7 @@ def _coarseness_kernel(
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One value of `count` is a site; step 0 codes group p at the sites of parity p."""
-    site = _places(LONG, BLOCK).to(tl.int64)  # LONG is about the number of sites, not of rows
+    site = _indices(LONG, BLOCK).to(tl.int64)  # LONG is about the number of sites, not of the values of `row`
     inside = site < count
     parity = ((site // width) % 2 * 2 + (site % width) % 2).to(tl.int32)
     total = tl.zeros([BLOCK], tl.int32)
@@ -253,7 +253,7 @@ def coarseness(row: Tensor, offset: Tensor, skip: int, strength: int) -> Tensor:
 
 @triton.jit(do_not_specialize=["skip"])
 def _coarser_rows_kernel(count, row, coarse, out, skip, G: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr):
-    at = _places(LONG, BLOCK)
+    at = _indices(LONG, BLOCK)
     inside = at < count
     before = tl.load(row + at, inside, _SKIP).to(tl.int32)
     r = tl.minimum(tl.maximum(before - tl.load(coarse + at // G, inside, 0).to(tl.int32), 0), _MAX_ROW)
@@ -271,11 +271,11 @@ def _residuals_kernel(
     count, y, mean, gain, finer, out, width, ADAPTED: tl.constexpr, XOR: tl.constexpr, G: tl.constexpr,
     LONG: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    at = _places(LONG, BLOCK)
+    at = _indices(LONG, BLOCK)
     inside = at < count
-    channel, place = _group_place(at, width, XOR, G)
-    steps = requantise(tl.load(y + place, inside, 0).to(tl.int32), tl.load(gain + channel, inside, 0.0), LIMIT_MEAN)
-    r = steps - tl.load(mean + at, inside, 0)
+    channel, source = _in_all_groups(at, width, XOR, G)
+    r = requantise(tl.load(y + source, inside, 0).to(tl.int32), tl.load(gain + channel, inside, 0.0), LIMIT_MEAN)
+    r -= tl.load(mean + at, inside, 0)
     if ADAPTED:
         r = requantise(r, tl.load(finer + at // G, inside, 0.0), _LIMIT_RESIDUAL)
     tl.store(out + at, r, inside)
@@ -293,14 +293,14 @@ def _reconstruct_kernel(
     count, q, mean, inv, coarser, y_hat, width, ADAPTED: tl.constexpr, XOR: tl.constexpr, G: tl.constexpr,
     LONG: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    at = _places(LONG, BLOCK)
+    at = _indices(LONG, BLOCK)
     inside = at < count
-    channel, place = _group_place(at, width, XOR, G)
+    channel, target = _in_all_groups(at, width, XOR, G)
     value = tl.load(q + at, inside, 0).to(tl.int32) * _TRELLIS_STEP
     if ADAPTED:
         value = requantise(value, tl.load(coarser + at // G, inside, 0.0), _LIMIT_VALUE)
     r = requantise(value + tl.load(mean + at, inside, 0), tl.load(inv + channel, inside, 0.0), LIMIT16)
-    tl.store(y_hat + place, r.to(tl.int16), inside)
+    tl.store(y_hat + target, r.to(tl.int16), inside)
 
 
 def reconstruct(q: Tensor, mean: Tensor, inv: Tensor, step: int, y_hat: Tensor, coarser: Tensor | None = None) -> None:
@@ -317,15 +317,15 @@ def _regroup_kernel(
     count, fine, deep, width, C: tl.constexpr, SIZE: tl.constexpr, SHIFT: tl.constexpr, TO_DEEP: tl.constexpr,
     LONG: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    at = _places(LONG, BLOCK)  # in `deep`
+    at = _indices(LONG, BLOCK)  # in `deep`
     inside = at < count
     site, run = at // (SIZE * SIZE * C), at % (SIZE * SIZE * C)
     dy, rest = run // (SIZE * C), run % (SIZE * C)
-    place = ((site // width * SIZE + dy) * width + site % width) * (SIZE * C) + rest
+    fine_at = ((site // width * SIZE + dy) * width + site % width) * (SIZE * C) + rest
     if TO_DEEP:
-        tl.store(deep + at, (tl.load(fine + place, inside, 0).to(deep.dtype.element_ty) - SHIFT), inside)
+        tl.store(deep + at, (tl.load(fine + fine_at, inside, 0).to(deep.dtype.element_ty) - SHIFT), inside)
     else:
-        tl.store(fine + place, tl.load(deep + at, inside, 0), inside)
+        tl.store(fine + fine_at, tl.load(deep + at, inside, 0), inside)
 
 
 def _space_to_depth(x: Tensor, size: int, dtype: torch.dtype, shift: int) -> Tensor:
@@ -365,22 +365,23 @@ def depth_to_space2(x: Tensor) -> Tensor:
 @triton.jit
 def _difference(picture, y, x, dy, dx, height, width, c, middle, inside):
     """Of a neighbour and the middle; beyond the border the pixels of the border count."""
-    row = tl.minimum(tl.maximum(y + dy, 0), height - 1)
+    line = tl.minimum(tl.maximum(y + dy, 0), height - 1)
     column = tl.minimum(tl.maximum(x + dx, 0), width - 1)
-    return tl.load(picture + (row * width + column) * 3 + c, inside, 0).to(tl.int32) - middle
+    return tl.load(picture + (line * width + column) * 3 + c, inside, 0).to(tl.int32) - middle
 
 
 @triton.jit
-def _weighed(acc, plain, near, w, ring, c, output, RINGS: tl.constexpr):
-    at = w + output * 6 * RINGS + 6 * ring + c
-    return acc + plain * tl.load(at).to(tl.int32) + near * tl.load(at + 3).to(tl.int32)
+def _filtered(acc, plain, near, w, ring, c, output, RINGS: tl.constexpr):
+    """acc plus the products of the two features with their coefficients for the colour `output`."""
+    coefficient = w + output * 6 * RINGS + 6 * ring + c
+    return acc + plain * tl.load(coefficient).to(tl.int32) + near * tl.load(coefficient + 3).to(tl.int32)
 
 
 @triton.jit(do_not_specialize=["height", "width"])
 def _restore_kernel(
     count, picture, w, out, height, width, RINGS: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr
 ):
-    at = _places(LONG, BLOCK)
+    at = _indices(LONG, BLOCK)
     inside = at < count
     y, x = at // width, at % width
     red = tl.zeros([BLOCK], tl.int32) + 128
@@ -402,13 +403,13 @@ def _restore_kernel(
                     )
                 plain += d
                 near += tl.minimum(tl.maximum(d, -_RING_LIMIT), _RING_LIMIT)
-            red = _weighed(red, plain, near, w, ring, c, 0, RINGS)
-            green = _weighed(green, plain, near, w, ring, c, 1, RINGS)
-            blue = _weighed(blue, plain, near, w, ring, c, 2, RINGS)
+            red = _filtered(red, plain, near, w, ring, c, 0, RINGS)
+            green = _filtered(green, plain, near, w, ring, c, 1, RINGS)
+            blue = _filtered(blue, plain, near, w, ring, c, 2, RINGS)
     for c in tl.static_range(3):
         acc = red if c == 0 else (green if c == 1 else blue)
-        found = tl.load(picture + at * 3 + c, inside, 0).to(tl.int32) + (acc >> 8)
-        tl.store(out + at * 3 + c, tl.minimum(tl.maximum(found, 0), 255).to(tl.uint8), inside)
+        value = tl.load(picture + at * 3 + c, inside, 0).to(tl.int32) + (acc >> 8)
+        tl.store(out + at * 3 + c, tl.minimum(tl.maximum(value, 0), 255).to(tl.uint8), inside)
 
 
 def restore(picture: Tensor, w: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from dca_fast.config import LEAKY_SLOPE, OPERAND_STEPS
 from .choices import choose
 from .gemm import _sum, _tile
 from .numerics import EXACT, LIMIT8, rounded
-from .pointwise import _launch, _places
+from .pointwise import _indices, _launch
 
 __all__ = ["Quantised", "QuantisedWeights", "depth_block", "gated_ffn", "noisy_bits"]
 
@@ -60,7 +60,7 @@ def _quantise_kernel(addresses, lengths, offsets, integers, precise, multipliers
     channel = tl.program_id(0)
     length, offset = tl.load(lengths + channel), tl.load(offsets + channel)
     weights = tl.load(addresses + channel).to(tl.pointer_type(tl.float32))
-    at = tl.arange(0, BLOCK)
+    at = tl.arange(0, BLOCK)  # of one channel
     inside = at < length
     value = tl.load(weights + at, inside, 0.0)
     m = tl.maximum(tl.max(tl.abs(value), 0) / 127, 1e-8)
@@ -108,7 +108,7 @@ class QuantisedWeights:
 
 @triton.jit
 def _operand_kernel(count, x, unit, out, C: tl.constexpr, UNIT: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr):
-    at = _places(LONG, BLOCK)
+    at = _indices(LONG, BLOCK)
     inside = at < count
     value = tl.load(x + at, inside, 0.0)
     if UNIT:
@@ -125,7 +125,7 @@ def _passes(code):
 
 @triton.jit
 def _multiplied_kernel(count, g, factor, out, C: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr):
-    at = _places(LONG, BLOCK)
+    at = _indices(LONG, BLOCK)
     inside = at < count
     value = tl.load(g + at, inside, 0.0) * tl.load(factor + at % C, inside, 0.0)
     tl.store(out + at, value.to(out.dtype.element_ty), inside)
@@ -134,7 +134,7 @@ def _multiplied_kernel(count, g, factor, out, C: tl.constexpr, LONG: tl.constexp
 @triton.jit
 def _weight_gradient_kernel(count, g, m, out, K: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr):
     """The gradient of weights, float32, from a product of operands in 1/16 with a gradient times the multipliers."""
-    at = _places(LONG, BLOCK)
+    at = _indices(LONG, BLOCK)
     inside = at < count
     value = tl.load(g + at, inside, 0.0).to(tl.float32)
     tl.store(out + at, tl.div_rn(value, tl.load(m + at // K, inside, 1.0) * _STEPS), inside)
@@ -145,7 +145,7 @@ def _input_kernel(
     count, g, branch, a, unit, out, C: tl.constexpr, UNIT: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Gradient of x: of the trunk, and of the branch where its operand passes one."""
-    at = _places(LONG, BLOCK)
+    at = _indices(LONG, BLOCK)
     inside = at < count
     value = tl.load(branch + at, inside, 0.0).to(tl.float32)
     if UNIT:
@@ -157,17 +157,17 @@ def _input_kernel(
 @triton.jit
 def _gate_back_kernel(count, g, halves, m, out, H: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr):
     """Gradient of both halves, times the multipliers of their channels, from that of their product."""
-    at = _places(LONG, BLOCK)
+    at = _indices(LONG, BLOCK)
     inside = at < count
     channel = at % H
-    place = at // H * (2 * H) + channel
-    u, v = tl.load(halves + place, inside, 0), tl.load(halves + place + H, inside, 0)
+    left = at // H * (2 * H) + channel
+    u, v = tl.load(halves + left, inside, 0), tl.load(halves + left + H, inside, 0)
     product = rounded(u.to(tl.float32) * v.to(tl.float32) / _STEPS, LIMIT8)
     g = tl.where((product < LIMIT8) & (product > -LIMIT8), tl.load(g + at, inside, 0.0).to(tl.float32), 0.0) / _STEPS
     gu = tl.where(_passes(u), g * v.to(tl.float32), 0.0) * tl.load(m + channel, inside, 0.0)
     gv = tl.where(_passes(v), g * u.to(tl.float32), 0.0) * tl.load(m + H + channel, inside, 0.0)
-    tl.store(out + place, gu.to(out.dtype.element_ty), inside)
-    tl.store(out + place + H, gv.to(out.dtype.element_ty), inside)
+    tl.store(out + left, gu.to(out.dtype.element_ty), inside)
+    tl.store(out + left + H, gv.to(out.dtype.element_ty), inside)
 
 
 # Products of the forward pass.
@@ -192,12 +192,12 @@ def _product_kernel(
     within = tl.minimum(r, rows - 1)
     acc = _sum(a, a, w, r, inside, n, N, K, False, BM, BN, BK)
     y = _value(acc, m, bias, slope, t, within, sites, n, N, CONDITIONAL)
-    place = (r * N)[:, None] + n[None, :]
+    at = (r * N)[:, None] + n[None, :]
     if EPILOGUE == _ADD:
-        tl.store(out + place, tl.load(residual + place, mask, 0.0) + reach * y, mask)
+        tl.store(out + at, tl.load(residual + at, mask, 0.0) + reach * y, mask)
     elif EPILOGUE == _ACT:
         code = rounded(tl.where(y < 0, y * _LEAKY, y) * _STEPS, LIMIT8)
-        tl.store(out + place, tl.where((code == 0) & (y <= 0), _BELOW, code).to(tl.int8), mask)
+        tl.store(out + at, tl.where((code == 0) & (y <= 0), _BELOW, code).to(tl.int8), mask)
     else:
         acc = _sum(a, a, w + N * K, r, inside, n, N, K, False, BM, BN, BK)
         v = _value(acc, m + N, bias + N, slope, t, within, sites, n, N, False)
@@ -205,7 +205,7 @@ def _product_kernel(
         left = (r * (2 * N))[:, None] + n[None, :]
         tl.store(halves + left, u.to(tl.int8), mask)
         tl.store(halves + left + N, v.to(tl.int8), mask)
-        tl.store(out + place, rounded((u * v).to(tl.float32) / _STEPS, LIMIT8).to(tl.int8), mask)
+        tl.store(out + at, rounded((u * v).to(tl.float32) / _STEPS, LIMIT8).to(tl.int8), mask)
 
 
 def _product(
@@ -238,7 +238,7 @@ def _product(
 
 @triton.jit
 def _neighbour(at, site, dy, dx, height, width, C: tl.constexpr, inside):
-    """Where the same channel of a neighbour lies, and whether there is one."""
+    """Index of the same channel of a neighbour, and whether there is one."""
     y, x = site // width % height + dy, site % width + dx
     return at + (dy * width + dx) * C, inside & (y >= 0) & (y < height) & (x >= 0) & (x < width)
 
@@ -247,13 +247,13 @@ def _neighbour(at, site, dy, dx, height, width, C: tl.constexpr, inside):
 def _depthwise_kernel(
     count, h, w, m, bias, out, height, width, C: tl.constexpr, LONG: tl.constexpr, BLOCK: tl.constexpr
 ):
-    at = _places(LONG, BLOCK)
+    at = _indices(LONG, BLOCK)
     inside = at < count
     channel, site = at % C, at // C
     acc = tl.zeros([BLOCK], tl.int32)
     for tap in tl.static_range(9):
-        place, there = _neighbour(at, site, tap // 3 - 1, tap % 3 - 1, height, width, C, inside)
-        value = tl.load(h + place, there, 0).to(tl.int32)
+        near, there = _neighbour(at, site, tap // 3 - 1, tap % 3 - 1, height, width, C, inside)
+        value = tl.load(h + near, there, 0).to(tl.int32)
         acc += tl.where(value == _BELOW, 0, value) * tl.load(w + channel * 9 + tap, inside, 0).to(tl.int32)
     y = acc.to(tl.float32) * (tl.load(m + channel, inside, 0.0) / _STEPS) + tl.load(bias + channel, inside, 0.0)
     tl.store(out + at, rounded(y * _STEPS, LIMIT8).to(tl.int8), inside)
@@ -268,14 +268,14 @@ def _depthwise_back_kernel(
     g: gradient of what the convolution's result, d, was rounded to; h: what the convolution read; m, m_next: of the
     convolution, and of the layer before it.
     """
-    at = _places(LONG, BLOCK)
+    at = _indices(LONG, BLOCK)
     inside = at < count
     channel, site = at % C, at // C
     total = tl.zeros([BLOCK], tl.float32)
     for tap in tl.static_range(9):
-        place, there = _neighbour(at, site, 1 - tap // 3, 1 - tap % 3, height, width, C, inside)
-        value = tl.load(g + place, there, 0.0).to(tl.float32)
-        value = tl.where(_passes(tl.load(d + place, there, 0)), value, 0.0)
+        near, there = _neighbour(at, site, 1 - tap // 3, 1 - tap % 3, height, width, C, inside)
+        value = tl.load(g + near, there, 0.0).to(tl.float32)
+        value = tl.where(_passes(tl.load(d + near, there, 0)), value, 0.0)
         total += value * tl.load(w + channel * 9 + tap, inside, 0).to(tl.float32)
     code = tl.load(h + at, inside, 0)
     total = tl.where(_passes(code), tl.where(code.to(tl.int32) < 0, total * _LEAKY, total), 0.0)
@@ -301,15 +301,15 @@ def _depthwise_weight_kernel(
         value = tl.where(_passes(tl.load(d + at, inside, 0)), value, 0.0)
         new = ()
         for tap in tl.static_range(9):
-            place, there = _neighbour(at, site[:, None], tap // 3 - 1, tap % 3 - 1, height, width, C, inside)
-            code = tl.load(h + place, there, 0).to(tl.int32)
+            near, there = _neighbour(at, site[:, None], tap // 3 - 1, tap % 3 - 1, height, width, C, inside)
+            code = tl.load(h + near, there, 0).to(tl.int32)
             code = tl.where(code == _BELOW, 0, code).to(tl.float32)
             new += (sums[tap] + tl.sum(value * code, 0),)
         new += (sums[9] + tl.sum(value, 0),)  # type: ignore[misc]
         sums = new
-    place = out + tl.program_id(1).to(tl.int64) * (10 * C) + channel
+    target = out + tl.program_id(1).to(tl.int64) * (10 * C) + channel
     for tap in tl.static_range(10):
-        tl.store(place + tap * C, sums[tap], channel < C)
+        tl.store(target + tap * C, sums[tap], channel < C)
 
 
 # Rates.
@@ -333,24 +333,24 @@ def _gaussian_bits(value, inverse):
     """Bits of `gaussian_bits` and their derivative by log2 of the scale, whose inverse times sqrt(1/2) is given."""
     v = tl.abs(value)
     a, b = (v - 0.5) * inverse, (v + 0.5) * inverse
-    whole = 0.5 * (_erfc(a) - _erfc(b))
-    p = tl.maximum(whole, _LEAST)
+    exact = 0.5 * (_erfc(a) - _erfc(b))
+    p = tl.maximum(exact, _LEAST)
     slope = (b * tl.exp(-b * b) - a * tl.exp(-a * a)) * _INVERSE_ROOT_PI / p
-    return -tl.log2(p), tl.where(whole >= _LEAST, slope, 0.0)
+    return -tl.log2(p), tl.where(exact >= _LEAST, slope, 0.0)
 
 
 @triton.jit
 def _noisy_bits_kernel(
     count, x, noise, log2_scale, bits, slope_x, slope_scale, LONG: tl.constexpr, BLOCK: tl.constexpr
 ):
-    at = _places(LONG, BLOCK)
+    at = _indices(LONG, BLOCK)
     inside = at < count
     value = tl.load(x + at, inside, 0.0)
     inverse = tl.exp2(-tl.load(log2_scale + at, inside, 0.0)) * _ROOT_HALF
-    found, slope = _gaussian_bits(value + (tl.load(noise + at, inside, 0.0) - 0.5), inverse)
+    value_bits, slope = _gaussian_bits(value + (tl.load(noise + at, inside, 0.0) - 0.5), inverse)
     above, _ = _gaussian_bits(value + 0.5, inverse)
     below, _ = _gaussian_bits(value - 0.5, inverse)
-    tl.store(bits + at, found, inside)
+    tl.store(bits + at, value_bits, inside)
     tl.store(slope_x + at, above - below, inside)
     tl.store(slope_scale + at, slope, inside)
 

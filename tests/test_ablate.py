@@ -82,9 +82,9 @@ def test_bits_are_those_of_the_whole_network(start: Network, data: Images) -> No
     image, quality = data.batch(np.random.default_rng(0), 2, 64), torch.tensor([20.0, 80.0])
     with torch.no_grad():
         whole = start(image, quality)
-        parts = entropy(start, start.analysis(image, ablate.axis(quality)), quality, False)
+        entropy_model = entropy(start, start.analysis(image, ablate.axis(quality)), quality, False)
     for key in ("bits_y", "bits_z", "error"):
-        assert torch.equal(parts[key], whole[key])
+        assert torch.equal(entropy_model[key], whole[key])
 
 
 def test_scales_from_phi_do_not_see_decoded_latents(start: Network) -> None:

@@ -67,16 +67,16 @@ def test_gradients_are_those_of_the_slopes_and_silence_is_heard() -> None:
     scale = torch.full((4,), math.log2(0.4), requires_grad=True)
     value = torch.tensor([VALUE_UNIT, -VALUE_UNIT, 0.0, 0.0])
     is_coded = torch.tensor([True, True, False, True])
-    bits, follow = expected(residual, value, scale, is_coded)
+    bits, slopes = expected(residual, value, scale, is_coded)
     assert bits[2] == 0
-    assert follow[2] == 0
-    assert follow[3] == 1
+    assert slopes[2] == 0
+    assert slopes[3] == 1
     bits.sum().backward()
     cost, slope = (curve[24, int(0.5 * BINS_PER_UNIT)] for curve in curves()[1:])
     assert residual.grad is not None
     assert scale.grad is not None
     assert residual.grad[:3].tolist() == pytest.approx([cost, -cost, 0])
-    assert follow[:2].tolist() == pytest.approx([slope, slope])
+    assert slopes[:2].tolist() == pytest.approx([slope, slope])
     assert scale.grad[2] != 0  # what is not coded is not counted, but its scale may grow
 
 

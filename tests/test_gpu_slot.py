@@ -26,7 +26,7 @@ from dca_fast.ops import reference
 from dca_fast.testing import photograph
 from dca_fast.train.export import load_float
 from dca_fast.train.pack import write_pack
-from dca_fast.train.parts import join_parts, part_files, read_parts
+from dca_fast.train.sharded import join_shards, read_shards, shard_files
 from tests import kernel_tools, test_rans_device
 from tests.recording_tools import recorded
 
@@ -88,9 +88,9 @@ def test_two_slots_are_rehearsed(checkout: Path, tmp_path: Path) -> None:
     assert not facts["errors"]
     assert facts["images"][0]["decode"]["ms"] > 0
     files = {path.name for path in first.iterdir()}
-    parts = {path.name for path in part_files(first, "long")}
-    assert files == {"gpu.json", "slot.log", "training.jsonl", "short.safetensors"} | parts
-    assert len(parts) == 3
+    shards = {path.name for path in shard_files(first, "long")}
+    assert files == {"gpu.json", "slot.log", "training.jsonl", "short.safetensors"} | shards
+    assert len(shards) == 3
     assert all(path.stat().st_size < 16 << 20 for path in first.iterdir())
     start, short = load_float(ROOT / START), load_float(first / "short.safetensors")
     assert any(not p.equal(start.get_parameter(name)) for name, p in short.named_parameters())
@@ -99,8 +99,8 @@ def test_two_slots_are_rehearsed(checkout: Path, tmp_path: Path) -> None:
         checkout, str(second), "0.7", "train", DCA_QUEUE=str(tmp_path / "queue.json"), DCA_RESUME=str(first)
     )
     assert "short: is over" in printed
-    state, facts = read_parts(first, "long")
-    again, more = read_parts(second, "long")
+    state, facts = read_shards(first, "long")
+    again, more = read_shards(second, "long")
     assert again["step"] > state["step"]
     assert more["minutes"] > facts["minutes"] > 0
     assert f"long: from step {state['step']}, " in printed
@@ -108,7 +108,7 @@ def test_two_slots_are_rehearsed(checkout: Path, tmp_path: Path) -> None:
     assert {line["name"] for line in lines} == {"long"}
     assert lines[-1]["step"] == again["step"]
     # What export and the trainer take.
-    join_parts(second, "long", tmp_path / "joined" / "checkpoint.pt")
+    join_shards(second, "long", tmp_path / "joined" / "checkpoint.pt")
     joined = load_float(tmp_path / "joined" / "checkpoint.pt")
     for name, value in joined.state_dict().items():
         assert torch.allclose(value, again["average"][name])
@@ -116,10 +116,10 @@ def test_two_slots_are_rehearsed(checkout: Path, tmp_path: Path) -> None:
 
 def test_a_checkpoint_with_files_missing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="lacks files"):
-        read_parts(tmp_path, "nothing")
+        read_shards(tmp_path, "nothing")
     (tmp_path / "bad.0.safetensors").write_bytes(np.arange(9).tobytes())
     with pytest.raises(WeightsError, match="cannot be read"):
-        read_parts(tmp_path, "bad")
+        read_shards(tmp_path, "bad")
 
 
 def test_what_fails_without_a_fault_is_tried_again(

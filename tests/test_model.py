@@ -124,7 +124,7 @@ def test_parts_of_a_hyper_latent_see_only_earlier_ones(levels: int, size: tuple[
         model.walk(shape, scale, partial(code, changed))
         assert all(torch.equal(a, b) for a, b in zip(first[: i + 1], means[-1], strict=False))
         later = [not torch.equal(a, b) for a, b in zip(first[i + 1 :], means[-1][i + 1 :], strict=True)]
-        assert part.step <= 2 or size != (8, 13) or any(later)
+        assert part.stride <= 2 or size != (8, 13) or any(later)
         if part.kind is not None and first[i].numel():  # as the integer program does it
             steps = (256 * values).round().short()
             m = model.weight[part.kind].detach() / torch.tensor([1.0, 2, 3, 4])[:, None]

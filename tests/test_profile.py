@@ -65,33 +65,33 @@ def test_recording_changes_neither_bytes_nor_the_codec(codec: Codec) -> None:
     assert not run.work
 
 
-@pytest.mark.parametrize("way", ["encode", "decode"])
-def test_stages_add_up_to_the_whole(measured: tuple[dict[str, Any], dict[str, Run]], way: str) -> None:
-    facts, run = measured[0][way], measured[1][way]
+@pytest.mark.parametrize("direction", ["encode", "decode"])
+def test_stages_add_up_to_the_whole(measured: tuple[dict[str, Any], dict[str, Run]], direction: str) -> None:
+    facts, run = measured[0][direction], measured[1][direction]
     assert 0 <= facts["unaccounted"] < 0.15
     assert all(a.end == b.start for a, b in zip(run.stages, run.stages[1:], strict=False))
     assert all(0 <= s["operations_share"] <= 1.1 for s in facts["stages"] if s["calls"])
     names = [stage["name"] for stage in facts["stages"]]
     steps = [f"step {i}: {kind}" for i in (1, 2, 3, 4) for kind in ("parameters", "symbols")]
     assert [name for name in names if name in steps] == steps
-    assert [f"step {i}: coder" in names for i in (1, 2, 3, 4)] == [way == "decode"] * 4
-    assert [f"step {i}: trellis" in names for i in (1, 2, 3, 4)] == [way == "encode"] * 4
-    assert set(names) >= ({"pad", "analysis", "coder"} if way == "encode" else {"synthesis", "crop"})
+    assert [f"step {i}: coder" in names for i in (1, 2, 3, 4)] == [direction == "decode"] * 4
+    assert [f"step {i}: trellis" in names for i in (1, 2, 3, 4)] == [direction == "encode"] * 4
+    assert set(names) >= ({"pad", "analysis", "coder"} if direction == "encode" else {"synthesis", "crop"})
 
 
 def test_operations_are_those_of_the_model(codec: Codec, measured: tuple[dict[str, Any], dict[str, Run]]) -> None:
     """What ran, counted from tensors, against what the float model costs, counted from its layers."""
     cost = {name: macs * SIDE**2 for name, macs in macs_per_pixel(codec.config).items()}
-    for way, run in measured[1].items():
+    for direction, run in measured[1].items():
         products = [(s.stage, work.macs - work.attention) for s, work in run.counts()]
-        assert sum(macs for _, macs in products) == pytest.approx(cost[way], rel=1e-12)
-        parts = ["analysis"] if way == "encode" else ["synthesis"]
-        for part in parts:
-            assert sum(macs for stage, macs in products if stage == part) == cost[part]
+        assert sum(macs for _, macs in products) == pytest.approx(cost[direction], rel=1e-12)
+        stages = ["analysis"] if direction == "encode" else ["synthesis"]
+        for name in stages:
+            assert sum(macs for stage, macs in products if stage == name) == cost[name]
         hyper = sum(macs for stage, macs in products if stage.endswith("analysis") and "hyper" in stage)
-        assert hyper == (cost["hyper_analysis"] if way == "encode" else 0)
+        assert hyper == (cost["hyper_analysis"] if direction == "encode" else 0)
         attention = sum(work.attention for _, work in run.counts())
-        assert 0 < attention < 0.02 * cost[way]
+        assert 0 < attention < 0.02 * cost[direction]
 
 
 def test_effort_is_a_stage_of_its_own(codec: Codec) -> None:
@@ -157,8 +157,8 @@ def test_work_of_single_operations() -> None:
 
 
 def test_ceilings_are_the_best_of_all_rounds() -> None:
-    found = measure_ceilings(reference.OPS, 1)
-    assert min(asdict(found).values()) > 1e6
+    ceilings = measure_ceilings(reference.OPS, 1)
+    assert min(asdict(ceilings).values()) > 1e6
     assert Ceilings(1, 5, 3).best(Ceilings(2, 4, 3)) == Ceilings(2, 5, 3)
     ceilings = Ceilings(4e3, 2e3, 1e3)
     assert ceilings.compute_ms(Work(4, 2, 9)) == 2
@@ -179,12 +179,12 @@ def test_ceilings_are_the_best_of_all_rounds() -> None:
 )
 def test_advice(name: str, compute: float, memory: float, inside: float, bound: str) -> None:
     shares = {"compute_share": compute, "memory_share": memory, "operations_share": inside, "calls": 3}
-    way = {"ms": 80, "stages": [{"name": name, "ms": 60, **shares}, {"name": "crop", "ms": 20, **shares}]}
+    direction = {"ms": 80, "stages": [{"name": name, "ms": 60, **shares}, {"name": "crop", "ms": 20, **shares}]}
     run = Run(operations=[Span("gated_ffn", 0, 9, name), Span("add", 10, 12, name), Span("copy", 0, 90, "crop")])
-    found = advice(way, run, 10**6)
-    assert found["bound"] == bound
-    assert found["share"] == 0.75
-    assert ("gated_ffn" in found["text"]) == (bound in ("compute", "memory", "kernel"))
+    facts = advice(direction, run, 10**6)
+    assert facts["bound"] == bound
+    assert facts["share"] == 0.75
+    assert ("gated_ffn" in facts["text"]) == (bound in ("compute", "memory", "kernel"))
 
 
 def test_trace_events_nest(measured: tuple[dict[str, Any], dict[str, Run]]) -> None:
@@ -321,11 +321,11 @@ emulated_library, emulation = test_rans_device.emulated_library, test_rans_devic
 class Event:
     """An event that is over when it is recorded."""
 
-    made = 0
+    created = 0
 
     def __init__(self, enable_timing: bool) -> None:
         assert enable_timing
-        type(self).made += 1
+        type(self).created += 1
 
     def record(self, stream: str) -> None:
         assert stream == "current"
@@ -369,11 +369,11 @@ def recorded(function: Callable[[], Any]) -> tuple[Any, Any]:
 def gpu(monkeypatch: pytest.MonkeyPatch, events: list[str], emulation: None) -> None:
     """`Codec(device="cuda")` works on an imitated device."""
     operations = replace(reference.OPS, name="cuda")  # it packs nothing: graphs follow the quality
-    found = SimpleNamespace(name="Imitation", major=9, minor=0, multi_processor_count=3, total_memory=5 << 30)
+    properties = SimpleNamespace(name="Imitation", major=9, minor=0, multi_processor_count=3, total_memory=5 << 30)
     monkeypatch.setattr("dca_fast.codec.resolve", lambda backend, device: operations)
     monkeypatch.setattr("dca_fast.engines.cuda.record", recorded)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1 << 20)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 << 20)
     monkeypatch.setattr(cuda, "_DRIVER", (sys.executable, "-c", "print('580.1')"))
@@ -382,14 +382,14 @@ def gpu(monkeypatch: pytest.MonkeyPatch, events: list[str], emulation: None) -> 
 
 
 def test_a_device_is_timed_with_few_events_and_one_wait(events: list[str]) -> None:
-    recorder, before = Recorder(clock=EventClock(torch.device("cpu"))), Event.made
+    recorder, before = Recorder(clock=EventClock(torch.device("cpu"))), Event.created
     runs = []
     for _ in range(2):
         recorder.enter("a")
         recorder.staged(time.sleep, "b", "a")(0.002)
         runs.append(recorder.finish())
     assert len(events) == 2
-    assert Event.made - before == 4
+    assert Event.created - before == 4
     first, second = runs
     assert [span.name for span in first.stages] == ["a", "b", "a"]
     assert all(a.end == b.start for a, b in zip(first.stages, first.stages[1:], strict=False))
@@ -437,13 +437,13 @@ def test_the_command_on_a_device(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert facts["graphs"]
     assert facts["memory"] == {"before_bytes": 1 << 20, "peak_bytes": 3 << 20}
     assert facts["ceilings"]["macs8"] == 4 * facts["ceilings"]["macs16"] > 0
-    for way, first, last in (("encode", "pad", "container"), ("decode", "container", "restoration")):
-        names = [stage["name"] for stage in facts[way]["stages"]]
+    for direction, first, last in (("encode", "pad", "container"), ("decode", "container", "restoration")):
+        names = [stage["name"] for stage in facts[direction]["stages"]]
         assert (names[0], names[-1]) == (first, last)
-        assert [f"step {i}: coder" in names for i in (1, 2, 3, 4)] == [way == "decode"] * 4
-        assert [f"step {i}: trellis" in names for i in (1, 2, 3, 4)] == [way == "encode"] * 4
+        assert [f"step {i}: coder" in names for i in (1, 2, 3, 4)] == [direction == "decode"] * 4
+        assert [f"step {i}: trellis" in names for i in (1, 2, 3, 4)] == [direction == "encode"] * 4
         assert {f"step {i}: {kind}" for i in (1, 2, 3, 4) for kind in ("parameters", "symbols")} <= set(names)
-        assert 0 <= facts[way]["unaccounted"] < 1
+        assert 0 <= facts[direction]["unaccounted"] < 1
     assert sum(part["bits"] for part in facts["bits"]) == pytest.approx(8 * facts["file_bytes"])
     lines = text.splitlines()
     paths = tuple(facts["loaded"].values())
@@ -487,6 +487,6 @@ def test_the_command_on_a_real_device(capsys: pytest.CaptureFixture[str], tmp_pa
     assert text == as_text(facts) + "\n"
     assert facts["graphs"]
     assert facts["memory"]["before_bytes"] < facts["memory"]["peak_bytes"] < facts["device"]["memory_bytes"]
-    for way in ("encode", "decode"):
-        assert abs(facts[way]["unaccounted"]) < 0.2
-        assert all(0 <= stage["operations_share"] <= 1.1 for stage in facts[way]["stages"])
+    for direction in ("encode", "decode"):
+        assert abs(facts[direction]["unaccounted"]) < 0.2
+        assert all(0 <= stage["operations_share"] <= 1.1 for stage in facts[direction]["stages"])

@@ -71,14 +71,14 @@ def test_a_heavier_analysis_begins_as_the_lighter_one() -> None:
 
 
 def test_modules_of_parts_can_be_trained(photographs: Photographs, tmp_path: Path) -> None:
-    recipe = replace(RECIPE, minutes=0, steps=1, parts=("analysis.blocks8.1",), rates="expected", optimiser="adam")
+    recipe = replace(RECIPE, minutes=0, steps=1, modules=("analysis.blocks8.1",), rates="expected", optimiser="adam")
     trainer = Trainer(TINY, photographs, tmp_path, recipe)
     before = {name: p.detach().clone() for name, p in trainer.network.named_parameters()}
     trainer.run()
     moved = {name for name, p in trainer.network.named_parameters() if not p.equal(before[name])}
     assert moved
     assert all(name.startswith("analysis.blocks8.1.") for name in moved)
-    for wrong in (replace(recipe, rates="loud"), replace(recipe, parts=("analysis.blocks9",))):
+    for wrong in (replace(recipe, rates="loud"), replace(recipe, modules=("analysis.blocks9",))):
         with pytest.raises(ConfigError, match=r"rates|parts"):
             Trainer(TINY, photographs, tmp_path / "other", wrong)
 
@@ -86,24 +86,24 @@ def test_modules_of_parts_can_be_trained(photographs: Photographs, tmp_path: Pat
 def test_parts_alone_are_trained(photographs: Photographs, tmp_path: Path) -> None:
     torch.manual_seed(0)
     start = Network(TINY).state_dict()
-    recipe = replace(RECIPE, minutes=0, steps=3, parts=("synthesis", "context"))
+    recipe = replace(RECIPE, minutes=0, steps=3, modules=("synthesis", "context"))
     trainer = Trainer(TINY, photographs, tmp_path, recipe, start=start)
     trainer.step = trainer.first = 0  # the start is past the ramp, and with it past so few steps
     trainer.run()
     changed = {name.split(".")[0] for name, value in trainer.network.named_parameters() if not value.equal(start[name])}
     assert changed == {"synthesis", "context"}
-    for parts in ((), ("synthesis", "decoder")):
+    for modules in ((), ("synthesis", "decoder")):
         with pytest.raises(ConfigError, match="parts must be among analysis, context"):
-            Trainer(TINY, photographs, tmp_path / "other", replace(recipe, parts=parts))
+            Trainer(TINY, photographs, tmp_path / "other", replace(recipe, modules=modules))
 
 
 def test_effort_1_is_trained_without_the_analysis(photographs: Photographs, tmp_path: Path) -> None:
-    for parts in (None, ("analysis", "synthesis")):
+    for modules in (None, ("analysis", "synthesis")):
         with pytest.raises(ConfigError, match="effort 1 is for parts without"):
-            Trainer(TINY, photographs, tmp_path / "refused", replace(RECIPE, effort=1, parts=parts))
+            Trainer(TINY, photographs, tmp_path / "refused", replace(RECIPE, effort=1, modules=modules))
     losses = []
     for effort in (0, 1):
-        recipe = replace(RECIPE, effort=effort, parts=("synthesis", "context"))
+        recipe = replace(RECIPE, effort=effort, modules=("synthesis", "context"))
         losses.append(Trainer(TINY, photographs, tmp_path / str(effort), recipe).train_step(1.0)[0])
     assert losses[1] < 0.98 * losses[0]
 
@@ -111,14 +111,14 @@ def test_effort_1_is_trained_without_the_analysis(photographs: Photographs, tmp_
 def test_the_rate_alone_is_trained_without_the_synthesis(
     photographs: Photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for parts in (None, ("context", "synthesis"), ("analysis",)):
+    for modules in (None, ("context", "synthesis"), ("analysis",)):
         with pytest.raises(ConfigError, match="bits alone"):
-            Trainer(TINY, photographs, tmp_path / "refused", replace(RECIPE, rate_only=True, parts=parts))
-    recipe = replace(RECIPE, minutes=0, steps=2, rate_only=True, balance=0.0, parts=("context", "hyper"))
+            Trainer(TINY, photographs, tmp_path / "refused", replace(RECIPE, rate_only=True, modules=modules))
+    recipe = replace(RECIPE, minutes=0, steps=2, rate_only=True, balance=0.0, modules=("context", "hyper"))
     trainer = Trainer(TINY, photographs, tmp_path / "run", recipe)
     monkeypatch.setattr(trainer.network.synthesis, "forward", None)
     loss, bpp, _, _ = trainer.train_step(1.0)
-    assert 0 < loss <= float(bpp.mean()) + 1e-5  # hyper latents count a part at first
+    assert 0 < loss <= float(bpp.mean()) + 1e-5  # hyper latents count a tenth at first
     trainer.run()
     last = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
     assert last["psnr"] is None
@@ -148,7 +148,7 @@ def test_photographs_are_packed_once_and_bad_ones_counted(photographs: Photograp
     assert batch.shape == (4, 64, 64, 3)
     assert -128 <= batch.min() < batch.max() <= 127
     assert torch.equal(batch, photographs.batch(np.random.default_rng(0), 4, 64))
-    # Every process makes its own part of the batch.
+    # Every process makes its own share of the batch.
     assert torch.equal(batch[1::2], photographs.batch(np.random.default_rng(0), 4, 64, slice(1, None, 2)))
 
 
@@ -334,7 +334,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(photographs: Photograp
     class Killed(Exception):
         """Stands for what ends the process."""
 
-    trainer = Trainer(TINY, photographs, tmp_path / "parts", recipe)
+    trainer = Trainer(TINY, photographs, tmp_path / "resumed", recipe)
     step = trainer.train_step
 
     def until_killed(factor: float) -> tuple:
@@ -346,10 +346,10 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(photographs: Photograp
     with pytest.raises(Killed):
         trainer.run()
     torch.rand(99)  # whatever else the process drew does not matter
-    parts = weights_after(photographs, tmp_path / "parts", recipe)
-    assert all(torch.equal(parts[key], value) for key, value in whole.items())
+    resumed = weights_after(photographs, tmp_path / "resumed", recipe)
+    assert all(torch.equal(resumed[key], value) for key, value in whole.items())
     # Nothing is left to do.
-    again = Trainer(TINY, photographs, tmp_path / "parts", recipe)
+    again = Trainer(TINY, photographs, tmp_path / "resumed", recipe)
     again.run()
     assert again.step == 6
 
@@ -363,7 +363,7 @@ def in_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("in_graphs")
-@pytest.mark.parametrize("change", [{}, {"aq_strength": 0.1875, "parts": ("synthesis", "context"), "effort": 1}])
+@pytest.mark.parametrize("change", [{}, {"aq_strength": 0.1875, "modules": ("synthesis", "context"), "effort": 1}])
 def test_recorded_steps_are_those_launch_by_launch(change: dict, photographs: Photographs, tmp_path: Path) -> None:
     """Also where memory that nobody owns is overwritten, stopped and resumed, and beyond a turn of the eigenbases."""
     recipe = replace(RECIPE, **change)
@@ -420,17 +420,17 @@ def test_a_gpu_trains_as_the_host_says(photographs: Photographs, tmp_path: Path)
         losses[record, fused] = [float(trainer.train_step(1.0)[0]) for _ in range(60)]  # two turns of the bases
         assert trainer.average["log2_gain"].isfinite().all()
     plain = losses.pop((False, False))
-    for found in losses.values():
-        assert found[:5] == pytest.approx(plain[:5], rel=0.02)
-        assert np.mean(found[-20:]) == pytest.approx(np.mean(plain[-20:]), rel=0.05)
+    for curve in losses.values():
+        assert curve[:5] == pytest.approx(plain[:5], rel=0.02)
+        assert np.mean(curve[-20:]) == pytest.approx(np.mean(plain[-20:]), rel=0.05)
 
 
 def test_crops_on_a_device_are_those_of_the_host(photographs: Photographs) -> None:
     on_device = DeviceImages(photographs, "cpu")
-    for part in (slice(None), slice(1, None, 3)):
+    for indices in (slice(None), slice(1, None, 3)):
         host, device = (np.random.default_rng(8) for _ in range(2))
-        places = on_device.places(device, 40, 64, part)
-        assert on_device.cut(places, 64).equal(photographs.batch(host, 40, 64, part))
+        offsets = on_device.offsets(device, 40, 64, indices)
+        assert on_device.cut(offsets, 64).equal(photographs.batch(host, 40, 64, indices))
         assert host.random() == device.random()
 
 
@@ -503,7 +503,7 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path: Path, mon
     half = {name: p.grad for name, p in trainer.network.named_parameters()}
 
     def distance(a: dict, b: dict) -> float:
-        """Largest difference of one parameter's gradient, in parts of its size."""
+        """Largest difference of one parameter's gradient, as a share of its size."""
         return max(float((a[name] - b[name]).norm() / b[name].norm().clamp_min(1e-12)) for name in b)
 
     # Where the GEMMs of int8 layers are in bfloat16, whose steps are 1/256, their sums depend on the order that much.
@@ -583,9 +583,9 @@ def test_a_start_without_levels_expects_nothing_of_neighbours(photographs: Photo
     trainer = Trainer(levels, photographs, tmp_path, RECIPE, start=start.state_dict())
     x, quality = photographs.batch(np.random.default_rng(0), 1, 128), torch.tensor([90.0])
     with torch.no_grad():
-        want, found = start(x, quality), trainer.network.eval()(x, quality)
-    assert torch.allclose(want["bits"], found["bits"])
-    assert torch.equal(want["image"], found["image"])
+        want, have = start(x, quality), trainer.network.eval()(x, quality)
+    assert torch.allclose(want["bits"], have["bits"])
+    assert torch.equal(want["image"], have["image"])
 
 
 def test_a_shared_c_becomes_the_start_of_one_for_each_step(photographs: Photographs, tmp_path: Path) -> None:
@@ -594,8 +594,8 @@ def test_a_shared_c_becomes_the_start_of_one_for_each_step(photographs: Photogra
     trainer = Trainer(per_step, photographs, tmp_path / "run", RECIPE, start=start.state_dict())
     x, quality = photographs.batch(np.random.default_rng(0), 1, 64), torch.tensor([60.0])
     with torch.no_grad():
-        want, found = start(x, quality), trainer.network.eval()(x, quality)
-    assert torch.equal(want["bits_y"], found["bits_y"])
+        want, have = start(x, quality), trainer.network.eval()(x, quality)
+    assert torch.equal(want["bits_y"], have["bits_y"])
     assert len(trainer.network.context.cores) == 4
     # Their own weights are left as they are, and a c for each step does not become a shared one.
     state = Network(per_step).state_dict()
@@ -656,6 +656,7 @@ def test_run_writes_log_and_checkpoint(photographs: Photographs, tmp_path: Path)
     trainer.run()
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert lines[0]["config"]["name"] == "tiny"
+    assert lines[0]["recipe"]["parts"] is None  # the name of `modules` on the command line and in the log
     assert trainer.step > 0
     average = load_float(tmp_path / "checkpoint.pt")
     assert average.config == TINY
@@ -671,8 +672,8 @@ def test_steps_of_bands_go_where_files_are_cheapest(benchmark_script: Callable[[
     """Parabolas with minima that sum to zero, on slopes that trade bits for errors at the price of each knot."""
     tuning = benchmark_script("tune_gains")
     wanted = 0.1 * np.array([0.2, -0.4, 0.6, 0, 0, -0.6, 0.3, -0.3, 0.2])
-    ways = np.concatenate([np.zeros((1, 9)), np.kron(np.eye(9), [[-tuning.DELTA], [tuning.DELTA]])])
-    finer, bowl = ways @ np.linspace(0.1, 0.5, 9), 0.5 * np.square(ways - wanted).sum(1)
+    changes = np.concatenate([np.zeros((1, 9)), np.kron(np.eye(9), [[-tuning.DELTA], [tuning.DELTA]])])
+    finer, bowl = changes @ np.linspace(0.1, 0.5, 9), 0.5 * np.square(changes - wanted).sum(1)
     prices = np.array([price(quality) for quality in tuning.QUALITIES])
     bits = np.broadcast_to(1 + finer[:, None], (19, 9))
     errors = (1 - finer + bowl)[:, None] / prices

@@ -207,13 +207,13 @@ def _frequencies(p: npt.NDArray[np.float64], shift: int, prob_bits: int) -> npt.
     """Quantise the probabilities of one row.
 
     A bucket saves the raw bits of escapes, p * (16 - shift), and takes one slot from the others, which costs
-    log2(e) / 2**prob_bits. The range is the one that gains most; buckets -1..1 are always kept, because real
+    log2(e) / 2**prob_bits. The range is the one that saves most; buckets -1..1 are always kept, because real
     residuals have heavier tails than the narrow rows.
     """
-    gain = np.cumsum(
+    saved = np.cumsum(
         (_RAW_BITS - shift) * (p[CENTER:ESCAPE] + p[CENTER::-1]) / 2 - math.log2(math.e) / (1 << prob_bits)
     )
-    radius = max(1, int(gain.argmax()))
+    radius = max(1, int(saved.argmax()))
     kept = np.r_[CENTER - radius : CENTER + radius + 1, ESCAPE]
     p = p.copy()
     p[ESCAPE] = max(0.0, 1.0 - float(p[kept[:-1]].sum()))
@@ -250,11 +250,11 @@ def _optimal_frequencies(p: npt.NDArray[np.float64], total: int) -> npt.NDArray[
     """
     freq: npt.NDArray[np.int64] = np.maximum(1, np.floor(p * total).astype(np.int64))
     while True:
-        gain = p * np.log2((freq + 1) / freq)
-        loss = np.where(freq > 1, p * np.log2(freq / np.maximum(1, freq - 1)), np.inf)
-        give, take = int(gain.argmax()), int(loss.argmin())
+        saved = p * np.log2((freq + 1) / freq)
+        lost = np.where(freq > 1, p * np.log2(freq / np.maximum(1, freq - 1)), np.inf)
+        give, take = int(saved.argmax()), int(lost.argmin())
         missing = total - int(freq.sum())
-        if missing == 0 and gain[give] <= loss[take]:
+        if missing == 0 and saved[give] <= lost[take]:
             break
         if missing >= 0:
             freq[give] += 1

@@ -138,7 +138,7 @@ class RowCache:
     """Rows of a codec that does not change between evaluations, in one JSON file.
 
     Args:
-        folder: made if missing.
+        folder: created if missing.
         identity: all that its rows depend on besides pixels and quality: codec, version, settings.
 
     Raises:
@@ -163,8 +163,8 @@ class RowCache:
 
     def find(self, label: str, pixels: Pixels, quality: float) -> Row | None:
         """The row of these pixels, under their present name."""
-        found = self._facts["rows"].get(self._key(pixels, quality))
-        return None if found is None else Row(**{**found, "image": label})
+        values = self._facts["rows"].get(self._key(pixels, quality))
+        return None if values is None else Row(**{**values, "image": label})
 
     def keep(self, row: Row, pixels: Pixels) -> None:
         """Add a row; the file is complete after every call."""
@@ -201,10 +201,10 @@ def evaluate(
     Args:
         codec: encoder and decoder.
         images: names and pixels `[H, W, 3]` uint8.
-        qualities: on the codec's own scale.
+        qualities: in the codec's own range.
         name: of the curve.
         on_row: called after each image and quality, for progress.
-        cache: rows found in it are not measured again, new ones are added.
+        cache: its rows are not measured again, new ones are added.
 
     Returns:
         The rows, in the order of images and qualities.
@@ -280,13 +280,13 @@ def rate_inversions(rows: Iterable[Row]) -> list[str]:
     by_image: dict[str, list[Row]] = {}
     for row in rows:
         by_image.setdefault(row.image, []).append(row)
-    found = []
+    inversions = []
     for image, of_image in by_image.items():
         ordered = sorted(of_image, key=lambda r: r.quality)
         for a, b in pairwise(ordered):
             if b.bytes < a.bytes:
-                found.append(f"{image}: {a.bytes} bytes at {a.quality:g}, {b.bytes} at {b.quality:g}")
-    return found
+                inversions.append(f"{image}: {a.bytes} bytes at {a.quality:g}, {b.bytes} at {b.quality:g}")
+    return inversions
 
 
 def bd_rate(test: Sequence[tuple[float, float]], anchor: Sequence[tuple[float, float]]) -> Delta:

@@ -1,4 +1,4 @@
-"""What an evaluation found, as JSON values, as a table and as a plot."""
+"""Results of an evaluation: as JSON values, as a table and as a plot."""
 
 from __future__ import annotations
 
@@ -142,8 +142,8 @@ def curves(facts: dict[str, Any], title: str) -> Any:
     figure = need("matplotlib.figure").Figure(figsize=(5.5 * len(levels) + 1, 6), layout="constrained")
     figure.suptitle(title)
     colours = [c for i, c in enumerate(need("matplotlib").colormaps["tab10"].colors) if i != GRAY_LIKE]
-    for place, (label, level_of) in enumerate(levels.items()):
-        axes = figure.add_subplot(1, len(levels), place + 1, xlabel="bits per pixel", ylabel=label)
+    for column, (label, level_of) in enumerate(levels.items(), 1):
+        axes = figure.add_subplot(1, len(levels), column, xlabel="bits per pixel", ylabel=label)
         inside = []
         for i, (style, name, points) in enumerate(drawn):
             line = [(p["bpp"], level) for p in points if (level := level_of(p)) is not None]

@@ -120,7 +120,7 @@ class Expected:
         Args:
             residual, value: before and after the search, in quantiser steps.
             log2_scale: of the Gaussians, in quantiser steps.
-            coded: where a file holds a symbol. Elsewhere nothing is counted, but scales hear that they should grow.
+            coded: where a file holds a symbol. Elsewhere nothing is counted, but gradients let scales grow.
         """
         with torch.no_grad():
             size, rows = residual.abs(), trellis.nearest_rows(log2_scale).long()
@@ -129,11 +129,11 @@ class Expected:
             cost *= residual.sign()
             slope = torch.where(far, 1.0, self._value[index]).where(coded, 0.0)
         bits = value_bits(value, log2_scale, self._zeros[rows]) + cost * (residual - residual.detach())
-        return torch.where(coded, bits, unheard(residual, log2_scale)), slope
+        return torch.where(coded, bits, uncoded_bits(residual, log2_scale)), slope
 
 
-def unheard(x: Tensor, log2_scale: Tensor) -> Tensor:
-    """Nothing, with the gradient that a scale has of symbols that no file holds."""
+def uncoded_bits(x: Tensor, log2_scale: Tensor) -> Tensor:
+    """Zero bits of symbols that no file holds, with the gradient by their scales that noisy bits have."""
     bits = noisy_bits(x.detach(), log2_scale)
     return bits - bits.detach()
 
@@ -145,4 +145,4 @@ def rounded_bits(x: Tensor, rounded: Tensor, log2_scale: Tensor, coded: Tensor) 
         near = (x - low - 0.5).abs() < 0.25
         slope = 2 * near * (gaussian_bits(low + 1, log2_scale) - gaussian_bits(low, log2_scale))
     bits = gaussian_bits(rounded, log2_scale) + slope * (x - x.detach())
-    return torch.where(coded, bits, unheard(x, log2_scale))
+    return torch.where(coded, bits, uncoded_bits(x, log2_scale))

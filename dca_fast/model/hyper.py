@@ -24,7 +24,7 @@ from dca_fast.model.layers import (
 
 
 class _WindowBlocks(nn.Module):
-    """Windowed attention and FFN; attentions with odd numbers are shifted by half a window."""
+    """Windowed attention and FFN; every second attention is shifted by half a window."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -196,14 +196,14 @@ class Depthwise(Int8Layer):
 
 
 # What a branch adds to a trunk of the transforms, in that trunk's unit (coefficient / sqrt(deviation)). Added in the
-# channels' own unit instead, the noise of Adam's steps alone held the transforms at 34 dB.
+# channels' own unit instead, the noise of Adam alone held the transforms at 34 dB.
 TRUNK_REACH = 2.0
 
 
 class _Branch(nn.Module):
     """What adds to a trunk; `unit` is given for the transforms' trunks, which it brings to the operand's range.
 
-    `fused`: by the functions of `kernels/training.py`, which do the same in fewer steps with less memory.
+    `fused`: by the functions of `kernels/training.py`, which do the same in fewer passes with less memory.
     """
 
     expand: Linear

@@ -177,8 +177,8 @@ class Network(nn.Module):
     def answered(
         self, image: Tensor, y: Tensor, features: dict[str, Tensor], quality: Tensor, aq_strength: float
     ) -> Tensor:
-        """Where the encoder's level 1 quantises y around, as the encoder does, without a restoration filter: y coded
-        once, and from there a step of descent along what the linear part of f_s makes of the error backwards."""
+        """The y that level 1 of the encoder quantises, without a restoration filter: y is coded once, and moves from
+        there by a step of descent along the error, taken back through the linear layers of f_s."""
         synthesis = self.synthesis
         assert isinstance(synthesis, PatchSynthesis)
         sites = y.shape[1], y.shape[2]

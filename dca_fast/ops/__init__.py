@@ -56,7 +56,7 @@ class Arrays(Protocol):
     def broadcast(self, x: Array, shape: tuple[int, ...]) -> Array:
         """A contiguous copy of `x` in a shape that it broadcasts to."""
 
-    def concat(self, parts: Sequence[Array], axis: int) -> Array:
+    def concat(self, arrays: Sequence[Array], axis: int) -> Array:
         """Arrays one after the other along an axis."""
 
     def gather(self, strips: Iterable[Array], height: int) -> Array:

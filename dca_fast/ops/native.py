@@ -59,8 +59,8 @@ class NumpyArrays:
     def broadcast(self, x: Array, shape: tuple[int, ...]) -> Array:
         return np.broadcast_to(x, shape).copy()
 
-    def concat(self, parts: Sequence[Array], axis: int) -> Array:
-        return np.concatenate(parts, axis)
+    def concat(self, arrays: Sequence[Array], axis: int) -> Array:
+        return np.concatenate(arrays, axis)
 
     def gather(self, strips: Iterable[Array], height: int) -> Array:
         out, at = None, 0
@@ -208,7 +208,7 @@ def quadtree_gather(x: Array, step: int) -> Array:
 
 
 def neighbour_mean(z: Array, m: Array, part: Part) -> Array:
-    return _cpu.neighbour_mean(z, m, part.top, part.left, part.step)
+    return _cpu.neighbour_mean(z, m, part.top, part.left, part.stride)
 
 
 def hyper_symbols(z: Array, mean: Array | None, rows: Array) -> Array:

@@ -65,8 +65,8 @@ class TorchArrays:
     def broadcast(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
         return x.expand(shape).clone(memory_format=torch.contiguous_format)
 
-    def concat(self, parts: Sequence[Tensor], axis: int) -> Tensor:
-        return torch.cat(tuple(parts), axis)
+    def concat(self, arrays: Sequence[Tensor], axis: int) -> Tensor:
+        return torch.cat(tuple(arrays), axis)
 
     def gather(self, strips: Iterable[Tensor], height: int) -> Tensor:
         out, at = None, 0
@@ -292,13 +292,13 @@ def _groups(step: int) -> tuple[tuple[int, int, int], ...]:
 def sum_around(z: Tensor, part: Part) -> tuple[Tensor, Tensor]:
     """Sum of the sites around each site of a part of `z` [N, H, W, C], as far as there are any: [N, H', W', C], alike;
     and how many they are: int64 [H', W', 1]."""
-    reach, (_, height, width, _) = part.step // 2, z.shape
+    reach, (_, height, width, _) = part.stride // 2, z.shape
     border = (0, 0, reach, reach, reach, reach)
     padded, inside = F.pad(z, border), F.pad(torch.ones_like(z[0, ..., :1], dtype=torch.int64), border)
     total, count = z.new_zeros(()), inside.new_zeros(())
     for down, right in part.around:
-        lines = slice(reach + part.top + down, reach + height + down, part.step)
-        columns = slice(reach + part.left + right, reach + width + right, part.step)
+        lines = slice(reach + part.top + down, reach + height + down, part.stride)
+        columns = slice(reach + part.left + right, reach + width + right, part.stride)
         total, count = total + padded[:, lines, columns], count + inside[lines, columns]
     return total, count
 

@@ -40,7 +40,7 @@ class Gpu:
     """A CUDA device as the machine that a profile is of.
 
     Args:
-        codec: the device's part of a codec.
+        codec: the engine of a codec on the device.
     """
 
     turns = 10  # of the codec as it is, in each round: they are short
@@ -100,8 +100,8 @@ def described(facts: dict[str, Any], codec: CudaEngine) -> dict[str, Any]:
 
 def follow(
     codec: CudaEngine,
-    staged: Callable[[Program], Program],
-    stepped: Callable[[Adjoint], Adjoint],
+    staged_program: Callable[[Program], Program],
+    staged_adjoint: Callable[[Adjoint], Adjoint],
     recorder: Recorder,
     parts: deque[list[Part]],
 ) -> CudaEngine:
@@ -109,13 +109,13 @@ def follow(
 
     Args:
         codec: stays as it is.
-        staged, stepped: make a program, and an adjoint, that note their stages and operations.
+        staged_program, staged_adjoint: copies of a program, and of an adjoint, that note their stages and operations.
         recorder: with a clock of the same device.
         parts: what is given to the coder goes in, of each tile.
     """
     twin = copy.copy(codec)
-    programs = SimpleNamespace(at=lambda *at: staged(codec._programs.at(*at)))
-    coder, adjoint = _Coder(codec.coder, recorder, parts), stepped(codec._adjoint)
+    programs = SimpleNamespace(at=lambda *at: staged_program(codec._programs.at(*at)))
+    coder, adjoint = _Coder(codec.coder, recorder, parts), staged_adjoint(codec._adjoint)
     vars(twin).update(_programs=programs, _graph=lambda *_: None, coder=coder, _adjoint=adjoint)
     return twin
 

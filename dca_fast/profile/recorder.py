@@ -34,7 +34,7 @@ __all__ = [
     "work_of",
 ]
 
-# Operations that touch one channel group of an argument, and its place.
+# Operations that touch one channel group of an argument, and which argument that is.
 _QUARTER = {"residuals": 0, "quadtree_gather": 0, "reconstruct": 4}
 _GEMM = (4096, 512, 512)  # rows, inputs, outputs: operands stay in the cache, sums are long
 _COPY_BYTES = 1 << 26  # of each thread; far above any cache
@@ -172,9 +172,9 @@ class Recorder:
         """End the current stage; returns everything since the last call."""
         self.enter("")
         run, self._run = self._run, Run()
-        at = self.clock.read()
+        nanoseconds = self.clock.read()
         stages, operations = (
-            [replace(span, start=at(span.start), end=at(span.end)) for span in spans]
+            [replace(span, start=nanoseconds(span.start), end=nanoseconds(span.end)) for span in spans]
             for spans in (run.stages, run.operations)
         )
         return Run(stages, operations, run.work)
@@ -335,8 +335,8 @@ def trace(runs: dict[str, Run]) -> dict[str, Any]:
     zero = min(run.stages[0].start for run in runs.values())
 
     def event(name: str, kind: str, start: int, end: int, arguments: dict[str, Any]) -> dict[str, Any]:
-        place = {"ph": "X", "pid": 1, "tid": 1, "ts": (start - zero) / 1e3, "dur": (end - start) / 1e3}
-        return {"name": name, "cat": kind, **place, "args": arguments}
+        timing = {"ph": "X", "pid": 1, "tid": 1, "ts": (start - zero) / 1e3, "dur": (end - start) / 1e3}
+        return {"name": name, "cat": kind, **timing, "args": arguments}
 
     events = []
     for name, run in runs.items():

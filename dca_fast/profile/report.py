@@ -1,4 +1,4 @@
-"""What a profile found: facts of stages and operations as JSON values, as tables and as a plot."""
+"""Results of a profile: facts of stages and operations as JSON values, as tables and as a plot."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dca_fast.profile.recorder import Ceilings, Rounds, Run, Work
 
 __all__ = ["advice", "as_text", "bit_facts", "direction_facts", "operation_facts", "plot"]
 
-WAYS = ("encode", "decode")
+DIRECTIONS = ("encode", "decode")
 BAR = 13  # columns
 # Calls shorter than so many ms cost mostly themselves; for a GPU, where calls are launches.
 _SMALL_CALL = {False: 0.1, True: 0.02}
@@ -111,17 +111,17 @@ def bit_facts(
     return [*out, {"name": "coder states, header", "positions": 0, "coded": 0, "bits": rest}]
 
 
-def advice(way: dict[str, Any], run: Run, coded: int, launches: bool = False) -> dict[str, Any]:
+def advice(direction: dict[str, Any], run: Run, coded: int, launches: bool = False) -> dict[str, Any]:
     """Which kind of stage takes most of the time (the steps count as one), and what bounds it.
 
     Args:
-        way: facts of encode or decode.
+        direction: facts of encode or decode.
         run: the last one, for its operations.
         coded: symbols in the stream.
         launches: the calls only start work on a device.
     """
     kinds: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for stage in way["stages"]:
+    for stage in direction["stages"]:
         kinds[re.sub(r"^step \d: (.*)", r"\1 of all steps", stage["name"])].append(stage)
     name, stages = max(kinds.items(), key=lambda kind: sum(s["ms"] for s in kind[1]))
     ms = sum(s["ms"] for s in stages)
@@ -142,7 +142,7 @@ def advice(way: dict[str, Any], run: Run, coded: int, launches: bool = False) ->
         bound, text = "compute", f"beyond {1 - compute:.0%} only fewer products help; most of it is {slowest}"
     else:
         bound, text = "memory", f"fuse operations or narrow their tensors; most of it is {slowest}"
-    facts = {"stages": name, "share": ms / way["ms"], "compute_share": compute, "memory_share": memory}
+    facts = {"stages": name, "share": ms / direction["ms"], "compute_share": compute, "memory_share": memory}
     return facts | {"operations_share": inside, "bound": bound, "text": text}
 
 
@@ -159,8 +159,8 @@ def as_text(facts: dict[str, Any]) -> str:
         lines.append("           GEMM and copy are PyTorch's; an int16 product is four of int8")
         lines.append("note       stages run launch by launch, without the graph that the codec replays: they sum to")
         lines.append("           more than the codec's own time, which is below each table")
-    for way in WAYS:
-        lines += ["", *_stages(way, facts[way], digits), *_speed(facts, facts[way])]
+    for direction in DIRECTIONS:
+        lines += ["", *_stages(direction, facts[direction], digits), *_speed(facts, facts[direction])]
     lines += ["", _row("bits", "bits", "coded", None, "of", "bits/sym", "bits/px", "")]
     for part in facts["bits"]:
         each = f"{part['bits'] / part['coded']:.2f}" if part["coded"] else "-"
@@ -180,14 +180,14 @@ def _conclusions(facts: dict[str, Any]) -> list[str]:
     lines = [f"memory     peak {peak}; {before} in use before the first encode: PyTorch, weights, the picture"]
     if "device" in facts:
         lines = [f"memory     peak {peak} of tensors on the device; {before} before the first encode"]
-    for way, n in facts["next"].items():
+    for direction, n in facts["next"].items():
         limits = f"at {n['compute_share']:.0%} of the GEMM and {n['memory_share']:.0%} of the copy ceiling"
-        lines.append(f"{way}     {n['share']:.0%} in {n['stages']}, {limits}")
+        lines.append(f"{direction}     {n['share']:.0%} in {n['stages']}, {limits}")
         lines.append(f"           {n['bound']}-bound: {n['text']}")
     gains = [(o["ms"] * (1 - max(o["compute_share"], o["memory_share"])), o["name"]) for o in facts["operations"]]
     best = ", ".join(f"{name} {ms:.1f} ms" for ms, name in sorted(gains, reverse=True)[:3])
     lines.append(f"to gain    at their ceilings: {best}")
-    spread = max(facts[way]["spread_ms"] / facts[way]["ms"] for way in facts["next"])
+    spread = max(facts[direction]["spread_ms"] / facts[direction]["ms"] for direction in facts["next"])
     if spread > _NOISY:
         lines.append(f"note       times vary by ±{spread:.0%}: does other work run on this machine?")
     return lines
@@ -219,8 +219,8 @@ def _device(facts: dict[str, Any]) -> list[str]:
     return [f"device     {d['name']}, {d['architecture']}, {size}, driver {d['driver']}"]
 
 
-def _stages(way: str, facts: dict[str, Any], digits: int) -> list[str]:
-    lines = [_row(way, "ms", "±", None, "MP/s", "GOP", "GOP/s", "of ceiling")]
+def _stages(direction: str, facts: dict[str, Any], digits: int) -> list[str]:
+    lines = [_row(direction, "ms", "±", None, "MP/s", "GOP", "GOP/s", "of ceiling")]
     for s in (*facts["stages"], facts | {"name": "total", "share": 1 - facts["unaccounted"]}):
         rate = f"{s['mp_per_s']:,.1f}" if s["share"] > 1e-3 else "-"
         gop = (f"{2e-9 * s['macs']:.2f}", f"{s['gop_per_s']:.0f}") if s["macs"] else ("-", "-")
@@ -229,16 +229,16 @@ def _stages(way: str, facts: dict[str, Any], digits: int) -> list[str]:
     return lines
 
 
-def _speed(facts: dict[str, Any], way: dict[str, Any]) -> list[str]:
+def _speed(facts: dict[str, Any], direction: dict[str, Any]) -> list[str]:
     """The codec as it is."""
     if "device" not in facts:
-        speed = f"{way['images_per_s']:.2f} images/s, {way['mp_per_s']:.1f} MP/s"
-        times = f"{way['unrecorded_ms']:.2f} ms; with every operation at its ceiling {way['floor_ms']:.2f} ms"
-        return [f"  without recording {speed}, {times}"]
+        speed = f"{direction['images_per_s']:.2f} images/s, {direction['mp_per_s']:.1f} MP/s"
+        ceiling = f"with every operation at its ceiling {direction['floor_ms']:.2f} ms"
+        return [f"  without recording {speed}, {direction['unrecorded_ms']:.2f} ms; {ceiling}"]
     how = "replaying its graph" if facts["graphs"] else "without a graph of this size"
-    times = f"{way['unrecorded_ms']:.3f} ± {way['unrecorded_spread_ms']:.3f} ms"
-    speed = f"{way['images_per_s']:.1f} fps (images/s), {way['mp_per_s']:.1f} MP/s"
-    ceiling = f"with every operation at its ceiling {way['floor_ms']:.3f} ms"
+    times = f"{direction['unrecorded_ms']:.3f} ± {direction['unrecorded_spread_ms']:.3f} ms"
+    speed = f"{direction['images_per_s']:.1f} fps (images/s), {direction['mp_per_s']:.1f} MP/s"
+    ceiling = f"with every operation at its ceiling {direction['floor_ms']:.3f} ms"
     return [f"  the codec itself, {how}: {times}, {speed}", f"  {ceiling}"]
 
 
@@ -265,9 +265,10 @@ def plot(facts: dict[str, Any], path: Path) -> None:
     if "device" in facts:
         where = f"{facts['device']['name']}, launch by launch"
     figure.suptitle(f"{facts['model']['name']}, {image[0]} x {image[1]}, {where}")
-    for place, way in enumerate(WAYS):
-        stages = facts[way]["stages"][::-1]
-        axes = figure.add_subplot(1, 2, place + 1, title=f"{way}: {facts[way]['ms']:.1f} ms", xlabel="ms")
+    for column, direction in enumerate(DIRECTIONS, 1):
+        stages = facts[direction]["stages"][::-1]
+        title = f"{direction}: {facts[direction]['ms']:.1f} ms"
+        axes = figure.add_subplot(1, len(DIRECTIONS), column, title=title, xlabel="ms")
         times = [s["ms"] for s in stages]
         bars = axes.barh([s["name"] for s in stages], times, xerr=[s["spread_ms"] for s in stages])
         axes.bar_label(bars, [f"{s['ms']:.1f} ms  {_limit(s)}" for s in stages], fontsize=7, padding=3)

@@ -55,9 +55,9 @@ from dca_fast.testing import photograph
 __all__ = ["instrument", "main", "profile", "synthetic"]
 
 RESOLUTIONS = {"720p": (1280, 720), "1080p": (1920, 1080), "4k": (3840, 2160), "8k": (7680, 4320)}
-TILE = 512, 768  # of a synthetic picture; made one by one, so that they do not show in the peak of memory
+TILE = 512, 768  # of a synthetic picture; drawn one by one, so that they do not show in the peak of memory
 FIRST_STAGE = {"encode": "pad", "decode": "container"}
-WAYS = tuple(FIRST_STAGE)
+DIRECTIONS = tuple(FIRST_STAGE)
 # Method of the program, its stage, and what comes after it.
 STAGES = (
     ("analyse", "analysis", "hyper: operands"),
@@ -74,7 +74,7 @@ Tiles = deque[list[Any]]  # the parts of each
 
 
 class _Cpu:
-    """The CPU as the machine that a profile is of; `profile_device.Gpu` is the other one."""
+    """The CPU as the machine that a profile is of; `profile.cuda.Gpu` is the other one."""
 
     turns = 1  # of the codec as it is, in each round
     output = "numpy"
@@ -124,14 +124,14 @@ def instrument(codec: Codec, recorder: Recorder, parts: Tiles) -> Codec:
         parts: what is given to the coder goes in: of each tile, (values, rows) of each part.
     """
 
-    def staged(program: Program) -> Program:
+    def staged_program(program: Program) -> Program:
         twin = copy.copy(program)
         twin.ops = recorder.operations(twin.ops)
         for name, stage, after in STAGES:
             vars(twin)[name] = recorder.staged(getattr(twin, name), stage, after)
         return twin
 
-    def stepped(adjoint: Adjoint) -> Adjoint:
+    def staged_adjoint(adjoint: Adjoint) -> Adjoint:
         twin = copy.copy(adjoint)
         vars(twin)["_ops"] = recorder.operations(adjoint._ops)
         for name in ("missing", "slope", "moved"):
@@ -141,20 +141,20 @@ def instrument(codec: Codec, recorder: Recorder, parts: Tiles) -> Codec:
     fits = itertools.cycle(("effort", "container"))  # what follows that of the picture answered, and of the one coded
 
     def fitted(*arguments: Any) -> tuple[int, ...]:
-        weights: tuple[int, ...] = recorder.staged(engine.fit, "restoration", next(fits))(*arguments)
-        return weights
+        coefficients: tuple[int, ...] = recorder.staged(engine.fit, "restoration", next(fits))(*arguments)
+        return coefficients
 
     twin = copy.copy(codec)
     engine: Any = codec.engine
     if isinstance(engine, CpuEngine):
         twin.engine = copy.copy(engine)
-        coder, adjoint = _Coder(engine.coder, recorder, parts), stepped(engine.adjoint)
-        program = lambda *at: staged(engine.program(*at))  # noqa: E731
+        coder, adjoint = _Coder(engine.coder, recorder, parts), staged_adjoint(engine.adjoint)
+        program = lambda *at: staged_program(engine.program(*at))  # noqa: E731
         vars(twin.engine).update(fit=fitted, coder=coder, adjoint=adjoint, program=program)
     else:
         from dca_fast.profile import cuda
 
-        twin.engine = cuda.follow(engine, staged, stepped, recorder, parts)
+        twin.engine = cuda.follow(engine, staged_program, staged_adjoint, recorder, parts)
     vars(twin.engine)["restore"] = recorder.staged(engine.restore, "restoration", "crop")
     return twin
 
@@ -195,17 +195,17 @@ def profile(
         "encode": ((picture, quality), {"effort": effort}),
         "decode": ((data, machine.output), {}),
     }
-    counted = {way: _record(twin, recorder, way, inputs[way]) for way in WAYS}
+    counted = {direction: _record(twin, recorder, direction, inputs[direction]) for direction in DIRECTIONS}
     for (result, _, _), expected in zip(counted.values(), (data, decoded), strict=True):
         same = memoryview(_on_host(result)).tobytes() == memoryview(_on_host(expected)).tobytes()
         assert same, "recording changed a result"
     recorder.counting = False
-    ceilings, measured = Ceilings(0, 0, 0), {way: Rounds(counted[way][2]) for way in WAYS}
+    ceilings, measured = Ceilings(0, 0, 0), {direction: Rounds(counted[direction][2]) for direction in DIRECTIONS}
     for _ in range(repeat):
         ceilings = ceilings.best(machine.ceilings())
-        for way, m in measured.items():
-            m.plain.extend(_plain(codec, machine.clock, way, inputs[way]) for _ in range(machine.turns))
-            _, total, run = _record(twin, recorder, way, inputs[way])
+        for direction, m in measured.items():
+            m.plain.extend(_plain(codec, machine.clock, direction, inputs[direction]) for _ in range(machine.turns))
+            _, total, run = _record(twin, recorder, direction, inputs[direction])
             m.total.append(total)
             m.runs.append(run)
     megapixels = height * width / 1e6
@@ -217,28 +217,31 @@ def profile(
         for tile, grid in zip(parts, grids, strict=True)
     ]
     facts["bits"] = bit_facts(hosted, len(codec.config.latents), machine.tables, len(data))
-    facts |= {way: direction_facts(m, megapixels, ceilings) for way, m in measured.items()}
+    facts |= {direction: direction_facts(m, megapixels, ceilings) for direction, m in measured.items()}
     facts["operations"] = operation_facts(list(measured.values()), ceilings)
     coded = sum(part["coded"] for part in facts["bits"])
-    facts["next"] = {way: advice(facts[way], m.runs[-1], coded, engine.takes_tensors) for way, m in measured.items()}
-    return facts, {way: replace(m.runs[-1], work=m.counted.work) for way, m in measured.items()}
+    facts["next"] = {
+        direction: advice(facts[direction], m.runs[-1], coded, engine.takes_tensors)
+        for direction, m in measured.items()
+    }
+    return facts, {direction: replace(m.runs[-1], work=m.counted.work) for direction, m in measured.items()}
 
 
 def named(codec: Codec, parts: list[Part]) -> dict[str, Part]:
     """What a stream holds by latent and step; the regional latent, the last one, may have several parts."""
     names = [f"z {name}" for name in ORDER if name in codec.config.latents]
-    found = dict(zip(names[:-1], parts, strict=False))
-    values, rows = zip(*parts[len(found) : -STEPS], strict=True)
-    found[names[-1]] = np.concatenate(values), np.concatenate(rows)
-    return found | {f"step {step + 1}": part for step, part in enumerate(parts[-STEPS:])}
+    by_name = dict(zip(names[:-1], parts, strict=False))
+    values, rows = zip(*parts[len(by_name) : -STEPS], strict=True)
+    by_name[names[-1]] = np.concatenate(values), np.concatenate(rows)
+    return by_name | {f"step {step + 1}": part for step, part in enumerate(parts[-STEPS:])}
 
 
-def _record(twin: Codec, recorder: Recorder, way: str, given: Input) -> tuple[Any, float, Run]:
+def _record(twin: Codec, recorder: Recorder, direction: str, arguments: Input) -> tuple[Any, float, Run]:
     """Result, milliseconds around the whole call, and the run."""
 
     def call() -> Any:
-        recorder.enter(FIRST_STAGE[way])
-        result = getattr(twin, way)(*given[0], **given[1])
+        recorder.enter(FIRST_STAGE[direction])
+        result = getattr(twin, direction)(*arguments[0], **arguments[1])
         recorder.enter("")
         recorder.clock.wait()
         return result
@@ -247,11 +250,11 @@ def _record(twin: Codec, recorder: Recorder, way: str, given: Input) -> tuple[An
     return result, ms, recorder.finish()
 
 
-def _plain(codec: Codec, clock: Clock, way: str, given: Input) -> float:
+def _plain(codec: Codec, clock: Clock, direction: str, arguments: Input) -> float:
     """Milliseconds of the codec as it is."""
 
     def call() -> None:
-        getattr(codec, way)(*given[0], **given[1])
+        getattr(codec, direction)(*arguments[0], **arguments[1])
         clock.wait()
 
     return timed(call)[1]
@@ -279,8 +282,8 @@ def synthetic(height: int, width: int) -> Pixels:
     image = np.empty((height, width, 3), np.uint8)
     tiles = ((top, left) for top in range(0, height, TILE[0]) for left in range(0, width, TILE[1]))
     for seed, (top, left) in enumerate(tiles):
-        place = image[top : top + TILE[0], left : left + TILE[1]]
-        place[:] = photograph(place.shape[0], place.shape[1], seed)
+        tile = image[top : top + TILE[0], left : left + TILE[1]]
+        tile[:] = photograph(tile.shape[0], tile.shape[1], seed)
     return image
 
 

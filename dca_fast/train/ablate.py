@@ -1,7 +1,7 @@
 """The paper's ablations: twins of the entropy model, trained alike on one frozen pair of transforms.
 
-The latents y of the crops are computed once, so that a step costs the entropy model alone. Transforms and quantiser
-steps are the same for all twins; what differs is how many bits they need for the same y. Reference: DCA
+The latents y of the crops are computed once, so that a training step costs the entropy model alone. Transforms and
+quantiser steps are the same for all twins; what differs is how many bits they need for the same y. Reference: DCA
 (arXiv 2411.05832), section 3 and its ablations; the twins are those that `TWINS` lists.
 """
 
@@ -40,7 +40,7 @@ TWINS: dict[str, tuple[str, dict[str, Any]]] = {
     "per-step": ("R, G, L; one c for each step", {"shared": False}),
     "phi-scales": ("R, G, L; scales from phi only", {}),
 }
-QUIET = 0.02  # gain of what a fresh local feature adds to an inherited c
+QUIET = 0.02  # factor on what a fresh local feature adds to an inherited c
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class Plan:
     """How the twins are trained and tested.
 
     Args:
-        steps, batch: optimiser steps of each twin, and crops in each.
+        steps, batch: training steps of each twin, and crops in each.
         crop: side of a crop in pixels, a multiple of 64.
         pool: crops whose y is kept in memory; they are gone through in order, again and again.
         tested: held-out crops.
         qualities: of the crops: a training crop has one of them, a held-out crop is tested at each.
-        rate, log_rate, warmup, ramp, cooldown: as in `Recipe`; ramp as a part of the steps.
+        rate, log_rate, warmup, ramp, cooldown: as in `Recipe`; ramp as a share of the training steps.
         seeds: of the weights' start and of the noise; the data and their order are the same for all.
         inherit: all twins take the trained regional path of `start`; False: all start from noise.
     """
@@ -94,8 +94,8 @@ class Latents:
     quality: Tensor
     image: Tensor | None = None
 
-    def part(self, start: int, count: int) -> tuple[Tensor, Tensor]:
-        """`count` rows from `start` on, going round."""
+    def batch(self, start: int, count: int) -> tuple[Tensor, Tensor]:
+        """y and qualities of `count` crops from `start` on, going round."""
         index = torch.arange(start, start + count) % len(self.y)
         return self.y[index], self.quality[index]
 
@@ -105,26 +105,27 @@ def training_latents(start: Network, data: Crops, plan: Plan) -> Latents:
     """y of the pool of training crops, each at one of the qualities in turn."""
     generator, count = np.random.default_rng(0), min(plan.pool, plan.steps * plan.batch)
     quality = torch.tensor([plan.qualities[i % len(plan.qualities)] for i in range(count)])
-    parts = [start.analysis(data.batch(generator, len(part), plan.crop), axis(part)) for part in quality.split(4)]
-    return Latents(torch.cat(parts), quality)
+    chunks = [start.analysis(data.batch(generator, len(q), plan.crop), axis(q)) for q in quality.split(4)]
+    return Latents(torch.cat(chunks), quality)
 
 
 @torch.no_grad()
 def test_latents(start: Network, data: Crops, plan: Plan) -> dict[float, Latents]:
     """y of the same held-out crops at every quality."""
     image = data.batch(np.random.default_rng(1), plan.tested, plan.crop)
-    found = {}
+    latents = {}
     for quality in plan.qualities:
         q = torch.full((len(image),), quality)
-        found[quality] = Latents(torch.cat([start.analysis(part, axis(q[:1])) for part in image.split(4)]), q, image)
-    return found
+        y = torch.cat([start.analysis(chunk, axis(q[:1])) for chunk in image.split(4)])
+        latents[quality] = Latents(y, q, image)
+    return latents
 
 
 @torch.no_grad()
 def inherit(network: Network, start: Network) -> None:
     """Give a twin the regional path of `start`: its hyper pair, input layers of c, regional blocks and heads.
 
-    The local and global parts stay fresh in every twin, and hardly speak at first.
+    The local and global modules start anew in every twin, and add little at first.
     """
     state, given = network.state_dict(), start.state_dict()
     for key, value in state.items():
@@ -172,12 +173,12 @@ def train_twin(network: Network, data: Latents, plan: Plan, on_step: Callable[[f
     optimiser = torch.optim.Adam(groups, lr=recipe.rate, fused=True)
     pixels = plan.crop**2
     for step in range(plan.steps):
-        y, quality = data.part(step * plan.batch, plan.batch)
+        y, quality = data.batch(step * plan.batch, plan.batch)
         out = entropy(network, y, quality, True)
-        hyper = min(1.0, 0.1 + 0.9 * step / max(1.0, plan.ramp * plan.steps))
+        hyper_factor = min(1.0, 0.1 + 0.9 * step / max(1.0, plan.ramp * plan.steps))
         lam = price(quality)
-        weight = (lam / math.sqrt(LAMBDA_MIN * LAMBDA_MAX)) ** -recipe.balance
-        loss = (weight * (out["bits_y"].sum(1) + hyper * out["bits_z"].sum(1)) / pixels).mean()
+        factor = (lam / math.sqrt(LAMBDA_MIN * LAMBDA_MAX)) ** -recipe.balance
+        loss = (factor * (out["bits_y"].sum(1) + hyper_factor * out["bits_z"].sum(1)) / pixels).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, recipe.clip)
@@ -190,26 +191,26 @@ def train_twin(network: Network, data: Latents, plan: Plan, on_step: Callable[[f
 @torch.no_grad()
 def test_twin(network: Network, tests: dict[float, Latents]) -> dict[str, dict[str, Any]]:
     """Bits per pixel of each step and hyper latent, RMS of (y - mean) / sigma, PSNR; means over the crops."""
-    found = {}
+    results = {}
     for quality, data in tests.items():
         assert data.image is not None
-        rows = []
+        measured = []
         for y, q, image in zip(data.y.split(4), data.quality.split(4), data.image.split(4), strict=True):
             out = entropy(network, y, q, False)
             pixels = network.synthesis(out["y_hat"], axis(q)).round().clamp(-128, 127)
             mse = (pixels - image).square().flatten(1).mean(1, keepdim=True)
             bits = torch.cat((out["bits_y"], out["bits_z"]), 1) / image[0, ..., 0].numel()
-            rows.append(torch.cat((bits, out["error"], 10 * torch.log10(255**2 / mse)), 1))
-        mean = torch.cat(rows).double().mean(0).tolist()
+            measured.append(torch.cat((bits, out["error"], 10 * torch.log10(255**2 / mse)), 1))
+        mean = torch.cat(measured).double().mean(0).tolist()
         names, side = list(network.hyper), mean[STEPS : -STEPS - 1]
-        found[f"{quality:g}"] = {
+        results[f"{quality:g}"] = {
             "bpp_steps": mean[:STEPS],
             "bpp_side": dict(zip(names, side, strict=True)),
             "bpp": sum(mean[:STEPS]) + sum(side),
             "rms_steps": [math.sqrt(v) for v in mean[-STEPS - 1 : -1]],
             "psnr": mean[-1],
         }
-    return found
+    return results
 
 
 def finished(store: Path, settings: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What an ablation found: means over qualities, differences to the R twin with confidence, as JSON, table and plot."""
+"""Results of an ablation: means over qualities, differences to the R twin with confidence; as JSON, table and plot."""
 
 from __future__ import annotations
 
@@ -126,13 +126,13 @@ def chart(report: dict[str, Any]) -> Any:
         "R: regional, G: global, L: local hyper latent"
     )
     bits, gain = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-    places = range(len(twins))
-    for place, twin in zip(places, twins, strict=True):
+    heights = range(len(twins))
+    for height, twin in zip(heights, twins, strict=True):
         spread, colour = twin["percent_confidence"] or 0, "tab:orange" if twin["percent"] > 0 else "tab:blue"
-        bits.barh(place, twin["percent"], xerr=spread, color=colour, alpha=0.6)
-        bits.plot(twin["percent_seeds"], [place] * len(twin["percent_seeds"]), "k.")
-    gain.barh(places, [twin["psnr_gain"] for twin in twins], color="tab:green", alpha=0.6)
-    bits.set_yticks(places, [twin["title"] for twin in twins])
+        bits.barh(height, twin["percent"], xerr=spread, color=colour, alpha=0.6)
+        bits.plot(twin["percent_seeds"], [height] * len(twin["percent_seeds"]), "k.")
+    gain.barh(heights, [twin["psnr_gain"] for twin in twins], color="tab:green", alpha=0.6)
+    bits.set_yticks(heights, [twin["title"] for twin in twins])
     bits.invert_yaxis()
     bits.set_xlabel("bits, % more than R (bar: mean, line: 95 % interval, dots: seeds)")
     gain.set_xlabel("PSNR, dB more than R")

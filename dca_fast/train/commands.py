@@ -23,7 +23,7 @@ from dca_fast.train.ablate import TWINS, Plan, run
 from dca_fast.train.data import Crops, Images, open_data
 from dca_fast.train.export import load_float, mix, save_float
 from dca_fast.train.finish import export_and_check, plot_losses, validate
-from dca_fast.train.trainer import Recipe, Trainer
+from dca_fast.train.trainer import ARGUMENTS, Recipe, Trainer
 from dca_fast.train.world import World, join
 
 HELD_OUT = 10  # of the ablation's photographs, one in so many is for the test
@@ -79,7 +79,7 @@ def make_trainer(args: argparse.Namespace, config: ModelConfig, world: World, ki
     if args.threads:
         torch.set_num_threads(args.threads)
     start = load_float(args.start).state_dict() if args.start else None
-    given = {f.name: getattr(args, f.name, None) for f in fields(Recipe)}
+    given = {f.name: getattr(args, ARGUMENTS.get(f.name, f.name), None) for f in fields(Recipe)}
     recipe = Recipe(**{name: value for name, value in given.items() if value is not None})
     with world.first_alone():
         data = open_data(args.data, args.cache or args.out / "photographs", max(SMALLEST, recipe.crop))

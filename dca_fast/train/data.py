@@ -1,6 +1,6 @@
 """Training photographs: a folder packed once into one memory-mapped file, such a file, or tar shards read as they are.
 
-Every crop of a batch has a random seed of its own, so that a batch can be made in parallel, or one part of it alone.
+Every crop of a batch has a random seed of its own, so that a batch can be made in parallel, or some of its crops alone.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ class Crops(Protocol):
     @property
     def skipped(self) -> int: ...
 
-    def batch(self, generator: np.random.Generator, count: int, size: int, part: slice = ...) -> Tensor:
-        """Crops `part` of a batch of `count`: `[..., size, size, 3]` float32, grey levels minus 128."""
+    def batch(self, generator: np.random.Generator, count: int, size: int, indices: slice = ...) -> Tensor:
+        """Crops `indices` of a batch of `count`: `[..., size, size, 3]` float32, grey levels minus 128."""
 
 
-def seeds_of(generator: np.random.Generator, count: int, part: slice) -> list[int]:
-    """Seeds of the crops `part` of a batch; `generator` goes on by the whole batch."""
-    seeds: list[int] = generator.integers(2**63, size=count)[part].tolist()
+def seeds_of(generator: np.random.Generator, count: int, indices: slice) -> list[int]:
+    """Seeds of the crops `indices` of a batch; `generator` goes on by the whole batch."""
+    seeds: list[int] = generator.integers(2**63, size=count)[indices].tolist()
     return seeds
 
 
@@ -85,9 +85,9 @@ class Images:
         index = int(self._reached.searchsorted(generator.random(), side="right"))
         return index, cut(self.images[index], generator, size)
 
-    def batch(self, generator: np.random.Generator, count: int, size: int, part: slice = slice(None)) -> Tensor:
+    def batch(self, generator: np.random.Generator, count: int, size: int, indices: slice = slice(None)) -> Tensor:
         """See `Crops`."""
-        return stack([self.draw(seed, size)[1] for seed in seeds_of(generator, count, part)])
+        return stack([self.draw(seed, size)[1] for seed in seeds_of(generator, count, indices)])
 
     def hold_out(self, every: int) -> tuple[Images, Images]:
         """Two sources without a photograph in common: all but one in `every`, and these."""
@@ -109,27 +109,27 @@ class DeviceImages:
         self._images = images
         # One at a time: the host need not hold them all.
         self._pixels = torch.empty(sum(image.size for image in images.images), dtype=torch.uint8, device=device)
-        self._starts, at = [], 0
+        self._starts, start = [], 0
         for image in images.images:
-            self._pixels[at : at + image.size].copy_(torch.from_numpy(np.array(image)).view(-1))
-            self._starts.append(at // 3)
-            at += image.size
+            self._pixels[start : start + image.size].copy_(torch.from_numpy(np.array(image)).view(-1))
+            self._starts.append(start // 3)
+            start += image.size
 
-    def places(self, generator: np.random.Generator, count: int, size: int, part: slice = slice(None)) -> Tensor:
-        """Where the crops of `Images.batch` lie: int64 `[..., 3]`, the first pixel and how far it is to the next row
+    def offsets(self, generator: np.random.Generator, count: int, size: int, indices: slice = slice(None)) -> Tensor:
+        """Where the crops of `Images.batch` lie: int64 `[..., 3]`, the first pixel and how far it is to the next line
         and column of each."""
-        places = []
-        for seed in seeds_of(generator, count, part):
+        offsets = []
+        for seed in seeds_of(generator, count, indices):
             index, crop = self._images.draw(seed, size)
             image = self._images.images[index]
             start = crop.__array_interface__["data"][0] - image.__array_interface__["data"][0]
-            places.append((self._starts[index] + start // 3, crop.strides[0] // 3, crop.strides[1] // 3))
-        return torch.tensor(places)
+            offsets.append((self._starts[index] + start // 3, crop.strides[0] // 3, crop.strides[1] // 3))
+        return torch.tensor(offsets)
 
-    def cut(self, places: Tensor, size: int) -> Tensor:
-        """The crops at `places`, on the device: `[..., size, size, 3]` float32, grey levels minus 128."""
-        first, down, across = places.view(-1, 3, 1, 1).unbind(1)
-        side = torch.arange(size, device=places.device)
+    def cut(self, offsets: Tensor, size: int) -> Tensor:
+        """The crops at `offsets`, on the device: `[..., size, size, 3]` float32, grey levels minus 128."""
+        first, down, across = offsets.view(-1, 3, 1, 1).unbind(1)
+        side = torch.arange(size, device=offsets.device)
         return self._pixels.view(-1, 3)[first + down * side[:, None] + across * side].float() - 128
 
 
@@ -170,8 +170,8 @@ class Photographs(Images):
     @staticmethod
     def _pack(paths: list[Path], blob: Path, smallest: int) -> dict[str, Any]:
         shapes, skipped = [], 0
-        part = blob.with_suffix(f".{os.getpid()}.part")
-        with part.open("wb") as out:
+        unfinished = blob.with_suffix(f".{os.getpid()}.part")
+        with unfinished.open("wb") as out:
             for path in track(paths, "reading photographs"):
                 pixels = read_pixels(path, str(path), smallest)
                 if pixels is None:
@@ -179,7 +179,7 @@ class Photographs(Images):
                 else:
                     out.write(pixels.tobytes())
                     shapes.append(pixels.shape[:2])
-        part.replace(blob)
+        unfinished.replace(blob)
         return {"shapes": shapes, "skipped": skipped}
 
 
@@ -234,9 +234,9 @@ class Shards:
                 return cut(pixels, generator, size)
         raise InputError(f"{ATTEMPTS} photographs in a row could not be used, {self.skipped} in all")
 
-    def batch(self, generator: np.random.Generator, count: int, size: int, part: slice = slice(None)) -> Tensor:
+    def batch(self, generator: np.random.Generator, count: int, size: int, indices: slice = slice(None)) -> Tensor:
         """See `Crops`."""
-        seeds = seeds_of(generator, count, part)
+        seeds = seeds_of(generator, count, indices)
         return stack(list(self._readers.map(lambda seed: self._crop(seed, size), seeds)))
 
 
@@ -252,11 +252,11 @@ def read_pack(path: Path, smallest: int) -> Images:
     except (tarfile.TarError, FileNotFoundError) as error:
         raise InputError(f"{path} is not a pack of crops: {error}") from error
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = list(pool.map(lambda m: read_pixels(io.BytesIO(m[1]), f"{path}: {m[0]}", smallest), members))
-    images = [pixels for pixels in found if pixels is not None]
+        decoded = list(pool.map(lambda m: read_pixels(io.BytesIO(m[1]), f"{path}: {m[0]}", smallest), members))
+    images = [pixels for pixels in decoded if pixels is not None]
     if not images:
         raise InputError(f"no crops of at least {smallest} pixels a side in {path}")
-    return Images(images, len(found) - len(images))
+    return Images(images, len(decoded) - len(images))
 
 
 def open_data(path: Path, cache: Path, smallest: int) -> Crops:

@@ -26,7 +26,7 @@ from dca_fast.train.fit_tables import fit as fit_tables
 BACKENDS = ("reference", "native")
 CHECKED_QUALITY = 50.0
 QUALITIES = tuple(float(q) for q in range(0, 101, 10))
-SMOOTH = 0.05  # part of the log that one point of the smooth curve averages
+SMOOTH = 0.05  # share of the log that one point of the smooth curve averages
 
 
 def export_and_check(checkpoint: Path, out: Path, photographs: Crops | None = None) -> str:
@@ -41,22 +41,22 @@ def export_and_check(checkpoint: Path, out: Path, photographs: Crops | None = No
         WeightsError: the backends disagree.
     """
     with TemporaryDirectory() as folder:  # nothing half done under the name
-        part = Path(folder) / "weights.safetensors"
-        weights = export_checkpoint(checkpoint, part)
+        unfinished = Path(folder) / "weights.safetensors"
+        weights = export_checkpoint(checkpoint, unfinished)
         if photographs is not None:
-            fit_tables(part, photographs)
-            weights = fit_previews(part, photographs)
-        write_atomic(out, part.read_bytes())
-    pixels, found = photograph(192, 256), {}
+            fit_tables(unfinished, photographs)
+            weights = fit_previews(unfinished, photographs)
+        write_atomic(out, unfinished.read_bytes())
+    pixels, results = photograph(192, 256), {}
     for name in BACKENDS:
         try:
             codec = Codec(weights=out, backend=name)
         except BackendUnavailableError:
             continue
         data = codec.encode(pixels, CHECKED_QUALITY, effort=0, aq_strength=0)  # as the float network
-        found[name] = data, codec.decode(data, "numpy")
-    data, decoded = found["reference"]
-    for name, (other, image) in found.items():
+        results[name] = data, codec.decode(data, "numpy")
+    data, decoded = results["reference"]
+    for name, (other, image) in results.items():
         if other != data or not np.array_equal(image, decoded):
             raise WeightsError(f"{name} and reference do not agree on {out}")
     x = torch.from_numpy(pixels)[None].float() - 128
@@ -64,7 +64,7 @@ def export_and_check(checkpoint: Path, out: Path, photographs: Crops | None = No
         floats = load_float(checkpoint)(x, torch.tensor([CHECKED_QUALITY]))
     image = (floats["image"][0] + 128).round().clamp(0, 255).to(torch.uint8).numpy()
     return (
-        f"{out}: model id {weights.model_id.hex()}, {' and '.join(found)} agree; test picture "
+        f"{out}: model id {weights.model_id.hex()}, {' and '.join(results)} agree; test picture "
         f"{len(data)} bytes, {psnr(pixels, decoded):.2f} dB "
         f"(float estimate {float(floats['bits']) / 8:.0f} bytes, {psnr(pixels, image):.2f} dB)"
     )

@@ -32,8 +32,8 @@ def count_symbols(codec: Codec, photographs: Crops, crops: int = CROPS) -> np.nd
         quality = round((i + 0.5) / crops * QUALITY_RANGE)
         (source,), _ = engine.symbols(engine.image(pixels), quality, 1, 0)
         for part, (values, rows) in enumerate(source.parts):
-            at = tables.coded(values, rows, None if part < source.plain else 1)
-            np.add.at(counts, at[::-1], 1)
+            symbols, table_rows = tables.coded(values, rows, None if part < source.plain else 1)
+            np.add.at(counts, (table_rows, symbols), 1)
     return counts
 
 

@@ -50,7 +50,7 @@ def start_from_components(network: Network, photographs: Crops, seed: int = 0) -
     """Initialise transforms and gains of a "patch" network in place.
 
     A channel of deviation d is carried as coefficient / sqrt(d): halfway between grey levels and the channel's own
-    unit, so that one step of Adam on any weight changes the picture about equally.
+    unit, so that one training step of Adam on any weight changes the picture about equally.
     """
     analysis, synthesis = network.analysis, network.synthesis
     if not isinstance(analysis, PatchAnalysis) or not isinstance(synthesis, PatchSynthesis):

@@ -31,27 +31,27 @@ TAR_BLOCK, TAR_END = 512, 10240
 def crops(folder: Path, side: int, seed: int) -> Iterator[np.ndarray]:
     """Crops uint8 `[side, side, 3]`: one of every photograph in turn, again and again.
 
-    They lie at random places of a grid of half crops, each once. Smaller photographs are left out.
+    They lie on a grid of half crops, in random order, each once. Smaller photographs are left out.
 
     Raises:
         InputError: there are no images.
     """
     generator, half = np.random.default_rng(seed), side // 2
-    places: dict[Path, list[tuple[int, int]]] = {}  # that are left, of the photographs seen
+    corners: dict[Path, list[tuple[int, int]]] = {}  # that are left, of the photographs seen
     paths = list_images(folder)
     while paths:
         for path in [paths[i] for i in generator.permutation(len(paths))]:
             pixels = read_pixels(path, str(path), side)
             if pixels is None:
-                places[path] = []
+                corners[path] = []
                 continue
-            if path not in places:
+            if path not in corners:
                 down, across = (range(0, length - side + 1, half) for length in pixels.shape[:2])
                 grid = [(top, left) for top in down for left in across]
-                places[path] = [grid[i] for i in generator.permutation(len(grid))]
-            top, left = places[path].pop()
+                corners[path] = [grid[i] for i in generator.permutation(len(grid))]
+            top, left = corners[path].pop()
             yield pixels[top : top + side, left : left + side]
-        paths = [path for path in paths if places[path]]
+        paths = [path for path in paths if corners[path]]
 
 
 def encoded(pixels: np.ndarray, quality: int) -> bytes:
@@ -63,7 +63,7 @@ def encoded(pixels: np.ndarray, quality: int) -> bytes:
 def write_pack(
     folder: Path, out: Path, size: int, side: int = SIDE, quality: int = QUALITY, seed: int = 0, threads: int = 1
 ) -> int:
-    """Write a pack of at most `size` bytes; how many crops it holds.
+    """Write a pack of at most `size` bytes; returns how many crops it holds.
 
     Raises:
         InputError: there is no photograph that is large enough, or not one crop fits.

@@ -1,8 +1,8 @@
-"""A step of the trainer as CUDA graphs: crops, forward and backward in one, clipping, optimiser and average in another.
+"""A training step as CUDA graphs: crops, forward and backward in one, clipping, optimiser and average in another.
 
-Between the two, many processes average their gradients. What changes from step to step lies in a few buffers that the
-host fills: where the crops are, qualities, and the scalars of the optimiser. It computes what `Trainer.train_step` does
-launch by launch.
+Between the two, many processes average their gradients. What changes from one training step to the next lies in a few
+buffers that the host fills: where the crops are, qualities, and the scalars of the optimiser. It computes what
+`Trainer.train_step` does launch by launch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Record = Callable[[Callable[[], Any]], tuple[Replay, Any]]
 
 
 class RecordedStep:
-    """One step of a training, recorded at its first use.
+    """A training step, recorded at its first use.
 
     Args:
         objective: image `[N, S, S, 3]`, quality `[N]` and the factor on the hyper latents' rate -> loss, bits per pixel
@@ -61,22 +61,22 @@ class RecordedStep:
         self._updates: dict[bool, Replay] = {}
 
     def __call__(
-        self, batch: Tensor, quality: Tensor, noise: int, hyper: float, decay: float
+        self, batch: Tensor, quality: Tensor, noise: int, hyper_factor: float, decay: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One step.
+        """One training step.
 
         Args:
             batch: what `crops` takes, of the same shape every time, on the host.
             quality: `[N]`, on the host.
             noise: seed of the step.
-            hyper: factor on the rate of the hyper latents.
+            hyper_factor: factor on the rate of the hyper latents.
             decay: of the average.
 
         Returns:
             Loss, bits per pixel and squared error of each sample; overwritten by the next step.
         """
-        found, moments = self._optimiser.advance()
-        scalars = torch.tensor([hyper, 1 - decay, *(value for group in found for value in group)])
+        of_groups, moments = self._optimiser.advance()
+        scalars = torch.tensor([hyper_factor, 1 - decay, *(value for group in of_groups for value in group)])
         if self._inputs is None:
             self._inputs = batch.to(self._device), quality.to(self._device), torch.zeros_like(scalars).to(self._device)
             self._forward, (self._figures, self._gradient) = self._make(self._forward_backward)
@@ -116,7 +116,7 @@ class RecordedStep:
             p.grad = g
         groups = scalars[2:].view(-1, len(Scalars._fields))
         keeping = torch.stack([finite, finite, finite, torch.ones_like(finite), finite])
-        self._optimiser.update([Scalars(*row) for row in (groups * keeping).unbind()], moments)
+        self._optimiser.update([Scalars(*group) for group in (groups * keeping).unbind()], moments)
         average, values = self._average
         changes = torch._foreach_sub(values, average)
         torch._foreach_mul_(changes, scalars[1])

@@ -1,12 +1,12 @@
 """SOAP: Adam in the eigenbasis of Shampoo's preconditioner (Vyas et al., ICLR 2025).
 
-Matrices of one shape are stacked, so that a step is a few batched products; other parameters take plain Adam.
+Matrices of one shape are stacked, so that a training step is a few batched products; other parameters take plain Adam.
 Unlike the paper's, the mean squares go along when the eigenbasis turns. Where inputs are mostly zero, as those of a
-hyper synthesis are, a new direction would else meet the tiny square of the old one, and take a step a thousand times
-too long.
+hyper synthesis are, a new direction would else meet the tiny square of the old one, and its step size would be a
+thousand times too large.
 
-A step has three parts, so that a GPU can record the middle one: `advance` counts on the host, `update` computes without
-asking it anything, `turn` renews the eigenbases now and then.
+A training step calls three methods, so that a GPU can record the second one: `advance` counts on the host, `update`
+computes without asking it anything, `turn` renews the eigenbases now and then.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-MOMENT_EVERY = 2  # steps between two updates of the preconditioner: it decays over fifty
+MOMENT_EVERY = 2  # training steps between two updates of the preconditioner: it decays over fifty
 ROUNDS = 3  # of Cholesky QR, the first one shifted
 SHIFT = 1e-11  # of unit columns' products, in float64
 ASTRAY = 1e-3  # a basis whose columns' products are farther from those of unit vectors is not taken
 
 
 class Scalars(NamedTuple):
-    """What changes from step to step, of one group: weights of what is new in the mean, the squares and the
-    preconditioner; what the squares are multiplied with for being young; minus the step's length."""
+    """What changes from one training step to the next, of one group: shares of what is new in the mean, the squares and
+    the preconditioner; what the squares are multiplied with for being young; minus the step size."""
 
     mean: float | Tensor
     square: float | Tensor
@@ -39,10 +39,10 @@ class Soap(torch.optim.Optimizer):
     """Args:
 
     params: groups as for Adam; the 2-D parameters of a group are preconditioned.
-    lr: learning rate, on Adam's scale.
+    lr: learning rate, as for Adam.
     betas: decay of the mean, of the squares in the eigenbasis, and of the preconditioner.
     eps: added to the root of the squares.
-    every: steps between two updates of the eigenbasis (one power iteration and a QR).
+    every: training steps between two updates of the eigenbasis (one power iteration and a QR).
     side: a side longer than this is preconditioned only if the other one is too.
     """
 
@@ -74,7 +74,7 @@ class Soap(torch.optim.Optimizer):
 
     @torch.no_grad()
     def advance(self) -> tuple[list[Scalars], bool]:
-        """Count a step: the scalars of each group, and whether the preconditioner is updated."""
+        """Count a training step: the scalars of each group, and whether the preconditioner is updated."""
         scalars, step = [], 1
         for group in self.param_groups:
             for params in _of_one_shape(group):
@@ -103,7 +103,7 @@ class Soap(torch.optim.Optimizer):
 
     @torch.no_grad()
     def update(self, scalars: Sequence[Scalars], moments: bool) -> None:
-        """The part of a step that only the device sees; in place, so that it can be recorded."""
+        """What the device computes of a training step; in place, so that it can be recorded."""
         for group, s in zip(self.param_groups, scalars, strict=True):
             for params in _of_one_shape(group):
                 self._update(params, group["eps"], s, moments)
@@ -140,8 +140,8 @@ class Soap(torch.optim.Optimizer):
         new: dict[tuple[int, str], Tensor] = {}
         for sides in due.values():
             moments, bases = (torch.cat([s[f"{kind}{name}"] for s, name in sides]) for kind in ("", "basis_"))
-            found = self._basis(moments, bases, first).split([len(s[name]) for s, name in sides])
-            new.update({(id(s), name): basis for (s, name), basis in zip(sides, found, strict=True)})
+            renewed = self._basis(moments, bases, first).split([len(s[name]) for s, name in sides])
+            new.update({(id(s), name): basis for (s, name), basis in zip(sides, renewed, strict=True)})
         for state in {id(s): s for sides in due.values() for s, _ in sides}.values():
             mean, square = self._rotate_back(state["rotated_mean"], state), state["square"]
             for name in ("left", "right"):
@@ -182,17 +182,17 @@ def eigenvectors(moment: Tensor) -> Tensor:
     """Of symmetric matrices `[N, S, S]`, strongest first. Those of a device are solved by the threads of its host: a
     device solves one after the other."""
     unit = moment.diagonal(dim1=1, dim2=2).mean(1)[:, None, None].clamp_min(torch.finfo(moment.dtype).tiny)
-    scaled = (moment / unit).double()
+    normalised = (moment / unit).double()
     if not moment.is_cuda:
-        return torch.linalg.eigh(scaled)[1].flip(-1).to(moment)
+        return torch.linalg.eigh(normalised)[1].flip(-1).to(moment)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(threads) as pool:
-            found = list(pool.map(lambda x: torch.linalg.eigh(x)[1].flip(-1), scaled.cpu()))
+            vectors = list(pool.map(lambda x: torch.linalg.eigh(x)[1].flip(-1), normalised.cpu()))
     finally:
         torch.set_num_threads(threads)
-    return torch.stack(found).to(moment)
+    return torch.stack(vectors).to(moment)
 
 
 def cholesky_qr(moment: Tensor, basis: Tensor) -> Tensor:
@@ -210,6 +210,6 @@ def cholesky_qr(moment: Tensor, basis: Tensor) -> Tensor:
         lower = torch.linalg.cholesky_ex(products)[0]
         columns = torch.linalg.solve_triangular(lower, columns.mT, upper=False).mT
     unit = torch.eye(basis.shape[1], dtype=columns.dtype, device=columns.device)
-    # Not a number is not below.
+    # False where it is not a number.
     good = (columns.mT @ columns - unit).abs().amax((1, 2)) < ASTRAY
     return torch.where(good[:, None, None], columns.to(basis.dtype), basis)

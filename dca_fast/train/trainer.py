@@ -1,7 +1,8 @@
 """One trainer for a CPU core, a GPU, or many of either under `torchrun`.
 
-Resumable, with an averaged copy of the weights and a JSON-lines log. What a step sees depends on the seed and the
-number of the step alone, so a training that was stopped goes on as if it had not been.
+Resumable, with an averaged copy of the weights and a JSON-lines log. What a training step sees depends on the seed and
+its number alone, so a training that was stopped goes on as if it had not been. Names here count training steps, as
+PyTorch's do.
 """
 
 from __future__ import annotations
@@ -41,12 +42,13 @@ from dca_fast.train.world import ALONE, World
 log = logging.getLogger(__name__)
 LOG_SECONDS = 20
 FORMAT = 2  # of a checkpoint's optimiser state
-WATCHED = 200  # steps whose mean loss may not exceed `ASTRAY` times the lowest such mean before
+WATCHED = 200  # training steps whose mean loss may not exceed `ASTRAY` times the lowest such mean before
 ASTRAY = 1.2
-PENDING = 16  # steps whose losses are fetched from a GPU at once: fetching waits for it
-# Steps between two updates of SOAP's eigenbases. A step on a GPU sees more pixels, and an update takes longer than one.
+PENDING = 16  # training steps whose losses are fetched from a GPU at once: fetching waits for it
+# Training steps between two updates of SOAP's eigenbases. One on a GPU sees more pixels, and an update takes longer.
 HOST_EVERY, DEVICE_EVERY = 10, 25
 DEVICE_SHARE = 0.4  # of a GPU's free memory that photographs may take
+ARGUMENTS = {"modules": "parts"}  # fields of a recipe that the command line and the log call otherwise
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Recipe:
     Args:
         minutes: wall-clock length of this run.
         steps: length of the whole training instead, earlier runs in the same folder included; 0: `minutes` counts.
-        batch, crop: samples per step and process, and side of a crop in pixels (a multiple of 64).
+        batch, crop: samples per training step and process, and side of a crop in pixels (a multiple of 64).
         optimiser: "soap" (fewer steps, each a third longer on one core: docs/experiments/training.md) or "adam".
         rate: learning rate. The trunk's projections start nearly right and take `trunk_rate` times it, in coordinates
             in which their inputs are white (`train/whiten.py`; Adam, which has only the weights' own, a third of
@@ -64,21 +66,23 @@ class Recipe:
             to go, `log_rate` times.
         ramp: the hyper latents' rate counts a tenth at first and fully after so many steps; without it the regional
             and global ones die before their synthesis has learned to read them.
-        balance: samples are weighted by lambda ** -balance, so that low qualities are not drowned by high ones.
-        average: decay of the averaged weights, per step.
-        parts: of the network that are trained, of "analysis", "hyper", "factorised", "context", "synthesis", or modules
-            of these, as "analysis.blocks8.2"; the others stay as they are. None: all, and the gains.
-        effort: level of the encoder that is trained for: 0, or 1 where "analysis" is not among `parts`. The answer of
+        balance: samples count lambda ** -balance, so that low qualities are not drowned by high ones.
+        average: decay of the averaged weights, per training step.
+        modules: of the network, that are trained: "analysis", "hyper", "factorised", "context", "synthesis", or modules
+            of these, as "analysis.blocks8.2"; the others stay as they are. None: all, and the gains. The command line
+            and the log call them parts.
+        effort: level of the encoder that is trained for: 0, or 1 where "analysis" is not among `modules`. The answer of
             level 1 undoes most of what f_a changes, so that f_a would drift (docs/experiments/training.md).
         aq_strength: of adaptive quantisation (docs/spec/adaptive.md), 0..15/16; squared errors count at the price of
             their site.
         rates: "noise" counts bits of uniform noise around y, "expected" those of the values that a file holds, with
             gradients that are right on average (`model/expected.py`).
-        rate_only: the loss is bits alone and f_s is left out, for parts without transforms: half as many steps again in
-            the same time.
+        rate_only: the loss is bits alone and f_s is left out, for modules without transforms: half as many steps again
+            in the same time.
         bf16: on a GPU, convolutions of the transforms in bfloat16. The GEMMs of int8 layers are so there anyway.
         fused: on a GPU, blocks run by fused kernels (`kernels/training.py`).
-        record: on a GPU, steps are recorded in CUDA graphs (`train/recorded.py`); not with "adam" or `compile`.
+        record: on a GPU, training steps are recorded in CUDA graphs (`train/recorded.py`); not with "adam" or
+            `compile`.
     """
 
     minutes: float = 60
@@ -107,7 +111,12 @@ class Recipe:
     bf16: bool = True
     fused: bool = True
     record: bool = True
-    parts: tuple[str, ...] | None = None
+    modules: tuple[str, ...] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for the log."""
+        values = asdict(self)
+        return {ARGUMENTS.get(name, name): value for name, value in values.items()}
 
     def check(self, config: ModelConfig) -> None:
         """Whether a configuration allows it.
@@ -115,32 +124,32 @@ class Recipe:
         Raises:
             ConfigError: it does not.
         """
-        parts = self.parts
-        if self.effort and (parts is None or "analysis" in parts or config.transforms != "patch"):
+        modules = self.modules
+        if self.effort and (modules is None or "analysis" in modules or config.transforms != "patch"):
             raise ConfigError('effort 1 is for parts without "analysis", and for "patch" transforms')
-        if self.rate_only and (parts is None or {"analysis", "synthesis"} & set(parts)):
+        if self.rate_only and (modules is None or {"analysis", "synthesis"} & set(modules)):
             raise ConfigError("bits alone are a loss for parts without transforms")
         if self.rates not in ("noise", "expected"):
             raise ConfigError(f'rates are "noise" or "expected", got {self.rates!r}')
 
 
 def loss_of(
-    out: dict[str, Tensor], image: Tensor, quality: Tensor, balance: float, hyper: Tensor
+    out: dict[str, Tensor], image: Tensor, quality: Tensor, balance: float, hyper_factor: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighted loss (scalar; where quantisers adapt, of errors at their site's price), bits per pixel `[N]` and mean
-    squared error in grey levels `[N]`."""
+    """Loss (scalar; where quantisers adapt, of errors at their site's price), bits per pixel `[N]` and mean squared
+    error in grey levels `[N]`."""
     pixels = image.shape[1] * image.shape[2]
     bpp = out["bits"] / pixels
-    counted = (out["bits_y"].sum(1) + hyper * out["bits_z"].sum(1)) / pixels
+    counted = (out["bits_y"].sum(1) + hyper_factor * out["bits_z"].sum(1)) / pixels
     squares = (out["image"] - image).square()
     priced = (squares * out["worth"]).flatten(1).mean(1)
     lam = price(quality)
-    weight = (lam / math.sqrt(LAMBDA_MIN * LAMBDA_MAX)) ** -balance
-    return (weight * (counted + lam * priced)).mean(), bpp.detach(), squares.detach().flatten(1).mean(1)
+    factor = (lam / math.sqrt(LAMBDA_MIN * LAMBDA_MAX)) ** -balance
+    return (factor * (counted + lam * priced)).mean(), bpp.detach(), squares.detach().flatten(1).mean(1)
 
 
 def draw_qualities(generator: np.random.Generator, count: int) -> np.ndarray:
-    """One quality from each of `count` equal parts of the axis, float64 `[count]`: every step sees the whole range."""
+    """One quality from each of `count` equal intervals, float64 `[count]`: every training step sees the whole range."""
     qualities: np.ndarray = (np.arange(count) + generator.random(count)) / count * QUALITY_MAX
     return qualities
 
@@ -149,8 +158,8 @@ def parameter_groups(network: Network, recipe: Recipe) -> list[dict]:
     """Parameters by their factor on the learning rate, see `Recipe.rate`."""
     factors: dict[int, float] = {}
     trunk_rate = recipe.trunk_rate * (1.0 if recipe.optimiser == "soap" else 0.3)
-    for part in (network.analysis, network.synthesis):
-        factors.update((id(p), recipe.block_rate) for p in part.parameters())
+    for transform in (network.analysis, network.synthesis):
+        factors.update((id(p), recipe.block_rate) for p in transform.parameters())
     for layer in trunk(network):
         factors.update((id(p), trunk_rate) for p in layer.parameters())
     logarithms = (p for name, p in network.factorised.named_parameters() if ".log2_" in name)
@@ -161,18 +170,18 @@ def parameter_groups(network: Network, recipe: Recipe) -> list[dict]:
     return [{"params": params, "factor": factor} for factor, params in groups.items()]
 
 
-def keep(network: Network, parts: tuple[str, ...]) -> None:
-    """Leave everything but these parts of the network as it is.
+def train_only(network: Network, modules: tuple[str, ...]) -> None:
+    """Leave everything but these modules of the network as it is.
 
     Raises:
-        ConfigError: a part that there is not.
+        ConfigError: a module that there is not.
     """
     names = {name for name, _ in network.named_modules() if name}
-    if not parts or not set(parts) <= names:
+    if not modules or not set(modules) <= names:
         known = ", ".join(sorted(name for name, _ in network.named_children()))
-        raise ConfigError(f"parts must be among {known}, or modules of these, got {', '.join(parts)}")
+        raise ConfigError(f"parts must be among {known}, or modules of these, got {', '.join(modules)}")
     for name, p in network.named_parameters():
-        p.requires_grad_(any(name.startswith(f"{part}.") for part in parts))
+        p.requires_grad_(any(name.startswith(f"{module}.") for module in modules))
 
 
 def learning_rate(recipe: Recipe, since: int, elapsed: float) -> float:
@@ -194,8 +203,8 @@ class Objective(nn.Module):
             "aq_strength": recipe.aq_strength,
         }
 
-    def forward(self, image: Tensor, quality: Tensor, hyper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return loss_of(self.network(image, quality, **self.options), image, quality, self.balance, hyper)
+    def forward(self, image: Tensor, quality: Tensor, hyper_factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return loss_of(self.network(image, quality, **self.options), image, quality, self.balance, hyper_factor)
 
 
 def in_bfloat16(module: nn.Module, device: str) -> None:
@@ -239,7 +248,7 @@ def uploaded(photographs: Crops, device: torch.device) -> DeviceImages | None:
 
 
 def grown(weights: dict[str, Tensor], network: Network) -> dict[str, Tensor]:
-    """Weights for a network with more: a c of each step, what they lack being that of the first one; sites of a
+    """Weights for a network with more: a c for each coding step, what they lack being that of the first one; sites of a
     hyper latent that expect something of those around, at first nothing; an f_a with wider or further blocks, which add
     nothing at first."""
     weights = weights | {
@@ -331,14 +340,14 @@ class Trainer:
         self.step = self.first = 0
         state = self._saved()
         self._begin(state, start)
-        kept = (state or {}).get("optimiser")  # a checkpoint in parts (`train/parts.py`) has none
+        kept = (state or {}).get("optimiser")  # a sharded checkpoint (`train/sharded.py`) has none
         fresh = kept is None and recipe.optimiser == "soap"
         white = whitening(self.network, photographs, recipe.seed) if fresh else {}
         self.network.to(device).train()
         if tables is not None:
             self.network.coder = Coder(tables)
-        if recipe.parts is not None:
-            keep(self.network, recipe.parts)
+        if recipe.modules is not None:
+            train_only(self.network, recipe.modules)
         self.average = {k: v.detach().clone().float() for k, v in self.network.state_dict().items()}
         self.optimiser = make_optimiser(self.network, recipe)
         if state is not None:
@@ -402,7 +411,7 @@ class Trainer:
     def record(self, objective: nn.Module) -> None:
         """Take all further steps by graphs."""
         assert isinstance(self.optimiser, Soap)
-        # Parts that are not trained stay: their average is what they are.
+        # Modules that are not trained stay: their average is what they are.
         names = [name for name, p in self.network.named_parameters() if p.requires_grad]
         values = dict(self.network.named_parameters())
         average = [self.average[name] for name in names], [values[name].detach() for name in names]
@@ -413,28 +422,28 @@ class Trainer:
         return batch.to(self.device) if self._on_device is None else self._on_device.cut(batch, self.recipe.crop)
 
     def batch_of(self, step: int) -> tuple[Tensor, Tensor, int]:
-        """Crops, or their places where a GPU holds the photographs, and qualities of this process in `step`, and the
+        """Crops, or where they lie if a GPU holds the photographs, and qualities of this process in `step`, and the
         seed of its noise.
 
-        All processes together have `batch` times their number of crops, of which each takes every so-manieth.
+        With n processes a step has n times `batch` crops; process r takes crops r, r + n, r + 2n, ...
         """
         r, world = self.recipe, self.world
         generator, count = np.random.default_rng((r.seed, step)), r.batch * world.size
         mine = slice(world.rank, None, world.size)
         noise = int(generator.integers(2**62)) + world.rank
         quality = draw_qualities(generator, count)
-        batch = self.photographs.batch if self._on_device is None else self._on_device.places
+        batch = self.photographs.batch if self._on_device is None else self._on_device.offsets
         return batch(generator, count, r.crop, mine), torch.tensor(quality[mine], dtype=torch.float32), noise
 
     def _batch(self) -> tuple[Tensor, Tensor, int]:
         """That of the current step; the next one is read while this one is computed."""
         step, future = self._ahead or (-1, Future())
-        found = future.result() if step == self.step else self.batch_of(self.step)
+        batch = future.result() if step == self.step else self.batch_of(self.step)
         self._ahead = self.step + 1, self._reader.submit(self.batch_of, self.step + 1)
-        return found
+        return batch
 
     def train_step(self, factor: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One optimiser step.
+        """One training step.
 
         Returns:
             Loss, and of each sample bits per pixel, squared error and quality. None of them is waited for, and the next
@@ -444,14 +453,14 @@ class Trainer:
         batch, quality, noise = self._batch()
         for group in self.optimiser.param_groups:
             group["lr"] = r.rate * group["factor"] * factor
-        hyper = min(1.0, 0.1 + 0.9 * self.step / r.ramp) if r.ramp else 1.0
+        hyper_factor = min(1.0, 0.1 + 0.9 * self.step / r.ramp) if r.ramp else 1.0
         self.step += 1
         decay = min(r.average, self.step / (self.step + 10))
         if self.recorded is not None:
-            return *self.recorded(batch, quality, noise, hyper, decay), quality
+            return *self.recorded(batch, quality, noise, hyper_factor, decay), quality
         torch.manual_seed(noise)
         image, quality = self.crops(batch.to(self.device)), quality.to(self.device)
-        loss, bpp, mse = self.forward(image, quality, torch.tensor(hyper, device=self.device))
+        loss, bpp, mse = self.forward(image, quality, torch.tensor(hyper_factor, device=self.device))
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), r.clip)
@@ -477,9 +486,9 @@ class Trainer:
         """Checkpoint with optimiser state, replaced atomically."""
         if self.world.rank:
             return
-        part = self.folder / "checkpoint.part"
-        torch.save(self.state() | {"optimiser": self.optimiser.state_dict()}, part)
-        part.replace(self.folder / "checkpoint.pt")
+        unfinished = self.folder / "checkpoint.part"
+        torch.save(self.state() | {"optimiser": self.optimiser.state_dict()}, unfinished)
+        unfinished.replace(self.folder / "checkpoint.pt")
 
     def progress(self, since: int, minutes: float) -> tuple[int, float]:
         """Steps since the warm-up began, and how much of the training is over, 0..1.
@@ -507,7 +516,7 @@ class Trainer:
         log_file = self.folder / "log.jsonl" if self.world.rank == 0 else Path(os.devnull)
         with log_file.open("a") as sink, Progress(console=Console(stderr=True), disable=self.world.rank > 0) as bar:
             task = bar.add_task("training", total=1.0)
-            facts = {"recipe": asdict(r), "config": self.network.config.to_dict(), "processes": self.world.size}
+            facts = {"recipe": r.to_dict(), "config": self.network.config.to_dict(), "processes": self.world.size}
             sink.write(json.dumps({**facts, "step": self.step, "skipped": self.photographs.skipped}) + "\n")
             while True:
                 since, elapsed = self.progress(self.step - first, (time.monotonic() - begin) / 60)

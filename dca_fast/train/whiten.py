@@ -1,7 +1,7 @@
 """Coordinates in which the inputs of the trunk's projections are white, for the optimiser.
 
-A projection reads coefficients from a thousand grey levels down to one. A step of Adam or SOAP is about equally long in
-every direction of a weight: far too long for the strong inputs or far too short for the weak ones.
+A projection reads coefficients from a thousand grey levels down to one. A training step of Adam or SOAP is about
+equally long in every direction of a weight: far too long for the strong inputs or far too short for the weak ones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WEAKEST = 1e-5  # of the strongest direction's power: a weaker one counts as thi
 def trunk(network: Network) -> list[WideLinear]:
     """The projections of f_a and f_s; none in transforms of another kind."""
     transforms = (network.analysis, network.synthesis)
-    return [layer for part in transforms for layer in part.modules() if isinstance(layer, WideLinear)]
+    return [layer for transform in transforms for layer in transform.modules() if isinstance(layer, WideLinear)]
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""A checkpoint in files of limited size, to carry a training from one machine to the next.
+"""A checkpoint in shards, files of limited size, to carry a training from one machine to the next.
 
 Network and average, without the optimiser's state, which has many times their size: a training that goes on from here
 warms its optimiser up again. The average is kept as float16 differences to the network.
@@ -18,15 +18,15 @@ from torch import Tensor
 from dca_fast.errors import WeightsError
 from dca_fast.files.atomic import write_atomic
 
-LIMIT = 15 << 20  # bytes of a file, without its header
+LIMIT = 15 << 20  # bytes of a shard, without its header
 
 
-def part_files(folder: Path, name: str) -> list[Path]:
-    """The files of a checkpoint, in order; none if it is not there."""
+def shard_files(folder: Path, name: str) -> list[Path]:
+    """The shards of a checkpoint, in order; none if it is not there."""
     return sorted(folder.glob(f"{name}.[0-9].safetensors"))
 
 
-def write_parts(state: dict[str, Any], folder: Path, name: str, facts: dict[str, Any]) -> list[Path]:
+def write_shards(state: dict[str, Any], folder: Path, name: str, facts: dict[str, Any]) -> list[Path]:
     """Write `NAME.0.safetensors`, ... into a folder, over an older checkpoint of the name.
 
     Args:
@@ -37,23 +37,23 @@ def write_parts(state: dict[str, Any], folder: Path, name: str, facts: dict[str,
     tensors = {f"network.{key}": value.detach().float().cpu().contiguous() for key, value in state["network"].items()}
     for key, value in state["average"].items():
         tensors[f"average.{key}"] = (value.cpu() - tensors[f"network.{key}"]).half().contiguous()
-    parts: list[dict[str, Tensor]] = [{}]
+    shards: list[dict[str, Tensor]] = [{}]
     size = 0
     for key, value in tensors.items():
-        if parts[-1] and size + value.nbytes > LIMIT:
-            parts.append({})
+        if shards[-1] and size + value.nbytes > LIMIT:
+            shards.append({})
             size = 0
-        parts[-1][key] = value
+        shards[-1][key] = value
         size += value.nbytes
     kept = {key: state[key] for key in ("format", "step", "first", "config")}
-    header = {"checkpoint": json.dumps(kept | {"parts": len(parts), "facts": facts})}
-    paths = [folder / f"{name}.{i}.safetensors" for i in range(len(parts))]
-    for path, part in zip(paths, parts, strict=True):
-        write_atomic(path, save(part, header))
+    header = {"checkpoint": json.dumps(kept | {"parts": len(shards), "facts": facts})}
+    paths = [folder / f"{name}.{i}.safetensors" for i in range(len(shards))]
+    for path, shard in zip(paths, shards, strict=True):
+        write_atomic(path, save(shard, header))
     return paths
 
 
-def read_parts(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_shards(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """A checkpoint that a trainer resumes, and the facts that were written with it.
 
     Raises:
@@ -62,7 +62,7 @@ def read_parts(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]
     tensors: dict[str, Tensor] = {}
     headers = []
     try:
-        for path in part_files(folder, name):
+        for path in shard_files(folder, name):
             with safe_open(str(path), framework="pt") as file:
                 headers.append(file.metadata()["checkpoint"])
                 tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
@@ -80,9 +80,9 @@ def read_parts(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]
     return state | split, facts
 
 
-def join_parts(folder: Path, name: str, checkpoint: Path) -> dict[str, Any]:
-    """Write the checkpoint that parts are of; the facts that came with them. Raises as `read_parts`."""
-    state, facts = read_parts(folder, name)
+def join_shards(folder: Path, name: str, checkpoint: Path) -> dict[str, Any]:
+    """Write the checkpoint that shards are of; the facts that came with them. Raises as `read_shards`."""
+    state, facts = read_shards(folder, name)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     torch.save(state, checkpoint)
     return facts
