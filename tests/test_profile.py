@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,13 +23,14 @@ from dca_fast.engines.cuda import CudaEngine
 from dca_fast.errors import BackendUnavailableError
 from dca_fast.files import container
 from dca_fast.model.cost import macs_per_pixel
-from dca_fast.network.walk import EncoderSource, Grid
+from dca_fast.network.walk import Grid
 from dca_fast.ops import Depthwise, Head, Linear, reference
 from dca_fast.profile import cuda
 from dca_fast.profile.recorder import Ceilings, EventClock, Recorder, Run, Span, Work, measure_ceilings, trace, work_of
 from dca_fast.profile.report import advice, as_text, bit_facts
 from dca_fast.profile.run import instrument, main, profile, synthetic
 from tests import test_rans_device
+from tests.recording_tools import tensors_in
 
 SIDE = 256  # the side for which model.cost counts
 OPTIONS = ["--resolution", "64x48", "--repeat", "1", "--threads", "1"]
@@ -345,21 +346,12 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return waits
 
 
-def tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif value is not None and not isinstance(value, int):  # tiles have places
-        value = value.values() if isinstance(value, dict) else value
-        for item in value.parts if isinstance(value, EncoderSource) else value:
-            yield from tensors(item)
-
-
 def recorded(function: Callable[[], Any]) -> tuple[Any, Any]:
     """Instead of a graph: `replay` runs the function and puts what it gives into the outputs of the first run."""
     out = function()
 
     def replay() -> None:
-        for old, new in zip(tensors(out), tensors(function()), strict=True):
+        for old, new in zip(tensors_in(out), tensors_in(function()), strict=True):
             old.copy_(new)
 
     return SimpleNamespace(replay=replay), out

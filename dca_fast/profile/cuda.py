@@ -139,4 +139,4 @@ class _Coder:
         opened = self._coder.decoder(stream)
         self._recorder.enter("hyper: symbols")
         decode = self._recorder.within(opened.decode, "symbols", "coder")
-        return SimpleNamespace(decode=decode, close=opened.close, check=opened.check)
+        return SimpleNamespace(decode=decode, close=opened.close, check=opened.check, pictures=opened.pictures)
