@@ -265,6 +265,40 @@ def scaling(load: Load) -> str:
     return f"{what}.\n\n{text}"
 
 
+def large(load: Load) -> str:
+    """Memory, cost of tiles, regions and previews."""
+    facts = load("large")
+    ways = tuple(facts["bytes_per_pixel"])
+    heads = ["picture", *(f"{way}: MiB, s" for way in ways)]
+    rows = [
+        [
+            f"{row['width']}x{row['height']}",
+            *(f"{significant(row[way]['bytes'] / 2**20)}, {significant(row[way]['seconds'])}" for way in ways),
+        ]
+        for row in facts["memory"]
+    ]
+    rows.append(["bytes per pixel", *(significant(facts["bytes_per_pixel"][way]) for way in ways)])
+    peak = max(row[way]["process_bytes"] for row in facts["memory"] for way in ways) / 2**30
+    what = (
+        f"Peak beyond what the process held before, of one call with {facts['threads']} threads, and its time beside"
+        f" other work; the numbers are efforts. The process took {peak:.2f} GiB at most. {machine(facts)}."
+    )
+    text = f"{prose(what)}\n{table(heads, rows)}"
+    tiles = [[f"{row['quality']:g}", percent(100 * (row["ratio"] - 1), 2)] for row in facts["tiles"]]
+    text += f"\n{table(['quality', 'bytes with tiles against without'], tiles)}"
+    region = facts["region"]
+    sides = [[f"{side}x{side}", f"{100 * share:.0f} %"] for side, share in region["share"].items() if side != "whole"]
+    text += f"\n{table(['region of ' + str(region['width']) + 'x' + str(region['height']), 'time of a decode'], sides)}"
+    rows = []
+    for row in facts["previews"]:
+        for reduce, share in row["share"].items():
+            if reduce != "whole":
+                found = row["psnr_against_means"].get(reduce)
+                fidelity = "exact" if found is None else f"{found:.1f} dB"
+                rows.append([f"{row['width']}x{row['height']}", f"1/{reduce}", f"{100 * share:.0f} %", fidelity])
+    return f"{text}\n{table(['picture', 'preview', 'time of a decode', 'against means of decoded pixels'], rows)}"
+
+
 def installation(load: Load) -> str:
     facts = load("installation")
     heads = ["", "MB installed", "decode a file of 72x48, s", "its peak, MB", "`import dca_fast; Codec()`, s"]
@@ -416,6 +450,7 @@ TABLES: dict[str, Callable[[Load], str]] = {
     "speed": speed,
     "coder": coder,
     "scaling": scaling,
+    "large": large,
     "effort": effort,
     "adaptive": adaptive,
     "exactness": exactness,

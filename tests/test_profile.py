@@ -107,6 +107,20 @@ def test_effort_is_a_stage_of_its_own(codec: Codec) -> None:
     ]  # fmt: skip
 
 
+def test_parts_are_those_of_all_tiles(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    def steps() -> list[dict[str, Any]]:
+        return [
+            part for part in profile(codec, synthetic(100, 300), 60, 1, effort=1)[0]["bits"] if "step" in part["name"]
+        ]
+
+    whole = steps()
+    monkeypatch.setattr("dca_fast.network.walk.TILE", 4)
+    tiled = steps()
+    assert [part["positions"] for part in tiled] == [part["positions"] for part in whole]
+    bits, expected = (sum(part["bits"] for part in parts) for parts in (tiled, whole))
+    assert bits == pytest.approx(expected, rel=0.4)  # small tiles cost
+
+
 def test_bits_of_the_parts_add_up_to_the_stream(codec: Codec, measured: tuple[dict[str, Any], dict[str, Run]]) -> None:
     facts = measured[0]
     data = codec.encode(synthetic(SIDE, SIDE), 60, effort=0)

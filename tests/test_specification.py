@@ -229,7 +229,7 @@ def cuts(sites: int, count: int) -> list[tuple[int, int]]:
     return list(pairwise(ends))
 
 
-def tiles(h: int, w: int, side: int = 128) -> list[tuple[int, int, int, int]]:
+def tiles(h: int, w: int, side: int = 144) -> list[tuple[int, int, int, int]]:
     """docs/spec/bitstream.md, "Tiles": top, bottom, left and right of each, in latent sites."""
     short = max(1, (2 * min(h, w) + side) // (2 * side))
     area = short * side * side
@@ -298,7 +298,7 @@ def walk(net: Network, file: File, stream: bytes, h: int, w: int, valid: tuple[i
     return y_hat, digest
 
 
-def decode(data: bytes, side: int = 128) -> np.ndarray:
+def decode(data: bytes, side: int = 144) -> np.ndarray:
     """A whole file to uint8 [H, W, 3], or uint16; `side` is that of tiles in latent sites."""
     file = File(data)
     if file.exact:

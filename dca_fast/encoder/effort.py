@@ -233,7 +233,7 @@ def _answered(
 
 class Tools(NamedTuple):
     """What a search needs of a codec, on the program's device: the quantisers and class of its sources, what makes the
-    stream and the digest of one with so many groups, what joins those of all tiles, and where errors lead."""
+    stream and the digest of a tile, what joins those of all, and where errors lead."""
 
     quantiser: Quantisers
     source: Sources

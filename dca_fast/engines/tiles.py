@@ -19,9 +19,8 @@ __all__ = ["checked", "join", "latent", "split"]
 
 _DIGEST_BYTES = 4
 _SIZE_BYTES = 5  # at most
-Decode = Callable[
-    [bytes, Grid], tuple[Array, int]
-]  # of a tile's stream: y_hat [1, h, w, M] and the digest of its values
+# From the stream of a tile to its y_hat, [1, h, w, M], and the digest of its values.
+Decode = Callable[[bytes, Grid], tuple[Array, int]]
 
 
 def join(coded: Sequence[tuple[bytes, int]]) -> tuple[bytes, int]:

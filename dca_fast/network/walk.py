@@ -31,7 +31,7 @@ def quantiser(arrays: Arrays, coder: Coder, charges: np.ndarray, groups: int) ->
     return quantise
 
 
-TILE = 128  # latent sites of a side of a tile, about (docs/spec/bitstream.md)
+TILE = 144  # latent sites of a side of a tile, about (docs/spec/bitstream.md)
 
 
 class Grid(NamedTuple):

@@ -54,9 +54,9 @@ def exact(codec: Codec) -> None:
 
 def large_picture() -> np.ndarray:
     """One that is coded in two tiles, and in few bytes: a slope, and discs across the cut."""
-    down, across = np.mgrid[:2048, :3136]
+    down, across = np.mgrid[:2304, :3520]
     picture = np.stack([down // 16, across // 16, (down + across) // 32], 2).astype(np.uint8)
-    for i, x in enumerate(range(200, 3136, 450)):
+    for i, x in enumerate(range(200, 3520, 450)):
         picture[(down - 300 - 230 * i) ** 2 + (across - x) ** 2 < 150**2] = 250 - 30 * i, 40 * i, 128
     return picture
 
