@@ -242,7 +242,7 @@ def test_restoration_filters_that_no_file_holds() -> None:
 
 def test_inspect_tells_the_facts() -> None:
     info = dca_fast.inspect(FULL)
-    assert (info.version, info.width, info.height, info.quality, info.aq_strength) == (8, 768, 5, 60.0, 0)
+    assert (info.version, info.width, info.height, info.quality, info.aq_strength) == (9, 768, 5, 60.0, 0)
     assert (info.grayscale, info.model_id, info.digest) == (False, "01020304", 0xDEADBEEF)
     assert info.section_bytes == {"icc": 7, "alpha": 200}
     assert (info.stream_bytes, info.file_bytes) == (6, len(FULL))

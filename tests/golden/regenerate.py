@@ -9,7 +9,7 @@ from PIL import Image
 
 from dca_fast import Codec, inspect
 from dca_fast.errors import UnsupportedVersionError
-from dca_fast.testing import photograph
+from dca_fast.testing import page, photograph
 
 HERE = Path(__file__).parent
 
@@ -51,10 +51,21 @@ def exact(codec: Codec) -> None:
     (HERE / "exact.sha256").write_text("".join(hashes))
 
 
+def layer(codec: Codec) -> None:
+    """A file with graphic blocks beside those of the network, which belongs to the weights, too."""
+    target = HERE / "layer.dca"
+    if not (target.exists() and belongs(target.read_bytes(), codec)):
+        target.write_bytes(codec.encode(page(60, 80, seed=11), 60, effort=0))
+    assert inspect(target.read_bytes()).graphic_blocks
+    digest = hashlib.sha256(codec.decode(target, "numpy").tobytes()).hexdigest()
+    (HERE / "layer.sha256").write_text(digest + "\n")
+
+
 def main() -> None:
     """The definition works alone here: the reference backend."""
     codec, target = Codec(backend="reference"), HERE / "photograph.dca"
     exact(codec)
+    layer(codec)
     kept = target.exists() and belongs(target.read_bytes(), codec)
     if not kept:
         Image.fromarray(photograph(120, 168, seed=11)).save(HERE / "photograph.png")
