@@ -42,7 +42,7 @@ def with_flags(flags: int, tail: bytes) -> bytes:
 
 
 def test_bytes_of_a_small_file() -> None:
-    body = b"\x89DCA\r\n" + b"\x08\x02" + b"\x01\x02\x03\x04" + b"\x80\x06" + b"\x05" + b"\x70\x17"
+    body = b"\x89DCA\r\n" + b"\x09\x02" + b"\x01\x02\x03\x04" + b"\x80\x06" + b"\x05" + b"\x70\x17"
     body += b"\xef\xbe\xad\xde" + b"\x01\x07profile" + b"\x04\xc8\x01" + b"a" * 200 + b"\x00" + b"stream"
     assert sealed(body) == FULL
 
@@ -128,7 +128,7 @@ def test_other_files_are_named_as_such(data: bytes) -> None:
 
 
 def test_other_formats_are_named_as_such() -> None:
-    for version in (1, 2, 3, 4, 5, 6, 7, 9):
+    for version in (1, 2, 3, 4, 5, 6, 7, 8, 10):
         with pytest.raises(UnsupportedVersionError, match=f"version {version}"):
             parse(sealed(PLAIN[:6] + bytes([version]) + PLAIN[7:-4]))
     for flags in (0x28, 0x0C):
@@ -136,8 +136,8 @@ def test_other_formats_are_named_as_such() -> None:
             parse(with_flags(flags, b""))
     with pytest.raises(CorruptStreamError, match="exact file"):
         parse(with_flags(0x08, b""))
-    with pytest.raises(UnsupportedVersionError, match="tag 5"):
-        parse(with_flags(2, b"\x05\x01x\x00"))
+    with pytest.raises(UnsupportedVersionError, match="tag 6"):
+        parse(with_flags(2, b"\x06\x01x\x00"))
 
 
 @pytest.mark.parametrize(
