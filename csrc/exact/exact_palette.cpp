@@ -9,7 +9,7 @@ namespace {
 constexpr int kKept = 1024;               // colours that others may become
 constexpr int64_t kBitsOfColour = 20;     // that a colour less saves
 constexpr int64_t kBitsOfPixels = 26;     // and, in 1/256, the part of the entropy of its pixels
-constexpr int64_t kMostBits = 1;          // that the error of a pixel costs: more is seen where colours are smooth
+constexpr int64_t kMostError = 1 << 19;   // what the error of a pixel costs: more is seen where colours are smooth
 constexpr uint32_t kUnused = 0xffffffff;  // no colour
 
 struct Colour {
@@ -108,7 +108,7 @@ void merge_colours(const uint8_t* samples, const Shape& shape, const uint8_t* in
       const auto together = std::min<uint64_t>(0xffffffff, nearest->pixels + colour.pixels);
       const int64_t rarity = log2_of(static_cast<uint32_t>(together)) - log2_of(colour.pixels);
       const int64_t saved = kBitsOfColour * 256 + (colour.pixels * rarity * kBitsOfPixels >> 8);
-      if (price * least < std::min((saved << 12) / colour.pixels, kMostBits << 20)) {
+      if (price * least < std::min((saved << 12) / colour.pixels, kMostError)) {
         colour.merged = nearest->value;
         nearest->pixels += colour.pixels;
         continue;

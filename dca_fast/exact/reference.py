@@ -22,7 +22,7 @@ MAX_BANDS = 64
 MAX_STEP = 127
 KEPT = 1024  # colours that rarer ones may become
 BITS_OF_COLOUR, BITS_OF_PIXELS = 20, 26  # what a colour less saves: bits, and 1/256 of the entropy of its pixels
-MOST_BITS = 1  # that the error of a pixel costs: more is seen where colours are smooth
+MOST_ERROR = 1 << 19  # what the error of a pixel costs, in 2^-20 bits: more is seen where colours are smooth
 
 
 def bands(height: int, width: int, mode: Mode) -> list[tuple[int, int]]:
@@ -132,7 +132,7 @@ def merge_colours(samples: Samples, inside: npt.NDArray[np.bool_], price: int) -
             nearest = kept[int(distances.argmin())]
             rarity = log2_of(min(counts[nearest] + count, 0xFFFFFFFF)) - log2_of(count)
             saved = BITS_OF_COLOUR * 256 + (count * rarity * BITS_OF_PIXELS >> 8)
-            if price * int(distances.min()) < min((saved << 12) // count, MOST_BITS << 20):
+            if price * int(distances.min()) < min((saved << 12) // count, MOST_ERROR):
                 became[i] = nearest
                 counts[nearest] += count
                 continue
