@@ -21,11 +21,12 @@ import numpy.typing as npt
 from dca_fast.backends import resolve
 from dca_fast.config import AQ_STEPS, DEFAULT_AQ, DEFAULT_EFFORT, MAX_AQ, QUALITY_MAX, RING_REACH, ModelConfig
 from dca_fast.encoder import rate_control
+from dca_fast.encoder import screen as graphics
 from dca_fast.encoder.effort import check as check_effort
 from dca_fast.engines import Engine
 from dca_fast.engines.cpu import CpuEngine
 from dca_fast.errors import ConfigError, CorruptStreamError, InputError, UnknownModelError
-from dca_fast.exact import picture
+from dca_fast.exact import layer, picture
 from dca_fast.exact.picture import LOSSLESS
 from dca_fast.files import container, image_io
 from dca_fast.inputs import FileLike, ImageLike, check_size, file_bytes, image_of, images_of
@@ -39,6 +40,7 @@ from dca_fast.tensors import need_torch, planes_of, tensor_of
 from dca_fast.threads import check as check_threads
 from dca_fast.threads import default_threads
 
+Plane = npt.NDArray[Any]  # samples [height, width, ...]
 OUTPUTS = ("pil", "numpy", "torch")
 METADATA = ("icc", "exif", "xmp")
 
@@ -158,6 +160,7 @@ class Codec:
         *,
         effort: int = DEFAULT_EFFORT,
         aq_strength: float = DEFAULT_AQ,
+        screen: str = "auto",
         metadata: Mapping[str, bytes] | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> bytes:
@@ -176,6 +179,9 @@ class Codec:
             aq_strength: of adaptive quantisation, 0..15/16 in steps of 1/16: how much coarser y is quantised where much
                 is going on, and finer where little is, which PSNR does not see but MS-SSIM and eyes do. 0 for the least
                 squared error of each picture (docs/guide/encoding.md).
+            screen: "auto": screens, text and charts, or the blocks of them in a picture, are coded by the exact-colour
+                coder, nearly without loss, where that takes fewer bits at equal distortion; or "off". Photographs are
+                the same files with both.
             metadata: replaces the image's own "icc", "exif", "xmp" blocks.
             progress: told how much is done, 0..1.
 
@@ -185,27 +191,52 @@ class Codec:
         Raises:
             InputError: wrong type, shape or dtype, or an empty image.
             LimitExceededError: more than `max_pixels`.
-            ConfigError: quality, effort or aq_strength out of range.
+            ConfigError: quality, effort, aq_strength or screen out of range.
         """
         lossless = isinstance(quality, str) and quality == LOSSLESS
         q, level, aq = _quality(QUALITY_MAX if lossless else quality), check_effort(effort), _aq(aq_strength)
+        look = graphics.check(screen) and q < container.MAX_QUALITY
         batch = images_of(image)
         if batch is not None:
-            files = [self.encode(one, quality, effort=effort, aq_strength=aq_strength) for one in batch]
-            return files  # type: ignore[return-value]
+            options: dict[str, Any] = {"effort": effort, "aq_strength": aq_strength, "screen": screen}
+            return [self.encode(one, quality, **options) for one in batch]  # type: ignore[return-value]
         if lossless:
             return self._encode_exact(image, metadata)
         source = self._image(image)
         height, width = source.pixels.shape[:2]
-        sections = self._sections(source, metadata)
-        coded = self.engine.encode(self.engine.image(source.pixels), q, level, aq, progress)
-        if progress is not None and level <= 1:
+        sections, pixels = self._sections(source, metadata), source.pixels
+        found = self._graphics(source, q, aq) if look else None
+        if progress is not None and (level <= 1 or (found and found.whole)):
             progress(1.0)
+        if found is not None and found.whole:
+            return container.pack(picture.header_of(source, found.samples, q), found.stream, sections)
+        if found is not None:
+            sections[container.Section.LAYER] = found.payload()
+            pixels = graphics.filled(self._host(pixels), found.inside)
+        coded = self.engine.encode(self.engine.image(pixels), q, level, aq, progress)
         header = container.Header(
             width, height, q, self._weights.model_id, coded.digest, source.gray, aq, coded.restoration
         )
         data = container.pack(header, coded.stream, sections)
         return self._at_the_top(source, sections, data) if q == container.MAX_QUALITY else data
+
+    def _graphics(self, source: image_io.ImageInput, quality: int, aq: int) -> graphics.Graphics | None:
+        """The blocks of a picture that the exact-colour coder takes, if any."""
+        above, below = (self._host(source.pixels[i :: graphics.LINES]) for i in range(2))
+        if not graphics.looks_graphic(above, below):
+            return None
+        channels, size = 1 if source.gray else 3, source.pixels.shape[:2]
+
+        def network() -> tuple[int, npt.NDArray[np.uint8]]:
+            coded = self.engine.encode(self.engine.image(source.pixels), quality, 0, aq)
+            header = container.Header(size[1], size[0], quality, self._weights.model_id, coded.digest, source.gray, aq)
+            decoded = self._decoded(container.Dca(header, coded.stream))
+            return 8 * len(coded.stream), self._host(decoded[..., :channels])
+
+        samples, price = self._host(source.pixels[..., :channels]), graphics.price_of(quality, channels)
+        found = graphics.choose(samples, price, network, threads=self.threads, python=self._python)
+        fits = found is None or found.whole or len(found.payload()) <= container.MAX_SECTION_BYTES
+        return found if fits else None
 
     def _encode_exact(self, image: ImageLike, metadata: Mapping[str, bytes] | None) -> bytes:
         source = picture.source_of(image, max_pixels=self.max_pixels)
@@ -251,6 +282,7 @@ class Codec:
         psnr: float | None = None,
         effort: int = DEFAULT_EFFORT,
         aq_strength: float = DEFAULT_AQ,
+        screen: str = "auto",
         metadata: Mapping[str, bytes] | None = None,
         progress: Callable[[float], None] | None = None,
         tolerance: float = 0.01,
@@ -260,7 +292,7 @@ class Codec:
         Takes a few encodings.
 
         Args:
-            image, effort, aq_strength, metadata: as of `encode`.
+            image, effort, aq_strength, screen, metadata: as of `encode`.
             max_bytes: of the file, its metadata included.
             bpp: the same in bits per pixel.
             psnr: least peak signal-to-noise ratio of the decoded pixels in dB, over their three colours.
@@ -282,7 +314,13 @@ class Codec:
 
         def encoded(quality: float) -> bytes:
             return self.encode(
-                source, quality, effort=effort, aq_strength=aq_strength, metadata=metadata, progress=progress
+                source,
+                quality,
+                effort=effort,
+                aq_strength=aq_strength,
+                screen=screen,
+                metadata=metadata,
+                progress=progress,
             )
 
         def error(data: bytes) -> float:
@@ -295,6 +333,12 @@ class Codec:
             return rate_control.to_psnr(encoded, error, goal, tolerance)
         bits = 8.0 if kind == "max_bytes" else float(math.prod(source.pixels.shape[:2]))
         fixed = sum(map(len, sections.values()))
+        try:
+            return rate_control.to_size(encoded, goal * bits / 8, fixed, tolerance)
+        except InputError:
+            if screen == "off":
+                raise
+        screen = "off"  # graphics do not become as small as the network's pictures
         return rate_control.to_size(encoded, goal * bits / 8, fixed, tolerance)
 
     def _sections(
@@ -396,7 +440,8 @@ class Codec:
         self._check_digest(header, digest)
         if header.restoration:
             pixels = engine.restore(pixels, header.restoration)[region.of_array(seen.top, seen.left)]
-        return self._in_gray(pixels) if header.grayscale else pixels
+        pixels = self._in_gray(pixels) if header.grayscale else pixels
+        return self._with_layer(pixels, dca, lambda samples: samples[region.of_array()])
 
     def _reduced(self, dca: container.Dca, reduce: int) -> Array:
         """A preview, uint8 or uint16 [ceil(H / reduce), ceil(W / reduce), 3]."""
@@ -407,7 +452,8 @@ class Codec:
             if found is not None:
                 pixels, digest = found
                 self._check_digest(header, digest)
-                return self._in_gray(pixels) if header.grayscale else pixels
+                pixels = self._in_gray(pixels) if header.grayscale else pixels
+                return self._with_layer(pixels, dca, lambda samples: box_mean(samples, reduce))
         pixels = box_mean(self._host(self._decoded(dca)), reduce)
         return pixels if header.depth == 16 else self.engine.image(pixels)
 
@@ -424,6 +470,21 @@ class Codec:
         """Three planes of luma."""
         luma = self.engine.ops.luma(self.engine.arrays.contiguous(pixels))[:, :, None]
         return self.engine.arrays.broadcast(luma, tuple(pixels.shape))
+
+    def _with_layer(
+        self, pixels: Array, dca: container.Dca, seen: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
+    ) -> Array:
+        """Pixels with the graphic blocks of the file, if it has any; `seen` takes what the pixels show from samples of
+        the whole picture."""
+        header, payload = dca.header, dca.sections.get(container.Section.LAYER)
+        if payload is None:
+            return pixels
+        shape = header.height, header.width, 1 if header.grayscale else 3
+        samples, inside = layer.unpack(payload, shape, threads=self.threads, python=self._python)
+        outside = ~picture.coder.pixels_inside(inside, *shape[:2])[:, :, None]
+        samples, outside = (np.ascontiguousarray(seen(array)) for array in (samples, outside.view(np.uint8)))
+        # Samples outside of the blocks are 0, and a pixel of a preview lies in one block.
+        return pixels * self.engine.image(outside) + self.engine.image(samples)
 
     def warm_up(
         self, height: int, width: int, *, effort: int = DEFAULT_EFFORT, aq_strength: float = DEFAULT_AQ
@@ -447,9 +508,11 @@ class Codec:
         *,
         effort: int = DEFAULT_EFFORT,
         aq_strength: float = DEFAULT_AQ,
+        screen: str = "auto",
     ) -> list[bytes]:
         """`encode` of each, of a list or of an array or tensor [N, ...]; the bytes do not depend on the batch."""
-        return [self.encode(image, quality, effort=effort, aq_strength=aq_strength) for image in images]
+        options: dict[str, Any] = {"effort": effort, "aq_strength": aq_strength, "screen": screen}
+        return [self.encode(image, quality, **options) for image in images]
 
     def decode_batch(self, files: Iterable[FileLike], output: str = "pil") -> list[Any]:
         """`decode` of each."""

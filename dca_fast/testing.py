@@ -26,6 +26,19 @@ def photograph(height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8]:
     return pixels
 
 
+def page(height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8]:
+    """Lines of words on paper and a photograph at the end, uint8 [height, width, 3]; sides of 16 to 768."""
+    generator = np.random.default_rng(seed)
+    picture = np.full((height, width, 3), generator.integers(230, 256), np.uint8)
+    for y in range(4, height - 7, 9):
+        for x in range(4, width - 4, 3):
+            if generator.random() < 0.7:
+                picture[y : y + generator.integers(2, 7), x : x + 2] = (20, 20, 60)
+    top, left = height // 3, width // 3
+    picture[top:, left:] = landscape(512, 768, seed)[top - height :, left - width :]
+    return picture
+
+
 def landscape(height: int = 512, width: int = 768, seed: int = 7) -> npt.NDArray[np.uint8]:
     """A drawn landscape with sky, rock, water and grass, uint8 [height, width, 3]; sides of at least 64.
 

@@ -136,8 +136,8 @@ def test_other_formats_are_named_as_such() -> None:
             parse(with_flags(flags, b""))
     with pytest.raises(CorruptStreamError, match="exact file"):
         parse(with_flags(0x08, b""))
-    with pytest.raises(UnsupportedVersionError, match="tag 5"):
-        parse(with_flags(2, b"\x05\x01x\x00"))
+    with pytest.raises(UnsupportedVersionError, match="tag 6"):
+        parse(with_flags(2, b"\x06\x01x\x00"))
 
 
 @pytest.mark.parametrize(

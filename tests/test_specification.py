@@ -21,9 +21,10 @@ from dca_fast import Codec
 from dca_fast.config import Part
 from dca_fast.entropy.rans import Decoder
 from dca_fast.entropy.tables import Tables
+from dca_fast.exact import decisions
 from dca_fast.exact import reference as exact
 from dca_fast.ops import DepthBlockParams, Depthwise, GatedFfnParams, Head, Linear, TokenParams, WindowParams, reference
-from dca_fast.testing import photograph
+from dca_fast.testing import page, photograph
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "dca_fast" / "data" / "dca-s.safetensors"
@@ -49,11 +50,15 @@ class File:
         self.coefficients: list[int] = []
         if filtered:
             at = self.read_filter(data, at)
+        self.layer = b""
         if sections:
             while data[at]:
                 size, start = leb128(data, at + 1)
+                if data[at] == 5:
+                    self.layer = data[start : start + size]
                 at = start + size
             at += 1
+        assert not (self.exact and self.layer)
         self.stream = data[at:-4]
 
     def read_filter(self, data: bytes, at: int) -> int:
@@ -223,6 +228,27 @@ def exact_colours(file: File) -> np.ndarray:
     return np.broadcast_to(samples, (file.height, file.width, 3))
 
 
+def with_layer(file: File, picture: np.ndarray) -> np.ndarray:
+    """docs/spec/layer.md."""
+    count, at = leb128(file.layer, 4)
+    size, at = leb128(file.layer, at)
+    coder, bits = decisions.Decoder(file.layer[at : at + size]), [decisions.Coin() for _ in range(8)]
+    rows, columns = -(-file.height // 16), -(-file.width // 16)
+    blocks = np.zeros((rows + 1, columns + 2), bool)  # with a row above and a column on each side
+    for y in range(1, rows + 1):
+        for x in range(1, columns + 1):
+            context = blocks[y, x - 1] + 2 * blocks[y - 1, x] + 4 * blocks[y - 1, x + 1]
+            blocks[y, x] = decisions.single(coder, 0, bits[context], (11, 29))
+    blocks = blocks[1:, 1:-1]
+    assert coder.finished
+    assert blocks.sum() == count
+    channels = 1 if file.gray else 3
+    samples = exact.decode(file.layer[at + size :], file.height, file.width, channels, 8, blocks)
+    assert zlib.crc32(samples.tobytes()) == int.from_bytes(file.layer[:4], "little")
+    here = np.kron(blocks, np.ones((16, 16), bool))[: file.height, : file.width, None]
+    return np.where(here, samples, picture)
+
+
 def cuts(sites: int, count: int) -> list[tuple[int, int]]:
     """Where so many tiles of a side begin and end."""
     ends = [sites // 4 * i // count * 4 for i in range(count + 1)]
@@ -324,7 +350,7 @@ def decode(data: bytes, side: int = 144) -> np.ndarray:
         picture = reference.restore(picture, torch.tensor(file.coefficients, dtype=torch.int8).view(3, -1))
     if file.gray:
         picture = reference.luma(picture)[..., None].expand(-1, -1, 3)
-    return picture.numpy()
+    return with_layer(file, picture.numpy()) if file.layer else picture.numpy()
 
 
 def test_it_reads_the_golden_file() -> None:
@@ -366,3 +392,11 @@ def test_it_reads_16_bits_without_loss(factor: int) -> None:
     pixels[0, 0] = 40000 // factor * factor + 7
     data = Codec().encode(pixels, "lossless")
     assert np.array_equal(decode(data), pixels)
+
+
+@pytest.mark.parametrize("gray", [False, True])
+def test_it_reads_layers(gray: bool) -> None:
+    codec, picture = Codec(), page(90, 130, seed=11)
+    data = codec.encode(picture[..., 0].copy() if gray else picture, 70)
+    assert File(data).layer
+    assert np.array_equal(decode(data), codec.decode(data, "numpy"))

@@ -45,6 +45,8 @@ int first_row(const Shape& shape, int bands, int band) {
   return static_cast<int>(static_cast<int64_t>(shape.height) * band / bands);
 }
 
+size_t blocks_of(int side) { return (static_cast<size_t>(side) + kBlock - 1) / kBlock; }
+
 void put_size(std::string& out, size_t size) {
   for (; size > 0x7f; size >>= 7) out.push_back(static_cast<char>(size | 0x80));
   out.push_back(static_cast<char>(size));
@@ -74,15 +76,23 @@ int bands_of(const Shape& shape, const Mode& mode) {
 }
 
 template <class Sample>
-std::string encode(const Sample* samples, const Shape& shape, const Mode& mode, int threads) {
+std::string encode(const Sample* samples, const Shape& shape, const Mode& mode, int threads, const Blocks& blocks) {
   const int bands = bands_of(shape, mode);
   const size_t row = static_cast<size_t>(shape.width) * shape.channels;
   std::vector<std::string> coded(bands);
+  std::mutex mutex;
   for_bands(bands, threads, [&](int i) {
     const int top = first_row(shape, bands, i), height = first_row(shape, bands, i + 1) - top;
-    const auto band = std::make_unique<Band<Sample, true>>(shape.width, height, shape.channels, mode);
+    const size_t across = blocks_of(shape.width), first = top / kBlock * across;
+    std::vector<int64_t> spent;
+    if (blocks.spent != nullptr) spent.resize(blocks_of(top + height) * across - first);
+    const Blocks own{blocks.inside != nullptr ? blocks.inside + first : nullptr,
+                     blocks.spent != nullptr ? spent.data() : nullptr};
+    const auto band = std::make_unique<Band<Sample, true>>(shape.width, height, shape.channels, mode, top, own);
     if (!band->run(samples + top * row)) throw Error("the encoder left the range of its samples");
     coded[i] = band->coder.finish();
+    const std::lock_guard<std::mutex> lock(mutex);  // two bands may share a row of blocks
+    for (size_t block = 0; block < spent.size(); ++block) blocks.spent[first + block] += spent[block];
   });
   std::string stream(1, static_cast<char>((mode.candidates ? 1 : 0) | (mode.index ? 2 : 0) | (mode.step / 2) << 2));
   for (int i = 0; i + 1 < bands; ++i) put_size(stream, coded[i].size());
@@ -91,7 +101,8 @@ std::string encode(const Sample* samples, const Shape& shape, const Mode& mode, 
 }
 
 template <class Sample>
-void decode(const uint8_t* stream, size_t size, const Shape& shape, Sample* samples, int threads) {
+void decode(const uint8_t* stream, size_t size, const Shape& shape, Sample* samples, int threads,
+            const Blocks& blocks) {
   if (size == 0) throw Error("the stream is empty");
   const uint8_t *at = stream + 1, *const end = stream + size;
   const Mode mode{(stream[0] & 1) != 0, (stream[0] & 2) != 0, 2 * (stream[0] >> 2) + 1};
@@ -114,16 +125,18 @@ void decode(const uint8_t* stream, size_t size, const Shape& shape, Sample* samp
   const size_t row = static_cast<size_t>(shape.width) * shape.channels;
   for_bands(bands, threads, [&](int i) {
     const int top = first_row(shape, bands, i), height = first_row(shape, bands, i + 1) - top;
-    const auto band = std::make_unique<Band<Sample, false>>(shape.width, height, shape.channels, mode);
+    const size_t first = top / kBlock * blocks_of(shape.width);
+    const Blocks own{blocks.inside != nullptr ? blocks.inside + first : nullptr, nullptr};
+    const auto band = std::make_unique<Band<Sample, false>>(shape.width, height, shape.channels, mode, top, own);
     band->coder.start(starts[i], sizes[i]);
     if (!band->run(samples + top * row)) throw Error("a value is outside of its range");
     if (!band->coder.finished()) throw Error("bytes are left over behind a band");
   });
 }
 
-template std::string encode(const uint8_t*, const Shape&, const Mode&, int);
-template std::string encode(const uint16_t*, const Shape&, const Mode&, int);
-template void decode(const uint8_t*, size_t, const Shape&, uint8_t*, int);
-template void decode(const uint8_t*, size_t, const Shape&, uint16_t*, int);
+template std::string encode(const uint8_t*, const Shape&, const Mode&, int, const Blocks&);
+template std::string encode(const uint16_t*, const Shape&, const Mode&, int, const Blocks&);
+template void decode(const uint8_t*, size_t, const Shape&, uint8_t*, int, const Blocks&);
+template void decode(const uint8_t*, size_t, const Shape&, uint16_t*, int, const Blocks&);
 
 }  // namespace dca::exact

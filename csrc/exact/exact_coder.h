@@ -28,10 +28,12 @@ int bands_of(const Shape& shape, const Mode& mode);
 
 // Codes samples [height * width * channels], each band with one thread.
 template <class Sample>
-std::string encode(const Sample* samples, const Shape& shape, const Mode& mode, int threads);
+std::string encode(const Sample* samples, const Shape& shape, const Mode& mode, int threads, const Blocks& blocks = {});
 
-// Throws Error for a stream that no encoder makes; the samples are of no use then.
+// Throws Error for a stream that no encoder makes; the samples are of no use then. Samples outside of the blocks are
+// left as they are.
 template <class Sample>
-void decode(const uint8_t* stream, size_t size, const Shape& shape, Sample* samples, int threads);
+void decode(const uint8_t* stream, size_t size, const Shape& shape, Sample* samples, int threads,
+            const Blocks& blocks = {});
 
 }  // namespace dca::exact

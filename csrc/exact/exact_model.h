@@ -25,6 +25,14 @@ struct Mode {
   int step;         // of the residuals; 1: without loss
 };
 
+constexpr int kBlock = 16;  // pixels of the side of a block
+
+// Which blocks of a picture are coded, and what each of them takes; the first ones are those of the first row.
+struct Blocks {
+  const uint8_t* inside = nullptr;  // [rows, columns]; null: all are
+  int64_t* spent = nullptr;         // [rows, columns], in 1/256 bits: the encoder adds to it; null: it does not
+};
+
 // How fast a probability follows: the last entries of the rates that its halves reach.
 template <int kFast, int kSlow>
 struct Limits {
@@ -115,8 +123,9 @@ class Band {
   static constexpr int kBuckets = sizeof(Sample) == 1 ? 17 : 33;  // of magnitudes: level_of(2 * kMost) + 1
   static constexpr int kNodes = kBuckets + 11;                    // decisions: upwards, downwards, above the middle
 
-  Band(int width, int height, int channels, Mode mode)
-      : width_(width), height_(height), channels_(channels), mode_(mode) {
+  // Of the rows of a picture from `top` on; `blocks` begin with those of that row.
+  Band(int width, int height, int channels, Mode mode, int top = 0, Blocks blocks = {})
+      : width_(width), height_(height), channels_(channels), mode_(mode), top_(top), blocks_(blocks) {
     const int stride = width + 2 * kPad;
     for (auto& row : plane_rows_) row.resize(static_cast<size_t>(stride) * channels);
     magnitude_.resize(static_cast<size_t>(3) * kLevels * 8 * kNodes);
@@ -139,20 +148,23 @@ class Band {
   // False where the stream says what cannot be.
   bool run(Pixel pixels) {
     start_planes();
+    const int across = (width_ + kBlock - 1) / kBlock;
     for (int y = 0; y < height_; ++y) {
       start_row(y);
-      Pixel pixel = pixels + static_cast<size_t>(y) * width_ * channels_;
-      if (mode_.candidates) {
-        for (int x = 0; x < width_; ++x, pixel += channels_)
-          if (!candidate_pixel(x, pixel)) return false;
-      } else {
-        for (int x = 0; x < width_; ++x, pixel += channels_) {
-          int value[3];
-          if constexpr (kEncode) to_planes(pixel, value);
-          Sample made[3] = {};
-          if (!residuals(x, value, 0) || !from_planes(value, made)) return false;
-          if constexpr (!kEncode) std::copy(made, made + channels_, pixel);
+      const size_t first = static_cast<size_t>((top_ + y) / kBlock - top_ / kBlock) * across;
+      for (int x = 0; x < width_; x += kBlock) {
+        const int end = std::min(width_, x + kBlock);
+        const size_t block = first + x / kBlock;
+        if (blocks_.inside != nullptr && !blocks_.inside[block]) {
+          leave_out(x, end);
+          continue;
         }
+        int64_t before = 0;
+        if constexpr (kEncode) before = blocks_.spent != nullptr ? coder.spent() : 0;
+        Pixel pixel = pixels + (static_cast<size_t>(y) * width_ + x) * channels_;
+        if (!(mode_.candidates ? with_candidates(x, end, pixel) : without_candidates(x, end, pixel))) return false;
+        if constexpr (kEncode)
+          if (blocks_.spent != nullptr) blocks_.spent[block] += coder.spent() - before;
       }
     }
     return true;
@@ -170,6 +182,31 @@ class Band {
     uint16_t check;
     uint8_t trust;
   };
+
+  bool with_candidates(int x, int end, Pixel pixel) {
+    for (; x < end; ++x, pixel += channels_)
+      if (!candidate_pixel(x, pixel)) return false;
+    return true;
+  }
+
+  bool without_candidates(int x, int end, Pixel pixel) {
+    for (; x < end; ++x, pixel += channels_) {
+      int value[3];
+      if constexpr (kEncode) to_planes(pixel, value);
+      Sample made[3] = {};
+      if (!residuals(x, value, 0) || !from_planes(value, made)) return false;
+      if constexpr (!kEncode) std::copy(made, made + channels_, pixel);
+    }
+    return true;
+  }
+
+  // Pixels that are not coded: no colour, and the values of the one on their left.
+  void leave_out(int x, int end) {
+    for (int k = 0; k < channels_; ++k) {
+      Site* here = site(k, 0, x);
+      for (int i = 0; i < end - x; ++i) here[i] = Site{here[i - 1].value, 0, {}};
+    }
+  }
 
   // ---- single decisions ----
 
@@ -694,6 +731,8 @@ class Band {
 
   const int width_, height_, channels_;
   const Mode mode_;
+  const int top_;
+  const Blocks blocks_;
   int ring_ = 0;
   std::array<std::vector<Site>, 3> plane_rows_;
   std::vector<Probability> magnitude_, pair_, expected_, sample_, low_, low_expected_, sign_, sign_expected_,

@@ -7,6 +7,8 @@
 #include <string>
 #include <utility>
 
+#include "exact_tables.h"
+
 namespace dca::exact {
 
 class Encoder {
@@ -29,6 +31,9 @@ class Encoder {
     }
     return bit;
   }
+
+  // What was coded so far takes, in 1/256 bits.
+  int64_t spent() const { return static_cast<int64_t>(8 * bytes_.size() + 32) * 256 - log2_of(range_); }
 
   // The shortest bytes that decode so when zeros follow.
   std::string finish() {

@@ -18,6 +18,20 @@ constexpr int kDivisors[32] = {2,  3,  4,  5,  6,  7,  8,  9,  10,  12,  14,  16
 
 constexpr uint64_t kGolden = 0x9E3779B97F4A7C15;
 
+// log2 of x > 0 in 1/256, rounded down, by repeated squaring.
+inline int log2_of(uint32_t x) {
+  int whole = 31;
+  for (; (x & 0x80000000u) == 0; x <<= 1) --whole;
+  uint64_t mantissa = x;  // within 1..2, in 1/2^31
+  for (int i = 0; i < 8; ++i) {
+    mantissa = (mantissa * mantissa) >> 31;
+    const int carry = static_cast<int>(mantissa >> 32);
+    whole = whole << 1 | carry;
+    mantissa >>= carry;
+  }
+  return whole;
+}
+
 struct Tables {
   int16_t squash[4096] = {};   // of a logit in 1/256, + 2048: a probability in 1/65536, minus 1/2
   int16_t stretch[4096] = {};  // of a probability in 1/4096: a logit in 1/256

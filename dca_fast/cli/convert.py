@@ -55,7 +55,8 @@ def encode(args: argparse.Namespace) -> int:
         image = image_io.load_image(data, strip=args.strip, exact=args.lossless, max_pixels=codec.max_pixels)
         with _effort_bar(args) as progress:
             goals = {name: getattr(args, name) for name in GOALS}
-            options = {"effort": args.effort, "aq_strength": args.aq_strength, "progress": progress}
+            options = {name: getattr(args, name) for name in ("effort", "aq_strength", "screen")}
+            options["progress"] = progress
             if any(goal is not None for goal in goals.values()):
                 encoded = codec.encode_to(image, **goals, **options)
             else:
@@ -76,6 +77,8 @@ def encode(args: argparse.Namespace) -> int:
 
         info = inspect(output)
         how = "lossless" if info.lossless else f"quality {info.quality:g}"
+        how += ", all graphic" if info.exact and not info.lossless else ""
+        how += f", {info.graphic_blocks} graphic blocks" if info.graphic_blocks else ""
         return f"{info.width} x {info.height}, {len(output):,} bytes, {info.bpp:.3f} bpp, {how}"
 
     with image_io.no_limit_of_pillow():  # --max-pixels is one

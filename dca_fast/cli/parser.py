@@ -193,6 +193,8 @@ def _add_conversion(p: argparse.ArgumentParser, encoding: bool) -> None:
         goal.add_argument("--bpp", type=positive, metavar="BITS", help="the highest with so many bits per pixel")
         goal.add_argument("--psnr", type=positive, metavar="DB", help="the lowest with such a fidelity")
         _add_effort(p, "time for fewer bits at equal distortion")
+        screen_help = "text, charts and screens by the exact-colour coder where that takes less (default: %(default)s)"
+        p.add_argument("--screen", choices=("auto", "off"), default="auto", help=screen_help)
         p.add_argument("--strip", action="store_true", help="drop EXIF and XMP, turn the picture upright")
         verify = p.add_mutually_exclusive_group()
         verify.add_argument("--verify", action="store_const", const="itself", help="decode before writing")

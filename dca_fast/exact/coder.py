@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from dca_fast.errors import CorruptStreamError, InputError
 from dca_fast.exact import reference
-from dca_fast.exact.colours import Mode, Samples
+from dca_fast.exact.colours import BLOCK, Map, Mode, Samples
 from dca_fast.leb128 import leb128
 
 try:
@@ -22,7 +22,18 @@ else:
     _native = _exact
     _reason = "native exact-colour coder"
 
-__all__ = ["available", "decode", "digest_of", "encode", "likeness", "pack_plane", "unpack_plane"]
+__all__ = [
+    "available",
+    "decode",
+    "digest_of",
+    "encode",
+    "encode_blocks",
+    "likeness",
+    "merge_colours",
+    "pack_plane",
+    "pixels_inside",
+    "unpack_plane",
+]
 
 # Of pixels like at least two of their four neighbours, in 1/256: photographs are below the first, clean graphics above
 # the second; in between the encoder tries what takes fewer bytes.
@@ -123,11 +134,54 @@ def _encode(samples: Samples, mode: Mode, threads: int, python: bool) -> bytes:
     return stream
 
 
+def encode_blocks(
+    samples: Samples, inside: Map, *, threads: int = 1, python: bool = False
+) -> tuple[bytes, npt.NDArray[np.int64]]:
+    """Code some blocks of a picture, without loss, with candidates: by number, too, where there are three colours.
+
+    Args:
+        samples: uint8 [H, W, 1 or 3].
+        inside: the blocks.
+        threads, python: as of `encode`.
+
+    Returns:
+        The stream, and what every block takes, in 1/256 bits.
+    """
+    mode = Mode(candidates=True, index=samples.shape[2] == 3)
+    if python or _native is None:
+        spent = np.zeros(inside.shape, np.int64)
+        return reference.encode(samples, mode, inside, spent), spent
+    coded: tuple[bytes, npt.NDArray[np.int64]]
+    coded = _native.encode_blocks(samples, inside.view(np.uint8), mode.candidates, mode.index, threads)
+    return coded
+
+
+def merge_colours(samples: Samples, inside: Map, price: int, *, python: bool = False) -> Samples:
+    """Fewer colours, near those that are there, for fewer bits (`reference.merge_colours`).
+
+    Args:
+        samples: uint8 [H, W, 1 or 3].
+        inside: blocks that count; samples of the others become 0.
+        price: of a squared error of one sample, in 2^-20 bits, at most 2^20.
+        python: use the reference.
+    """
+    if python or _native is None:
+        return reference.merge_colours(samples, pixels_inside(inside, *samples.shape[:2]), price)
+    merged: Samples = _native.merge_colours(samples, inside.view(np.uint8), price)
+    return merged
+
+
+def pixels_inside(inside: Map, height: int, width: int) -> npt.NDArray[np.bool_]:
+    """Blocks as pixels, bool [H, W]."""
+    return inside.repeat(BLOCK, 0).repeat(BLOCK, 1)[:height, :width]
+
+
 def decode(
     stream: bytes,
     shape: tuple[int, int, int],
     depth: int,
     digest: int | None,
+    inside: Map | None = None,
     *,
     threads: int = 1,
     python: bool = False,
@@ -139,6 +193,7 @@ def decode(
         shape: height and width (1..65535), and 1 or 3 channels.
         depth: 8 or 16.
         digest: of the samples that are decoded, as of `digest_of`; None for a stream that was made here.
+        inside: of 8 bits, the blocks that are coded; samples of the others are 0. None: all are.
         threads: at most so many, one for a band.
         python: use the reference.
 
@@ -149,7 +204,7 @@ def decode(
         CorruptStreamError: no encoder makes such a stream, or it holds other samples.
     """
     if depth == 8:
-        samples = _decode(stream, shape, 8, threads, python)
+        samples = _decode(stream, shape, 8, threads, python, inside)
     else:
         factor, at = reference.take(stream, min(1, len(stream)))
         least, at = reference.take(stream, at)
@@ -164,11 +219,14 @@ def decode(
     return samples
 
 
-def _decode(stream: bytes, shape: tuple[int, int, int], depth: int, threads: int, python: bool) -> Samples:
+def _decode(
+    stream: bytes, shape: tuple[int, int, int], depth: int, threads: int, python: bool, inside: Map | None = None
+) -> Samples:
     if python or _native is None:
-        return reference.decode(stream, *shape, depth)
+        return reference.decode(stream, *shape, depth, inside)
+    blocks = None if inside is None else inside.view(np.uint8)
     try:
-        samples: Samples = (_native.decode8 if depth == 8 else _native.decode16)(stream, *shape, threads)
+        samples: Samples = (_native.decode8 if depth == 8 else _native.decode16)(stream, *shape, threads, blocks)
     except _native.Error as error:
         raise CorruptStreamError(f"exact colours: {error}") from None
     return samples

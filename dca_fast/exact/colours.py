@@ -9,12 +9,15 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from dca_fast.exact.decisions import Coin, Encoder, Mixer, RangeCoder, mixed, single
 from dca_fast.exact.planes import Impossible, Planes
 
-__all__ = ["Band", "Mode", "Samples"]
+__all__ = ["BLOCK", "Band", "Map", "Mode", "Samples"]
+
+BLOCK = 16  # pixels of the side of a block
 
 MAX_CANDIDATES = 8
 MAX_COLOURS = 4096
@@ -22,6 +25,7 @@ GOLDEN = 0x9E3779B97F4A7C15
 WORD = (1 << 64) - 1
 
 Samples = npt.NDArray[Any]  # uint8 or uint16
+Map = npt.NDArray[np.bool_]  # [ceil(H / 16), ceil(W / 16)]: blocks of a picture that are coded
 Place = tuple[object, ...]  # of a probability in its table
 Colour = int  # samples of a pixel side by side, the first one highest
 
@@ -131,18 +135,33 @@ class Band:
         self.colours: list[Colour] = []
         self.number: dict[Colour, int] = {}
 
-    def run(self, samples: Samples) -> None:
-        """Code [height, width, channels]: read by the encoder, written by the decoder."""
+    def run(
+        self, samples: Samples, top: int = 0, inside: Map | None = None, spent: npt.NDArray[np.int64] | None = None
+    ) -> None:
+        """Code [height, width, channels]: read by the encoder, written by the decoder.
+
+        Args:
+            top: the row of the picture where the band begins.
+            inside: of the picture: pixels of other blocks are not coded. None: all are.
+            spent: of the picture's blocks: the encoder adds what they take, in 1/256 bits.
+        """
         for y in range(self.height):
             self.planes.start_row()
             if y and self.mode.candidates:
                 self.colours_of_rows = [[self.outside] * (self.width + 20), *self.colours_of_rows[:-1]]
                 self.kinds = [[FIRST] * (self.width + 20), self.kinds[0]]
             for x in range(self.width):
+                block = (top + y) // BLOCK, x // BLOCK
+                if inside is not None and not inside[block]:
+                    self.planes.leave_out(x)
+                    continue
+                before = self.coder.spent() if isinstance(self.coder, Encoder) else 0
                 pixel = tuple(map(int, samples[y, x])) if self.encoding else ()
                 pixel = self._with_candidates(x, pixel) if self.mode.candidates else self._residual(x, pixel, 0)
                 if not self.encoding:
                     samples[y, x] = pixel
+                if spent is not None and isinstance(self.coder, Encoder):
+                    spent[block] += self.coder.spent() - before
 
     def _residual(self, x: int, pixel: tuple[int, ...], noise: int) -> tuple[int, ...]:
         values = self.planes.values_of(pixel) if pixel else []

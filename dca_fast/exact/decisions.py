@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["Coin", "Decoder", "Encoder", "Mixer", "RangeCoder", "mixed", "single"]
+__all__ = ["Coin", "Decoder", "Encoder", "Mixer", "RangeCoder", "log2_of", "mixed", "single"]
 
 ONE = 1 << 16  # probabilities are in 1/65536
 # 65536 / (1 + e^-x) at x = -8, -7.75, ... 8.
@@ -50,6 +50,18 @@ def _stretch() -> tuple[int, ...]:
 
 
 STRETCH = _stretch()
+
+
+def log2_of(x: int) -> int:
+    """log2 of x, 1..2^32 - 1, in 1/256, rounded down, by repeated squaring."""
+    whole = x.bit_length() - 1
+    mantissa = x << (31 - whole)  # within 1..2, in 1/2^31
+    for _ in range(8):
+        mantissa = mantissa * mantissa >> 31
+        carry = mantissa >> 32
+        whole = whole << 1 | carry
+        mantissa >>= carry
+    return whole
 
 
 class Coin:
@@ -110,6 +122,10 @@ class Encoder:
                 self._bytes[at] = 0
                 at -= 1
             self._bytes[at] += 1
+
+    def spent(self) -> int:
+        """What was coded so far takes, in 1/256 bits."""
+        return (8 * len(self._bytes) + 32) * 256 - log2_of(self._range)
 
     def finish(self) -> bytes:
         """The bytes: the fewest that decode so with zeros behind them."""

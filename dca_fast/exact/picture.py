@@ -73,12 +73,12 @@ def samples_of(source: image_io.ImageInput) -> Samples:
     return np.ascontiguousarray(pixels[..., :1] if source.gray else pixels)
 
 
-def header_of(source: image_io.ImageInput, samples: Samples) -> container.Header:
+def header_of(source: image_io.ImageInput, samples: Samples, quality: int = container.MAX_QUALITY) -> container.Header:
     height, width = samples.shape[:2]
     return container.Header(
         width,
         height,
-        container.MAX_QUALITY,
+        quality,
         bytes(4),
         coder.digest_of(samples),
         source.gray,

@@ -116,6 +116,11 @@ class Planes:
         for rows, value in zip(self.rows, self.values_of(pixel), strict=True):
             rows[0][x + 3] = Site(value)
 
+    def leave_out(self, x: int) -> None:
+        """A pixel that is not coded: the values of the one on its left stand there."""
+        for rows in self.rows:
+            rows[0][x + 3] = Site(rows[0].at(x - 1).value)
+
     def code(self, x: int, values: list[int], noise: int) -> list[int]:
         """Code the residuals of one pixel.
 

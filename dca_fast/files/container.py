@@ -42,6 +42,7 @@ MAX_SIDE = 65535
 MAX_QUALITY = 10000
 MAX_SECTION_BYTES = 1 << 24
 DEFAULT_MAX_PIXELS = 1 << 28
+LAYER_DIGEST_BYTES = 4  # at the start of a LAYER section; the number of its blocks follows
 
 _GRAYSCALE = 0x01
 _SECTIONS = 0x02
@@ -62,6 +63,7 @@ class Section(IntEnum):
     EXIF = 2
     XMP = 3
     ALPHA = 4
+    LAYER = 5
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Header:
         aq: strength of adaptive quantisation, 0..15 sixteenths.
         restoration: weights of the filter behind the decoder, -127..127: none, or 18 for each of one to three rings.
         exact: the stream is one of the exact-colour coder (docs/spec/exact.md): the model id is zero, the digest that
-            of the samples, the quality the highest, and nothing is behind the decoder.
+            of the samples, and nothing is behind the decoder.
         depth: bits per sample, 8, or 16 in exact files.
     """
 
@@ -109,7 +111,7 @@ class Header:
             return "restoration has not 18 weights within +-127 for each of at most three rings"
         if self.depth not in (8, 16) or (self.depth == 16 and not self.exact):
             return f"{self.depth} bits per sample"
-        plain = (self.quality, self.model_id, self.aq, self.restoration) == (MAX_QUALITY, bytes(4), 0, ())
+        plain = (self.model_id, self.aq, self.restoration) == (bytes(4), 0, ())
         if self.exact and not plain:
             return "an exact file with the fields of a model"
         return None
@@ -126,14 +128,15 @@ class Dca:
     @property
     def metadata(self) -> dict[str, bytes]:
         """Raw blocks by name, as in `ImageInput`."""
-        return {tag.name.lower(): block for tag, block in self.sections.items() if tag != Section.ALPHA}
+        return {tag.name.lower(): block for tag, block in self.sections.items() if tag <= Section.XMP}
 
 
 @dataclass(frozen=True)
 class Info:
     """What `inspect` tells about a file: `quality` 0..100, `aq_strength` 0..15/16, sizes in bytes, bits per pixel.
 
-    `exact`: coded without a model, `lossless`: all samples are as they were; `depth` in bits per sample.
+    `exact`: coded without a model, `lossless`: all samples are as they were; `depth` in bits per sample;
+    `graphic_blocks`: of 16 x 16 pixels, of a picture with a model, that are coded without it.
     """
 
     version: int
@@ -144,6 +147,7 @@ class Info:
     grayscale: bool
     exact: bool
     lossless: bool
+    graphic_blocks: int
     depth: int
     model_id: str
     digest: int
@@ -178,6 +182,8 @@ def pack(header: Header, stream: bytes, sections: Mapping[Section, bytes] | None
     out += leb128(header.width) + leb128(header.height)
     out += struct.pack("<HI", header.quality, header.digest)
     check_sections(sections or {})
+    if header.exact and Section.LAYER in dict(present):
+        raise InputError("an exact file with a layer")
     if header.restoration:
         out += pack_restoration(header.restoration)
     for tag, payload in present:
@@ -290,7 +296,7 @@ def inspect(data: _BytesLike) -> Info:
     """
     data = bytes(data)
     dca = parse(data, max_pixels=MAX_SIDE * MAX_SIDE)
-    header = dca.header
+    header, layer = dca.header, dca.sections.get(Section.LAYER)
     return Info(
         version=VERSION,
         width=header.width,
@@ -299,7 +305,9 @@ def inspect(data: _BytesLike) -> Info:
         aq_strength=header.aq / AQ_STEPS,
         grayscale=header.grayscale,
         exact=header.exact,
-        lossless=header.exact and dca.stream[:1] < b"\4",  # its steps: docs/spec/exact.md
+        # The steps of its stream: docs/spec/exact.md.
+        lossless=header.exact and header.quality == MAX_QUALITY and dca.stream[:1] < b"\4",
+        graphic_blocks=0 if layer is None else _Reader(layer, LAYER_DIGEST_BYTES, len(layer)).leb128(),
         depth=header.depth,
         model_id=header.model_id.hex(),
         digest=header.digest,
@@ -348,6 +356,8 @@ def _read_fields(reader: "_Reader", max_pixels: int) -> Dca:
     if flags & _RESTORATION:
         header = replace(header, restoration=_read_restoration(reader))
     sections = _read_sections(reader) if flags & _SECTIONS else {}
+    if exact and Section.LAYER in sections:
+        raise CorruptStreamError("an exact file with a layer")
     return Dca(header, reader.rest(), sections)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from dca_fast import Codec, inspect
 from dca_fast.errors import UnsupportedVersionError
 from dca_fast.reduced import REDUCTIONS
-from dca_fast.testing import photograph
+from dca_fast.testing import page, photograph
 
 HERE = Path(__file__).parent
 
@@ -57,7 +57,7 @@ def large_picture() -> np.ndarray:
     down, across = np.mgrid[:2304, :3520]
     picture = np.stack([down // 16, across // 16, (down + across) // 32], 2).astype(np.uint8)
     for i, x in enumerate(range(200, 3520, 450)):
-        picture[(down - 300 - 230 * i) ** 2 + (across - x) ** 2 < 150**2] = 250 - 30 * i, 40 * i, 128
+        picture[(down - 300 - 230 * i) ** 2 + (across - x) ** 2 < 150**2] = 250 - 30 * i, 40 * i % 256, 128
     return picture
 
 
@@ -73,11 +73,22 @@ def large() -> None:
     (HERE / "previews.sha256").write_text("\n".join(previews) + "\n")
 
 
+def layer(codec: Codec) -> None:
+    """A file with graphic blocks beside those of the network, which belongs to the weights, too."""
+    target = HERE / "layer.dca"
+    if not (target.exists() and belongs(target.read_bytes(), codec)):
+        target.write_bytes(codec.encode(page(60, 80, seed=11), 60, effort=0))
+    assert inspect(target.read_bytes()).graphic_blocks
+    digest = hashlib.sha256(codec.decode(target, "numpy").tobytes()).hexdigest()
+    (HERE / "layer.sha256").write_text(digest + "\n")
+
+
 def main() -> None:
     """The definition works alone here: the reference backend."""
     codec, target = Codec(backend="reference"), HERE / "photograph.dca"
     exact(codec)
     large()
+    layer(codec)
     kept = target.exists() and belongs(target.read_bytes(), codec)
     if not kept:
         Image.fromarray(photograph(120, 168, seed=11)).save(HERE / "photograph.png")
