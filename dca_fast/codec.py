@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ from dca_fast.config import AQ_STEPS, DEFAULT_AQ, DEFAULT_EFFORT, MAX_AQ, QUALIT
 from dca_fast.encoder import rate_control
 from dca_fast.encoder import screen as graphics
 from dca_fast.encoder.effort import check as check_effort
-from dca_fast.engines import Engine
+from dca_fast.engines import Encoded, Engine
 from dca_fast.engines.cpu import CpuEngine
 from dca_fast.errors import ConfigError, CorruptStreamError, InputError, UnknownModelError
 from dca_fast.exact import layer, picture
@@ -40,6 +41,7 @@ from dca_fast.tensors import need_torch, planes_of, tensor_of
 from dca_fast.threads import check as check_threads
 from dca_fast.threads import default_threads
 
+T = TypeVar("T")
 Plane = npt.NDArray[Any]  # samples [height, width, ...]
 OUTPUTS = ("pil", "numpy", "torch")
 METADATA = ("icc", "exif", "xmp")
@@ -57,6 +59,14 @@ def _aq(strength: float) -> int:
     if isinstance(strength, bool) or not isinstance(strength, Real) or not 0 <= strength <= most:
         raise ConfigError(f"aq_strength must be a number within 0..{most:g}, got {strength!r}")
     return round(float(strength) * AQ_STEPS)
+
+
+class _Work(NamedTuple):
+    """An image, what the engine codes of it, uint8 [H, W, 3], and the sections of its file."""
+
+    source: image_io.ImageInput
+    pixels: Array
+    sections: dict[container.Section, bytes]
 
 
 def _rebuilt(arguments: dict[str, Any]) -> Codec:
@@ -202,23 +212,38 @@ class Codec:
             return [self.encode(one, quality, **options) for one in batch]  # type: ignore[return-value]
         if lossless:
             return self._encode_exact(image, metadata)
-        source = self._image(image)
-        height, width = source.pixels.shape[:2]
-        sections, pixels = self._sections(source, metadata), source.pixels
-        found = self._graphics(source, q, aq) if look else None
-        if progress is not None and (level <= 1 or (found and found.whole)):
+        work = self._prepared(image, q, aq, look, metadata)
+        if isinstance(work, bytes):
+            data = work
+        else:
+            data = self._packed(work, self.engine.encode(self.engine.image(work.pixels), q, level, aq, progress), q, aq)
+        if progress is not None and (level <= 1 or isinstance(work, bytes)):
             progress(1.0)
+        return data
+
+    def _prepared(
+        self, image: ImageLike, quality: int, aq: int, look: bool, metadata: Mapping[str, bytes] | None
+    ) -> _Work | bytes:
+        """What the engine codes of an image, and what goes beside it; or the file, if it is all graphics."""
+        source = self._image(image)
+        sections, pixels = self._sections(source, metadata), source.pixels
+        found = self._graphics(source, quality, aq) if look else None
         if found is not None and found.whole:
-            return container.pack(picture.header_of(source, found.samples, q), found.stream, sections)
+            return container.pack(picture.header_of(source, found.samples, quality), found.stream, sections)
         if found is not None:
             sections[container.Section.LAYER] = found.payload()
             pixels = graphics.filled(self._host(pixels), found.inside)
-        coded = self.engine.encode(self.engine.image(pixels), q, level, aq, progress)
+        return _Work(source, pixels, sections)
+
+    def _packed(self, work: _Work, coded: Encoded, quality: int, aq: int) -> bytes:
+        """The file."""
+        source, sections = work.source, work.sections
+        height, width = source.pixels.shape[:2]
         header = container.Header(
-            width, height, q, self._weights.model_id, coded.digest, source.gray, aq, coded.restoration
+            width, height, quality, self._weights.model_id, coded.digest, source.gray, aq, coded.restoration
         )
         data = container.pack(header, coded.stream, sections)
-        return self._at_the_top(source, sections, data) if q == container.MAX_QUALITY else data
+        return self._at_the_top(source, sections, data) if quality == container.MAX_QUALITY else data
 
     def _graphics(self, source: image_io.ImageInput, quality: int, aq: int) -> graphics.Graphics | None:
         """The blocks of a picture that the exact-colour coder takes, if any."""
@@ -382,10 +407,7 @@ class Codec:
             ConfigError: another output or reduction, or a region and a reduction.
             BackendUnavailableError: "torch" without PyTorch.
         """
-        if output not in OUTPUTS:
-            raise ConfigError(f"output must be one of {OUTPUTS}, got {output!r}")
-        if output == "torch":
-            need_torch('output="torch"')
+        _check_output(output)
         dca = container.parse(file_bytes(data), max_pixels=self.max_pixels)
         header = dca.header
         if check_reduction(reduce) > 1:
@@ -398,6 +420,11 @@ class Codec:
             part = None if region is None else Region.of(region, header.height, header.width)
             pixels = self._decoded(dca, part)
             plane = self._alpha(dca, part)  # now that the stream is known to be whole
+        return self._given(dca, pixels, plane, output)
+
+    def _given(self, dca: container.Dca, pixels: Array, plane: Plane | None, output: str) -> Any:
+        """Pixels and alpha of a file as the caller wants them."""
+        header = dca.header
         if output == "torch" and self.engine.takes_tensors and header.depth == 8:
             return planes_of(pixels, plane)
         array = self._host(pixels)
@@ -425,9 +452,11 @@ class Codec:
         array = pixels if isinstance(pixels, np.ndarray) else self.engine.arrays.numpy(pixels)
         return np.ascontiguousarray(array)
 
-    def _decoded(self, dca: container.Dca, region: Region | None = None) -> Array:
+    def _decoded(
+        self, dca: container.Dca, region: Region | None = None, decoded: tuple[Array, int] | None = None
+    ) -> Array:
         """The picture of a file, or a region of it, uint8 or uint16 [height, width, 3], with its filter; all planes of
-        a gray one are equal."""
+        a gray one are equal. `decoded` is what the engine made of the whole stream, where it did so already."""
         header, engine = dca.header, self.engine
         region = Region.whole(header.height, header.width) if region is None else region
         if header.exact:
@@ -436,7 +465,7 @@ class Codec:
             return samples if header.depth == 16 else engine.image(samples)  # engines know 8 bits
         self._check_model(header)
         seen = region.around(RING_REACH if header.restoration else 0, header.height, header.width)
-        pixels, digest = engine.decode(dca.stream, header, seen)
+        pixels, digest = engine.decode(dca.stream, header, seen) if decoded is None else decoded
         self._check_digest(header, digest)
         if header.restoration:
             pixels = engine.restore(pixels, header.restoration)[region.of_array(seen.top, seen.left)]
@@ -510,10 +539,71 @@ class Codec:
         aq_strength: float = DEFAULT_AQ,
         screen: str = "auto",
     ) -> list[bytes]:
-        """`encode` of each, of a list or of an array or tensor [N, ...]; the bytes do not depend on the batch."""
-        options: dict[str, Any] = {"effort": effort, "aq_strength": aq_strength, "screen": screen}
-        return [self.encode(image, quality, **options) for image in images]
+        """`encode` of each, with the same bytes.
+
+        A CUDA device codes pictures of about one size together at effort 0, which is many times faster for small ones
+        (docs/guide/gpu.md). No more pictures are taken from `images` at a time than are coded together.
+
+        Args:
+            images: as of `encode`; or an array [N, H, W, C], or a tensor [N, C, H, W].
+            quality, effort, aq_strength, screen: as of `encode`.
+
+        Returns:
+            The files, in the order of the images.
+
+        Raises:
+            As `encode`, of the first image that cannot be coded.
+        """
+        q = _quality(QUALITY_MAX if quality == LOSSLESS else quality)
+        level, aq, look = check_effort(effort), _aq(aq_strength), graphics.check(screen) and q < container.MAX_QUALITY
+        files: list[bytes] = []
+        for some in _some(images, self.engine.together):
+            if len(some) == 1 or quality == LOSSLESS:
+                options: dict[str, Any] = {"effort": effort, "aq_strength": aq_strength, "screen": screen}
+                files += [self.encode(image, quality, **options) for image in some]
+                continue
+            prepared = [self._prepared(image, q, aq, look, None) for image in some]
+            works = [work for work in prepared if isinstance(work, _Work)]
+            coded = iter(self.engine.encode_batch([self.engine.image(work.pixels) for work in works], q, level, aq))
+            files += [w if isinstance(w, bytes) else self._packed(w, next(coded), q, aq) for w in prepared]
+        return files
 
     def decode_batch(self, files: Iterable[FileLike], output: str = "pil") -> list[Any]:
-        """`decode` of each."""
-        return [self.decode(data, output) for data in files]
+        """`decode` of each, with the same result.
+
+        A CUDA device decodes files of about one size and of one quality together. No more files are read at a time
+        than are decoded together.
+
+        Raises:
+            As `decode`, of a file that cannot be decoded.
+        """
+        _check_output(output)
+        results: list[Any] = []
+        for some in _some(files, self.engine.together):
+            if len(some) == 1:
+                results.append(self.decode(some[0], output))
+                continue
+            dcas = [container.parse(file_bytes(data), max_pixels=self.max_pixels) for data in some]
+            modelled = [dca for dca in dcas if not dca.header.exact]
+            for dca in modelled:
+                self._check_model(dca.header)
+            streams, headers = [dca.stream for dca in modelled], [dca.header for dca in modelled]
+            decoded = iter(self.engine.decode_batch(streams, headers))
+            for dca in dcas:
+                pixels = self._decoded(dca, decoded=None if dca.header.exact else next(decoded))
+                results.append(self._given(dca, pixels, self._alpha(dca), output))
+        return results
+
+
+def _some(items: Iterable[T], count: int) -> Iterator[list[T]]:
+    """So many at a time, the last ones fewer."""
+    iterator = iter(items)
+    while some := list(islice(iterator, count)):
+        yield some
+
+
+def _check_output(output: str) -> None:
+    if output not in OUTPUTS:
+        raise ConfigError(f"output must be one of {OUTPUTS}, got {output!r}")
+    if output == "torch":
+        need_torch('output="torch"')

@@ -27,7 +27,7 @@ from dca_fast.engines.cuda import (
     _DecoderGraph,
     _Settings,
 )
-from dca_fast.errors import BitstreamError, DeviceMemoryError
+from dca_fast.errors import BitstreamError, DeviceMemoryError, InputError
 from dca_fast.files import container
 from dca_fast.network import weights
 from dca_fast.network.program import Model
@@ -35,7 +35,7 @@ from dca_fast.network.walk import Grid
 from dca_fast.ops import Linear, Ops, Params
 from dca_fast.ops.reference import OPS
 from dca_fast.region import Region
-from dca_fast.testing import photograph
+from dca_fast.testing import page, photograph
 from tests import test_rans_device
 from tests.recording_tools import overwrite_unowned, recorded
 
@@ -175,7 +175,7 @@ def test_graphs_own_what_they_read(imitated: Codec) -> None:
 def test_a_batch_is_each_of_its_pictures(imitated: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of mixed sizes, in batches of two numbers, launch by launch and recorded; what one waits for is once a batch."""
     monkeypatch.setattr("dca_fast.engines.cuda.BATCHES", (3, 2, 1))
-    sizes = [(70, 100), (66, 99), (64, 64), (70, 100), (70, 100), (70, 97), (40, 64)]
+    sizes = [(40, 100), (36, 99), (64, 64), (40, 100), (40, 100), (40, 97), (40, 64)]
     images = [torch.from_numpy(photograph(*size, seed=i)) for i, size in enumerate(sizes)]
     plain, engine = Codec().engine, imitated.engine
     for quality, effort in ((3000, 0), (6000, 0), (6000, 1)):
@@ -201,6 +201,32 @@ def test_a_batch_is_each_of_its_pictures(imitated: Codec, monkeypatch: pytest.Mo
     with pytest.raises(BitstreamError):
         engine.decode_batch(bad, headers)
     assert len(engine.decode_batch(streams, headers)) == len(streams)
+
+
+@test_rans_device.needs_gcc
+def test_files_of_a_batch_are_those_of_each_picture(imitated: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Photographs, graphics, alpha, gray; with and without a network, at the top, and what is out of order."""
+    monkeypatch.setattr("dca_fast.engines.cuda.BATCHES", (2, 1))
+    monkeypatch.setattr(CudaEngine, "together", 5)
+    photographs, drawn = [photograph(40, 64, seed=i) for i in range(3)], page(48, 64, seed=11)
+    alpha = np.dstack((photographs[0], np.arange(40 * 64, dtype=np.uint8).reshape(40, 64)))
+    images = [photographs[0], drawn, alpha, photographs[1][..., 0].copy(), photographs[2], np.zeros_like(drawn)]
+    plain = Codec()
+    for quality, effort in ((50, 0), (100, 0), ("lossless", 0)):
+        files = [plain.encode(image, quality, effort=effort) for image in images]
+        assert imitated.encode_batch(iter(images), quality, effort=effort) == files
+        for output in ("numpy", "torch"):
+            pixels = [plain.decode(data, output) for data in files]
+            for mine, expected in zip(imitated.decode_batch(iter(files), output), pixels, strict=True):
+                assert np.array_equal(mine, expected)
+    assert imitated.encode_batch(np.stack(photographs), 50, effort=0) == [
+        plain.encode(image, 50, effort=0) for image in photographs
+    ]
+    assert imitated.encode_batch([]) == imitated.decode_batch([]) == []
+    with pytest.raises(BitstreamError):
+        imitated.decode_batch([files[0], files[1][:-9]])
+    with pytest.raises(InputError):
+        imitated.encode_batch([photographs[0], 3])
 
 
 @test_rans_device.needs_gcc

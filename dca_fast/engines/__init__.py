@@ -28,6 +28,7 @@ class Engine(Protocol):
     Attributes:
         weights, ops, arrays: with which it computes.
         device: what it computes on, as PyTorch names it.
+        together: how many pictures `encode_batch` and `decode_batch` are given at a time.
         takes_tensors: whether pictures are tensors of its device, in both directions, so that they can stay there.
     """
 
@@ -36,6 +37,7 @@ class Engine(Protocol):
     arrays: Arrays
     device: Any
     takes_tensors: bool
+    together: int
 
     def image(self, pixels: Any) -> Array:
         """Pixels uint8 [H, W, 3], an array or a tensor, as an array of the engine."""

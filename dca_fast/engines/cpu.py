@@ -43,7 +43,7 @@ class CpuEngine:
         threads: how many this process may use; asked before every picture.
     """
 
-    takes_tensors, device = False, "cpu"
+    takes_tensors, together, device = False, 1, "cpu"
 
     def __init__(self, weights: Weights, ops: Ops, tables: Tables, threads: Callable[[], int]) -> None:
         self.ops, self.weights, self.tables, self._threads = ops, weights, tables, threads

@@ -265,7 +265,7 @@ class CudaEngine:
         on_cpu: makes an engine for searches that the device has no memory for; it finds the same.
     """
 
-    takes_tensors = True
+    takes_tensors, together = True, BATCHES[0]
 
     def __init__(
         self,
