@@ -82,7 +82,7 @@ def looks_graphic(above: Samples, below: Samples) -> bool:
     """
     above = above[: len(below)]
     same = (below[:, 1:] == below[:, :-1]).all(2) & (below[:, 1:] == above[:, 1:]).all(2)
-    return np.count_nonzero(same) * SAME > same.size
+    return bool(np.count_nonzero(same) * SAME > same.size)
 
 
 def choose(
@@ -184,4 +184,5 @@ def _doubled(values: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
     """Twice as many rows, interpolated."""
     padded = np.concatenate([values[:1], values, values[-1:]])
     between = [(3 * values + padded[:-2] + 2) >> 2, (3 * values + padded[2:] + 2) >> 2]
-    return np.stack(between, 1).reshape(2 * len(values), *values.shape[1:])
+    doubled: npt.NDArray[np.int32] = np.stack(between, 1).reshape(2 * len(values), *values.shape[1:])
+    return doubled
