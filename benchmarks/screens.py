@@ -126,7 +126,7 @@ def main() -> int:
         times = {"encode_time": mean(ratios), "slowest": max(ratios)}
         facts["photographs"][folder.name] = {"count": len(paths), "changed": changed, **times}
     facts |= {"pictures": pictures, "model_id": codec.model_id, "avif": features.version("avif")}
-    facts |= {"environment": environment()}
+    facts |= environment()
     for quality, row in facts["means"].items():
         print(f"quality {quality}: {row}")
     for name, row in facts["photographs"].items():

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from dca_fast import Codec, backends
+from dca_fast import Codec, backends, inspect
 from dca_fast.engines.cuda import (
     CACHED_GRAPHS,
     LARGEST_GRAPH,
@@ -312,6 +312,20 @@ def test_tensors_stay_on_the_device(cpu: Codec, gpu: Codec) -> None:
     image = torch.from_numpy(photograph(200, 300, seed=3)).permute(2, 0, 1)
     data = gpu.encode(image.cuda(), 70)
     assert data == cpu.encode(image, 70)
+    pixels = gpu.decode(data, "torch")
+    assert pixels.is_cuda
+    assert pixels.cpu().equal(cpu.decode(data, "torch"))
+
+
+@on_gpu
+@pytest.mark.parametrize("effort", [0, 1, 2])
+def test_graphic_blocks_are_pasted_on_the_device(cpu: Codec, gpu: Codec, effort: int) -> None:
+    image = page(96, 128, seed=11)
+    data = cpu.encode(image, 60, effort=effort)
+    assert inspect(data).graphic_blocks
+    tensor = torch.from_numpy(image).permute(2, 0, 1).cuda()
+    for picture in (image, tensor):
+        assert gpu.encode(picture, 60, effort=effort) == data
     pixels = gpu.decode(data, "torch")
     assert pixels.is_cuda
     assert pixels.cpu().equal(cpu.decode(data, "torch"))

@@ -460,7 +460,7 @@ def test_golden_files(backend: str) -> None:
 def test_sanitizers_find_nothing(tmp_path: Path) -> None:
     program = str(tmp_path / "exact_sanitize")
     flags = ["-std=c++17", "-O1", "-pthread", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    sources = ["tests/fuzz/exact_sanitize.cpp", "csrc/exact/exact_coder.cpp"]
+    sources = ["tests/fuzz/exact_sanitize.cpp", "csrc/exact/exact_coder.cpp", "csrc/exact/exact_palette.cpp"]
     subprocess.run(["g++", *flags, "-I", "csrc/exact", *sources, "-o", program], cwd=ROOT, check=True)
     done = subprocess.run([program, "240"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -307,6 +307,17 @@ def test_the_reference_makes_and_reads_the_same(codec: Codec) -> None:
     assert other.encode(pixels, 60, effort=0) == data
 
 
+def test_tensors_that_stay_where_they_are(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CUDA device: an engine of tensors, here those of the reference."""
+    torch = pytest.importorskip("torch")
+    other, picture = Codec(backend="reference"), page(48, 64, seed=11)
+    monkeypatch.setattr(other.engine, "takes_tensors", True)
+    data = other.encode(torch.from_numpy(picture).permute(2, 0, 1), 60, effort=0)
+    assert data == codec.encode(picture, 60, effort=0)
+    back = other.decode(data, "torch")
+    assert np.array_equal(back.permute(1, 2, 0).numpy(), codec.decode(data, "numpy"))
+
+
 def test_goals(codec: Codec) -> None:
     data = codec.encode_to(PAGE, psnr=40)
     assert squares(codec, data, PAGE) <= 255**2 / 10**4

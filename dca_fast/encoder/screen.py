@@ -121,7 +121,7 @@ def choose(
     if inside.any() and not np.array_equal(inside, alike):
         tried.append(coded(inside))
     best = min(tried, key=cost)
-    if not best.whole and 4 * np.count_nonzero(best.inside) > 3 * best.inside.size:
+    if not best.whole and 8 * np.count_nonzero(best.inside) > 7 * best.inside.size:
         best = min(best, coded(np.ones_like(alike)), key=cost)
     return best if 33 * cost(best) < 32 * int(theirs.sum()) else None
 
