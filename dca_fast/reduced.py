@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dca_fast.config import REDUCTIONS
 from dca_fast.errors import ConfigError
 
-__all__ = ["REDUCTIONS", "box_mean", "check"]
+__all__ = ["box_mean", "check"]
 
-REDUCTIONS = (1, 2, 4, 8, 16)  # pixels of a side that become one
 _BLOCKS = 64  # rows of the result that are made at a time, in little memory
 
 
