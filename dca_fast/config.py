@@ -64,6 +64,7 @@ DEFAULT_AQ = 3 / AQ_STEPS
 
 PATCH = 8  # pixels per side of the first patch of the "patch" transforms
 STRIDE = 16  # pixels per latent site
+REDUCTIONS = (1, 2, 4, 8, 16)  # of previews: pixels of a side that become one
 ALIGN = 64  # images are padded to multiples of this: two more halvings for the regional hyper latent
 
 

@@ -26,13 +26,13 @@ from typing import IO, Any
 from PIL import Image, ImageFile
 
 from dca_fast.codec import Codec
+from dca_fast.config import REDUCTIONS
 from dca_fast.encoder.rate_control import GOALS
 from dca_fast.errors import BitstreamError, ConfigError, InputError
 from dca_fast.files import container
 from dca_fast.files.atomic import write_atomic
 from dca_fast.files.image_io import from_pil
 from dca_fast.files.metadata import INFO_KEYS, info_of, metadata_of
-from dca_fast.reduced import REDUCTIONS
 
 FORMAT, MIME = "DCA", "image/x-dca"
 _chosen: list[Codec] = []

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dca_fast.config import REDUCTIONS
 from dca_fast.errors import ConfigError
 
-__all__ = ["REDUCTIONS", "box_mean", "check"]
+__all__ = ["box_mean", "check"]
 
-REDUCTIONS = (1, 2, 4, 8, 16)  # pixels of a side that become one
 _BLOCKS = 64  # rows of the result that are made at a time, in little memory
 
 
@@ -36,14 +36,22 @@ def box_mean(picture: npt.NDArray[Any], reduce: int) -> npt.NDArray[Any]:
     Returns:
         [ceil(H / reduce), ceil(W / reduce)] or with C, of the same type.
     """
-    rows, columns = (np.minimum(np.arange(0, side, reduce) + reduce, side) for side in picture.shape[:2])
-    rows, columns = np.diff(rows, prepend=0), np.diff(columns, prepend=0)
+    wide = np.uint32 if picture.dtype == np.uint16 else np.uint16  # holds sums of 16 x 16 samples
+    rows, columns = (np.diff([*range(0, side, reduce), side]).astype(np.uint32) for side in picture.shape[:2])
     out = np.empty((len(rows), len(columns), *picture.shape[2:]), picture.dtype)
     for top in range(0, len(rows), _BLOCKS):
         strip = picture[top * reduce : (top + _BLOCKS) * reduce]
-        sums = np.add.reduceat(strip, np.arange(0, len(strip), reduce), 0, np.int32)
-        sums = np.add.reduceat(sums, np.arange(0, strip.shape[1], reduce), 1)
+        sums = _sums(_sums(strip, reduce, wide).swapaxes(0, 1), reduce, wide).swapaxes(0, 1)
         counts = np.multiply.outer(rows[top : top + _BLOCKS], columns)
-        counts = counts.reshape(counts.shape + (1,) * (picture.ndim - 2)).astype(np.int32)
-        out[top : top + _BLOCKS] = (2 * sums + counts) // (2 * counts)
+        counts = counts.reshape(counts.shape + (1,) * (picture.ndim - 2))
+        out[top : top + _BLOCKS] = (2 * sums.astype(np.uint32) + counts) // (2 * counts)
     return out
+
+
+def _sums(x: npt.NDArray[Any], reduce: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Of so many rows each; the last ones may be fewer."""
+    sums = x[::reduce].astype(dtype)
+    for i in range(1, reduce):
+        part = x[i::reduce]
+        sums[: len(part)] += part
+    return sums

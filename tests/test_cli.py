@@ -596,10 +596,10 @@ def test_examples_run(
     Path("photos").mkdir()
     Path("archive").mkdir()
     for name in ("photo.jpg", "photos/a.png", "photos/b.png"):
-        Image.fromarray(photograph(24, 32)).save(name)
+        Image.fromarray(photograph(64, 96)).save(name)
     if command not in ("", "encode"):
         for name in ("photo.dca", "archive/a.dca", "archive/b.dca"):
-            Path(name).write_bytes(codec.encode(photograph(24, 32)))
+            Path(name).write_bytes(codec.encode(photograph(64, 96)))
     if command == "verify":
         assert run("encode", "photos", "-o", "archive", "--manifest", "archive.jsonl") == 0
     for line in EXAMPLES[command]:
@@ -761,7 +761,8 @@ def test_train_export_encode(
     from dca_fast.train import finish
     from dca_fast.train.export import load_float
 
-    monkeypatch.setattr(finish, "fit", partial(finish.fit, crops=64, rounds=2))
+    monkeypatch.setattr(finish, "fit_tables", partial(finish.fit_tables, crops=64, rounds=2))
+    monkeypatch.setattr(finish, "fit_previews", partial(finish.fit_previews, crops=8))
     data = tmp_path / "data"
     data.mkdir()
     Image.fromarray(photograph(256, 320)).save(data / "a.png")

@@ -13,13 +13,14 @@ from PIL import Image
 import dca_fast.pillow
 from dca_fast import Codec
 from dca_fast.cli.parser import main
+from dca_fast.config import REDUCTIONS
 from dca_fast.errors import BitstreamError, ConfigError, CorruptStreamError
 from dca_fast.files import container
 from dca_fast.network import walk, weights
 from dca_fast.network.layout import PREVIEWS
 from dca_fast.network.program import Model, Program, settings
 from dca_fast.ops import native, reference
-from dca_fast.reduced import REDUCTIONS, box_mean
+from dca_fast.reduced import box_mean
 from dca_fast.testing import photograph
 
 SIZE = 230, 402

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from dca_fast import Codec
+from dca_fast.config import REDUCTIONS
 from dca_fast.engines import tiles
 from dca_fast.entropy.coder import crc32
 from dca_fast.errors import BitstreamError, CorruptStreamError, InputError, TruncatedStreamError
 from dca_fast.files import container
 from dca_fast.network import walk
 from dca_fast.network.walk import Grid
-from dca_fast.reduced import REDUCTIONS
 from dca_fast.testing import photograph
 
 SIZE = 230, 400  # height and width: 16 x 28 sites, which do not touch all of the last ones

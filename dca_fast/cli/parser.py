@@ -18,8 +18,7 @@ from typing import Any, NoReturn
 
 from dca_fast.cli import commands, convert, verify
 from dca_fast.cli.examples import EXAMPLES
-from dca_fast.config import ALIGN, AQ_STEPS, DEFAULT_AQ, DEFAULT_EFFORT, MAX_AQ, MAX_EFFORT, QUALITY_MAX
-from dca_fast.reduced import REDUCTIONS
+from dca_fast.config import ALIGN, AQ_STEPS, DEFAULT_AQ, DEFAULT_EFFORT, MAX_AQ, MAX_EFFORT, QUALITY_MAX, REDUCTIONS
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141  # what a shell reports of a program whose output nobody reads any more
