@@ -435,7 +435,7 @@ def test_headers_of_exact_files() -> None:
     data = container.pack(header, b"x")
     assert data[7] == 0x18
     assert container.parse(data).header == header
-    for values in ({"quality": 99}, {"model_id": b"1234"}, {"aq": 1}, {"restoration": (0,) * 18}, {"depth": 12}):
+    for values in ({"quality": 10001}, {"model_id": b"1234"}, {"aq": 1}, {"restoration": (0,) * 18}, {"depth": 12}):
         with pytest.raises(InputError):
             container.pack(container.Header(**({**vars(header)} | values)), b"x")
     with pytest.raises(InputError, match="16 bits"):
