@@ -552,7 +552,7 @@ class Codec:
             The files, in the order of the images.
 
         Raises:
-            As `encode`, of the first image that cannot be coded.
+            DcaError: as `encode`, of the first image that cannot be coded.
         """
         q = _quality(QUALITY_MAX if quality == LOSSLESS else quality)
         level, aq, look = check_effort(effort), _aq(aq_strength), graphics.check(screen) and q < container.MAX_QUALITY
@@ -575,7 +575,7 @@ class Codec:
         than are decoded together.
 
         Raises:
-            As `decode`, of a file that cannot be decoded.
+            DcaError: as `decode`, of a file that cannot be decoded.
         """
         _check_output(output)
         results: list[Any] = []

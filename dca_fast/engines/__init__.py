@@ -83,7 +83,7 @@ class Engine(Protocol):
             As `decode`, uint8 [ceil(H / reduce), ceil(W / reduce), 3]; None: the weights have no layer for it.
 
         Raises:
-            As `decode`.
+            BitstreamError, DeviceMemoryError: as `decode`.
         """
 
     def restore(self, picture: Array, weights: tuple[int, ...]) -> Array:
