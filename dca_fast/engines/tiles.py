@@ -9,7 +9,7 @@ from itertools import accumulate, pairwise
 from dca_fast.config import STRIDE
 from dca_fast.entropy.coder import crc32
 from dca_fast.errors import CorruptStreamError, TruncatedStreamError
-from dca_fast.leb128 import leb128
+from dca_fast.leb128 import leb128, read_leb128
 from dca_fast.network.program import Program
 from dca_fast.network.walk import Grid
 from dca_fast.ops import Array
@@ -18,7 +18,6 @@ from dca_fast.region import Region
 __all__ = ["checked", "join", "latent", "split"]
 
 _DIGEST_BYTES = 4
-_SIZE_BYTES = 5  # at most
 # From the stream of a tile to its y_hat, [1, h, w, M], and the digest of its values.
 Decode = Callable[[bytes, Grid], tuple[Array, int]]
 
@@ -48,7 +47,8 @@ def split(stream: bytes, count: int) -> tuple[list[bytes], list[bytes]]:
         digests.append(stream[at : at + _DIGEST_BYTES])
         at += _DIGEST_BYTES
         if len(digests) < count:
-            size, at = _size(stream, at)
+            cut = TruncatedStreamError("the stream ends inside the table of its tiles")
+            size, at = read_leb128(stream, at, 5, cut, CorruptStreamError("malformed size in the table of tiles"))
             sizes.append(size)
     if at + sum(sizes) > len(stream):
         raise TruncatedStreamError(f"the stream ends inside its {count} tiles")
@@ -70,20 +70,6 @@ def checked(digests: Sequence[bytes], found: Sequence[int | None]) -> int:
         if digest is not None and digest != int.from_bytes(expected, "little"):
             raise CorruptStreamError(f"the decoded symbols of tile {i} do not have its digest")
     return crc32(b"".join(digests), 0)
-
-
-def _size(stream: bytes, at: int) -> tuple[int, int]:
-    """A canonical LEB128 number at this place, and where it ends."""
-    value = 0
-    for end in range(at + 1, at + 1 + _SIZE_BYTES):
-        if end > len(stream):
-            raise TruncatedStreamError("the stream ends inside the table of its tiles")
-        value |= (stream[end - 1] & 0x7F) << 7 * (end - 1 - at)
-        if stream[end - 1] < 0x80:
-            if leb128(value) != stream[at:end]:
-                break
-            return value, end
-    raise CorruptStreamError("malformed size in the table of tiles")
 
 
 def latent(

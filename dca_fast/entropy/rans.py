@@ -18,7 +18,7 @@ import numpy.typing as npt
 from dca_fast.entropy.tables import CENTER, ESCAPE, PROB_BITS, ROWS, SKIP_ROW, Tables
 from dca_fast.entropy.trellis import CHAINS, index_of, next_state, set_of, value_of
 from dca_fast.errors import CorruptStreamError, InputError, TruncatedStreamError
-from dca_fast.leb128 import leb128
+from dca_fast.leb128 import leb128, read_leb128
 
 __all__ = ["Decoder", "encode"]
 
@@ -153,19 +153,6 @@ def _symbol(tables: Tables, value: int, row: int) -> int:
     return symbol if 0 <= symbol < ESCAPE and tables.freq[row, symbol] > 0 else ESCAPE
 
 
-def _take_size(stream: bytes, start: int) -> tuple[int, int]:
-    """Read a canonical LEB128 number of at most five bytes; return it and the offset behind it."""
-    for end in range(start + 1, start + 6):
-        if end > len(stream):
-            raise TruncatedStreamError("the coder stream ends in its header")
-        if stream[end - 1] < 128:
-            size = sum((stream[i] & 127) << 7 * (i - start) for i in range(start, end))
-            if leb128(size) == stream[start:end]:
-                return size, end
-            break
-    raise CorruptStreamError("a group size of the coder stream is not canonical")
-
-
 def _open(stream: bytes) -> tuple[int, list[list[int]], list[list[int]]]:
     """Take a stream apart: number of lanes, states of each group, words of each group (last first)."""
     if len(stream) < 2:
@@ -175,7 +162,9 @@ def _open(stream: bytes) -> tuple[int, list[list[int]], list[list[int]]]:
         raise CorruptStreamError("the coder stream has an unknown number of lanes or groups")
     sizes = []
     for _ in range(groups - 1):
-        size, offset = _take_size(stream, offset)
+        cut = TruncatedStreamError("the coder stream ends in its header")
+        malformed = CorruptStreamError("a group size of the coder stream is not canonical")
+        size, offset = read_leb128(stream, offset, 5, cut, malformed)
         sizes.append(size)
     states, words = [], []
     for size in [*sizes, max(0, len(stream) - offset - sum(sizes))]:

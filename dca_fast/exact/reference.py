@@ -13,7 +13,7 @@ from dca_fast.errors import CorruptStreamError
 from dca_fast.exact.colours import BLOCK, Band, Map, Mode, Samples
 from dca_fast.exact.decisions import Decoder, Encoder, log2_of
 from dca_fast.exact.planes import Impossible
-from dca_fast.leb128 import leb128
+from dca_fast.leb128 import leb128, read_leb128
 
 __all__ = ["MAX_STEP", "bands", "blocks", "decode", "encode", "merge_colours", "take"]
 
@@ -98,18 +98,8 @@ def take(stream: bytes, at: int) -> tuple[int, int]:
     Raises:
         CorruptStreamError: none, or not in the fewest bytes.
     """
-    value = 0
-    for shift in range(0, 35, 7):
-        if at >= len(stream):
-            raise CorruptStreamError("exact colours: the stream ends inside a number")
-        byte = stream[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            if byte == 0 and shift:
-                break
-            return value, at
-    raise CorruptStreamError("exact colours: malformed number")
+    cut = CorruptStreamError("exact colours: the stream ends inside a number")
+    return read_leb128(stream, at, 5, cut, CorruptStreamError("exact colours: malformed number"))
 
 
 def merge_colours(samples: Samples, inside: npt.NDArray[np.bool_], price: int) -> Samples:

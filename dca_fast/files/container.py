@@ -18,7 +18,7 @@ from dca_fast.errors import (
     TruncatedStreamError,
     UnsupportedVersionError,
 )
-from dca_fast.leb128 import leb128
+from dca_fast.leb128 import leb128, read_leb128
 
 __all__ = [
     "DEFAULT_MAX_PIXELS",
@@ -397,15 +397,12 @@ class _Reader:
 
     def leb128(self) -> int:
         """Read a canonical LEB128 number of at most four bytes."""
-        value = 0
-        for shift in range(0, 28, 7):
-            byte = self.take(1)[0]
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                if byte == 0 and shift:
-                    break
-                return value
-        raise CorruptStreamError(f"malformed number at byte {self.position}")
+        window = self.data[self.position : min(self.position + 4, self.end)]
+        cut = TruncatedStreamError(f"the file ends early: inside the number at byte {self.position}")
+        malformed = CorruptStreamError(f"malformed number at byte {self.position}")
+        value, size = read_leb128(window, 0, 4, cut, malformed)
+        self.position += size
+        return value
 
     def rest(self) -> bytes:
         return self.take(self.end - self.position)
