@@ -231,7 +231,7 @@ class Codec:
         if found is not None and found.whole:
             return container.pack(picture.header_of(source, found.samples, quality), found.stream, sections)
         if found is not None:
-            sections[container.Section.LAYER] = found.payload()
+            sections[container.Section.LAYER] = found.payload
             pixels = graphics.filled(self._host(pixels), found.inside)
         return _Work(source, pixels, sections)
 
@@ -260,7 +260,7 @@ class Codec:
 
         samples, price = self._host(source.pixels[..., :channels]), graphics.price_of(quality, channels)
         found = graphics.choose(samples, price, network, threads=self.threads, python=self._python)
-        fits = found is None or found.whole or len(found.payload()) <= container.MAX_SECTION_BYTES
+        fits = found is None or found.whole or len(found.payload) <= container.MAX_SECTION_BYTES
         return found if fits else None
 
     def _encode_exact(self, image: ImageLike, metadata: Mapping[str, bytes] | None) -> bytes:

@@ -9,7 +9,7 @@ namespace {
 constexpr int kKept = 1024;               // colours that others may become
 constexpr int64_t kBitsOfColour = 20;     // that a colour less saves
 constexpr int64_t kBitsOfPixels = 26;     // and, in 1/256, the part of the entropy of its pixels
-constexpr int64_t kMostError = 1 << 19;   // what the error of a pixel costs: more is seen where colours are smooth
+constexpr int64_t kMostError = 3 << 18;   // what the error of a pixel costs: more is seen where colours are smooth
 constexpr uint32_t kUnused = 0xffffffff;  // no colour
 
 struct Colour {

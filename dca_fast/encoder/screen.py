@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from math import isqrt
 
 import numpy as np
@@ -53,6 +54,7 @@ class Graphics:
         """Whether nothing is left to the network."""
         return bool(self.inside.all())
 
+    @cached_property
     def payload(self) -> bytes:
         """That of a LAYER section."""
         return layer.pack(self.samples, self.stream, self.inside)

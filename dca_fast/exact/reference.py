@@ -22,7 +22,7 @@ MAX_BANDS = 64
 MAX_STEP = 127
 KEPT = 1024  # colours that rarer ones may become
 BITS_OF_COLOUR, BITS_OF_PIXELS = 20, 26  # what a colour less saves: bits, and 1/256 of the entropy of its pixels
-MOST_ERROR = 1 << 19  # what the error of a pixel costs, in 2^-20 bits: more is seen where colours are smooth
+MOST_ERROR = 3 << 18  # what the error of a pixel costs, in 2^-20 bits: more is seen where colours are smooth
 
 
 def bands(height: int, width: int, mode: Mode) -> list[tuple[int, int]]:
