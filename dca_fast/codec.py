@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dca_fast.backends import resolve
-from dca_fast.config import AQ_STEPS, DEFAULT_AQ, DEFAULT_EFFORT, MAX_AQ, QUALITY_MAX, ModelConfig
+from dca_fast.config import AQ_ONE, DEFAULT_AQ, DEFAULT_EFFORT, MAX_AQ, QUALITY_MAX, ModelConfig
 from dca_fast.encoder import rate_control
 from dca_fast.encoder.effort import check as check_effort
 from dca_fast.engines import Engine
@@ -30,7 +30,7 @@ from dca_fast.exact.picture import LOSSLESS
 from dca_fast.files import container, image_io
 from dca_fast.inputs import FileLike, ImageLike, check_size, file_bytes, image_of, images_of
 from dca_fast.network import weights as weights_io
-from dca_fast.network.program import QUALITY_STEPS
+from dca_fast.network.program import QUALITY_ONE
 from dca_fast.ops import Array
 from dca_fast.tensors import need_torch, planes_of, tensor_of
 from dca_fast.threads import check as check_threads
@@ -43,15 +43,15 @@ METADATA = ("icc", "exif", "xmp")
 def _quality(quality: float | str) -> int:
     if isinstance(quality, bool) or not isinstance(quality, Real) or not 0 <= quality <= QUALITY_MAX:
         raise ConfigError(f"quality must be {LOSSLESS!r} or a number within 0..{QUALITY_MAX:g}, got {quality!r}")
-    return round(float(quality) * QUALITY_STEPS)
+    return round(float(quality) * QUALITY_ONE)
 
 
 def _aq(strength: float) -> int:
     """In sixteenths."""
-    most = MAX_AQ / AQ_STEPS
+    most = MAX_AQ / AQ_ONE
     if isinstance(strength, bool) or not isinstance(strength, Real) or not 0 <= strength <= most:
         raise ConfigError(f"aq_strength must be a number within 0..{most:g}, got {strength!r}")
-    return round(float(strength) * AQ_STEPS)
+    return round(float(strength) * AQ_ONE)
 
 
 def _rebuilt(arguments: dict[str, Any]) -> Codec:

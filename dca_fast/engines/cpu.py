@@ -19,7 +19,7 @@ from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import Tables
 from dca_fast.files.container import Header
 from dca_fast.network import walk
-from dca_fast.network.program import QUALITY_STEPS, Program, ProgramSet
+from dca_fast.network.program import QUALITY_ONE, Program, ProgramSet
 from dca_fast.network.weights import Weights
 from dca_fast.ops import Array, Ops
 from dca_fast.tensors import is_tensor
@@ -76,7 +76,7 @@ class CpuEngine:
                 self.gradient,
             )
             program = self.program(quality, aq)
-            best = Search(tools, program, self.padded(image), size, quality / QUALITY_STEPS).run(effort, progress)
+            best = Search(tools, program, self.padded(image), size, quality / QUALITY_ONE).run(effort, progress)
             return Encoded(best.stream, best.digest, best.weights)
         symbols, picture = self.symbols(image, quality, effort, aq)
         stream = self.coder.encode(symbols.parts, groups=groups, plain=symbols.plain)
@@ -90,7 +90,7 @@ class CpuEngine:
         grid = walk.Grid.of(*size)
         quantise = self.quantiser(grid.groups)
         if effort:
-            m = step_multipliers(program.arrays.numpy(program.gain), quality / QUALITY_STEPS)
+            m = step_multipliers(program.arrays.numpy(program.gain), quality / QUALITY_ONE)
             step = Step(self.adjoint, quantise, program.arrays.array(m))
             first = first_pass(program, step, padded, size)
             weights = self.fit(first.picture, image, quality)
@@ -103,7 +103,7 @@ class CpuEngine:
 
     def fit(self, picture: Array, image: Array, quality: int) -> tuple[int, ...]:
         """The restoration filter from the decoded picture [1, H, W, 3] to the image; quality in 1/100."""
-        return restoration_fit.fit(self.ops, self.arrays, picture[0], image, worth(quality / QUALITY_STEPS))
+        return restoration_fit.fit(self.ops, self.arrays, picture[0], image, worth(quality / QUALITY_ONE))
 
     def quantiser(self, groups: int) -> walk.Quantiser:
         """That of streams of so many groups."""
