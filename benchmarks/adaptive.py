@@ -20,13 +20,13 @@ from rich.console import Console
 from rich.progress import track
 
 from dca_fast import Codec
-from dca_fast.config import AQ_STEPS, DEFAULT_AQ, DEFAULT_EFFORT
+from dca_fast.config import AQ_ONE, DEFAULT_AQ, DEFAULT_EFFORT
 from dca_fast.evaluation.measure import ImageFolder, bd_rate, ms_ssim, psnr
 from dca_fast.evaluation.report import decibels
 from dca_fast.files.atomic import write_atomic
 
 QUALITIES = (5, 20, 35, 50, 65, 80, 95)
-STRENGTHS = tuple(k / AQ_STEPS for k in (0, 1, 2, 3, 4, 6, 8))
+STRENGTHS = tuple(k / AQ_ONE for k in (0, 1, 2, 3, 4, 6, 8))
 Point = tuple[float, float, float]  # bits per pixel, PSNR and MS-SSIM in dB
 
 

@@ -26,7 +26,7 @@ from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import Tables
 from dca_fast.evaluation.measure import ImageFolder, bd_rate, psnr
 from dca_fast.model.network import Network
-from dca_fast.network.program import QUALITY_STEPS
+from dca_fast.network.program import QUALITY_ONE
 from dca_fast.network.walk import EncoderSource, Grid
 from dca_fast.train.export import load_float
 
@@ -67,7 +67,7 @@ def main() -> int:
         for quality in QUALITIES:
             data = codec.encode(pixels, quality, effort=0, aq_strength=0)
             bpp, fidelity = float_point(network, pixels, quality)
-            (source,), _ = codec.engine.symbols(codec.engine.image(pixels), round(QUALITY_STEPS * quality), 0, 0)
+            (source,), _ = codec.engine.symbols(codec.engine.image(pixels), round(QUALITY_ONE * quality), 0, 0)
             groups = Grid.of(*pixels.shape[:2]).groups
             ideal = ideal_bits(codec.tables, source, groups)
             area = pixels.shape[0] * pixels.shape[1]

@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from rivals import FLOAT_WEIGHTS, to_fp32, unrounded
 from torch import Tensor
 
-from dca_fast.config import LATENT_STEPS, PATCH, QUADTREE
+from dca_fast.config import LATENT_ONE, PATCH, QUADTREE
 from dca_fast.model.context import parity_join, parity_split
 from dca_fast.model.layers import depth_to_space, space_to_depth
 from dca_fast.model.transforms import PIXEL_GAIN
 from dca_fast.ops import Head
 from dca_fast.train.export import load_float
 
-SCORE_STEPS = 16  # scores are in 1/16 nat
+SCORE_ONE = 16  # scores are in 1/16 nat
 
 
 class Attention:
@@ -37,8 +37,8 @@ class Attention:
         self.heads, self.window, self.shift, m, bias, _ = rest
         device = torch.device("cuda" if flex else "cpu")
         self.qkv = [x.to(device, torch.float32) for x in (q, k, v)]
-        self.scale = m / SCORE_STEPS
-        self.bias = bias.to(device, torch.float32) / SCORE_STEPS
+        self.scale = m / SCORE_ONE
+        self.bias = bias.to(device, torch.float32) / SCORE_ONE
         height, width = q.shape[1:3]
         wrapped = [torch.arange(side, device=device) >= side - self.shift for side in (height, width)]
         regions = (2 * wrapped[0][:, None] + wrapped[1][None, :].int()).view(1, height, width, 1)
@@ -114,7 +114,7 @@ class Gaussian:
 
     def check(self, residuals: Tensor, coded: Tensor) -> None:
         """Almost all coded symbols are our residuals, rounded; a tie may round elsewhere."""
-        theirs, ours = self()[1], torch.round(residuals / LATENT_STEPS)
+        theirs, ours = self()[1], torch.round(residuals / LATENT_ONE)
         assert float((theirs[coded] == ours[coded]).float().mean()) > 0.97
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dca_fast.config import ALIGN, OPERAND_STEPS
+from dca_fast.config import ALIGN, OPERAND_ONE
 from dca_fast.evaluation.measure import Pixels
 from dca_fast.model import layers
 from dca_fast.model.network import Network
@@ -26,7 +26,7 @@ from dca_fast.model.walk import Source, axis, code_hyper, code_latent
 from dca_fast.network.walk import Grid
 from dca_fast.train.export import load_float
 
-OPERAND_LIMIT = 127 / OPERAND_STEPS
+OPERAND_LIMIT = 127 / OPERAND_ONE
 FLOAT_WEIGHTS = Path(__file__).parents[1] / "checkpoints" / "dca-s.safetensors"
 COMPRESSAI = {  # name: model of compressai.zoo or class of compressai.models, its quality
     "mbt2018-mean": ("mbt2018_mean", 4),

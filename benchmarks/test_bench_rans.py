@@ -27,7 +27,7 @@ import torch
 from pictures import source
 
 from dca_fast.codec import _aq
-from dca_fast.config import DEFAULT_AQ, DEFAULT_EFFORT, LATENT_STEPS, STEPS, TRELLIS_PRICE, preset
+from dca_fast.config import DEFAULT_AQ, DEFAULT_EFFORT, LATENT_ONE, STEPS, TRELLIS_PRICE, preset
 from dca_fast.entropy.coder import Coder, available, choose_groups
 from dca_fast.entropy.tables import ROWS, SKIP_ROW, Tables, build_gaussian_tables, row_sigma
 from dca_fast.errors import BackendUnavailableError
@@ -169,7 +169,7 @@ def quantised(name: str, residuals: Residuals, rows: Rows, tables: Tables) -> tu
     residuals, rows = residuals[: FEW.get(name)], rows[: FEW.get(name)]
     if "trellis" in name:
         return Coder(tables).quantise(residuals, rows, tables.charges(1 / TRELLIS_PRICE), groups_of(rows)), rows
-    return np.rint(residuals / LATENT_STEPS).astype(np.int16), rows
+    return np.rint(residuals / LATENT_ONE).astype(np.int16), rows
 
 
 def make_residuals(size: int = SIZE) -> tuple[Residuals, Rows]:
@@ -177,7 +177,7 @@ def make_residuals(size: int = SIZE) -> tuple[Residuals, Rows]:
     rng = np.random.default_rng(0)
     rows = np.clip(rng.normal(34, 16, size), 8, 110).astype(np.uint8)
     sigmas = np.array([row_sigma(row) for row in range(ROWS)])[rows]
-    return np.rint(LATENT_STEPS * rng.standard_normal(size) * sigmas).astype(np.int32), rows
+    return np.rint(LATENT_ONE * rng.standard_normal(size) * sigmas).astype(np.int32), rows
 
 
 def verified(make: Maker, symbols: Symbols, rows: Rows, tables: Tables) -> tuple[Any, bytes]:
@@ -304,7 +304,7 @@ def residuals_of(paths: Sequence[Path], quality: int) -> tuple[Residuals, Rows]:
     for path in paths:
         pixels = engine.image(load_image(path).pixels)
         (kept,), _ = engine.symbols(pixels, quality, DEFAULT_EFFORT, _aq(DEFAULT_AQ))
-        parts += [(symbols.astype(np.int32) * LATENT_STEPS, rows) for symbols, rows in kept.parts[: kept.plain]]
+        parts += [(symbols.astype(np.int32) * LATENT_ONE, rows) for symbols, rows in kept.parts[: kept.plain]]
         parts += seen[-STEPS:]  # those of the last walk
     residuals, rows = zip(*parts, strict=True)
     return np.concatenate(residuals), np.concatenate(rows)

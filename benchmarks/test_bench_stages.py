@@ -25,7 +25,7 @@ from dca_fast.backends import available
 from dca_fast.config import RINGS
 from dca_fast.encoder import restoration_fit
 from dca_fast.entropy.tables import SKIP_ROW
-from dca_fast.network.program import QUALITY_STEPS, Program, ProgramSet
+from dca_fast.network.program import QUALITY_ONE, Program, ProgramSet
 from dca_fast.network.walk import Grid, Quantiser
 from dca_fast.ops import Ops
 from dca_fast.profile.recorder import Recorder, work_of
@@ -93,7 +93,7 @@ def calls() -> dict[str, Call]:
     if not available()["native"][0]:
         pytest.skip(available()["native"][1])
     codec, keeping = Codec(backend="native", threads=THREADS), Keeping()
-    codec.engine.program(round(QUALITY_STEPS * QUALITY))._silent = frozenset()  # also what these weights leave unused
+    codec.engine.program(round(QUALITY_ONE * QUALITY))._silent = frozenset()  # also what these weights leave unused
     image = pictures(WIDTH, HEIGHT)[0]
     data = instrument(codec, keeping, []).encode(image, QUALITY, effort=0, aq_strength=0)
     assert set(keeping.calls) == set(OPERATIONS)
@@ -227,7 +227,7 @@ def steps() -> dict[str, Step]:
         pytest.skip(available()["native"][1])
     codec = Codec(backend="native", threads=THREADS)
     programs = (ProgramSet(codec.engine.weights, ops_of(name)) for name in BACKENDS)
-    native, reference = (each.at(round(QUALITY_STEPS * QUALITY)) for each in programs)
+    native, reference = (each.at(round(QUALITY_ONE * QUALITY)) for each in programs)
     search = codec.engine.quantiser(Grid.of(HEIGHT, WIDTH).groups)
 
     def quantise(residuals: Tensor, rows: Tensor) -> Tensor:

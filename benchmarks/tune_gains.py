@@ -25,7 +25,7 @@ from dca_fast import Codec
 from dca_fast.config import QUALITY_MAX, price
 from dca_fast.model.walk import ANCHORS
 from dca_fast.network import weights as weights_io
-from dca_fast.network.program import LOG2_STEPS
+from dca_fast.network.program import LOG2_ONE
 from dca_fast.train.data import Photographs, cut
 from dca_fast.train.export import load_float, save_float
 
@@ -100,7 +100,7 @@ def main() -> int:
         paths = [args.weights]
         for band, octaves in product(range(len(BANDS)), (-DELTA, DELTA)):
             by = np.zeros((ANCHORS, len(BANDS)))
-            by[:, band] = np.rint(octaves * LOG2_STEPS)
+            by[:, band] = np.rint(octaves * LOG2_ONE)
             gains = change(torch.from_numpy(integer.tensors["latent.log2_gain"]), by).numpy()
             paths.append(Path(folder) / f"{len(paths)}.safetensors")
             weights_io.save(paths[-1], integer.tensors | {"latent.log2_gain": gains}, integer.config, integer.skip)

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dca_fast.backends import resolve
-from dca_fast.config import AQ_STEPS, DEFAULT_AQ, DEFAULT_EFFORT, MAX_AQ, QUALITY_MAX, RING_REACH, ModelConfig
+from dca_fast.config import AQ_ONE, DEFAULT_AQ, DEFAULT_EFFORT, MAX_AQ, QUALITY_MAX, RING_REACH, ModelConfig
 from dca_fast.encoder import rate_control
 from dca_fast.encoder import screen as graphics
 from dca_fast.encoder.effort import check as check_effort
@@ -32,7 +32,7 @@ from dca_fast.exact.picture import LOSSLESS
 from dca_fast.files import container, image_io
 from dca_fast.inputs import FileLike, ImageLike, check_size, file_bytes, image_of, images_of
 from dca_fast.network import weights as weights_io
-from dca_fast.network.program import QUALITY_STEPS
+from dca_fast.network.program import QUALITY_ONE
 from dca_fast.ops import Array
 from dca_fast.reduced import box_mean
 from dca_fast.reduced import check as check_reduction
@@ -50,15 +50,15 @@ METADATA = ("icc", "exif", "xmp")
 def _quality(quality: float | str) -> int:
     if isinstance(quality, bool) or not isinstance(quality, Real) or not 0 <= quality <= QUALITY_MAX:
         raise ConfigError(f"quality must be {LOSSLESS!r} or a number within 0..{QUALITY_MAX:g}, got {quality!r}")
-    return round(float(quality) * QUALITY_STEPS)
+    return round(float(quality) * QUALITY_ONE)
 
 
 def _aq(strength: float) -> int:
     """In sixteenths."""
-    most = MAX_AQ / AQ_STEPS
+    most = MAX_AQ / AQ_ONE
     if isinstance(strength, bool) or not isinstance(strength, Real) or not 0 <= strength <= most:
         raise ConfigError(f"aq_strength must be a number within 0..{most:g}, got {strength!r}")
-    return round(float(strength) * AQ_STEPS)
+    return round(float(strength) * AQ_ONE)
 
 
 class _Work(NamedTuple):

@@ -25,9 +25,9 @@ def price(quality: Any) -> Any:
 
 
 # The fixed-point grid of the integer line (docs/spec/numerics.md).
-OPERAND_STEPS = 16  # int8 operands hold multiples of 1/16: range +-127/16
-FEATURE_STEPS = 256  # int16 features of the entropy model hold multiples of 1/256
-LATENT_STEPS = 256  # means and latents are held in 1/256 of a quantiser step
+OPERAND_ONE = 16  # int8 operands hold multiples of 1/16: range +-127/16
+FEATURE_ONE = 256  # int16 features of the entropy model hold multiples of 1/256
+LATENT_ONE = 256  # means and latents are held in 1/256 of a quantiser step
 TRELLIS_STEP = 160  # of the grid on which a trellis quantises y, in the same unit (docs/spec/bitstream.md)
 TRELLIS_PRICE = 12  # bits that a squared quantiser step is worth to the search of the trellis (docs/design/trellis.md)
 ROWS_PER_OCTAVE = 12  # rows of the scale table: scale = SCALE_MIN * 2 ** (row / ROWS_PER_OCTAVE)
@@ -53,14 +53,14 @@ RINGS = (
     ((-1, 0), (0, -1), (0, 1), (1, 0)),
     ((-2, 0), (0, -2), (0, 2), (2, 0)),
 )
-RING_LIMIT, RING_STEPS = 8, 256
+RING_LIMIT, RING_ONE = 8, 256
 RING_REACH = max(abs(way) for ring in RINGS for neighbour in ring for way in neighbour)
 
 # Adaptive quantisation (docs/spec/adaptive.md): the strength that stands for 1, and the strongest one; by how many rows
 # of the scale table it changes a quantiser step at most; and how many channels of a group, the strongest, it looks at.
-AQ_STEPS, MAX_AQ = 16, 15
+AQ_ONE, MAX_AQ = 16, 15
 AQ_REACH, AQ_CHANNELS = 15, 16
-DEFAULT_AQ = 3 / AQ_STEPS
+DEFAULT_AQ = 3 / AQ_ONE
 
 PATCH = 8  # pixels per side of the first patch of the "patch" transforms
 STRIDE = 16  # pixels per latent site

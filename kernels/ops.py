@@ -7,12 +7,12 @@ import sys
 from dca_fast.ops import Ops, collect
 from dca_fast.ops.reference import (  # a few launches of PyTorch each; exact on a GPU as well
     arrays,
+    coarseness_factors,
     hyper_symbols,
     hyper_values,
     luma,
     restore_sums,
     squared_error,
-    step_factors,
 )
 
 from .attention import token_attention, token_block, window_attention, window_block
@@ -57,6 +57,7 @@ __all__ = [
     "arrays",
     "block",
     "coarseness",
+    "coarseness_factors",
     "coarser_rows",
     "decoded_linear",
     "depth_block",
@@ -83,7 +84,6 @@ __all__ = [
     "restore_sums",
     "space_to_depth2",
     "squared_error",
-    "step_factors",
     "token_attention",
     "token_block",
     "wide_linear",

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dca_fast.config import LEAKY_SLOPE, OPERAND_STEPS
+from dca_fast.config import LEAKY_SLOPE, OPERAND_ONE
 
 from .choices import choose
 from .gemm import _sum, _tile
@@ -27,7 +27,7 @@ from .pointwise import _indices, _launch
 
 __all__ = ["Quantised", "QuantisedWeights", "depth_block", "gated_ffn", "noisy_bits"]
 
-_STEPS = tl.constexpr(float(OPERAND_STEPS))
+_ONE = tl.constexpr(float(OPERAND_ONE))
 _LEAKY = tl.constexpr(LEAKY_SLOPE)
 _BELOW = tl.constexpr(-128)  # zero, not from a positive value
 _LEAST = tl.constexpr(2.0**-20)  # probability that is told apart
@@ -113,7 +113,7 @@ def _operand_kernel(count, x, unit, out, C: tl.constexpr, UNIT: tl.constexpr, LO
     value = tl.load(x + at, inside, 0.0)
     if UNIT:
         value = tl.div_rn(value, tl.load(unit + at % C, inside, 1.0))
-    tl.store(out + at, rounded(value * _STEPS, LIMIT8).to(tl.int8), inside)
+    tl.store(out + at, rounded(value * _ONE, LIMIT8).to(tl.int8), inside)
 
 
 @triton.jit
@@ -137,7 +137,7 @@ def _weight_gradient_kernel(count, g, m, out, K: tl.constexpr, LONG: tl.constexp
     at = _indices(LONG, BLOCK)
     inside = at < count
     value = tl.load(g + at, inside, 0.0).to(tl.float32)
-    tl.store(out + at, tl.div_rn(value, tl.load(m + at // K, inside, 1.0) * _STEPS), inside)
+    tl.store(out + at, tl.div_rn(value, tl.load(m + at // K, inside, 1.0) * _ONE), inside)
 
 
 @triton.jit
@@ -162,8 +162,8 @@ def _gate_back_kernel(count, g, halves, m, out, H: tl.constexpr, LONG: tl.conste
     channel = at % H
     left = at // H * (2 * H) + channel
     u, v = tl.load(halves + left, inside, 0), tl.load(halves + left + H, inside, 0)
-    product = rounded(u.to(tl.float32) * v.to(tl.float32) / _STEPS, LIMIT8)
-    g = tl.where((product < LIMIT8) & (product > -LIMIT8), tl.load(g + at, inside, 0.0).to(tl.float32), 0.0) / _STEPS
+    product = rounded(u.to(tl.float32) * v.to(tl.float32) / _ONE, LIMIT8)
+    g = tl.where((product < LIMIT8) & (product > -LIMIT8), tl.load(g + at, inside, 0.0).to(tl.float32), 0.0) / _ONE
     gu = tl.where(_passes(u), g * v.to(tl.float32), 0.0) * tl.load(m + channel, inside, 0.0)
     gv = tl.where(_passes(v), g * u.to(tl.float32), 0.0) * tl.load(m + H + channel, inside, 0.0)
     tl.store(out + left, gu.to(out.dtype.element_ty), inside)
@@ -175,7 +175,7 @@ def _gate_back_kernel(count, g, halves, m, out, H: tl.constexpr, LONG: tl.conste
 
 @triton.jit
 def _value(acc, m, bias, slope, t, r, sites, n, N: tl.constexpr, CONDITIONAL: tl.constexpr):
-    y = acc.to(tl.float32) * (tl.load(m + n, n < N, 0.0) / _STEPS)[None, :] + tl.load(bias + n, n < N, 0.0)[None, :]
+    y = acc.to(tl.float32) * (tl.load(m + n, n < N, 0.0) / _ONE)[None, :] + tl.load(bias + n, n < N, 0.0)[None, :]
     if CONDITIONAL:
         y += tl.load(t + r // sites)[:, None] * tl.load(slope + n, n < N, 0.0)[None, :]
     return y
@@ -196,16 +196,16 @@ def _product_kernel(
     if EPILOGUE == _ADD:
         tl.store(out + at, tl.load(residual + at, mask, 0.0) + reach * y, mask)
     elif EPILOGUE == _ACT:
-        code = rounded(tl.where(y < 0, y * _LEAKY, y) * _STEPS, LIMIT8)
+        code = rounded(tl.where(y < 0, y * _LEAKY, y) * _ONE, LIMIT8)
         tl.store(out + at, tl.where((code == 0) & (y <= 0), _BELOW, code).to(tl.int8), mask)
     else:
         acc = _sum(a, a, w + N * K, r, inside, n, N, K, False, BM, BN, BK)
         v = _value(acc, m + N, bias + N, slope, t, within, sites, n, N, False)
-        u, v = rounded(y * _STEPS, LIMIT8), rounded(v * _STEPS, LIMIT8)
+        u, v = rounded(y * _ONE, LIMIT8), rounded(v * _ONE, LIMIT8)
         left = (r * (2 * N))[:, None] + n[None, :]
         tl.store(halves + left, u.to(tl.int8), mask)
         tl.store(halves + left + N, v.to(tl.int8), mask)
-        tl.store(out + at, rounded((u * v).to(tl.float32) / _STEPS, LIMIT8).to(tl.int8), mask)
+        tl.store(out + at, rounded((u * v).to(tl.float32) / _ONE, LIMIT8).to(tl.int8), mask)
 
 
 def _product(
@@ -255,8 +255,8 @@ def _depthwise_kernel(
         near, there = _neighbour(at, site, tap // 3 - 1, tap % 3 - 1, height, width, C, inside)
         value = tl.load(h + near, there, 0).to(tl.int32)
         acc += tl.where(value == _BELOW, 0, value) * tl.load(w + channel * 9 + tap, inside, 0).to(tl.int32)
-    y = acc.to(tl.float32) * (tl.load(m + channel, inside, 0.0) / _STEPS) + tl.load(bias + channel, inside, 0.0)
-    tl.store(out + at, rounded(y * _STEPS, LIMIT8).to(tl.int8), inside)
+    y = acc.to(tl.float32) * (tl.load(m + channel, inside, 0.0) / _ONE) + tl.load(bias + channel, inside, 0.0)
+    tl.store(out + at, rounded(y * _ONE, LIMIT8).to(tl.int8), inside)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -455,7 +455,7 @@ class _DepthBlock(torch.autograd.Function):
         floats = (
             _weight_gradient(first, a, expand),
             *_bias_and_slope_gradients(first, expand, t),
-            (total[:9] / OPERAND_STEPS).T.reshape(c, 3, 3),
+            (total[:9] / OPERAND_ONE).T.reshape(c, 3, 3),
             total[9],
             _weight_gradient(last, d, project),
             _bias_gradient(last, project),

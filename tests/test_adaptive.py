@@ -12,7 +12,7 @@ import torch
 
 from dca_fast import Codec, inspect
 from dca_fast.config import MAX_AQ, ROWS_PER_OCTAVE, SCALE_MIN, SKIP_ROW
-from dca_fast.encoder.effort import AQ_UNIT, Candidate, Search, site_weights, worth
+from dca_fast.encoder.effort import FACTOR_ONE, Candidate, Search, site_factors, worth
 from dca_fast.entropy.coder import Coder
 from dca_fast.errors import BitstreamError, ConfigError
 from dca_fast.files import container
@@ -126,22 +126,22 @@ def test_searches_count_errors_at_the_price_of_their_site(codec: Codec, monkeypa
     source = walk.EncoderSource(program, y, program.hyper_analyse(y), codec.engine.quantiser(1))
     features = program.hyper_features(walk.code_hyper(program, source, walk.Grid.of(90, 120)))
     at = walk.adaptation(program, features, walk.Grid.of(90, 120))
-    weights = site_weights(program.arrays, at)
+    weights = site_factors(program.arrays, at)
     assert len(np.unique(weights)) > 5
-    error = program.ops.squared_error(pixels, back, weights) / AQ_UNIT
+    error = program.ops.squared_error(pixels, back, weights) / FACTOR_ONE
     bits = 8 * (len(dca.stream) + len(container.pack_restoration(dca.header.restoration)))
     assert min(costs) == bits + worth(40) * error / 3
 
 
 def test_squared_errors_of_sites_are_weighted() -> None:
     a, b = (torch.from_numpy(photograph(150, 101, seed=seed)) for seed in (1, 2))
-    weights = torch.randint(1, 9 * AQ_UNIT, (12, 8))
+    weights = torch.randint(1, 9 * FACTOR_ONE, (12, 8))
     squared_error = reference.squared_error
     squares = (a.double() - b.double()).square().sum(-1)
     each = weights.repeat_interleave(16, 0).repeat_interleave(16, 1)[:150, :101]
     assert squared_error(a, b, weights) == int((squares * each).sum())
-    assert squared_error(a, b, torch.full((12, 8), AQ_UNIT)) == AQ_UNIT * squared_error(a, b)
-    assert site_weights(reference.arrays(), None) is None
+    assert squared_error(a, b, torch.full((12, 8), FACTOR_ONE)) == FACTOR_ONE * squared_error(a, b)
+    assert site_factors(reference.arrays(), None) is None
 
 
 def test_the_float_network_finds_the_same_sites_coarse(codec: Codec) -> None:

@@ -16,7 +16,7 @@ from dca_fast.errors import ConfigError
 from dca_fast.model import trellis
 from dca_fast.model.context import parity_join, parity_split
 from dca_fast.model.cost import macs_per_pixel
-from dca_fast.model.layers import OPERAND_STEPS, GatedFfn, Linear, gate, operand, space_to_depth
+from dca_fast.model.layers import OPERAND_ONE, GatedFfn, Linear, gate, operand, space_to_depth
 from dca_fast.model.layers import depth_to_space as to_space
 from dca_fast.model.network import Network, straight_through
 from dca_fast.model.rates import gaussian_bits, noisy_bits
@@ -150,7 +150,7 @@ def test_operand_grid_and_gradient() -> None:
     x = torch.tensor([-100.0, -7.9, 0.03, 0.04, 1.0, 100.0], requires_grad=True)
     y = operand(x)
     assert y.detach().tolist() == [-127 / 16, -126 / 16, 0, 1 / 16, 1, 127 / 16]
-    assert ((y * OPERAND_STEPS) == (y * OPERAND_STEPS).round()).all()
+    assert ((y * OPERAND_ONE) == (y * OPERAND_ONE).round()).all()
     y.sum().backward()
     assert x.grad is not None
     assert x.grad.tolist() == [0, 1, 1, 1, 1, 0]

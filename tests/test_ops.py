@@ -145,8 +145,8 @@ def test_errors_and_luma_of_pictures(size: tuple[int, int]) -> None:
 def test_factors_of_steps() -> None:
     coarse = torch.arange(-15, 16, dtype=torch.int8).view(1, 1, 31)
     factors = torch.rand(2, 31)
-    every_backend("step_factors", coarse, factors)
-    assert torch.equal(reference.step_factors(coarse, factors).flatten(1), factors)
+    every_backend("coarseness_factors", coarse, factors)
+    assert torch.equal(reference.coarseness_factors(coarse, factors).flatten(1), factors)
 
 
 @pytest.mark.parametrize("shape", [(1, 2), (5, 14), (2, 40, 41, 66), (3, 320)])

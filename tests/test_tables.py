@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from dca_fast.config import LATENT_STEPS, TRELLIS_STEP
+from dca_fast.config import LATENT_ONE, TRELLIS_STEP
 from dca_fast.entropy import trellis
 from dca_fast.entropy.tables import (
     CENTER,
@@ -27,7 +27,7 @@ from dca_fast.entropy.tables import (
 from dca_fast.errors import WeightsError
 
 TABLES = build_gaussian_tables()
-STEP = TRELLIS_STEP / LATENT_STEPS  # of the trellis, in quantiser steps
+STEP = TRELLIS_STEP / LATENT_ONE  # of the trellis, in quantiser steps
 TOTAL = 1 << PROB_BITS
 Floats = npt.NDArray[np.float64]
 Frequencies = npt.NDArray[np.uint16]
@@ -237,9 +237,9 @@ def test_charges_are_code_lengths() -> None:
         table_row = ROWS * (1 + which) + row
         shift = int(TABLES.shift[table_row])
         bits = PROB_BITS - math.log2(TABLES.freq[table_row, CENTER + (size >> shift)]) + shift
-        assert charges[which, row, size] == pytest.approx(bits / 16 * LATENT_STEPS**2, abs=9)  # kept in 1/256 bit
+        assert charges[which, row, size] == pytest.approx(bits / 16 * LATENT_ONE**2, abs=9)  # kept in 1/256 bit
     escape = PROB_BITS - math.log2(TABLES.freq[ROWS, ESCAPE]) + 16
-    assert charges[0, 0, 200] == pytest.approx(escape / 16 * LATENT_STEPS**2, abs=9)
+    assert charges[0, 0, 200] == pytest.approx(escape / 16 * LATENT_ONE**2, abs=9)
     assert hashlib.sha256(charges.astype("<i4").tobytes()).hexdigest()[:16] == "5d5f29a998888c44"  # on every machine
 
 

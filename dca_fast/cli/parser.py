@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from dca_fast.cli import commands, convert, verify
 from dca_fast.cli.examples import EXAMPLES
-from dca_fast.config import ALIGN, AQ_STEPS, DEFAULT_AQ, DEFAULT_EFFORT, MAX_AQ, MAX_EFFORT, QUALITY_MAX, REDUCTIONS
+from dca_fast.config import ALIGN, AQ_ONE, DEFAULT_AQ, DEFAULT_EFFORT, MAX_AQ, MAX_EFFORT, QUALITY_MAX, REDUCTIONS
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141  # what a shell reports of a program whose output nobody reads any more
@@ -165,7 +165,7 @@ def model_options() -> Parser:
 def _add_effort(p: argparse.ArgumentParser, text: str) -> None:
     default = f"{text} (default: %(default)s)"
     p.add_argument("-e", "--effort", type=effort, default=DEFAULT_EFFORT, metavar="0..9", help=default)
-    most = MAX_AQ / AQ_STEPS
+    most = MAX_AQ / AQ_ONE
     aq_help = f"of adaptive quantisation, 0 to {most:g}; 0: for PSNR of each picture (default: %(default)g)"
     p.add_argument("--aq-strength", type=aq_strength, default=DEFAULT_AQ, metavar="X", help=aq_help)
 
@@ -312,10 +312,10 @@ def effort(text: str) -> int:
 
 
 def aq_strength(text: str) -> float:
-    value, most = float(text), MAX_AQ / AQ_STEPS
+    value, most = float(text), MAX_AQ / AQ_ONE
     if not 0 <= value <= most:
         raise argparse.ArgumentTypeError(f"must be within 0..{most:g}, got {text}")
-    return round(value * AQ_STEPS) / AQ_STEPS
+    return round(value * AQ_ONE) / AQ_ONE
 
 
 def qualities(text: str) -> tuple[float, ...]:

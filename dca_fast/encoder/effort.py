@@ -29,7 +29,7 @@ from dca_fast.ops import Array, Arrays
 # Iterations of `descend` of the levels from 2 on, and the range of their prices (docs/design/effort.md).
 DESCENTS = {2: 1, 3: 2, 4: 4, 5: 8, 6: 16, 7: 32, 8: 64, 9: 128}
 PRICES = 36, 64
-AQ_UNIT = 4096  # of weights of sites
+FACTOR_ONE = 4096  # of weights of sites
 
 
 def check(effort: object) -> int:
@@ -243,13 +243,13 @@ class Tools(NamedTuple):
     gradient: Gradient
 
 
-def site_weights(arrays: Arrays, adaptation: Adaptation | None) -> Array | None:
-    """What a squared error at each site counts where quantisers adapt, int64 [h, w] in 1/AQ_UNIT: less in the same
+def site_factors(arrays: Arrays, adaptation: Adaptation | None) -> Array | None:
+    """What a squared error at each site counts where quantisers adapt, int64 [h, w] in 1/FACTOR_ONE: less in the same
     measure as the squared steps grow."""
     if adaptation is None:
         return None
     finer = arrays.numpy(adaptation.finer[0])
-    return arrays.array(np.rint(np.square(finer, dtype=np.float64) * AQ_UNIT).astype(np.int64))
+    return arrays.array(np.rint(np.square(finer, dtype=np.float64) * FACTOR_ONE).astype(np.int64))
 
 
 class Search:
@@ -278,10 +278,10 @@ class Search:
         self._weights = self._site_weights()
 
     def _site_weights(self) -> Array | None:
-        """`site_weights` of the picture."""
+        """`site_factors` of the picture."""
         rows: dict[int, list[Array]] = {}
         for tile, _, _, features in self._tiles:
-            weights = site_weights(self._arrays, walk.adaptation(self._program, features, tile.grid))
+            weights = site_factors(self._arrays, walk.adaptation(self._program, features, tile.grid))
             if weights is None:
                 return None
             rows.setdefault(tile.top, []).append(weights)
@@ -323,7 +323,7 @@ class Search:
             picture = restored(program.ops, self._arrays, picture, w, self._size, self._all)
         height, width = self._size
         squares = program.ops.squared_error(self._inside, picture[0, :height, :width], self._weights)
-        error = squares if self._weights is None else squares / AQ_UNIT
+        error = squares if self._weights is None else squares / FACTOR_ONE
         bits = 8 * len(stream) + (8 * len(pack_restoration(weights)) if weights else 0)
         cost = bits + self._lambda * error / 3
         return Candidate(cost, stream, digest, weights, y, y_hat, picture)

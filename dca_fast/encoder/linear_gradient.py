@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dca_fast.config import BACK, GRADIENT_BACK, LATENT_STEPS, PATCH
+from dca_fast.config import BACK, GRADIENT_BACK, LATENT_ONE, PATCH
 from dca_fast.network.weights import ACCUMULATOR, Weights
 from dca_fast.ops import Array, Linear, Ops
 from dca_fast.ops.limits import LIMIT16
@@ -46,7 +46,7 @@ def multipliers(gain: npt.NDArray[np.float32], bits: float, price: float) -> npt
     Returns:
         float32 [M], at most 2^15, with which no product leaves 32 bits.
     """
-    scale = np.square(LATENT_STEPS / gain.astype(np.float64)) * (bits / 3 / (AT_8 * AT_16) / price)
+    scale = np.square(LATENT_ONE / gain.astype(np.float64)) * (bits / 3 / (AT_8 * AT_16) / price)
     m: npt.NDArray[np.float32] = np.minimum(scale, 1 << 15).astype(np.float32)
     return m
 

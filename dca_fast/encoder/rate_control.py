@@ -14,7 +14,7 @@ import numpy as np
 
 from dca_fast.config import QUALITY_MAX
 from dca_fast.errors import ConfigError, InputError
-from dca_fast.network.program import QUALITY_RANGE, QUALITY_STEPS
+from dca_fast.network.program import QUALITY_ONE, QUALITY_RANGE
 
 GOALS = ("max_bytes", "bpp", "psnr")  # of `Codec.encode_to`
 _OCTAVES = 5.4  # by which bytes grow and squared errors fall over the whole axis, about
@@ -51,7 +51,7 @@ def to_size(encode: Callable[[float], bytes], room: float, fixed: int, tolerance
         raise InputError(f"metadata and alpha take {fixed} bytes, more than {room:.0f}")
 
     def ratio(quality: int) -> float:
-        files[quality] = encode(quality / QUALITY_STEPS)
+        files[quality] = encode(quality / QUALITY_ONE)
         return (len(files[quality]) - fixed) / (room - fixed)
 
     found = largest(ratio, QUALITY_RANGE, tolerance)
@@ -72,7 +72,7 @@ def to_psnr(encode: Callable[[float], bytes], error: Callable[[bytes], float], p
     most = float(np.float32(_PEAK / 10 ** (min(psnr, _HIGHEST) / 10)))
 
     def ratio(lowered: int) -> float:
-        files[lowered] = encode((QUALITY_RANGE - lowered) / QUALITY_STEPS)
+        files[lowered] = encode((QUALITY_RANGE - lowered) / QUALITY_ONE)
         errors[lowered] = error(files[lowered])
         return errors[lowered] / most
 

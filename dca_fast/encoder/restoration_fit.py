@@ -12,7 +12,7 @@ from itertools import product
 import numpy as np
 import numpy.typing as npt
 
-from dca_fast.config import RING_REACH, RING_STEPS, RINGS
+from dca_fast.config import RING_ONE, RING_REACH, RINGS
 from dca_fast.files.container import MAX_WEIGHT, pack_restoration
 from dca_fast.ops import Array, Arrays, Ops
 
@@ -44,14 +44,14 @@ def choose(sums: npt.NDArray[np.int64], samples: int, bits: float) -> tuple[int,
     """`fit`, from the normal equations [18, 21] of so many samples, a squared error in which is worth `bits`."""
     products, wanted = sums[:, : len(sums)], sums[:, len(sums) :]
     found = _solutions(products, wanted, samples / RIDGE)
-    # Of the squared error, in 1 / RING_STEPS^2. 64 bits hold them: a colour's is below 127^2 * 12,624^2 * 2 SAMPLES,
+    # Of the squared error, in 1 / RING_ONE^2. 64 bits hold them: a colour's is below 127^2 * 12,624^2 * 2 SAMPLES,
     # 12,624 being all features at their limits.
-    gains = (found * (2 * RING_STEPS * wanted.T - found @ products)).sum(2).tolist()
+    gains = (found * (2 * RING_ONE * wanted.T - found @ products)).sum(2).tolist()
     best: tuple[int, ...] = ()
     saved = 0.0
     for (rings, _), w, gain in zip(FILTERS, found, gains, strict=True):
         weights = tuple(w[:, : 6 * rings].ravel().tolist())
-        worth = sum(gain) / RING_STEPS**2 / 3 * bits - 8 * len(pack_restoration(weights))
+        worth = sum(gain) / RING_ONE**2 / 3 * bits - 8 * len(pack_restoration(weights))
         if worth > saved:
             best, saved = weights, worth
     return best
@@ -67,7 +67,7 @@ def _solutions(products: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64], r
     grids = np.array([grid for _, grid in FILTERS])[:, None]
     sizes = np.array([6 * rings for rings, _ in FILTERS])[:, None]
     most, weights = MAX_WEIGHT // grids, np.zeros((len(FILTERS), 3, len(products)), np.int64)
-    left = np.array(middle)[:, None] * RING_STEPS * np.ones((len(FILTERS), 1))  # [equation, filter, colour]
+    left = np.array(middle)[:, None] * RING_ONE * np.ones((len(FILTERS), 1))  # [equation, filter, colour]
     lower = np.array(factor)[:, :, None, None]
     for i in reversed(range(len(products))):  # each answers what the rounding of those before did
         rounded = np.rint(left[i] / (factor[i][i] * grids)).clip(-most, most)

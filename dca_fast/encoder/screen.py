@@ -19,7 +19,7 @@ from dca_fast.encoder.effort import worth
 from dca_fast.errors import ConfigError
 from dca_fast.exact import coder, layer
 from dca_fast.exact.colours import BLOCK, Map, Samples
-from dca_fast.network.program import QUALITY_STEPS
+from dca_fast.network.program import QUALITY_ONE
 
 __all__ = ["MODES", "Graphics", "check", "choose", "filled", "looks_graphic", "price_of"]
 
@@ -73,7 +73,7 @@ def check(screen: object) -> bool:
 
 def price_of(quality: int, channels: int) -> int:
     """What a squared error of one sample costs at a quality in 1/100, in 2^-20 bits."""
-    return round(worth(quality / QUALITY_STEPS) * 2**20 / channels)
+    return round(worth(quality / QUALITY_ONE) * 2**20 / channels)
 
 
 def looks_graphic(above: Samples, below: Samples) -> bool:

@@ -19,7 +19,7 @@ from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import Tables
 from dca_fast.files.container import Header
 from dca_fast.network import walk
-from dca_fast.network.program import QUALITY_STEPS, Program, ProgramSet
+from dca_fast.network.program import QUALITY_ONE, Program, ProgramSet
 from dca_fast.network.weights import Weights
 from dca_fast.ops import Array, Ops
 from dca_fast.region import Region
@@ -77,7 +77,7 @@ class CpuEngine:
         if effort > 1:
             tools = Tools(self.quantiser, walk.EncoderSource, self._coded, tiles.join, self.adjoint, self.gradient)
             program = self.program(quality, aq)
-            best = Search(tools, program, self.padded(image), size, quality / QUALITY_STEPS).run(effort, progress)
+            best = Search(tools, program, self.padded(image), size, quality / QUALITY_ONE).run(effort, progress)
             return Encoded(best.stream, best.digest, best.weights)
         coded, picture = self.symbols(image, quality, effort, aq, self._coded)
         return Encoded(*tiles.join(coded), () if picture is None else self.fit(picture, image, quality))
@@ -102,7 +102,7 @@ class CpuEngine:
         program, padded = self.program(quality, aq), self.padded(image)
         size, rows = (image.shape[0], image.shape[1]), _rows(image.shape[1])
         if effort:
-            m = step_multipliers(program.arrays.numpy(program.gain), quality / QUALITY_STEPS)
+            m = step_multipliers(program.arrays.numpy(program.gain), quality / QUALITY_ONE)
             step = Step(self.adjoint, self.quantiser, program.arrays.array(m))
             first = [first_pass(program, step, padded, size, rows=rows)]
             weights = self.fit(first[0].picture, image, quality)
@@ -123,7 +123,7 @@ class CpuEngine:
 
     def fit(self, picture: Array, image: Array, quality: int) -> tuple[int, ...]:
         """The restoration filter from the decoded picture [1, H, W, 3] to the image; quality in 1/100."""
-        return restoration_fit.fit(self.ops, self.arrays, picture[0], image, worth(quality / QUALITY_STEPS))
+        return restoration_fit.fit(self.ops, self.arrays, picture[0], image, worth(quality / QUALITY_ONE))
 
     def quantiser(self, groups: int) -> walk.Quantiser:
         """That of streams of so many groups."""

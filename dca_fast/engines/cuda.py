@@ -32,7 +32,7 @@ from dca_fast.entropy.tables import Tables
 from dca_fast.errors import DeviceMemoryError
 from dca_fast.files.container import Header
 from dca_fast.network import walk
-from dca_fast.network.program import CACHED_QUALITIES, QUALITY_STEPS, Adaptation, Model, Program, ProgramSet, settings
+from dca_fast.network.program import CACHED_QUALITIES, QUALITY_ONE, Adaptation, Model, Program, ProgramSet, settings
 from dca_fast.network.weights import Weights
 from dca_fast.ops import Ops
 from dca_fast.region import Region
@@ -57,7 +57,7 @@ Key = tuple[str, Size, Size | int, int]
 def _all_settings(weights: Weights, quality: int) -> dict[str, Tensor]:
     """Those of the program, and "step", `multipliers` of effort 1; quality in 1/100."""
     values = settings(weights, quality)
-    values["step"] = step_multipliers(values["gain"], quality / QUALITY_STEPS)
+    values["step"] = step_multipliers(values["gain"], quality / QUALITY_ONE)
     return {name: torch.from_numpy(value) for name, value in values.items()}
 
 
@@ -394,14 +394,14 @@ class CudaEngine:
         height, width = image.shape[:2]
         padded = self._padded(image, walk.Grid.of(height, width))
         tools = Tools(self.quantiser, _EncoderSource, self.code, tiles.join, self._adjoint, self._gradient)
-        search = Search(tools, self._programs.at(quality, aq), padded, (height, width), quality / QUALITY_STEPS)
+        search = Search(tools, self._programs.at(quality, aq), padded, (height, width), quality / QUALITY_ONE)
         best = search.run(effort, progress)
         return Encoded(best.stream, best.digest, best.weights)
 
     def _restoration(self, picture: Tensor | None, image: Tensor, quality: int) -> tuple[int, ...]:
         if picture is None:
             return ()
-        bits = worth(quality / QUALITY_STEPS)
+        bits = worth(quality / QUALITY_ONE)
         return restoration_fit.fit(self.ops, self.model.arrays, picture[0], image.contiguous(), bits)
 
     def _fitted(self, image: Tensor, quality: int, picture: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dca_fast.config import CENTER, ESCAPE, LATENT_STEPS, SKIP_ROW, TRELLIS_STEP
+from dca_fast.config import CENTER, ESCAPE, LATENT_ONE, SKIP_ROW, TRELLIS_STEP
 from dca_fast.entropy.trellis import follow
 from dca_fast.errors import WeightsError
 
@@ -135,7 +135,7 @@ class Tables:
         symbols = self.symbols(np.broadcast_to(sizes, (2 * ROWS, SYMBOLS)), rows)
         escape = (symbols == ESCAPE) | (self.freq[rows, symbols] == 0)
         bits = np.rint(256 * (self.symbol_bits()[rows, symbols] + np.where(escape, 0, self.shift[rows])))
-        charges: npt.NDArray[np.int32] = np.rint(bits * (price * LATENT_STEPS)).astype(np.int32)
+        charges: npt.NDArray[np.int32] = np.rint(bits * (price * LATENT_ONE)).astype(np.int32)
         return np.ascontiguousarray(charges).reshape(2, ROWS, SYMBOLS)
 
     def row_bits(self) -> npt.NDArray[np.float64]:
@@ -224,7 +224,7 @@ def _frequencies(p: npt.NDArray[np.float64], shift: int, prob_bits: int) -> npt.
 
 def _lower_edges(index: npt.NDArray[np.int64], table: int) -> npt.NDArray[np.float64]:
     """Where the cell of an integer begins, in quantiser steps: half-way to the next value of its table."""
-    spacing = 2 * TRELLIS_STEP / LATENT_STEPS  # of the values of a set
+    spacing = 2 * TRELLIS_STEP / LATENT_ONE  # of the values of a set
     if table == 0:
         return index - 0.5
     if table == 1:

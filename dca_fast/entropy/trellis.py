@@ -18,7 +18,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from dca_fast.config import LATENT_STEPS, SKIP_ROW, TRELLIS_STEP
+from dca_fast.config import LATENT_ONE, SKIP_ROW, TRELLIS_STEP
 from dca_fast.errors import InputError
 
 __all__ = ["CHAINS", "STATES", "follow", "index_of", "next_state", "quantise", "set_of", "value_of"]
@@ -26,7 +26,7 @@ __all__ = ["CHAINS", "STATES", "follow", "index_of", "next_state", "quantise", "
 CHAINS, STATES = 32, 256
 BY_SET, BY_PARITY = 173, 69  # what a set of 1 and an odd index turn over in the next state
 LAST_ROW = 127
-LIMIT_RESIDUAL = 8191 * LATENT_STEPS
+LIMIT_RESIDUAL = 8191 * LATENT_ONE
 # An edge's squared error + charge counts from the least of its symbol, in 1/1024 of a squared quantiser step and not
 # beyond a limit. So costs of paths differ by little more than twice what leads from any state to any other in MEMORY
 # edges, and fit into 16 bits.

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
-from dca_fast.config import AQ_STEPS, MAX_AQ
+from dca_fast.config import AQ_ONE, MAX_AQ
 from dca_fast.errors import (
     CorruptStreamError,
     InputError,
@@ -302,7 +302,7 @@ def inspect(data: _BytesLike) -> Info:
         width=header.width,
         height=header.height,
         quality=header.quality / 100,
-        aq_strength=header.aq / AQ_STEPS,
+        aq_strength=header.aq / AQ_ONE,
         grayscale=header.grayscale,
         exact=header.exact,
         # The steps of its stream: docs/spec/exact.md.

@@ -18,13 +18,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dca_fast.config import LATENT_STEPS, ROWS_PER_OCTAVE, SCALE_MIN, TRELLIS_PRICE, TRELLIS_STEP
+from dca_fast.config import LATENT_ONE, ROWS_PER_OCTAVE, SCALE_MIN, TRELLIS_PRICE, TRELLIS_STEP
 from dca_fast.entropy.tables import ROWS
 from dca_fast.entropy.trellis import follow
 from dca_fast.model import trellis
 from dca_fast.model.rates import gaussian_bits, noisy_bits
 
-VALUE_UNIT = TRELLIS_STEP / LATENT_STEPS  # what a value of 1 stands for, in quantiser steps
+VALUE_UNIT = TRELLIS_STEP / LATENT_ONE  # what a value of 1 stands for, in quantiser steps
 LEAST = 2.0**-24  # of a cell's probability: beyond, an escape is cheaper
 # Bins of the sizes of residuals, and up to which size these are measured, in quantiser steps.
 BINS_PER_UNIT, REACH = 32, 6

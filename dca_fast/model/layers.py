@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dca_fast.config import LEAKY_SLOPE, OPERAND_STEPS
+from dca_fast.config import LEAKY_SLOPE, OPERAND_ONE
 
 if TYPE_CHECKING:  # Triton is not loaded before something trains on a GPU
     from dca_fast.kernels.training import Quantised
 
-OPERAND_LIMIT = 127 / OPERAND_STEPS
-# Adding and subtracting it rounds a float32 of the operand's range half to even to a multiple of 1 / OPERAND_STEPS.
-_ROUNDER = 1.5 * 2**23 / OPERAND_STEPS
+OPERAND_LIMIT = 127 / OPERAND_ONE
+# Adding and subtracting it rounds a float32 of the operand's range half to even to a multiple of 1 / OPERAND_ONE.
+_ROUNDER = 1.5 * 2**23 / OPERAND_ONE
 
 
 def _saturate(x: Tensor, inplace: bool = False) -> Tensor:

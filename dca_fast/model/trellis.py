@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dca_fast.config import LATENT_STEPS, ROWS_PER_OCTAVE, SCALE_MIN, SKIP_ROW, TRELLIS_PRICE, TRELLIS_STEP
+from dca_fast.config import LATENT_ONE, ROWS_PER_OCTAVE, SCALE_MIN, SKIP_ROW, TRELLIS_PRICE, TRELLIS_STEP
 from dca_fast.entropy.coder import MAX_GROUPS, Coder
 from dca_fast.entropy.cuda_coder import DeviceCoder
 from dca_fast.entropy.tables import ROWS, Tables, build_gaussian_tables
@@ -49,7 +49,7 @@ def table_rows(log2_scale: Tensor, coded: Tensor) -> npt.NDArray[np.uint8]:
 
 def _to_search(residuals: Tensor) -> Tensor:
     """Residuals in quantiser steps as the search takes them, int32."""
-    return (residuals.detach() * LATENT_STEPS).round().clamp(-_LIMIT, _LIMIT).to(torch.int32)
+    return (residuals.detach() * LATENT_ONE).round().clamp(-_LIMIT, _LIMIT).to(torch.int32)
 
 
 def quantise(residuals: Tensor, rows: npt.NDArray[np.uint8], coder: Coder | None = None) -> npt.NDArray[np.int16]:
@@ -98,7 +98,7 @@ def search(residuals: Tensor, rows: Tensor, coder: Coder | None = None) -> Tenso
 
 def to_quantiser_steps(values: npt.NDArray[np.int16] | Tensor, like: Tensor) -> Tensor:
     """Values as quantiser steps, of the shape, type and device of `like`."""
-    return torch.as_tensor(values).to(like).view(like.shape) * (TRELLIS_STEP / LATENT_STEPS)
+    return torch.as_tensor(values).to(like).view(like.shape) * (TRELLIS_STEP / LATENT_ONE)
 
 
 def bits_of(

@@ -12,7 +12,7 @@ from dca_fast.errors import WeightsError
 
 KNOTS = 9  # of the quality axis
 ROWS, SYMBOLS = 3 * 128, 256  # of the coder's tables
-LOG2_STEPS, SOFTMAX_ENTRIES = 4096, 256  # entries of "tables.exp2" and "tables.softmax"
+LOG2_ONE, SOFTMAX_ENTRIES = 4096, 256  # entries of "tables.exp2" and "tables.softmax"
 
 
 class Spec(NamedTuple):
@@ -84,7 +84,7 @@ def layout(config: ModelConfig) -> Layout:
         {"local": _local, "regional": _regional, "global": _global}[name](layers, f"hyper.{name}", config)
         _factorised(layers, name, config)
     _context(layers, config)
-    layers.put("tables.exp2", "float32", LOG2_STEPS)
+    layers.put("tables.exp2", "float32", LOG2_ONE)
     layers.put("tables.softmax", "uint8", SOFTMAX_ENTRIES)
     layers.put("tables.freq", "int16", ROWS, SYMBOLS)
     layers.put("tables.shift", "uint8", ROWS)

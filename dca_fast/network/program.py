@@ -23,8 +23,8 @@ import numpy.typing as npt
 
 from dca_fast.config import (
     AQ_REACH,
-    FEATURE_STEPS,
-    OPERAND_STEPS,
+    FEATURE_ONE,
+    OPERAND_ONE,
     QUALITY_MAX,
     ROWS_PER_OCTAVE,
     SCALE_MIN,
@@ -48,11 +48,11 @@ from dca_fast.ops import (
 )
 from dca_fast.ops.limits import MAX_ROW
 
-QUALITY_STEPS = 100  # a file holds quality * 100
-QUALITY_RANGE = int(QUALITY_MAX) * QUALITY_STEPS
-LOG2_STEPS = 4096  # log2 of gains and scales in fixed point
-GATE = 1 / OPERAND_STEPS  # product of two operands -> operand
-_ROW_OFFSET = round(-math.log2(SCALE_MIN) * LOG2_STEPS)
+QUALITY_ONE = 100  # a file holds quality * 100
+QUALITY_RANGE = int(QUALITY_MAX) * QUALITY_ONE
+LOG2_ONE = 4096  # log2 of gains and scales in fixed point
+GATE = 1 / OPERAND_ONE  # product of two operands -> operand
+_ROW_OFFSET = round(-math.log2(SCALE_MIN) * LOG2_ONE)
 CACHED_QUALITIES = 8
 
 
@@ -66,7 +66,7 @@ def interpolate(knots: np.ndarray, quality: int) -> np.ndarray:
 
 def exp2(table: np.ndarray, log2: np.ndarray) -> np.ndarray:
     """2 ** (log2 / 4096) as float32 [C]: a table entry times a power of two, exact on every machine."""
-    return np.ldexp(table[log2 & (LOG2_STEPS - 1)], (log2 >> 12).astype(np.int32)).astype(np.float32)
+    return np.ldexp(table[log2 & (LOG2_ONE - 1)], (log2 >> 12).astype(np.int32)).astype(np.float32)
 
 
 def settings(weights: Weights, quality: int) -> dict[str, npt.NDArray[Any]]:
@@ -96,7 +96,7 @@ def settings(weights: Weights, quality: int) -> dict[str, npt.NDArray[Any]]:
         t["latent.dequantise"] * exp2(table, -log2),
     )
     groups = gain.reshape(4, -1)
-    offset = ((log2 + _ROW_OFFSET) * 16 * ROWS_PER_OCTAVE + LOG2_STEPS // 2) // LOG2_STEPS
+    offset = ((log2 + _ROW_OFFSET) * 16 * ROWS_PER_OCTAVE + LOG2_ONE // 2) // LOG2_ONE
     for i in range(1 if weights.config.shared else 4):
         name = f"context.cores.{i}.heads"
         out[f"{name}.m_mean"] = t[f"{name}.m"][:, : groups.shape[1]] * groups
@@ -105,7 +105,7 @@ def settings(weights: Weights, quality: int) -> dict[str, npt.NDArray[Any]]:
         scale = log2_of(f"factorised.{name}.log2_scale")[None]
         if weights.config.levels(name):
             scale = np.concatenate([scale, scale + t[f"factorised.{name}.log2_wider"]])
-        rows = ((scale + _ROW_OFFSET) * ROWS_PER_OCTAVE + LOG2_STEPS // 2) // LOG2_STEPS
+        rows = ((scale + _ROW_OFFSET) * ROWS_PER_OCTAVE + LOG2_ONE // 2) // LOG2_ONE
         out[f"rows.{name}"] = np.where(rows < weights.skip, SKIP_ROW, rows.clip(0, MAX_ROW)).astype(np.uint8)
         gain = log2_of(f"factorised.{name}.log2_gain")
         out[f"gain.{name}"], out[f"inverse.{name}"] = exp2(table, gain), exp2(table, -gain)
@@ -147,7 +147,7 @@ class Model:
         self.linear: dict[str, Linear] = {}
         self.depthwise: dict[str, Depthwise] = {}
         widest = max(tensor.shape[-1] for name, tensor in weights.tensors.items() if name.endswith(".w"))
-        rows = np.arange(-AQ_REACH, AQ_REACH + 1) * LOG2_STEPS
+        rows = np.arange(-AQ_REACH, AQ_REACH + 1) * LOG2_ONE
         log2 = (2 * rows + ROWS_PER_OCTAVE) // (2 * ROWS_PER_OCTAVE)
         factors = np.stack([exp2(weights.tensors["tables.exp2"], sign * log2) for sign in (1, -1)])
         self.factors = array(factors)  # 2^(r / 12) and 2^(-r / 12), r from -AQ_REACH on
@@ -157,7 +157,7 @@ class Model:
             if weights.config.levels(name):
                 weight = weights.tensors[f"factorised.{name}.weight"]
                 self.neighbours[name] = array(weight[:, None] / np.arange(1, 5, dtype=np.float32)[:, None])
-        self.to_operand = array(np.full(widest, OPERAND_STEPS / FEATURE_STEPS, np.float32))
+        self.to_operand = array(np.full(widest, OPERAND_ONE / FEATURE_ONE, np.float32))
 
     @cached_property
     def silent(self) -> frozenset[str]:
@@ -190,7 +190,7 @@ class Program:
         self.stages = self.config.stages
         self._table = self._t["tables.softmax"]
         d = self.config.context_width // self.config.heads
-        self._score = float(np.float32(OPERAND_STEPS / (OPERAND_STEPS**2 * math.sqrt(d))))
+        self._score = float(np.float32(OPERAND_ONE / (OPERAND_ONE**2 * math.sqrt(d))))
         self.gain, self.inverse = settings["gain"], settings["inverse"]
         self.hyper_rows = {name: settings[f"rows.{name}"] for name in self.contexts}
         self._parts = {name: coarse_to_fine(self.config.levels(name)) for name in self.contexts}
@@ -419,7 +419,7 @@ class Program:
     def adaptation(self, row: Array) -> Adaptation:
         """From the rows of step 0, uint8 [1, h, w, M/4]."""
         coarse = self.ops.coarseness(row, self._heads[0].offset, self.skip, self.aq)
-        return Adaptation(coarse, *self.ops.step_factors(coarse, self._shared.factors))
+        return Adaptation(coarse, *self.ops.coarseness_factors(coarse, self._shared.factors))
 
     def _stage(self, stage: str, core: int, x: Array, features: dict[str, Array]) -> Array:
         name = f"context.cores.{core}"

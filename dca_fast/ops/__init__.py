@@ -232,7 +232,7 @@ class Ops:
     coarseness: Callable[[Array, Array, int, int], Array]
     coarser_rows: Callable[[Array, Array, int], Array]
     # (coarse int8 [N, H, W] in +-15, factors float32 [2, 31]) -> float32 [2, N, H, W]: a column of the factors each
-    step_factors: Callable[[Array, Array], Array]
+    coarseness_factors: Callable[[Array, Array], Array]
     # (y int16 [N, H, W, 4G], mean int32 [N, H, W, G], gain float32 [4G], step, finer float32 [N, H, W] or None)
     # -> int32 [N, H, W, G], 1/256 quantiser steps; `finer`: of quantiser steps 1 / finer times as large
     residuals: Callable[..., Array]

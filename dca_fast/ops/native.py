@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dca_fast import _cpu
-from dca_fast.config import AQ_REACH, LATENT_STEPS, SKIP_ROW, STRIDE, Part
+from dca_fast.config import AQ_REACH, LATENT_ONE, SKIP_ROW, STRIDE, Part
 from dca_fast.errors import InputError
 from dca_fast.ops import (
     Array,
@@ -212,16 +212,16 @@ def neighbour_mean(z: Array, m: Array, part: Part) -> Array:
 
 
 def hyper_symbols(z: Array, mean: Array | None, rows: Array) -> Array:
-    values = z.astype(np.int32) + LATENT_STEPS // 2
+    values = z.astype(np.int32) + LATENT_ONE // 2
     if mean is not None:
         values -= mean
-    values //= LATENT_STEPS
+    values //= LATENT_ONE
     values *= rows != SKIP_ROW
     return values.astype(np.int16)
 
 
 def hyper_values(symbols: Array, mean: Array | None) -> Array:
-    values = symbols.astype(np.int32) * LATENT_STEPS
+    values = symbols.astype(np.int32) * LATENT_ONE
     if mean is not None:
         values += mean
     return values.clip(-LIMIT16, LIMIT16).astype(np.int16)
@@ -235,7 +235,7 @@ def coarser_rows(row: Array, coarse: Array, skip: int) -> Array:
     return _cpu.coarser_rows(row, coarse, skip)
 
 
-def step_factors(coarse: Array, factors: Array) -> Array:
+def coarseness_factors(coarse: Array, factors: Array) -> Array:
     return np.take(factors, coarse.astype(np.intp) + AQ_REACH, axis=1)
 
 

@@ -19,10 +19,10 @@ from torch import Tensor
 from dca_fast.config import (
     AQ_CHANNELS,
     AQ_REACH,
-    LATENT_STEPS,
+    LATENT_ONE,
     QUADTREE,
     RING_LIMIT,
-    RING_STEPS,
+    RING_ONE,
     RINGS,
     SKIP_ROW,
     STRIDE,
@@ -330,13 +330,13 @@ def hyper_symbols(z: Tensor, mean: Tensor | None, rows: Tensor) -> Tensor:
         int16 alike, 0 where nothing is coded.
     """
     residuals = z.to(torch.int32) if mean is None else z.to(torch.int32) - mean
-    symbols = (residuals + LATENT_STEPS // 2).div(LATENT_STEPS, rounding_mode="floor")
+    symbols = (residuals + LATENT_ONE // 2).div(LATENT_ONE, rounding_mode="floor")
     return symbols.masked_fill(rows == SKIP_ROW, 0).to(torch.int16)
 
 
 def hyper_values(symbols: Tensor, mean: Tensor | None) -> Tensor:
     """The hyper latent that `hyper_symbols` stand for. symbols, mean as there; int16 alike."""
-    z = symbols.to(torch.int32) * LATENT_STEPS
+    z = symbols.to(torch.int32) * LATENT_ONE
     return (z if mean is None else z + mean).clamp(-LIMIT16, LIMIT16).to(torch.int16)
 
 
@@ -411,7 +411,7 @@ def coarser_rows(row: Tensor, coarse: Tensor, skip: int) -> Tensor:
     return torch.where((row == SKIP_ROW) | (r < skip), SKIP_ROW, r).to(torch.uint8)
 
 
-def step_factors(coarse: Tensor, factors: Tensor) -> Tensor:
+def coarseness_factors(coarse: Tensor, factors: Tensor) -> Tensor:
     """By what quantiser steps, and values in them, change at each site.
 
     Args:
@@ -483,14 +483,14 @@ def restore(picture: Tensor, w: Tensor) -> Tensor:
 
     Args:
         picture: uint8 [H, W, 3].
-        w: int8 [3, 6 R], in 1/RING_STEPS, for the colours of the result and `ring_features` of R rings.
+        w: int8 [3, 6 R], in 1/RING_ONE, for the colours of the result and `ring_features` of R rings.
 
     Returns:
         uint8 [H, W, 3].
     """
     features = ring_features(picture, w.shape[1] // 6)
     acc = (features.double() @ w.double().T).to(torch.int64)
-    return (picture + ((acc + RING_STEPS // 2) >> 8)).clamp(0, 255).to(torch.uint8)
+    return (picture + ((acc + RING_ONE // 2) >> 8)).clamp(0, 255).to(torch.uint8)
 
 
 def restore_sums(picture: Tensor, image: Tensor, stride: int) -> Tensor:

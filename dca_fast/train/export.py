@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dca_fast.config import (
-    FEATURE_STEPS,
+    FEATURE_ONE,
     FIRST_CODED_ROW,
-    LATENT_STEPS,
-    OPERAND_STEPS,
+    LATENT_ONE,
+    OPERAND_ONE,
     ROWS_PER_OCTAVE,
     ModelConfig,
 )
@@ -31,7 +31,7 @@ from dca_fast.model.layers import DepthBlock, Depthwise, GatedFfn, Linear, WideL
 from dca_fast.model.network import Network
 from dca_fast.model.transforms import OUTPUT_GAIN, PIXEL_GAIN, PatchAnalysis, PatchSynthesis
 from dca_fast.network import weights as weights_io
-from dca_fast.network.program import LOG2_STEPS
+from dca_fast.network.program import LOG2_ONE
 
 # An orthonormal coefficient of 8x8x3 (16x16x3) pixels is at most 128 * sqrt(192) = 1774 (3547) grey levels.
 COEFFICIENT8, COEFFICIENT16 = 16, 8
@@ -67,10 +67,10 @@ class Exporter:
         w = layer.weight.detach().double()
         multiplier = (w.abs().amax(1) / 127).clamp_min(1e-8)
         self.put(f"{name}.w", w / multiplier[:, None], torch.int8)
-        self.put(f"{name}.b", layer.bias.double() * OPERAND_STEPS / multiplier, torch.int32)
-        self.put(f"{name}.m", multiplier / OPERAND_STEPS * out, torch.float32)
+        self.put(f"{name}.b", layer.bias.double() * OPERAND_ONE / multiplier, torch.int32)
+        self.put(f"{name}.m", multiplier / OPERAND_ONE * out, torch.float32)
         if layer.slope is not None:
-            self.put(f"{name}.slope", layer.slope.double() * OPERAND_STEPS / multiplier, torch.int32)
+            self.put(f"{name}.slope", layer.slope.double() * OPERAND_ONE / multiplier, torch.int32)
 
     def wide(self, name: str, layer: WideLinear, lsb: Tensor | float, out: Tensor | float) -> None:
         """int16 weights; `lsb` is that of the inputs, `out` as above."""
@@ -86,24 +86,24 @@ class Exporter:
         w = layer.weight.detach().double()
         multiplier = (w.abs().flatten(1).amax(1) / 127).clamp_min(1e-8)
         self.put(f"{name}.w", (w / multiplier[:, None, None]).permute(1, 2, 0), torch.int8)
-        self.put(f"{name}.b", layer.bias.double() * OPERAND_STEPS / multiplier, torch.int32)
+        self.put(f"{name}.b", layer.bias.double() * OPERAND_ONE / multiplier, torch.int32)
         self.put(f"{name}.m", multiplier, torch.float32)
 
     def unit(self, name: str, block: DepthBlock | GatedFfn, lsb: Tensor | float) -> None:
         """How a block reads its trunk."""
-        self.put(name, OPERAND_STEPS * lsb / block.unit.double(), torch.float32)
+        self.put(name, OPERAND_ONE * lsb / block.unit.double(), torch.float32)
 
     def position(self, name: str, layer: WindowAttention) -> None:
         """Relative position bias of every pair of sites."""
-        self.put(name, layer.position[:, layer.pairs] * OPERAND_STEPS, torch.int32)
+        self.put(name, layer.position[:, layer.pairs] * OPERAND_ONE, torch.int32)
 
     def latent(self, network: Network, lsb: Tensor) -> None:
         """`lsb` is that of y, in the latent's own unit."""
-        self.put("latent.operand8", lsb * OPERAND_STEPS, torch.float32)
-        self.put("latent.operand16", lsb * FEATURE_STEPS, torch.float32)
-        self.put("latent.quantise", lsb * LATENT_STEPS, torch.float32)
-        self.put("latent.dequantise", 1 / (lsb * LATENT_STEPS), torch.float32)
-        self.put("latent.log2_gain", network.log2_gain * LOG2_STEPS, torch.int32)
+        self.put("latent.operand8", lsb * OPERAND_ONE, torch.float32)
+        self.put("latent.operand16", lsb * FEATURE_ONE, torch.float32)
+        self.put("latent.quantise", lsb * LATENT_ONE, torch.float32)
+        self.put("latent.dequantise", 1 / (lsb * LATENT_ONE), torch.float32)
+        self.put("latent.log2_gain", network.log2_gain * LOG2_ONE, torch.int32)
 
     def heads(self, name: str, heads: nn.ModuleList, out: Tensor) -> None:
         """The four group heads stacked; `out` as in `linear`."""
@@ -116,7 +116,7 @@ class Exporter:
     def residual(self, name: str, block: DepthBlock | GatedFfn, lsb: Tensor | float) -> None:
         """A block on a trunk with this `lsb`."""
         self.unit(f"{name}.m_in", block, lsb)
-        self.linear(f"{name}.expand", block.expand, OPERAND_STEPS)
+        self.linear(f"{name}.expand", block.expand, OPERAND_ONE)
         if isinstance(block, DepthBlock):
             self.depthwise(f"{name}.depthwise", block.depthwise)
         self.linear(f"{name}.project", block.project, block.reach / lsb)
@@ -127,8 +127,8 @@ class Exporter:
             if isinstance(layer, DepthBlock | GatedFfn):
                 self.residual(f"{name}.{key}" if key else name, layer, lsb)
             elif isinstance(layer, WindowAttention):
-                self.linear(f"{name}.{key}.qkv", layer.qkv, OPERAND_STEPS)
-                self.linear(f"{name}.{key}.out", layer.out, FEATURE_STEPS)
+                self.linear(f"{name}.{key}.qkv", layer.qkv, OPERAND_ONE)
+                self.linear(f"{name}.{key}.out", layer.out, FEATURE_ONE)
                 self.position(f"{name}.{key}.bias", layer)
 
     def transforms(self, network: Network) -> None:
@@ -147,46 +147,46 @@ class Exporter:
         self.latent(network, lsb16 / a.unit16.double())
 
     def local(self, name: str, pair: LocalHyper) -> None:
-        self.linear(f"{name}.analysis_in", pair.analysis_in, FEATURE_STEPS)
-        self.blocks(f"{name}.analysis_blocks", pair.analysis_blocks, 1 / FEATURE_STEPS)
-        self.linear(f"{name}.analysis_out", pair.analysis_out, FEATURE_STEPS)
-        self.wide(f"{name}.synthesis_in", pair.synthesis_in, 1 / FEATURE_STEPS, FEATURE_STEPS)
-        self.blocks(f"{name}.synthesis_blocks", pair.synthesis_blocks, 1 / FEATURE_STEPS)
+        self.linear(f"{name}.analysis_in", pair.analysis_in, FEATURE_ONE)
+        self.blocks(f"{name}.analysis_blocks", pair.analysis_blocks, 1 / FEATURE_ONE)
+        self.linear(f"{name}.analysis_out", pair.analysis_out, FEATURE_ONE)
+        self.wide(f"{name}.synthesis_in", pair.synthesis_in, 1 / FEATURE_ONE, FEATURE_ONE)
+        self.blocks(f"{name}.synthesis_blocks", pair.synthesis_blocks, 1 / FEATURE_ONE)
 
     def regional(self, name: str, pair: RegionalHyper) -> None:
         for key in ("analysis_block", "analysis_block2", "synthesis_block"):
-            self.blocks(f"{name}.{key}", getattr(pair, key), 1 / FEATURE_STEPS)
+            self.blocks(f"{name}.{key}", getattr(pair, key), 1 / FEATURE_ONE)
         for key in ("analysis_in", "analysis_down", "synthesis_up"):
-            self.linear(f"{name}.{key}", getattr(pair, key), FEATURE_STEPS)
-        self.linear(f"{name}.analysis_out", pair.analysis_out, FEATURE_STEPS)
-        self.wide(f"{name}.synthesis_in", pair.synthesis_in, 1 / FEATURE_STEPS, FEATURE_STEPS)
+            self.linear(f"{name}.{key}", getattr(pair, key), FEATURE_ONE)
+        self.linear(f"{name}.analysis_out", pair.analysis_out, FEATURE_ONE)
+        self.wide(f"{name}.synthesis_in", pair.synthesis_in, 1 / FEATURE_ONE, FEATURE_ONE)
 
     def token(self, name: str, pair: GlobalHyper) -> None:
-        self.table(f"{name}.queries", pair.queries, OPERAND_STEPS, torch.int8)
-        self.linear(f"{name}.analysis_kv", pair.analysis_kv, OPERAND_STEPS)
-        self.linear(f"{name}.analysis_merge", pair.analysis_merge, FEATURE_STEPS)
-        self.blocks(f"{name}.analysis_ffn", pair.analysis_ffn, 1 / FEATURE_STEPS)
-        self.linear(f"{name}.analysis_out", pair.analysis_out, FEATURE_STEPS)
-        self.wide(f"{name}.synthesis_in", pair.synthesis_in, 1 / FEATURE_STEPS, FEATURE_STEPS)
-        self.linear(f"{name}.synthesis_kv", pair.synthesis_kv, OPERAND_STEPS)
+        self.table(f"{name}.queries", pair.queries, OPERAND_ONE, torch.int8)
+        self.linear(f"{name}.analysis_kv", pair.analysis_kv, OPERAND_ONE)
+        self.linear(f"{name}.analysis_merge", pair.analysis_merge, FEATURE_ONE)
+        self.blocks(f"{name}.analysis_ffn", pair.analysis_ffn, 1 / FEATURE_ONE)
+        self.linear(f"{name}.analysis_out", pair.analysis_out, FEATURE_ONE)
+        self.wide(f"{name}.synthesis_in", pair.synthesis_in, 1 / FEATURE_ONE, FEATURE_ONE)
+        self.linear(f"{name}.synthesis_kv", pair.synthesis_kv, OPERAND_ONE)
 
     def context(self, network: Network) -> None:
         c = network.context
         for i, layer in enumerate(c.decoded):
-            self.wide(f"context.decoded.{i}", layer, 1 / FEATURE_STEPS, FEATURE_STEPS)
+            self.wide(f"context.decoded.{i}", layer, 1 / FEATURE_ONE, FEATURE_ONE)
         for i, feature in enumerate(c.feature):
-            self.linear(f"context.feature.{i}", feature, FEATURE_STEPS)
+            self.linear(f"context.feature.{i}", feature, FEATURE_ONE)
         if c.local is not None:
-            self.linear("context.local", c.local, FEATURE_STEPS)
+            self.linear("context.local", c.local, FEATURE_ONE)
         for i, core in enumerate(c.cores):
             name = f"context.cores.{i}"
-            self.blocks(name, core, 1 / FEATURE_STEPS)
+            self.blocks(name, core, 1 / FEATURE_ONE)
             if "global" in core.order:
-                self.linear(f"{name}.global_attention.query", core.global_attention.query, OPERAND_STEPS)
-                self.linear(f"{name}.global_attention.out", core.global_attention.out, FEATURE_STEPS)
+                self.linear(f"{name}.global_attention.query", core.global_attention.query, OPERAND_ONE)
+                self.linear(f"{name}.global_attention.out", core.global_attention.out, FEATURE_ONE)
             size = core.heads[0].weight.shape[0] // 2
             # Means for gain 1, scales in 1/16 rows.
-            out = torch.tensor([LATENT_STEPS] * size + [16 * ROWS_PER_OCTAVE] * size).double()
+            out = torch.tensor([LATENT_ONE] * size + [16 * ROWS_PER_OCTAVE] * size).double()
             self.heads(f"{name}.heads", core.heads, out)
 
     def network(self, network: Network) -> None:
@@ -197,10 +197,10 @@ class Exporter:
             exporters[name](f"hyper.{name}", pair)
             model = network.factorised[name]
             prefix = f"factorised.{name}"
-            self.table(f"{prefix}.log2_scale", model.log2_scale, LOG2_STEPS, torch.int32)
-            self.table(f"{prefix}.log2_gain", model.log2_gain, LOG2_STEPS, torch.int32)
+            self.table(f"{prefix}.log2_scale", model.log2_scale, LOG2_ONE, torch.int32)
+            self.table(f"{prefix}.log2_gain", model.log2_gain, LOG2_ONE, torch.int32)
             if model.levels:
-                self.table(f"{prefix}.log2_wider", model.log2_wider, LOG2_STEPS, torch.int32)
+                self.table(f"{prefix}.log2_wider", model.log2_wider, LOG2_ONE, torch.int32)
                 self.put(f"{prefix}.weight", model.weight, torch.float32)
         self.context(network)
 
@@ -214,8 +214,8 @@ def export(network: Network) -> weights_io.Tensors:
     """
     e = Exporter()
     e.network(network)
-    index = torch.arange(LOG2_STEPS).double()
-    e.put("tables.exp2", torch.exp2(index / LOG2_STEPS), torch.float32)
+    index = torch.arange(LOG2_ONE).double()
+    e.put("tables.exp2", torch.exp2(index / LOG2_ONE), torch.float32)
     e.put("tables.softmax", 127 * torch.exp(-torch.arange(256).double() / 16), torch.uint8)
     arrays = {name: tensor.numpy() for name, tensor in e.tensors.items()}
     return arrays | put_tables(build_gaussian_tables())
