@@ -18,7 +18,7 @@ from dca_fast.errors import ConfigError, WeightsError
 from dca_fast.model.network import Network
 from dca_fast.model.walk import neighbours
 from dca_fast.network import walk, weights
-from dca_fast.network.layout import layout
+from dca_fast.network.layout import is_of_encoder, layout
 from dca_fast.network.program import Model, Program, ProgramSet, exp2, interpolate, settings, silent
 from dca_fast.ops import Array, Arrays, native
 from dca_fast.ops.reference import OPS
@@ -432,12 +432,43 @@ def test_a_dead_output_with_a_bias_is_exported(network: Network) -> None:
 
 def test_digest_names_the_weights(packed: weights.Weights, tmp_path: Path) -> None:
     same = weights.save(tmp_path / "same.safetensors", packed.tensors, packed.config, packed.skip)
-    assert same.digest == packed.digest
+    assert same.identity == packed.identity
     changed = dict(packed.tensors)
     changed["synthesis.split.b"] = changed["synthesis.split.b"] + 1
     other = weights.save(tmp_path / "other.safetensors", changed, packed.config, packed.skip)
-    assert other.digest != packed.digest
-    assert weights.save(tmp_path / "skip.safetensors", packed.tensors, packed.config, 9).digest != packed.digest
+    assert other.identity != packed.identity
+    assert weights.save(tmp_path / "skip.safetensors", packed.tensors, packed.config, 9).identity != packed.identity
+
+
+def test_decoders_read_files_of_another_encoder(network: Network, packed: weights.Weights, tmp_path: Path) -> None:
+    """A heavier f_a and other hyper analyses have the model id of what decodes."""
+    path, other = tmp_path / "w.safetensors", tmp_path / "other.safetensors"
+    weights.save(path, packed.tensors, packed.config, packed.skip)
+    torch.manual_seed(4)
+    config = replace(TINY, analysis_blocks=(3, 3), analysis_hidden=(48, 40))
+    theirs = export(Network(config))
+    mine = {name: theirs[name] if is_of_encoder(name) else packed.tensors[name] for name in layout(config)}
+    assert sum(is_of_encoder(name) for name in mine) > 60
+    assert weights.save(other, mine, config, packed.skip).identity == packed.identity
+    old, new, pixels = Codec(weights=path), Codec(weights=other), photograph(70, 90)
+    data = new.encode(pixels, 60, effort=0)
+    assert data != old.encode(pixels, 60, effort=0)
+    assert np.array_equal(old.decode(data, "numpy"), new.decode(data, "numpy"))
+
+
+def test_a_decoder_reads_nothing_of_the_encoder(packed: weights.Weights, tmp_path: Path) -> None:
+    """What the model id leaves out may hold anything."""
+    codec, pixels = Codec(weights=_saved(packed, tmp_path), threads=1), photograph(70, 90)
+    data = codec.encode(pixels, 60, effort=1)
+    zero = {name: np.zeros_like(tensor) if is_of_encoder(name) else tensor for name, tensor in packed.tensors.items()}
+    weights.save(tmp_path / "zero.safetensors", zero, packed.config, packed.skip)
+    blind = Codec(weights=tmp_path / "zero.safetensors", threads=1)
+    assert np.array_equal(blind.decode(data, "numpy"), codec.decode(data, "numpy"))
+
+
+def _saved(packed: weights.Weights, folder: Path) -> Path:
+    weights.save(folder / "saved.safetensors", packed.tensors, packed.config, packed.skip)
+    return folder / "saved.safetensors"
 
 
 def test_float_weights_round_trip(network: Network, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 It shares neither container, program nor walk with the package: what the pages leave out is missing here.
 """
 
+import hashlib
 import json
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -351,6 +353,21 @@ def decode(data: bytes, side: int = 144) -> np.ndarray:
     if file.gray:
         picture = reference.luma(picture)[..., None].expand(-1, -1, 3)
     return with_layer(file, picture.numpy()) if file.layer else picture.numpy()
+
+
+def test_the_model_id() -> None:
+    """docs/spec/bitstream.md, "Model id"."""
+    with safe_open(WEIGHTS, "np") as weights:
+        metadata = json.loads(weights.metadata()["dca_fast"])
+        for key in ("analysis_blocks", "analysis_hidden"):
+            del metadata["config"][key]
+        digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+        for name in sorted(weights.keys()):
+            if re.match(r"analysis\.|hyper\.\w+\.(analysis_|queries)|latent\.(operand8|quantise)$", name):
+                continue
+            tensor = weights.get_tensor(name)
+            digest.update(f"\n{name} torch.{tensor.dtype} {tensor.shape}\n".encode() + tensor.tobytes())
+    assert digest.hexdigest()[:8] == Codec().model_id == GOLDEN.read_bytes()[8:12].hex()
 
 
 def test_it_reads_the_golden_file() -> None:

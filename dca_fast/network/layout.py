@@ -28,6 +28,19 @@ Layout = dict[str, Spec]
 PREVIEWS = (8, 16)  # pixels of a side that become one, where weights may have a layer for it
 
 
+ENCODER_ONLY = ("analysis_blocks", "analysis_hidden")  # keys of a configuration that no decoder looks at
+
+
+def is_of_encoder(name: str) -> bool:
+    """Whether no decoder reads the tensor: it may change without making older decoders unable to read new files."""
+    parts = name.split(".")
+    return (
+        parts[0] == "analysis"
+        or (parts[0] == "hyper" and parts[2].startswith(("analysis_", "queries")))
+        or name in ("latent.operand8", "latent.quantise")
+    )
+
+
 class _Layers:
     """Collects the tensors of layers by their names."""
 

@@ -22,7 +22,7 @@ from dca_fast.config import ModelConfig
 from dca_fast.entropy.tables import Tables
 from dca_fast.errors import ConfigError, WeightsError
 from dca_fast.files.atomic import write_atomic
-from dca_fast.network.layout import Layout, Spec, layout, previews
+from dca_fast.network.layout import ENCODER_ONLY, Layout, Spec, is_of_encoder, layout, previews
 from dca_fast.ops.limits import MAX_ROW
 
 FORMAT = 2
@@ -46,18 +46,18 @@ class Weights:
         tensors: by name.
         config: the model they belong to.
         skip: first row of the scale table that is coded; symbols of lower rows are zero and cost nothing.
-        digest: sha256 over metadata and tensors; its first four bytes are the model id of a file.
+        identity: SHA-256 of what a decoder reads; its first four bytes are the model id of a file.
     """
 
     tensors: Tensors
     config: ModelConfig
     skip: int
-    digest: bytes
+    identity: bytes
 
     @property
     def model_id(self) -> bytes:
-        """The four bytes that name the model in a file."""
-        return self.digest[:4]
+        """The four bytes that name the model in a file. Weights with another encoder alone have the same."""
+        return self.identity[:4]
 
     @property
     def tables(self) -> Tables:
@@ -73,6 +73,13 @@ def _digest(tensors: Tensors, metadata: str) -> bytes:
         h.update(f"\n{name} torch.{t.dtype.name} {t.shape}\n".encode())
         h.update(t.data)
     return h.digest()
+
+
+def _identity(tensors: Tensors, config: ModelConfig, skip: int) -> bytes:
+    """SHA-256 of what a decoder reads (docs/spec/bitstream.md)."""
+    seen = {name: value for name, value in config.to_dict().items() if name not in ENCODER_ONLY}
+    metadata = json.dumps({"config": seen, "format": FORMAT, "skip": skip}, sort_keys=True)
+    return _digest({name: tensor for name, tensor in tensors.items() if not is_of_encoder(name)}, metadata)
 
 
 def check(tensors: Tensors) -> None:
@@ -178,7 +185,7 @@ def load(path: Path) -> Weights:
     if digest.hex() != stored.get("sha256"):
         raise WeightsError(f"{path} is damaged: its tensors do not have the digest it was written with")
     check(tensors)
-    weights = Weights(tensors, config, skip, digest)
+    weights = Weights(tensors, config, skip, _identity(tensors, config, skip))
     weights.tables  # noqa: B018 (validates)
     return weights
 
