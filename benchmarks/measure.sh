@@ -60,19 +60,19 @@ plain() { OMP_NUM_THREADS=1 on_kodak kodak_aq0 --aq-strength 0; }
 valid() { evaluate valid "$validation" "$tens"; }
 graphics() {
     local folder=.benchmarks/graphics
-    "$python" benchmarks/graphics.py "$folder" --count 10 --size 768x512 --own-font
+    "$python" benchmarks/measure/graphics.py "$folder" --count 10 --size 768x512 --own-font
     evaluate graphics "$folder" "$tens"
 }
 integer() {
-    "$python" benchmarks/integer_loss.py "${WEIGHTS:-checkpoints/dca-s.safetensors}" "$photographs" \
+    "$python" benchmarks/measure/integer_loss.py "${WEIGHTS:-checkpoints/dca-s.safetensors}" "$photographs" \
         --out "$out/integer_loss.json"
 }
-conformance() { "$python" benchmarks/conformance.py "$photographs" --out "$out/conformance.json"; }
-hostile() { "$python" benchmarks/hostile.py "$first" --out "$out/hostile.json"; }
+conformance() { "$python" benchmarks/measure/conformance.py "$photographs" --out "$out/conformance.json"; }
+hostile() { "$python" benchmarks/measure/hostile.py "$first" --out "$out/hostile.json"; }
 effort() { # takes half an hour: rows of the same weights are kept
-    OMP_NUM_THREADS=1 "$python" benchmarks/effort.py "$validation" --out "$out/effort.json"
+    OMP_NUM_THREADS=1 "$python" benchmarks/measure/effort.py "$validation" --out "$out/effort.json"
 }
-adaptive() { OMP_NUM_THREADS=1 "$python" benchmarks/adaptive.py "$validation" --out "$out/adaptive.json"; }
+adaptive() { OMP_NUM_THREADS=1 "$python" benchmarks/measure/adaptive.py "$validation" --out "$out/adaptive.json"; }
 tables() { "$python" benchmarks/tables.py; }
 
 parts=("$@")

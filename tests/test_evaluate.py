@@ -338,7 +338,7 @@ def test_our_codec_rises_with_quality() -> None:
 
 
 def test_drawn_pictures_are_the_same_each_time_and_of_all_kinds(tmp_path: Path) -> None:
-    script = Path(__file__).resolve().parents[1] / "benchmarks" / "graphics.py"
+    script = Path(__file__).resolve().parents[1] / "benchmarks" / "measure" / "graphics.py"
     drawn = []
     for folder, options in ((tmp_path / "a", []), (tmp_path / "b", []), (tmp_path / "c", ["--own-font"])):
         command = [sys.executable, script, folder, "--count", "5", "--size", "320x200", "--seed", "7", *options]

@@ -8,10 +8,8 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -25,7 +23,7 @@ from dca_fast.errors import ConfigError, InputError, TrainingError, WeightsError
 from dca_fast.model.layers import depth_to_space, space_to_depth
 from dca_fast.model.network import Network
 from dca_fast.testing import photograph
-from dca_fast.train import pack
+from dca_fast.train import pack, tune_gains
 from dca_fast.train import trainer as trainer_module
 from dca_fast.train.data import DeviceImages, Images, Photographs, Shards, open_data
 from dca_fast.train.export import load_float
@@ -668,17 +666,16 @@ def test_learning_rate_warms_up_stays_and_falls() -> None:
     assert learning_rate(RECIPE, 100, 1.0) == pytest.approx(RECIPE.final)
 
 
-def test_steps_of_bands_go_where_files_are_cheapest(benchmark_script: Callable[[str], ModuleType]) -> None:
+def test_steps_of_bands_go_where_files_are_cheapest() -> None:
     """Parabolas with minima that sum to zero, on slopes that trade bits for errors at the price of each knot."""
-    tuning = benchmark_script("tune_gains")
     wanted = 0.1 * np.array([0.2, -0.4, 0.6, 0, 0, -0.6, 0.3, -0.3, 0.2])
-    changes = np.concatenate([np.zeros((1, 9)), np.kron(np.eye(9), [[-tuning.DELTA], [tuning.DELTA]])])
+    changes = np.concatenate([np.zeros((1, 9)), np.kron(np.eye(9), [[-tune_gains.DELTA], [tune_gains.DELTA]])])
     finer, bowl = changes @ np.linspace(0.1, 0.5, 9), 0.5 * np.square(changes - wanted).sum(1)
-    prices = np.array([price(quality) for quality in tuning.QUALITIES])
+    prices = np.array([price(quality) for quality in tune_gains.QUALITIES])
     bits = np.broadcast_to(1 + finer[:, None], (19, 9))
     errors = (1 - finer + bowl)[:, None] / prices
-    octaves = tuning.best(np.stack([bits, errors], -1))
+    octaves = tune_gains.best(np.stack([bits, errors], -1))
     assert np.abs(octaves - wanted).max() < 1e-9
-    gains = tuning.change(torch.zeros(9, 384), octaves)
+    gains = tune_gains.change(torch.zeros(9, 384), octaves)
     for start in range(0, 384, 96):
         assert gains[:, start : start + 4].flatten().tolist() == pytest.approx([0.02, 0.02, -0.04, -0.04] * 9)

@@ -1,6 +1,6 @@
 """Whether an objective of training points to where the real loss falls.
 
-    python benchmarks/directions.py PHOTOGRAPHS FLOAT_WEIGHTS --part analysis
+    python benchmarks/measure/directions.py PHOTOGRAPHS FLOAT_WEIGHTS --part analysis
 
 Takes the mean gradient of a module of the network over some batches, under uniform noise and under expected rates, each
 parameter over the root of its mean square as Adam and SOAP do, and goes small steps against it. Prints how the loss

@@ -1,6 +1,6 @@
 """Hostile files: every truncation and many mutations of a real file end in a typed error or the identical picture.
 
-    python benchmarks/hostile.py PHOTOGRAPH --out benchmarks/results/hostile.json
+    python benchmarks/measure/hostile.py PHOTOGRAPH --out benchmarks/results/hostile.json
 
 Half of the mutations keep a correct checksum, so that they reach the entropy decoder. A crash or a hang ends the
 run; the peak memory and the slowest file, as a ratio to an intact one, are reported.

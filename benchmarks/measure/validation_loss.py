@@ -1,7 +1,7 @@
 """The training's loss on photographs it never sees, by float networks: what chooses between trainings.
 
-    python benchmarks/validation_loss.py PHOTOGRAPHS CHECKPOINT [CHECKPOINT ...]
-    python benchmarks/validation_loss.py PHOTOGRAPHS END --apart START
+    python benchmarks/measure/validation_loss.py PHOTOGRAPHS CHECKPOINT [CHECKPOINT ...]
+    python benchmarks/measure/validation_loss.py PHOTOGRAPHS END --apart START
 
 For each checkpoint (averaged weights) or float weights: mean loss, and bits per pixel and PSNR at each quality. Latents
 are quantised as in files, bits are the model's estimates by Gaussian tables; there is no restoration filter.

@@ -1,7 +1,7 @@
 """Draws what screens and documents show: text, programs, windows, tables and charts, to train with and to compare.
 
-    python benchmarks/graphics.py FOLDER --count 120 --size 1024x768 --seed 1000    # to train with
-    python benchmarks/graphics.py FOLDER --count 10 --size 768x512 --own-font       # to compare: dca-fast eval FOLDER
+    python benchmarks/measure/graphics.py FOLDER --count 120 --size 1024x768 --seed 1000    # to train with
+    python benchmarks/measure/graphics.py FOLDER --count 10 --size 768x512 --own-font    # to compare: `dca-fast eval`
 
 Words are random letters as frequent as in English. Pictures to compare have a font that no others have, Pillow's own.
 """

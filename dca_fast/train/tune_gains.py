@@ -1,6 +1,6 @@
 """Quantiser steps of y that real files want, by differences: gains of bands of its channels up and down.
 
-    python benchmarks/tune_gains.py PACK.bin WEIGHTS FLOAT OUT
+    python -m dca_fast.train.tune_gains PACK.bin WEIGHTS FLOAT OUT
 
 Takes crops of the photographs of a pack (docs/guide/gpu.md) and codes them with WEIGHTS, integer ones, at each knot of
 the quality axis, effort 1 and without adaptive quantisation: as they are, and with the gain of each band higher and
@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from dca_fast import Codec
+from dca_fast.codec import Codec
 from dca_fast.config import QUALITY_MAX, price
 from dca_fast.model.walk import ANCHORS
 from dca_fast.network import weights as weights_io

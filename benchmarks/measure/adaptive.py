@@ -1,6 +1,6 @@
 """What adaptive quantisation costs by PSNR and gains by MS-SSIM, at several strengths.
 
-    python benchmarks/adaptive.py FOLDER --out benchmarks/results/dca-s/adaptive.json
+    python benchmarks/measure/adaptive.py FOLDER --out benchmarks/results/dca-s/adaptive.json
 
 Works on the middles of the photographs of the folder; real files at the default effort. BD-rates against strength 0: of
 the mean curves, where bits move between pictures too, and the mean of those of each picture alone.

@@ -1,6 +1,6 @@
 """What the integer program costs: BD-rate of real files against the float network it was exported from.
 
-    python benchmarks/integer_loss.py CHECKPOINT FOLDER --out benchmarks/results/integer_loss.json
+    python benchmarks/measure/integer_loss.py CHECKPOINT FOLDER --out benchmarks/results/integer_loss.json
 
 The integer side is the shipped weights, or `--weights FILE`; they must have been exported from CHECKPOINT. The float
 side leaves out the symbols that files leave out, unless `--all-symbols`. Both search with the tables of the integer

@@ -1,7 +1,7 @@
 """Bit-exactness on real photographs: every backend, instruction set, thread count and batch gives the same file and
 the same picture.
 
-    python benchmarks/conformance.py FOLDER --out benchmarks/results/conformance.json
+    python benchmarks/measure/conformance.py FOLDER --out benchmarks/results/conformance.json
 
 For each image and quality: reference and native encode (bytes equal), both decode (arrays equal), native again with
 2 and 3 threads, every instruction set, and in a batch of 4. Exit code 1 and a list of differences if any.

@@ -1,6 +1,6 @@
 """Size and time of installations, and of a command and a first codec in them.
 
-    python benchmarks/installation.py [LABEL=CHECKOUT ...] [--json FILE]
+    python benchmarks/measure/installation.py [LABEL=CHECKOUT ...] [--json FILE]
 
 Makes a fresh virtual environment for each checkout of dca-fast, installs it there and measures megabytes, seconds and
 peak memory of `dca-fast decode` of a small file, seconds of `import dca_fast; dca_fast.Codec()`: medians of `--repeat`
@@ -23,7 +23,7 @@ from dca_fast.evaluation.report import environment
 from dca_fast.files.atomic import write_atomic
 from dca_fast.profile.recorder import timed
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PICTURE = (
     "from dca_fast.testing import photograph; from PIL import Image; import sys; "
     "Image.fromarray(photograph(48, 72)).save(sys.argv[1])"

@@ -1,6 +1,6 @@
 """The exact-colour coder beside PNG, WebP and JPEG XL: bytes of graphics, photographs, masks and 16 bits, and time.
 
-    python benchmarks/exact.py --photographs KODAK --out benchmarks/results/exact.json
+    python benchmarks/measure/exact.py --photographs KODAK --out benchmarks/results/exact.json
 
 Graphics and masks are drawn here; none of them was seen by any training. Every stream is decoded and compared. Times
 are processor time of one thread; those of WebP are taken in turn with ours, for machines that others use, too.

@@ -1,6 +1,6 @@
 """Gain and cost of each level of encoder effort: BD-rate against level 0, and encode time beside level 0's.
 
-    python benchmarks/effort.py FOLDER --out benchmarks/results/dca-s/effort.json
+    python benchmarks/measure/effort.py FOLDER --out benchmarks/results/dca-s/effort.json
 
 Works on the middle of the first photographs of the folder, at every quality and level; real files. Interrupted, it
 goes on where it was, with the same weights.

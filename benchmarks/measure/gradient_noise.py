@@ -1,6 +1,6 @@
 """How much of a training step's gradient is signal: what independent batches have in common.
 
-    python benchmarks/gradient_noise.py PACK.bin [--weights FILE] [--batches N] COUNTxCROP [COUNTxCROP ...]
+    python benchmarks/measure/gradient_noise.py PACK.bin [--weights FILE] [--batches N] COUNTxCROP [COUNTxCROP ...]
 
 For each batch shape: of the gradient's mean square, the share that is the square of its expectation, for each module of
 the network. It is estimated without bias from all pairs of batches; near zero it may come out negative. The projections

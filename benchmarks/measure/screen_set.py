@@ -1,6 +1,6 @@
 """Draws the pictures that `screens.py` measures: what screens, documents and charts show, each of another kind.
 
-    python benchmarks/screen_set.py FOLDER [--browser chromium] [--site build/site]
+    python benchmarks/measure/screen_set.py FOLDER [--browser chromium] [--site build/site]
 
 Nothing is fetched. Screenshots are made by a headless browser of the pages below and of this project's own site, if one
 was built; words are random letters or this repository's own text. The photograph in mixed pictures is the portrait in
@@ -28,7 +28,7 @@ import numpy as np
 from graphics import FONTS, draw, font
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SIZE = (960, 640)
 KEYWORDS = re.compile(r"\b(def|class|return|import|from|for|in|if|else|while|not|and|or|None|True|False|with|as)\b")
 

@@ -1,7 +1,7 @@
 """Screens and text beside AVIF: bytes at equal PSNR, whether photographs change, and the time of the encoder.
 
-    python benchmarks/screen_set.py SCREENS --site build/site
-    python benchmarks/screens.py SCREENS --photographs KODAK VALIDATION --cache avif.json \
+    python benchmarks/measure/screen_set.py SCREENS --site build/site
+    python benchmarks/measure/screens.py SCREENS --photographs KODAK VALIDATION --cache avif.json \
         --out benchmarks/results/screens.json
 
 AVIF is Pillow's, speed 4, 4:4:4; its bytes at our PSNR are read off its curve, logarithms between the qualities of the
