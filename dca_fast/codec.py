@@ -30,7 +30,7 @@ from dca_fast.errors import ConfigError, CorruptStreamError, InputError, Unknown
 from dca_fast.exact import layer, picture
 from dca_fast.exact.picture import LOSSLESS
 from dca_fast.files import container, image_io
-from dca_fast.inputs import FileLike, ImageLike, check_size, file_bytes, image_of, images_of
+from dca_fast.inputs import FileLike, ImageLike, check_size, file_bytes, image_of, images_of, pixel_limit
 from dca_fast.network import weights as weights_io
 from dca_fast.network.program import QUALITY_ONE
 from dca_fast.ops import Array
@@ -87,7 +87,7 @@ class Codec:
         backend: "auto", "native" or "reference" on the CPU, "auto" or "cuda" on a CUDA device.
         threads: CPU threads of the native backend; default: those of `dca_fast.threads.default_threads`. Changes no
             byte. The native thread pool is one for the process: the codec that works next sets its size.
-        max_pixels: larger images are refused, in both directions.
+        max_pixels: larger images are refused, in both directions; default: DCA_MAX_PIXELS, else 2^28.
 
     Raises:
         ConfigError: bad argument.
@@ -103,10 +103,10 @@ class Codec:
         device: str | None = None,
         backend: str = "auto",
         threads: int | None = None,
-        max_pixels: int = container.DEFAULT_MAX_PIXELS,
+        max_pixels: int | None = None,
     ) -> None:
         self._threads = None if threads is None else check_threads(threads)
-        self.max_pixels = max_pixels
+        self.max_pixels = pixel_limit(max_pixels)
         ops = resolve(backend, device)
         self.backend = ops.name
         path = Path(weights).absolute() if weights is not None else weights_io.find(model)

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from dca_fast.errors import InputError, LimitExceededError
+from dca_fast.errors import ConfigError, InputError, LimitExceededError
 from dca_fast.files.atomic import read
-from dca_fast.files.container import MAX_SIDE
+from dca_fast.files.container import DEFAULT_MAX_PIXELS, MAX_SIDE
 from dca_fast.files.image_io import ImageInput, from_pil, load_image
 from dca_fast.tensors import is_tensor, pixels_of
 
@@ -84,6 +84,24 @@ def content_of(image: ImageLike) -> bytes:
 def images_of(image: object) -> Sequence[Any] | None:
     """The images of a batch, an array or tensor of four dimensions; None for anything else."""
     return image if getattr(image, "ndim", 0) == 4 and (is_tensor(image) or isinstance(image, np.ndarray)) else None  # type: ignore[return-value]
+
+
+def pixel_limit(given: int | None) -> int:
+    """How many pixels a picture may have: as given, else DCA_MAX_PIXELS, else 2^28.
+
+    Raises:
+        ConfigError: not a whole number of at least 1.
+    """
+    if given is None:
+        text = os.environ.get("DCA_MAX_PIXELS", "").strip()
+        if not text:
+            return DEFAULT_MAX_PIXELS
+        if not text.isdecimal() or int(text) < 1:
+            raise ConfigError(f"DCA_MAX_PIXELS must be a whole number of at least 1, got {text!r}")
+        return int(text)
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+        raise ConfigError(f"max_pixels must be a whole number of at least 1, got {given!r}")
+    return given
 
 
 def check_size(shape: Sequence[int], max_pixels: int) -> None:

@@ -403,3 +403,23 @@ def test_the_python_coder_reads_native_streams(native: Codec, reference: Codec) 
     assert coder.available()[0]
     data = native.encode(photograph(120, 100), 90)
     assert np.array_equal(reference.decode(data, "numpy"), native.decode(data, "numpy"))
+
+
+def test_the_limit_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An argument, the environment, 2^28, in this order."""
+    picture = photograph(10, 10)
+    monkeypatch.delenv("DCA_MAX_PIXELS", raising=False)
+    assert Codec().max_pixels == 1 << 28
+    data = Codec(max_pixels=100).encode(picture, "lossless")
+    monkeypatch.setenv("DCA_MAX_PIXELS", "99")
+    for work in (lambda codec: codec.encode(picture, "lossless"), lambda codec: codec.decode(data)):
+        with pytest.raises(LimitExceededError, match="99"):
+            work(Codec())
+        work(Codec(max_pixels=100))
+    for text in ("0", "-1", "many", "1e6"):
+        monkeypatch.setenv("DCA_MAX_PIXELS", text)
+        with pytest.raises(ConfigError, match="DCA_MAX_PIXELS"):
+            Codec()
+    for given in (0, -1, True, "9", 1.5):
+        with pytest.raises(ConfigError, match="max_pixels"):
+            Codec(max_pixels=given)  # type: ignore[arg-type]

@@ -21,6 +21,7 @@ from dca_fast.cli.examples import EXAMPLES
 from dca_fast.config import ALIGN, AQ_ONE, DEFAULT_AQ, DEFAULT_EFFORT, MAX_AQ, MAX_EFFORT, QUALITY_MAX, REDUCTIONS
 
 INTERRUPTED = 130
+LIMIT_HELP = "refuse larger pictures (default: DCA_MAX_PIXELS, 2^28)"
 BROKEN_PIPE = 141  # what a shell reports of a program whose output nobody reads any more
 
 
@@ -180,7 +181,7 @@ def _add_conversion(p: argparse.ArgumentParser, encoding: bool) -> None:
     manifest_help = "of a batch: a line of JSON about each file, with hashes; later runs bring it up to date"
     p.add_argument("--manifest", type=Path, metavar="FILE", help=manifest_help)
     p.add_argument("--shard", type=shard, metavar="I/N", help="of a batch: the I-th of N parts, for N processes")
-    p.add_argument("--max-pixels", type=count, metavar="N", help="refuse larger pictures (default: 2^28)")
+    p.add_argument("--max-pixels", type=count, metavar="N", help=LIMIT_HELP)
     p.add_argument("--quiet", action="store_true", help="say only what went wrong")
     if encoding:
         p.add_argument("--keep-suffix", action="store_true", help="photo.jpg becomes photo.jpg.dca")
@@ -217,7 +218,7 @@ def _add_verify(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--quick", action="store_true", help="checksums alone: much faster, and finds bits that changed by accident"
     )
-    p.add_argument("--max-pixels", type=count, metavar="N", help="refuse larger pictures (default: 2^28)")
+    p.add_argument("--max-pixels", type=count, metavar="N", help=LIMIT_HELP)
     p.add_argument("--quiet", action="store_true", help="say only what is wrong")
 
 
