@@ -202,6 +202,8 @@ def test_figures_of_a_device_run_on_an_imitated_one(
     assert exact["comparisons"] > 0
     assert exact["different"] == []
     assert exact["different at once"] == 0
+    assert exact["different in batches"] == 0
+    assert exact["in batches"] > 0
     monkeypatch.setattr(torch, "randint", partial(_on_host, torch.randint))
     assert gpu.integer_transforms(codec)[0]["analysis_ms"] == 1.0
 
