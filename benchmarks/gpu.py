@@ -314,7 +314,7 @@ def coder_times(gpu: Codec, image: np.ndarray) -> dict[str, float]:
         times.append(start.elapsed_time(end))
     assert all(out.equal(values) for out, (values, _) in zip(outputs, parts, strict=True))
     encode = median_ms(lambda: codec.coder.start_encode(parts, lanes, groups, plain))
-    residuals = [(values.int() * TRELLIS_STEP, rows) for values, rows in parts[plain:]]
+    residuals = [((values.int() * TRELLIS_STEP)[None], rows[None]) for values, rows in parts[plain:]]
     on_cpu = walk.quantiser(TorchArrays(), cpu.coder, cpu.charges, groups)
     assert all(codec.quantiser(groups)(*step).cpu().equal(on_cpu(*(t.cpu() for t in step))) for step in residuals)
     search = median_ms(lambda: [codec.quantiser(groups)(*step) for step in residuals])
