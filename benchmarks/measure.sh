@@ -4,7 +4,7 @@
 #   benchmarks/measure.sh PHOTOGRAPHS VALIDATION ANCHORS [PART ...]
 #
 # PHOTOGRAPHS and VALIDATION are folders of images, ANCHORS a file of published curves (docs/guide/evaluating.md). Parts:
-# speed scaling bench profile coder kodak refined plain valid graphics integer conformance hostile effort adaptive
+# speed scaling bench profile coder kodak refined plain valid integer conformance hostile effort adaptive
 # tables (default: all, in this order).
 # PEER_CACHE names a folder that keeps what the peers did, PYTHON the interpreter, WEIGHTS a float model for
 # `integer` (default: checkpoints/dca-s.safetensors).
@@ -58,11 +58,6 @@ refined() { # a quarter of an hour
 }
 plain() { OMP_NUM_THREADS=1 on_kodak kodak_aq0 --aq-strength 0; }
 valid() { evaluate valid "$validation" "$tens"; }
-graphics() {
-    local folder=.benchmarks/graphics
-    "$python" benchmarks/measure/graphics.py "$folder" --count 10 --size 768x512 --own-font
-    evaluate graphics "$folder" "$tens"
-}
 integer() {
     "$python" benchmarks/measure/integer_loss.py "${WEIGHTS:-checkpoints/dca-s.safetensors}" "$photographs" \
         --out "$out/integer_loss.json"
@@ -77,7 +72,7 @@ tables() { "$python" benchmarks/tables.py; }
 
 parts=("$@")
 if ((${#parts[@]} == 0)); then
-    parts=(speed scaling bench profile coder kodak refined plain valid graphics integer conformance)
+    parts=(speed scaling bench profile coder kodak refined plain valid integer conformance)
     parts+=(hostile effort adaptive tables)
 fi
 for part in "${parts[@]}"; do
