@@ -13,6 +13,7 @@ from dca_fast.errors import UnsupportedVersionError
 from dca_fast.testing import page, photograph
 
 HERE = Path(__file__).parent
+PHOTOGRAPHS = {"photograph_10.dca": 10, "photograph.dca": 55, "photograph_90.dca": 90}  # and their qualities
 
 
 def belongs(data: bytes, codec: Codec) -> bool:
@@ -83,23 +84,29 @@ def layer(codec: Codec) -> None:
     (HERE / "layer.sha256").write_text(digest + "\n")
 
 
+def photographs(codec: Codec) -> None:
+    """Files of three qualities, the hashes of their pixels, and of files of several efforts."""
+    if not (HERE / "photograph.png").exists():
+        Image.fromarray(photograph(120, 168, seed=11)).save(HERE / "photograph.png")
+    image, hashes = np.asarray(Image.open(HERE / "photograph.png")), []
+    for name, quality in PHOTOGRAPHS.items():
+        target, data = HERE / name, codec.encode(image, quality, effort=0)
+        if target.exists() and belongs(target.read_bytes(), codec) and data != target.read_bytes():
+            raise SystemExit(f"{name} belongs to these weights: a change of its bytes is a change of the format")
+        target.write_bytes(data)
+        hashes.append(f"{hashlib.sha256(codec.decode(data, 'numpy').tobytes()).hexdigest()}  {name}\n")
+    (HERE / "pixels.sha256").write_text("".join(hashes))
+    more = [hashlib.sha256(codec.encode(image, 55, effort=effort)).hexdigest() for effort in range(1, 7)]
+    (HERE / "efforts.sha256").write_text("\n".join(more) + "\n")
+
+
 def main() -> None:
     """The definition works alone here: the reference backend."""
-    codec, target = Codec(backend="reference"), HERE / "photograph.dca"
+    codec = Codec(backend="reference")
     exact(codec)
     large()
     layer(codec)
-    kept = target.exists() and belongs(target.read_bytes(), codec)
-    if not kept:
-        Image.fromarray(photograph(120, 168, seed=11)).save(HERE / "photograph.png")
-    image = np.asarray(Image.open(HERE / "photograph.png"))
-    data = codec.encode(image, 55, effort=0)
-    if kept and data != target.read_bytes():
-        raise SystemExit("the golden file belongs to these weights: a change of its bytes is a change of the format")
-    target.write_bytes(data)
-    more = [hashlib.sha256(codec.encode(image, 55, effort=effort)).hexdigest() for effort in range(1, 7)]
-    (HERE / "efforts.sha256").write_text("\n".join(more) + "\n")
-    (HERE / "pixels.sha256").write_text(hashlib.sha256(codec.decode(data, "numpy").tobytes()).hexdigest() + "\n")
+    photographs(codec)
 
 
 if __name__ == "__main__":
