@@ -29,7 +29,7 @@ from dca_fast.ops import Array, Arrays
 # Iterations of `descend` of the levels from 2 on, and the range of their prices (docs/design/effort.md).
 DESCENTS = {2: 1, 3: 2, 4: 4, 5: 8, 6: 16, 7: 32, 8: 64, 9: 128}
 PRICES = 36, 64
-FACTOR_ONE = 4096  # of weights of sites
+FACTOR_ONE = 4096  # of factors of sites
 
 
 def check(effort: object) -> int:
@@ -57,7 +57,7 @@ class Candidate(NamedTuple):
     cost: float
     stream: bytes
     digest: int
-    weights: tuple[int, ...]
+    coefficients: tuple[int, ...]
     y: Array
     y_hat: Array
     picture: Array
@@ -275,16 +275,16 @@ class Search:
         self._halves: tuple[Array, tuple[Halves, Halves]] | None = None
         self._y = program.analyse(image)
         self._tiles = begin(program, tools.quantiser, tools.source, self._y, self._grid)
-        self._weights = self._site_weights()
+        self._factors = self._site_factors()
 
-    def _site_weights(self) -> Array | None:
+    def _site_factors(self) -> Array | None:
         """`site_factors` of the picture."""
         rows: dict[int, list[Array]] = {}
         for tile, _, _, features in self._tiles:
-            weights = site_factors(self._arrays, walk.adaptation(self._program, features, tile.grid))
-            if weights is None:
+            factors = site_factors(self._arrays, walk.adaptation(self._program, features, tile.grid))
+            if factors is None:
                 return None
-            rows.setdefault(tile.top, []).append(weights)
+            rows.setdefault(tile.top, []).append(factors)
         return self._arrays.concat([self._arrays.concat(row, 1) for row in rows.values()], 0)
 
     def run(self, level: int, progress: Callable[[float], None] | None = None) -> Candidate:
@@ -316,17 +316,17 @@ class Search:
         self._halves = None
         at_16, at_8, picture = program.synthesis_halves(y_hat)
         self._halves = y_hat, (at_16, at_8)
-        weights = fit(program.ops, self._arrays, picture[0], self._inside, self._lambda)
-        if weights:
+        coefficients = fit(program.ops, self._arrays, picture[0], self._inside, self._lambda)
+        if coefficients:
             rings = 0 if str(program.device) == "cpu" else len(RINGS)  # a kernel for each number of them
-            w = as_array(self._arrays, weights, rings)
+            w = as_array(self._arrays, coefficients, rings)
             picture = restored(program.ops, self._arrays, picture, w, self._size, self._all)
         height, width = self._size
-        squares = program.ops.squared_error(self._inside, picture[0, :height, :width], self._weights)
-        error = squares if self._weights is None else squares / FACTOR_ONE
-        bits = 8 * len(stream) + (8 * len(pack_restoration(weights)) if weights else 0)
+        squares = program.ops.squared_error(self._inside, picture[0, :height, :width], self._factors)
+        error = squares if self._factors is None else squares / FACTOR_ONE
+        bits = 8 * len(stream) + (8 * len(pack_restoration(coefficients)) if coefficients else 0)
         cost = bits + self._lambda * error / 3
-        return Candidate(cost, stream, digest, weights, y, y_hat, picture)
+        return Candidate(cost, stream, digest, coefficients, y, y_hat, picture)
 
     def _missing(self, found: Candidate) -> Array:
         picture = self._arrays.broadcast(found.picture, found.picture.shape)  # a copy: its padding is overwritten

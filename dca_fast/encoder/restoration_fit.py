@@ -1,8 +1,8 @@
-"""The restoration filter's weights: what takes most of the error that is left, for the bits they cost.
+"""The restoration filter's coefficients: what takes most of the error that is left, for the bits they cost.
 
-The filter (`ops.reference.restore`) is linear in its weights, so that the best ones are those of a linear regression;
-they are fitted to the decoded picture and sent with it (docs/design/restoration.md). Everything here is rounded alike
-on every machine: integers, and floats in a fixed order.
+The filter (`ops.reference.restore`) is linear in its coefficients, so that the best ones are those of a linear
+regression; they are fitted to the decoded picture and sent with it (docs/design/restoration.md). Everything here is
+rounded alike on every machine: integers, and floats in a fixed order.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from dca_fast.ops import Array, Arrays, Ops
 
 SAMPLES = 196608  # pixels, about, that a fit looks at
 RIDGE = 64  # a sample adds 1 / RIDGE to the squares of every feature, so that none is without any
-FILTERS = tuple(product(range(1, len(RINGS) + 1), (1, 2, 4, 8)))  # rings, and what weights are multiples of
+FILTERS = tuple(product(range(1, len(RINGS) + 1), (1, 2, 4, 8)))  # rings, and what coefficients are multiples of
 
 
 def fit(ops: Ops, arrays: Arrays, picture: Array, image: Array, bits: float) -> tuple[int, ...]:
-    """The weights for a picture.
+    """The coefficients for a picture.
 
     Args:
         ops, arrays: of a backend.
@@ -30,7 +30,7 @@ def fit(ops: Ops, arrays: Arrays, picture: Array, image: Array, bits: float) -> 
         bits: that a squared error of one grey level (mean of the three colours) is worth.
 
     Returns:
-        As `Header.restoration`: none where no weights are worth their bits.
+        As `Header.restoration`: none where no coefficients are worth their bits.
     """
     height, width = image.shape[:2]
     stride = max(1, height * width // SAMPLES)
@@ -50,10 +50,10 @@ def choose(sums: npt.NDArray[np.int64], samples: int, bits: float) -> tuple[int,
     best: tuple[int, ...] = ()
     saved = 0.0
     for (rings, _), w, gain in zip(FILTERS, found, gains, strict=True):
-        weights = tuple(w[:, : 6 * rings].ravel().tolist())
-        worth = sum(gain) / RING_ONE**2 / 3 * bits - 8 * len(pack_restoration(weights))
+        coefficients = tuple(w[:, : 6 * rings].ravel().tolist())
+        worth = sum(gain) / RING_ONE**2 / 3 * bits - 8 * len(pack_restoration(coefficients))
         if worth > saved:
-            best, saved = weights, worth
+            best, saved = coefficients, worth
     return best
 
 
@@ -66,15 +66,15 @@ def _solutions(products: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64], r
     factor, middle = _factors(products.tolist(), wanted.tolist(), ridge)
     grids = np.array([grid for _, grid in FILTERS])[:, None]
     sizes = np.array([6 * rings for rings, _ in FILTERS])[:, None]
-    most, weights = MAX_WEIGHT // grids, np.zeros((len(FILTERS), 3, len(products)), np.int64)
+    most, coefficients = MAX_WEIGHT // grids, np.zeros((len(FILTERS), 3, len(products)), np.int64)
     left = np.array(middle)[:, None] * RING_ONE * np.ones((len(FILTERS), 1))  # [equation, filter, colour]
     lower = np.array(factor)[:, :, None, None]
     for i in reversed(range(len(products))):  # each answers what the rounding of those before did
         rounded = np.rint(left[i] / (factor[i][i] * grids)).clip(-most, most)
         w = np.where(i < sizes, grids * rounded, 0.0)
-        weights[:, :, i] = w
+        coefficients[:, :, i] = w
         left[:i] -= lower[i, :i] * w
-    return weights
+    return coefficients
 
 
 def _factors(
@@ -102,15 +102,15 @@ def _factors(
     return factor, middle
 
 
-def as_array(arrays: Arrays, weights: tuple[int, ...], rings: int = 0) -> Array:
+def as_array(arrays: Arrays, coefficients: tuple[int, ...], rings: int = 0) -> Array:
     """As the operation takes them: int8 [3, 6 R]; R is at least `rings`, for which zeros are added."""
-    w = np.array(weights, np.int8).reshape(3, -1)
+    w = np.array(coefficients, np.int8).reshape(3, -1)
     return arrays.array(np.pad(w, ((0, 0), (0, max(0, 6 * rings - w.shape[1])))))
 
 
-def apply(ops: Ops, arrays: Arrays, picture: Array, weights: tuple[int, ...]) -> Array:
+def apply(ops: Ops, arrays: Arrays, picture: Array, coefficients: tuple[int, ...]) -> Array:
     """The filter that a file holds, on uint8 [H, W, 3]."""
-    return ops.restore(arrays.contiguous(picture), as_array(arrays, weights))
+    return ops.restore(arrays.contiguous(picture), as_array(arrays, coefficients))
 
 
 def restored(

@@ -15,7 +15,7 @@ Progress = Callable[[float], None]
 
 
 class Encoded(NamedTuple):
-    """A picture in a stream: its bytes, the digest of its symbols, and the weights of its restoration filter."""
+    """A picture in a stream: its bytes, the digest of its symbols, and the coefficients of its restoration filter."""
 
     stream: bytes
     digest: int
@@ -86,7 +86,7 @@ class Engine(Protocol):
             BitstreamError, DeviceMemoryError: as `decode`.
         """
 
-    def restore(self, picture: Array, weights: tuple[int, ...]) -> Array:
+    def restore(self, picture: Array, coefficients: tuple[int, ...]) -> Array:
         """The restoration filter: uint8 [H, W, 3] to the same."""
 
     def warm_up(self, height: int, width: int, effort: int, aq: int) -> None:

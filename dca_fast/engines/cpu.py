@@ -78,7 +78,7 @@ class CpuEngine:
             tools = Tools(self.quantiser, walk.EncoderSource, self._coded, tiles.join, self.adjoint, self.gradient)
             program = self.program(quality, aq)
             best = Search(tools, program, self.padded(image), size, quality / QUALITY_ONE).run(effort, progress)
-            return Encoded(best.stream, best.digest, best.weights)
+            return Encoded(best.stream, best.digest, best.coefficients)
         coded, picture = self.symbols(image, quality, effort, aq, self._coded)
         return Encoded(*tiles.join(coded), () if picture is None else self.fit(picture, image, quality))
 
@@ -105,8 +105,8 @@ class CpuEngine:
             m = step_multipliers(program.arrays.numpy(program.gain), quality / QUALITY_ONE)
             step = Step(self.adjoint, self.quantiser, program.arrays.array(m))
             first = [first_pass(program, step, padded, size, rows=rows)]
-            weights = self.fit(first[0].picture, image, quality)
-            w = restoration_fit.as_array(program.arrays, weights) if weights else None
+            coefficients = self.fit(first[0].picture, image, quality)
+            w = restoration_fit.as_array(program.arrays, coefficients) if coefficients else None
             return second_pass(program, step, first.pop(), w, padded, size, rows, finish)
         y = program.analyse(padded, rows)
         kept = []
@@ -176,8 +176,8 @@ class CpuEngine:
 
         return program, *tiles.latent(program, stream, walk.Grid.of(header.height, header.width), region, walked)
 
-    def restore(self, picture: Array, weights: tuple[int, ...]) -> Array:
-        return restoration_fit.apply(self.ops, self.arrays, picture, weights)
+    def restore(self, picture: Array, coefficients: tuple[int, ...]) -> Array:
+        return restoration_fit.apply(self.ops, self.arrays, picture, coefficients)
 
     def warm_up(self, height: int, width: int, effort: int, aq: int) -> None:
         """There is nothing to prepare."""

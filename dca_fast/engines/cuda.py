@@ -396,7 +396,7 @@ class CudaEngine:
         tools = Tools(self.quantiser, _EncoderSource, self.code, tiles.join, self._adjoint, self._gradient)
         search = Search(tools, self._programs.at(quality, aq), padded, (height, width), quality / QUALITY_ONE)
         best = search.run(effort, progress)
-        return Encoded(best.stream, best.digest, best.weights)
+        return Encoded(best.stream, best.digest, best.coefficients)
 
     def _restoration(self, picture: Tensor | None, image: Tensor, quality: int) -> tuple[int, ...]:
         if picture is None:
@@ -406,8 +406,8 @@ class CudaEngine:
 
     def _fitted(self, image: Tensor, quality: int, picture: Tensor) -> Tensor:
         """`_restoration` as the operation takes it, int8 on the device; zeros change nothing."""
-        weights = self._restoration(picture, image, quality)
-        w: Tensor = restoration_fit.as_array(self.model.arrays, weights, len(RINGS))
+        coefficients = self._restoration(picture, image, quality)
+        w: Tensor = restoration_fit.as_array(self.model.arrays, coefficients, len(RINGS))
         return w
 
     def quantiser(self, groups: int) -> walk.Quantiser:
@@ -436,8 +436,8 @@ class CudaEngine:
         """Waits for the tiles of every picture: stream and digest of each picture."""
         return [tiles.join(own) for own in zip(*(tile.read() for tile in streams), strict=True)]
 
-    def restore(self, picture: Tensor, weights: tuple[int, ...]) -> Tensor:
-        restored: Tensor = restoration_fit.apply(self.ops, self.arrays, picture, weights)
+    def restore(self, picture: Tensor, coefficients: tuple[int, ...]) -> Tensor:
+        restored: Tensor = restoration_fit.apply(self.ops, self.arrays, picture, coefficients)
         return restored
 
     def decode(self, stream: bytes, header: Header, region: Region) -> tuple[Tensor, int]:
