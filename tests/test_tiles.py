@@ -18,6 +18,7 @@ from dca_fast.files import container
 from dca_fast.network import walk
 from dca_fast.network.walk import Grid
 from dca_fast.testing import photograph
+from tests.optional import torch
 
 SIZE = 230, 400  # height and width: 16 x 28 sites, which do not touch all of the last ones
 
@@ -78,6 +79,7 @@ def test_small_pictures_are_one_tile_which_is_all() -> None:
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("effort", [0, 1, 2, 3])
 def test_backends_make_and_read_the_same_files(codec: Codec, effort: int) -> None:
+    assert torch.__version__
     image, reference = photograph(*SIZE, seed=4), Codec(backend="reference")
     data = codec.encode(image, 40, effort=effort)
     assert len(Grid.of(*SIZE).tiles()) == 8
@@ -121,6 +123,7 @@ REGIONS = [
 def test_a_region_is_the_crop_of_the_whole(
     codec: Codec, kind: str, output: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert output != "torch" or torch.__version__
     image: Any = photograph(*SIZE, seed=5)
     if kind == "untiled":
         monkeypatch.setattr(walk, "TILE", 1000)
