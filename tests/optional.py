@@ -13,6 +13,9 @@ except ImportError:
 
     class _Missing:
         def __getattr__(self, name: str) -> Any:
+            # Whoever looks at all names of a module, as pytest does, is no test: it must not be skipped with all in it.
+            if name.startswith(("pytest", "_")) and name != "__version__":
+                raise AttributeError(name)
             pytest.skip("PyTorch is not installed")
 
     torch = _Missing()

@@ -189,6 +189,8 @@ def test_what_the_machine_lacks(png: Path, tmp_path: Path, capsys: pytest.Captur
     assert "none.safetensors" in said(capsys)
     assert run("encode", png, target, "--device", "abacus") == 4
     assert "abacus" in said(capsys)
+    assert {path.name for path in tmp_path.iterdir()} == {"in.png"}
+    assert torch.__version__
     assert run("export", tmp_path / "none.pt", tmp_path / "w.safetensors") == 4
     assert "none.pt" in said(capsys)
     assert {path.name for path in tmp_path.iterdir()} == {"in.png"}
@@ -196,6 +198,7 @@ def test_what_the_machine_lacks(png: Path, tmp_path: Path, capsys: pytest.Captur
 
 def test_export_replaces_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Neither its input nor other weights; checked before the work."""
+    assert torch.__version__
     checkpoint, weights = tmp_path / "checkpoint.pt", tmp_path / "own.safetensors"
     for path in (checkpoint, weights):
         path.write_bytes(b"mine")
@@ -449,6 +452,7 @@ def test_warnings_are_one_line_and_name_the_file(tmp_path: Path, capsys: pytest.
 
 
 def test_verify(png: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert torch.__version__
     target = tmp_path / "a.dca"
     decode, decoded = Codec.decode, []
 
@@ -591,6 +595,7 @@ def test_every_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
 def test_examples_run(
     codec: Codec, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert command != "eval" or torch.__version__
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "QUALITIES", (10,))
     Path("photos").mkdir()
@@ -640,6 +645,7 @@ def test_info_of_a_file(codec: Codec, tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_info_of_a_model(codec: Codec, capsys: pytest.CaptureFixture[str]) -> None:
+    assert torch.__version__
     assert run("info", "--preset", "dca-s", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["model_id"] == codec.model_id
@@ -651,6 +657,7 @@ def test_info_of_a_model(codec: Codec, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_eval(codec: Codec, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert torch.__version__
     folder = tmp_path / "town"
     folder.mkdir()
     Image.fromarray(photograph(70, 50)).save(folder / "a.png")
@@ -705,6 +712,7 @@ def portrait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_demo(codec: Codec, portrait: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert torch.__version__
     out = tmp_path / "out"
     assert run("demo", portrait, "--out", out) == 0
     text = capsys.readouterr().out
@@ -728,6 +736,7 @@ def test_demo(codec: Codec, portrait: Path, tmp_path: Path, capsys: pytest.Captu
 def test_demo_fails_when_backends_disagree(
     portrait: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert torch.__version__
     encode = Codec.encode
 
     def differ(self: Codec, *arguments: Any) -> bytes:

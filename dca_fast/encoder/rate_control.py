@@ -33,11 +33,15 @@ def check(goals: dict[str, float | None], tolerance: float) -> tuple[str, float]
     if len(given) != 1:
         raise ConfigError(f"give one of {', '.join(goals)}, got {', '.join(given) or 'none'}")
     ((name, goal),) = given.items()
-    if isinstance(goal, bool) or not isinstance(goal, Real) or not 0 < goal < _LARGEST:
+    try:  # of any type: NumPy compares a float32 with no larger number
+        value = math.nan if isinstance(goal, bool) or not isinstance(goal, Real) else float(goal)
+    except OverflowError:
+        value = math.inf
+    if not 0 < value < _LARGEST:
         raise ConfigError(f"{name} must be a positive number, got {goal!r}")
     if isinstance(tolerance, bool) or not isinstance(tolerance, Real) or not 0 < tolerance < 1:
         raise ConfigError(f"tolerance must be a number between 0 and 1, got {tolerance!r}")
-    return name, float(goal)
+    return name, value
 
 
 def to_size(encode: Callable[[float], bytes], room: float, fixed: int, tolerance: float) -> bytes:
