@@ -227,12 +227,12 @@ class Codec:
         """What the engine codes of an image, and what goes beside it; or the file, if it is all graphics."""
         source = self._image(image)
         sections, pixels = self._sections(source, metadata), source.pixels
-        found = self._graphics(source, quality, aq) if look else None
-        if found is not None and found.whole:
-            return container.pack(picture.header_of(source, found.samples, quality), found.stream, sections)
-        if found is not None:
-            sections[container.Section.LAYER] = found.payload
-            pixels = graphics.filled(self._host(pixels), found.inside)
+        chosen = self._graphics(source, quality, aq) if look else None
+        if chosen is not None and chosen.whole:
+            return container.pack(picture.header_of(source, chosen.samples, quality), chosen.stream, sections)
+        if chosen is not None:
+            sections[container.Section.LAYER] = chosen.payload
+            pixels = graphics.filled(self._host(pixels), chosen.inside)
         return _Work(source, pixels, sections)
 
     def _packed(self, work: _Work, coded: Encoded, quality: int, aq: int) -> bytes:
@@ -259,9 +259,9 @@ class Codec:
             return 8 * len(coded.stream), self._host(decoded[..., :channels])
 
         samples, price = self._host(source.pixels[..., :channels]), graphics.price_of(quality, channels)
-        found = graphics.choose(samples, price, network, threads=self.threads, python=self._python)
-        fits = found is None or found.whole or len(found.payload) <= container.MAX_SECTION_BYTES
-        return found if fits else None
+        chosen = graphics.choose(samples, price, network, threads=self.threads, python=self._python)
+        fits = chosen is None or chosen.whole or len(chosen.payload) <= container.MAX_SECTION_BYTES
+        return chosen if fits else None
 
     def _encode_exact(self, image: ImageLike, metadata: Mapping[str, bytes] | None) -> bytes:
         source = picture.source_of(image, max_pixels=self.max_pixels)
@@ -477,9 +477,9 @@ class Codec:
         header = dca.header
         if not header.exact:
             self._check_model(header)
-            found = self.engine.preview(dca.stream, header, reduce)
-            if found is not None:
-                pixels, digest = found
+            preview = self.engine.preview(dca.stream, header, reduce)
+            if preview is not None:
+                pixels, digest = preview
                 self._check_digest(header, digest)
                 pixels = self._in_gray(pixels) if header.grayscale else pixels
                 return self._with_layer(pixels, dca, lambda samples: box_mean(samples, reduce))

@@ -54,7 +54,7 @@ RINGS = (
     ((-2, 0), (0, -2), (0, 2), (2, 0)),
 )
 RING_LIMIT, RING_ONE = 8, 256
-RING_REACH = max(abs(way) for ring in RINGS for neighbour in ring for way in neighbour)
+RING_REACH = max(abs(offset) for ring in RINGS for neighbour in ring for offset in neighbour)
 
 # Adaptive quantisation (docs/spec/adaptive.md): the strength that stands for 1, and the strongest one; by how many rows
 # of the scale table it changes a quantiser step at most; and how many channels of a group, the strongest, it looks at.

@@ -33,12 +33,12 @@ class Region(NamedTuple):
         numbers = [v.__index__() for v in values if hasattr(v, "__index__") and not isinstance(v, bool)]
         if len(values) != 4 or len(numbers) != 4:
             raise InputError(f"a region is (left, top, width, height) in whole pixels, got {values!r}")
-        found = cls(*numbers)
-        if min(found.left, found.top) < 0 or min(found.width, found.height) < 1:
-            raise InputError(f"a region begins at 0 or later and has pixels, got {tuple(found)}")
-        if found.left + found.width > width or found.top + found.height > height:
-            raise InputError(f"the region {tuple(found)} is not within the {width} x {height} pixels")
-        return found
+        region = cls(*numbers)
+        if min(region.left, region.top) < 0 or min(region.width, region.height) < 1:
+            raise InputError(f"a region begins at 0 or later and has pixels, got {tuple(region)}")
+        if region.left + region.width > width or region.top + region.height > height:
+            raise InputError(f"the region {tuple(region)} is not within the {width} x {height} pixels")
+        return region
 
     def around(self, reach: int, height: int, width: int) -> Region:
         """With so many pixels more on each side, as far as a picture of this size has them."""

@@ -72,15 +72,15 @@ def plan(
     for path in paths:
         for job in files_of(Path(path), suffixes):
             jobs.setdefault(f"{os.path.realpath(job.source)}\0{job.place}", job)
-    found = _with_targets(list(jobs.values()), out, extension, suffixes, keep_suffix)
-    skipped = {os.path.realpath(path) for path in [*map(str, ignore), *(job.target for job in found if job.target)]}
-    found = [job for job in found if not (job.left_out and os.path.realpath(job.source) in skipped)]
-    if all(job.left_out for job in found):
+    all_jobs = _with_targets(list(jobs.values()), out, extension, suffixes, keep_suffix)
+    skipped = {os.path.realpath(path) for path in [*map(str, ignore), *(job.target for job in all_jobs if job.target)]}
+    all_jobs = [job for job in all_jobs if not (job.left_out and os.path.realpath(job.source) in skipped)]
+    if all(job.left_out for job in all_jobs):
         what = ".dca files" if ".dca" in suffixes else "pictures"
-        others = f", {len(found)} other files, as {found[0].source} ({found[0].problem})" if found else ""
+        others = f", {len(all_jobs)} other files, as {all_jobs[0].source} ({all_jobs[0].problem})" if all_jobs else ""
         raise InputError(f"no {what} in {', '.join(paths)}{others}")
     part, parts = shard
-    return [job for job in found if zlib.crc32(os.fsencode(job.place.as_posix())) % parts == part - 1]
+    return [job for job in all_jobs if zlib.crc32(os.fsencode(job.place.as_posix())) % parts == part - 1]
 
 
 def files_of(path: Path, suffixes: Collection[str]) -> Iterator[Job]:

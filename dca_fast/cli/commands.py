@@ -89,13 +89,13 @@ def codec_of(args: argparse.Namespace, backend: str | None = None) -> Codec:
 
 def other_codecs(args: argparse.Namespace, codec: Codec) -> list[Codec]:
     """Codecs of the other backends that can run here."""
-    found = []
+    codecs = []
     for name in (name for name in BACKENDS if name != codec.backend):
         try:
-            found.append(codec_of(args, name))
+            codecs.append(codec_of(args, name))
         except BackendUnavailableError as error:
             say("warning", f"nothing to compare {codec.backend} with: {error}")
-    return found
+    return codecs
 
 
 class NoBar:

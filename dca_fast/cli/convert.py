@@ -260,12 +260,12 @@ def _convert_of_batch(
         if job.problem:
             raise InputError(job.problem)
         if args.no_overwrite and Path(job.target).is_file():
-            found = read(job.target)
-            if conversion.whole(found, job.source):
-                output, facts["status"] = found, "kept"
+            existing = read(job.target)
+            if conversion.whole(existing, job.source):
+                output, facts["status"] = existing, "kept"
                 data = read(job.source) if args.manifest else None
                 totals.kept += 1
-            elif found and not args.force and not (conversion.ours and conversion.ours(found)):
+            elif existing and not args.force and not (conversion.ours and conversion.ours(existing)):
                 raise InputError(f"{job.target} exists, and is damaged or another file")
         if output is None:
             check_output(job.target, inputs=sources, ours=conversion.ours, force=args.force)

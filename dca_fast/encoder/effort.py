@@ -328,20 +328,22 @@ class Search:
         cost = bits + self._lambda * error / 3
         return Candidate(cost, stream, digest, coefficients, y, y_hat, picture)
 
-    def _missing(self, found: Candidate) -> Array:
-        picture = self._arrays.broadcast(found.picture, found.picture.shape)  # a copy: its padding is overwritten
+    def _missing(self, candidate: Candidate) -> Array:
+        picture = self._arrays.broadcast(
+            candidate.picture, candidate.picture.shape
+        )  # a copy: its padding is overwritten
         return self._tools.adjoint.missing(self._image, picture, self._size)
 
-    def _slope(self, found: Candidate) -> Array:
-        if self._halves is None or self._halves[0] is not found.y_hat:
-            self._halves = found.y_hat, self._program.synthesis_halves(found.y_hat)[:2]
+    def _slope(self, candidate: Candidate) -> Array:
+        if self._halves is None or self._halves[0] is not candidate.y_hat:
+            self._halves = candidate.y_hat, self._program.synthesis_halves(candidate.y_hat)[:2]
         (at_16, at_8), self._halves = self._halves[1], None
         # The filter's share in the picture is taken as given.
-        return self._tools.gradient.slope(at_16, at_8, self._missing(found), self._exponents)
+        return self._tools.gradient.slope(at_16, at_8, self._missing(candidate), self._exponents)
 
-    def _moved(self, found: Candidate, slope: Array, price: float, back: float) -> Candidate:
+    def _moved(self, candidate: Candidate, slope: Array, price: float, back: float) -> Candidate:
         m = self._arrays.array(multipliers(self._arrays.numpy(self._program.gain), self._lambda, price))
-        return self.candidate(self._tools.adjoint.moved(found.y_hat, slope, m, found.y, back))
+        return self.candidate(self._tools.adjoint.moved(candidate.y_hat, slope, m, candidate.y, back))
 
-    def _step(self, found: Candidate, slope: Array, price: float) -> Candidate:
-        return self._moved(found, slope, price, GRADIENT_BACK)
+    def _step(self, candidate: Candidate, slope: Array, price: float) -> Candidate:
+        return self._moved(candidate, slope, price, GRADIENT_BACK)

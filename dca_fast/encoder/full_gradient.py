@@ -79,70 +79,70 @@ class Gradient:
         ops = self._ops
         h = ops.operand8(x, half.m_in)
 
-        def layer(place: int, power: int) -> Any:
-            key = index, place, power
+        def layer(stage: int, power: int) -> Any:
+            key = index, stage, power
             if key not in self._layers:
-                made = backwards(self._arrays, half, place, power)
+                transposed_layer = backwards(self._arrays, half, stage, power)
                 self._arrays.settle()
-                self._layers[key] = made
+                self._layers[key] = transposed_layer
             return self._layers[key]
 
         total = 0
 
-        def fitted(place: int, run: Callable[[Any], Array]) -> Array:
+        def fitted(stage: int, run: Callable[[Any], Array]) -> Array:
             nonlocal total
-            power = exponents.get((index, place))
+            power = exponents.get((index, stage))
             if power is None:
-                power, found = fit_exponent(self._arrays, FIRST[place], lambda power: run(layer(place, power)))
-                if found.any():  # else the next iteration looks again
-                    exponents[index, place] = power
+                power, result = fit_exponent(self._arrays, FIRST[stage], lambda power: run(layer(stage, power)))
+                if result.any():  # else the next iteration looks again
+                    exponents[index, stage] = power
             else:
-                found = run(layer(place, power))
+                result = run(layer(stage, power))
             total += power
-            return found
+            return result
 
         e8 = fitted(0, lambda m: ops.operand8(slope, m))
-        made = fitted(1, lambda linear: ops.linear_act(e8, linear, False))
+        expanded = fitted(1, lambda linear: ops.linear_act(e8, linear, False))
         if isinstance(half, DepthBlockParams):
             hidden = ops.linear_act(h, half.expand, True)
-            passed = ops.act_slope(made, ops.depthwise3x3(hidden, half.depthwise), False)
+            passed = ops.act_slope(expanded, ops.depthwise3x3(hidden, half.depthwise), False)
             e = ops.act_slope(fitted(2, lambda depthwise: ops.depthwise3x3(passed, depthwise)), hidden, True)
         else:
             hidden = ops.linear_act(h, half.gate, False)
-            e = fitted(2, lambda m: ops.gate_slope(made, hidden, half.g, m))
+            e = fitted(2, lambda m: ops.gate_slope(expanded, hidden, half.g, m))
         return ops.add_slope(slope, ops.linear_add(e, layer(3, -total)), h)
 
 
-def backwards(arrays: Arrays, half: Half, place: int, power: int) -> Any:
+def backwards(arrays: Arrays, half: Half, stage: int, power: int) -> Any:
     """The multipliers or the layer at one of four places on the way back through half a block.
 
     Args:
         arrays: those of `half`.
         half: the weights of the way there.
-        place: 0 and 2 before and after the first transposed product, or the convolution; 1 and 3 the products.
+        stage: 0 and 2 before and after the first transposed product, or the convolution; 1 and 3 the products.
         power: results are 2^power times what they are.
     """
     scale = 2.0**power
     first = (half.expand if isinstance(half, DepthBlockParams) else half.gate).map(arrays.numpy)
     project, m = half.project.map(arrays.numpy), first.m.astype(np.float64)
-    if place == 0:
+    if stage == 0:
         return arrays.array(bounded(project.m.astype(np.float64) * scale, LIMIT16 + 1))
-    if place == 1:
+    if stage == 1:
         return plain_linear(project.w.T, np.full(project.w.shape[1], scale)).map(arrays.array)
-    if place == 2 and isinstance(half, DepthBlockParams):
+    if stage == 2 and isinstance(half, DepthBlockParams):
         d = half.depthwise.map(arrays.numpy)
         bound = bounded(d.m.astype(np.float64) * m * scale, 9 * LIMIT8**2)
         return Depthwise(np.ascontiguousarray(d.w[::-1, ::-1]), np.zeros_like(d.b), bound).map(arrays.array)
-    if place == 2:
+    if stage == 2:
         return arrays.array(bounded(m * (GATE * scale), LIMIT8**2))
     return plain_linear(first.w.T, arrays.numpy(half.m_in).astype(np.float64) * scale).map(arrays.array)
 
 
 def fit_exponent(arrays: Arrays, power: int, run: Callable[[int], Array]) -> tuple[int, Array]:
     """The power of two with which the int8 result of `run` has a root mean square near RMS, and that result."""
-    found = run(power)
+    gradient = run(power)
     for _ in range(ATTEMPTS):
-        flat = found.reshape(-1)
+        flat = gradient.reshape(-1)
         step = 6 * (len(flat) // (6 * SAMPLES)) + 1  # sees all channels: their number has no other factors
         values = arrays.numpy(flat[::step])
         squares = int(np.einsum("i,i", values, values, dtype=np.int64))
@@ -151,5 +151,5 @@ def fit_exponent(arrays: Arrays, power: int, run: Callable[[int], Array]) -> tup
         if not change:
             break
         power += change
-        found = run(power)
-    return power, found
+        gradient = run(power)
+    return power, gradient

@@ -58,10 +58,10 @@ def to_size(encode: Callable[[float], bytes], room: float, fixed: int, tolerance
         files[quality] = encode(quality / QUALITY_ONE)
         return (len(files[quality]) - fixed) / (room - fixed)
 
-    found = largest(ratio, QUALITY_RANGE, tolerance)
-    if found is None:
+    quality = largest(ratio, QUALITY_RANGE, tolerance)
+    if quality is None:
         raise InputError(f"quality 0 takes {len(files[0])} bytes, more than {room:.0f}")
-    return files[found]
+    return files[quality]
 
 
 def to_psnr(encode: Callable[[float], bytes], error: Callable[[bytes], float], psnr: float, tolerance: float) -> bytes:
@@ -80,11 +80,11 @@ def to_psnr(encode: Callable[[float], bytes], error: Callable[[bytes], float], p
         errors[lowered] = error(files[lowered])
         return errors[lowered] / most
 
-    found = largest(ratio, QUALITY_RANGE, tolerance)
-    if found is None:
+    quality = largest(ratio, QUALITY_RANGE, tolerance)
+    if quality is None:
         best = 10 * math.log10(_PEAK / errors[0])
         raise InputError(f"quality {QUALITY_MAX:g} has {best:.4f} dB, less than {psnr:g}")
-    return files[found]
+    return files[quality]
 
 
 def largest(ratio: Callable[[int], float], most: int, tolerance: float) -> int | None:
@@ -104,18 +104,18 @@ def largest(ratio: Callable[[int], float], most: int, tolerance: float) -> int |
     guess, tried = most // 2, 0
     side = 0  # how often, one after the other, one end has moved: negative for the lower one
     while high - low > 1:
-        found, tried = ratio(guess), tried + 1
-        if found <= 1:
-            low, below, side = guess, _log2(found), min(side, 0) - 1
-            if found >= 1 - tolerance:
+        measured, tried = ratio(guess), tried + 1
+        if measured <= 1:
+            low, below, side = guess, _log2(measured), min(side, 0) - 1
+            if measured >= 1 - tolerance:
                 break
         else:
-            high, above, side = guess, _log2(found), max(side, 0) + 1
+            high, above, side = guess, _log2(measured), max(side, 0) + 1
         if low >= 0 and high <= most:
             part = 0.5 if abs(side) > 2 or tried > _HASTE else (aim - below) / (above - below)
             guess = low + round((high - low) * part)
         else:  # ever larger steps
-            step = max(abs(aim - _log2(found)), 0.01) * most / _OCTAVES
+            step = max(abs(aim - _log2(measured)), 0.01) * most / _OCTAVES
             guess += round(math.copysign(min(step * 2 ** min(abs(side) - 1, 30), most + 1), -side))
         guess = min(max(guess, low + 1), high - 1)
     return None if low < 0 else low

@@ -43,13 +43,13 @@ def fit(ops: Ops, arrays: Arrays, picture: Array, image: Array, bits: float) -> 
 def choose(sums: npt.NDArray[np.int64], samples: int, bits: float) -> tuple[int, ...]:
     """`fit`, from the normal equations [18, 21] of so many samples, a squared error in which is worth `bits`."""
     products, wanted = sums[:, : len(sums)], sums[:, len(sums) :]
-    found = _solutions(products, wanted, samples / RIDGE)
+    solutions = _solutions(products, wanted, samples / RIDGE)
     # Of the squared error, in 1 / RING_ONE^2. 64 bits hold them: a colour's is below 127^2 * 12,624^2 * 2 SAMPLES,
     # 12,624 being all features at their limits.
-    gains = (found * (2 * RING_ONE * wanted.T - found @ products)).sum(2).tolist()
+    gains = (solutions * (2 * RING_ONE * wanted.T - solutions @ products)).sum(2).tolist()
     best: tuple[int, ...] = ()
     saved = 0.0
-    for (rings, _), w, gain in zip(FILTERS, found, gains, strict=True):
+    for (rings, _), w, gain in zip(FILTERS, solutions, gains, strict=True):
         coefficients = tuple(w[:, : 6 * rings].ravel().tolist())
         worth = sum(gain) / RING_ONE**2 / 3 * bits - 8 * len(pack_restoration(coefficients))
         if worth > saved:

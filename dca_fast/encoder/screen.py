@@ -105,9 +105,9 @@ def choose(
         errors = np.where(inside, _squares(merged, samples), 0)
         return Graphics(merged, stream, inside, spent + (errors * price >> 12))
 
-    def cost(found: Graphics) -> int:
-        rest = 0 if found.whole else nothing * int(np.count_nonzero(found.inside))
-        return int(found.costs.sum()) + rest + int(theirs[~found.inside].sum())
+    def cost(candidate: Graphics) -> int:
+        rest = 0 if candidate.whole else nothing * int(np.count_nonzero(candidate.inside))
+        return int(candidate.costs.sum()) + rest + int(theirs[~candidate.inside].sum())
 
     alike, flat = _kinds(samples)
     if not alike.any():

@@ -481,9 +481,9 @@ class CudaEngine:
         for own, tile in zip(by_tile, parts, strict=True):
             if any(len(stream) > _capacity(tile.grid) for stream in own):
                 return None
-        way = "decode" if count == 1 else f"decode {count}"
+        kind = "decode" if count == 1 else f"decode {count}"
         make = partial(_DecoderGraph, self.model, self.coder, grid, first.aq, by_tile)
-        graph = self._graph((way, *grid, first.aq), grid, make)
+        graph = self._graph((kind, *grid, first.aq), grid, make)
         if not isinstance(graph, _DecoderGraph):
             return None
         with graph.lock:
@@ -492,8 +492,8 @@ class CudaEngine:
                 decoder.reset(*own)
             graph.graph.replay()
             pixels = [graph.pixels[i, : h.height, : h.width].clone() for i, h in enumerate(headers)]
-            found = zip(*(decoder.check() for decoder in graph.decoders), strict=True)
-        return [(p, tiles.checked(d, own)) for p, d, own in zip(pixels, digests, found, strict=True)]
+            outcomes = zip(*(decoder.check() for decoder in graph.decoders), strict=True)
+        return [(p, tiles.checked(d, own)) for p, d, own in zip(pixels, digests, outcomes, strict=True)]
 
     def _decode_together(self, streams: list[bytes], headers: list[Header]) -> list[tuple[Tensor, int]]:
         """The same of pictures of one tile, launch by launch."""

@@ -56,17 +56,17 @@ def split(stream: bytes, count: int) -> tuple[list[bytes], list[bytes]]:
     return [stream[first:last] for first, last in pairwise([*ends, len(stream)])], digests
 
 
-def checked(digests: Sequence[bytes], found: Sequence[int | None]) -> int:
-    """The digest of a stream, from those of its table and those found for each tile, None for one not decoded.
+def checked(digests: Sequence[bytes], decoded: Sequence[int | None]) -> int:
+    """The digest of a stream, from those of its table and those decoded for each tile, None for one not decoded.
 
     Raises:
         CorruptStreamError: a tile has another one than the table says.
     """
     if not digests:
-        (digest,) = found
+        (digest,) = decoded
         assert digest is not None
         return digest
-    for i, (expected, digest) in enumerate(zip(digests, found, strict=True)):
+    for i, (expected, digest) in enumerate(zip(digests, decoded, strict=True)):
         if digest is not None and digest != int.from_bytes(expected, "little"):
             raise CorruptStreamError(f"the decoded symbols of tile {i} do not have its digest")
     return crc32(b"".join(digests), 0)
@@ -96,14 +96,14 @@ def latent(
     begin = top * STRIDE, left * STRIDE
     tiles = grid.tiles()
     streams, digests = split(stream, len(tiles))
-    found: list[int | None] = [None] * len(tiles)
+    decoded: list[int | None] = [None] * len(tiles)
     window: Array = None
     for i, (tile, own) in enumerate(zip(tiles, streams, strict=True)):
         first, last = max(top, tile.top), min(bottom, tile.bottom)
         begins, ends = max(left, tile.left), min(right, tile.right)
         if first >= last or begins >= ends:
             continue
-        y_hat, found[i] = decode(own, tile.grid)
+        y_hat, decoded[i] = decode(own, tile.grid)
         part = y_hat[:, first - tile.top : last - tile.top, begins - tile.left : ends - tile.left]
         if part.shape[1:3] == (bottom - top, right - left):
             window = program.arrays.contiguous(part)
@@ -111,4 +111,4 @@ def latent(
         if window is None:
             window = program.arrays.zeros(1, bottom - top, right - left, program.config.latent)
         window[:, first - top : last - top, begins - left : ends - left] = part
-    return window, begin, checked(digests, found)
+    return window, begin, checked(digests, decoded)

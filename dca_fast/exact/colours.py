@@ -176,11 +176,11 @@ class Band:
     def _pixel(self, colour: Colour) -> tuple[int, ...]:
         return tuple(colour >> self.depth * k & (1 << self.depth) - 1 for k in reversed(range(self.channels)))
 
-    def _mixed(self, bit: int, family: str, places: list[Place], mixer: int, limits: tuple[int, int]) -> int:
+    def _mixed(self, bit: int, family: str, keys: list[Place], mixer: int, limits: tuple[int, int]) -> int:
         key = (family, mixer)
         if key not in self.mixers:
-            self.mixers[key] = Mixer(len(places))
-        coins = [self.coins[(family, i, *place)] for i, place in enumerate(places)]
+            self.mixers[key] = Mixer(len(keys))
+        coins = [self.coins[(family, i, *place)] for i, place in enumerate(keys)]
         return mixed(self.coder, bit, coins, self.mixers[key], limits)
 
     def _with_candidates(self, x: int, pixel: tuple[int, ...]) -> tuple[int, ...]:
@@ -192,8 +192,8 @@ class Band:
             w = around.w
             far = (rows[3][x + 10], rows[1][x + 13], rows[0][x + 7], rows[2][x + 11])
             wider = sum((c == w) << i for i, c in enumerate(far))
-            places: list[Place] = [(wider, self.runs[x]), (hashed(w, wider, 14),)]
-            hit = bool(self._mixed(colour == w, "flat", places, 0, (17, 29)))
+            keys: list[Place] = [(wider, self.runs[x]), (hashed(w, wider, 14),)]
+            hit = bool(self._mixed(colour == w, "flat", keys, 0, (17, 29)))
         if hit:
             colour = around.w
             self.runs[x] = min(63, self.runs[x] + 1)
@@ -242,10 +242,10 @@ class Band:
 
     def _candidates(self, around: Context) -> list[Colour]:
         """The colours to propose, the likeliest first: those that followed the longest contexts, then neighbours."""
-        found: list[Colour | None] = [slot.first for slot in reversed(around.slots) if slot]
-        found += [slot.second for slot in reversed(around.slots[1:]) if slot]
-        found += [around.w, around.n, around.ne, around.nw]
-        colours = dict.fromkeys(c for c in found if c is not None and c < self.none)
+        proposed: list[Colour | None] = [slot.first for slot in reversed(around.slots) if slot]
+        proposed += [slot.second for slot in reversed(around.slots[1:]) if slot]
+        proposed += [around.w, around.n, around.ne, around.nw]
+        colours = dict.fromkeys(c for c in proposed if c is not None and c < self.none)
         if around.flat:
             colours.pop(around.w, None)
         return list(colours)[:MAX_CANDIDATES]
@@ -282,20 +282,20 @@ class Band:
         trust = TRUST[min(21, longest.trust)] if longest else 0
         neighbours = (around.w, around.n, around.ne, around.nw)
         same = sum((candidate == c) << j for j, c in enumerate(neighbours))
-        places: list[Place] = [
+        keys: list[Place] = [
             (i, around.longest, trust, agree, around.history, around.noise == 4),
             (i, around.pattern, same, around.noise),
             (hashed(around.order[2], candidate * 8 + i, self.hash_bits),),
         ]
-        return self._mixed(candidate == colour, "candidate", places, i * 7 + around.longest + 1, (12, 26))
+        return self._mixed(candidate == colour, "candidate", keys, i * 7 + around.longest + 1, (12, 26))
 
     def _by_number(self, number: int, around: Context) -> Colour:
         """A colour by its number among those so far, highest bit first."""
         bits, node = max(1, len(self.colours) - 1).bit_length(), 1
         for i in reversed(range(bits)):
             contexts = (around.w, around.order[1], around.n * 3 + around.nw)
-            places: list[Place] = [(node,), *((hashed(c, node, self.hash_bits),) for c in contexts)]
-            node = node << 1 | self._mixed(number >> i & 1, "number", places, i, (12, 26))
+            keys: list[Place] = [(node,), *((hashed(c, node, self.hash_bits),) for c in contexts)]
+            node = node << 1 | self._mixed(number >> i & 1, "number", keys, i, (12, 26))
         number = node - (1 << bits)
         if number >= len(self.colours):
             raise Impossible

@@ -52,8 +52,8 @@ def source_of(image: ImageLike, *, max_pixels: int) -> image_io.ImageInput:
 def _of_array(array: npt.NDArray[Any]) -> image_io.ImageInput:
     shape = array.shape if array.ndim == 3 else (*array.shape, 1)
     if array.dtype not in (np.uint8, np.uint16) or len(shape) != 3 or shape[2] not in (1, 3, 4):
-        found = f"{array.dtype} {list(array.shape)}"
-        raise InputError(f"an array must be uint8 or uint16, [H, W] or [H, W, 1, 3 or 4], got {found}")
+        given = f"{array.dtype} {list(array.shape)}"
+        raise InputError(f"an array must be uint8 or uint16, [H, W] or [H, W, 1, 3 or 4], got {given}")
     if 0 in shape:
         raise InputError("the image has no pixels")
     if shape[2] == 1:

@@ -195,8 +195,8 @@ class Planes:
         level, rounded = min(LEVELS - 1, level_of(activity)), filtered >> 3
         around = (w.value, n.value, nw.value, ne.value, up2.at(x).value, here.at(x - 2).value)
         above = (*(v > rounded for v in around), k > 0 and before[0] > 0)
-        place = (k, min(15, level * 5 // 8), *above)
-        sharp = filtered + (self.biases[place] >> 8) + 4
+        context = (k, min(15, level * 5 // 8), *above)
+        sharp = filtered + (self.biases[context] >> 8) + 4
         prediction, part = _clamp(sharp >> 3, -span, self.most), sharp & 7
 
         residual = value - prediction
@@ -210,12 +210,12 @@ class Planes:
         known.append(got)
         miss = [min(4095, abs(8 * got - p) >> (4 if self.deep else 0)) for p in predictors]
         here[x + 3] = Site(got, residual, miss)
-        self._learn(k, place, 8 * got - filtered, taps)
+        self._learn(k, context, 8 * got - filtered, taps)
         return residual
 
-    def _learn(self, k: int, place: tuple[int, ...], wrong: int, taps: list[int]) -> None:
+    def _learn(self, k: int, context: tuple[int, ...], wrong: int, taps: list[int]) -> None:
         """Let the bias and the filter follow an error in 1/8."""
-        self.biases[place] += (wrong * 256 - self.biases[place]) >> 7
+        self.biases[context] += (wrong * 256 - self.biases[context]) >> 7
         most, most_pull = 8 * (self.most + 1) - 1, 2047 if self.deep else 32767
         quotient = _quotient(_clamp(wrong, -most, most) * STEP_SIZE, sum(tap * tap for tap in taps) + 32)
         pull = _clamp(quotient, -most_pull, most_pull)
@@ -224,8 +224,8 @@ class Planes:
             for weight, tap in zip(self.filters[k], taps, strict=True)
         ]
 
-    def mixer(self, n: int, *place: int) -> Mixer:
-        key = (n, *place)
+    def mixer(self, n: int, *context: int) -> Mixer:
+        key = (n, *context)
         if key not in self.mixers:
             self.mixers[key] = Mixer(n)
         return self.mixers[key]

@@ -51,12 +51,12 @@ def is_dca(head: bytes) -> bool:
 
 def identities(paths: Iterable[StrPath]) -> dict[tuple[int, int], StrPath]:
     """The files that are there, by what is one for all their names and links."""
-    found = {}
+    files = {}
     for path in paths:
         with contextlib.suppress(OSError):
             there = os.stat(path)
-            found[there.st_dev, there.st_ino] = path
-    return found
+            files[there.st_dev, there.st_ino] = path
+    return files
 
 
 def check_output(

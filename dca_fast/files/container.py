@@ -220,7 +220,7 @@ def _read_restoration(reader: "_Reader") -> tuple[int, ...]:
     if not rings:
         raise CorruptStreamError(f"malformed restoration at byte {start}")
     bits, known = 0, 0
-    weights: list[int] = []
+    numbers: list[int] = []
 
     def take() -> int:
         nonlocal bits, known
@@ -229,18 +229,19 @@ def _read_restoration(reader: "_Reader") -> tuple[int, ...]:
         bit, bits, known = bits & 1, bits >> 1, known - 1
         return bit
 
-    while len(weights) < 18 * rings:
+    while len(numbers) < 18 * rings:
         ones = 0
         while take():
             ones += 1
             if ones << k > 2 * MAX_WEIGHT:
-                raise CorruptStreamError(f"a weight of the restoration at byte {reader.position} is too large")
+                raise CorruptStreamError(f"a coefficient of the restoration at byte {reader.position} is too large")
         value = ones << k | sum(take() << i for i in range(k))
-        weights.append(-(value + 1 >> 1) if value & 1 else value >> 1)
-    found = tuple(w << shift for w in weights)
-    if max(map(abs, found)) > MAX_WEIGHT or pack_restoration(found) != reader.data[start : reader.position]:
+        numbers.append(-(value + 1 >> 1) if value & 1 else value >> 1)
+    coefficients = tuple(n << shift for n in numbers)
+    packed = reader.data[start : reader.position]
+    if max(map(abs, coefficients)) > MAX_WEIGHT or pack_restoration(coefficients) != packed:
         raise CorruptStreamError(f"malformed restoration at byte {start}")
-    return found
+    return coefficients
 
 
 def check_sections(sections: Mapping[Section, bytes]) -> None:

@@ -139,8 +139,8 @@ def dropped(image: Image.Image, data: bytes = b"", *, colours_only: bool = False
         colours_only: leave out what does not change how the picture looks.
     """
     try:
-        found = list(_dropped_colours(image, data))
-        return found if colours_only else found + list(_dropped_facts(image, data))
+        dropped = list(_dropped_colours(image, data))
+        return dropped if colours_only else dropped + list(_dropped_facts(image, data))
     except Exception as error:  # an info of an unusual type
         return [f"what cannot be read ({type(error).__name__})"]
 

@@ -477,13 +477,13 @@ class Program:
         return at_16, at_8, self._pixels(x)
 
     def _halves(self, x: Array, name: str, count: int) -> tuple[Halves, Array]:
-        found: Halves = []
+        halves: Halves = []
         for i in range(count):
             depth, ffn = self._depth(f"{name}.{i}.depth"), self._gated(f"{name}.{i}.ffn")
             middle = self.ops.depth_block(x, depth)
-            found += [(x, depth), (middle, ffn)]
+            halves += [(x, depth), (middle, ffn)]
             x = self.ops.gated_ffn(middle, ffn)
-        return found, x
+        return halves, x
 
     def _by_rows(
         self, transform: Callable[[Array], Array], x: Array, rows: int | None, scale: int, out: int, fine: int
@@ -502,8 +502,8 @@ class Program:
 
         def strip(top: int) -> Array:
             first, last, end = max(0, top - reach), min(height, top + rows + reach), min(height, top + rows)
-            made = transform(self.arrays.contiguous(x[:, first * scale : last * scale]))
-            return made[:, (top - first) * out : (end - first) * out]
+            computed = transform(self.arrays.contiguous(x[:, first * scale : last * scale]))
+            return computed[:, (top - first) * out : (end - first) * out]
 
         return self.arrays.gather(map(strip, range(0, height, rows)), height * out)
 
@@ -524,8 +524,8 @@ class ProgramSet:
 
     def at(self, quality: int, aq: int = 0) -> Program:
         """At a quality in 1/100, with a strength of adaptive quantisation, 0..15."""
-        found: Program = self._adapted(quality, aq)
-        return found
+        program: Program = self._adapted(quality, aq)
+        return program
 
     def _at(self, quality: int) -> Program:
         values = settings(self.model.weights, quality)

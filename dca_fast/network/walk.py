@@ -63,14 +63,14 @@ class Grid(NamedTuple):
 
     def laid(self, arrays: Arrays, parts: Iterable[tuple[Tile, Array]]) -> Array:
         """One array int16 [1, h, w, M] of those of all tiles."""
-        found: Array = None
+        whole: Array = None
         for tile, part in parts:
             if tile.grid == self:
                 return part
-            if found is None:
-                found = arrays.zeros(1, *self.sites, part.shape[-1])
-            found[tile.sites] = part
-        return found
+            if whole is None:
+                whole = arrays.zeros(1, *self.sites, part.shape[-1])
+            whole[tile.sites] = part
+        return whole
 
     def tiles(self) -> tuple[Tile, ...]:
         """What is coded on its own: all at once, or where there are many sites tiles of about one size, by rows of
