@@ -202,6 +202,15 @@ class ModelConfig:
         """Levels by which a hyper latent is coded from coarse to fine."""
         return self.regional_levels if latent == "regional" else 0
 
+    def hyper_shapes(self, height: int, width: int) -> dict[str, tuple[int, int, int]]:
+        """Shapes of the hyper latents of one picture, in the order of the stream, for so many latent sites."""
+        shapes = {
+            "global": (1, self.tokens, self.latent // self.tokens),
+            "local": (height, width, self.local),
+            "regional": (height // 4, width // 4, self.regional),
+        }
+        return {name: shapes[name] for name in ORDER if name in self.latents}
+
     @property
     def stages(self) -> tuple[str, ...]:
         """Stages of c in order; without a regional context its blocks still run, first."""

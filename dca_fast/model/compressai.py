@@ -26,7 +26,7 @@ from dca_fast.model.context import parity_join
 from dca_fast.model.network import Network, straight_through
 from dca_fast.model.rates import gaussian_bits, noisy_bits
 from dca_fast.model.transforms import pad_image
-from dca_fast.model.walk import Source, axis, code_hyper, code_latent, hyper_shapes
+from dca_fast.model.walk import Source, axis, code_hyper, code_latent
 from dca_fast.network.walk import Grid
 from dca_fast.train.export import load_float
 
@@ -65,7 +65,7 @@ class Likelihoods:
     def maps(self, config: ModelConfig, sites: tuple[int, int]) -> dict[str, Tensor]:
         """`[N, C, h, w]` of each latent, by its name in CompressAI; `sites` (h, w) of y."""
         maps = {}
-        for name, shape in hyper_shapes(config, sites).items():
+        for name, shape in config.hyper_shapes(*sites).items():
             maps[f"z_{name}"] = self.z[name][0].new_empty(len(self.z[name][0]), *shape)
             for part, likelihood in zip(coarse_to_fine(config.levels(name)), self.z[name], strict=True):
                 maps[f"z_{name}"][part.sites] = likelihood

@@ -22,7 +22,8 @@ from dca_fast.model.expected import Expected, rounded_bits
 from dca_fast.model.hyper import GlobalHyper, LocalHyper, RegionalHyper
 from dca_fast.model.rates import gaussian_bits, noisy_bits
 from dca_fast.model.transforms import PatchSynthesis, build_transforms, pad_image
-from dca_fast.model.walk import ANCHORS, LOG2_CODED, Factorised, Source, axis, code_hyper, code_latent, interpolate
+from dca_fast.model.walk import LOG2_CODED, Factorised, Source, axis, code_hyper, code_latent, interpolate
+from dca_fast.network.layout import ANCHORS
 
 COARSEST, FINEST = 120.0, 7.0  # quantiser steps in grey levels from which the gains start
 

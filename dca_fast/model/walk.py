@@ -17,24 +17,22 @@ from dca_fast.config import (
     AQ_CHANNELS,
     AQ_REACH,
     FIRST_CODED_ROW,
-    ORDER,
     QUADTREE,
     QUALITY_MAX,
     ROWS_PER_OCTAVE,
     SCALE_MIN,
     STEPS,
-    ModelConfig,
     Part,
     coarse_to_fine,
 )
 from dca_fast.model import trellis
 from dca_fast.model.context import parity_join, parity_split
+from dca_fast.network.layout import ANCHORS
 from dca_fast.ops.reference import sum_around
 
 if TYPE_CHECKING:
     from dca_fast.model.network import Network
 
-ANCHORS = 9  # knots of the gains over the quality axis
 LOWEST = math.log2(SCALE_MIN)
 LOG2_CODED = LOWEST + (FIRST_CODED_ROW - 0.5) / ROWS_PER_OCTAVE  # of the smallest scale that rounds to a coded row
 
@@ -105,17 +103,6 @@ class Factorised(nn.Module):
         return z_hat
 
 
-def hyper_shapes(config: ModelConfig, sites: tuple[int, int]) -> dict[str, tuple[int, int, int]]:
-    """Shapes of the hyper latents of one image, in the order of the walk; `sites` of y, multiples of 4."""
-    h, w = sites
-    shapes = {
-        "global": (1, config.tokens, config.latent // config.tokens),
-        "local": (h, w, config.local),
-        "regional": (h // 4, w // 4, config.regional),
-    }
-    return {name: shapes[name] for name in ORDER if name in config.latents}
-
-
 def code_hyper(
     network: Network, source: Source, z: Mapping[str, Tensor] | None, sites: tuple[int, int], quality: Tensor
 ) -> dict[str, Tensor]:
@@ -129,7 +116,7 @@ def code_hyper(
         quality: `[N]`, 0..100.
     """
     z_hat = {}
-    for name, shape in hyper_shapes(network.config, sites).items():
+    for name, shape in network.config.hyper_shapes(*sites).items():
         model = network.factorised[name]
         assert isinstance(model, Factorised)
         scale, gain = interpolate(model.log2_scale, quality), torch.exp2(interpolate(model.log2_gain, quality))

@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from dca_fast.config import STEPS, STRIDE, ModelConfig
+from dca_fast.entropy.tables import SYMBOLS, TABLE_ROWS
 from dca_fast.errors import WeightsError
 
-KNOTS = 9  # of the quality axis
-ROWS, SYMBOLS = 3 * 128, 256  # of the coder's tables
-LOG2_ONE, SOFTMAX_ENTRIES = 4096, 256  # entries of "tables.exp2" and "tables.softmax"
+ANCHORS = 9  # knots of gains and scales over the quality axis
+LOG2_ONE = 4096  # of their log2 in fixed point, and entries of "tables.exp2"
+SOFTMAX_ENTRIES = 256  # of "tables.softmax"
 
 
 class Spec(NamedTuple):
@@ -99,8 +100,8 @@ def layout(config: ModelConfig) -> Layout:
     _context(layers, config)
     layers.put("tables.exp2", "float32", LOG2_ONE)
     layers.put("tables.softmax", "uint8", SOFTMAX_ENTRIES)
-    layers.put("tables.freq", "int16", ROWS, SYMBOLS)
-    layers.put("tables.shift", "uint8", ROWS)
+    layers.put("tables.freq", "int16", TABLE_ROWS, SYMBOLS)
+    layers.put("tables.shift", "uint8", TABLE_ROWS)
     return layers.tensors
 
 
@@ -130,7 +131,7 @@ def _transforms(layers: _Layers, c: ModelConfig) -> None:
     layers.linear("synthesis.pixels", c.width, pixels, wide=True)
     for name in ("operand8", "operand16", "quantise", "dequantise"):
         layers.put(f"latent.{name}", "float32", c.latent)
-    layers.put("latent.log2_gain", "int32", KNOTS, c.latent)
+    layers.put("latent.log2_gain", "int32", ANCHORS, c.latent)
 
 
 def _local(layers: _Layers, name: str, c: ModelConfig) -> None:
@@ -166,7 +167,7 @@ def _global(layers: _Layers, name: str, c: ModelConfig) -> None:
 def _factorised(layers: _Layers, name: str, c: ModelConfig) -> None:
     channels, kinds = {"local": c.local, "regional": c.regional, "global": c.latent}[name], 2 * c.levels(name)
     for table in ("log2_scale", "log2_gain"):
-        layers.put(f"factorised.{name}.{table}", "int32", KNOTS, channels)
+        layers.put(f"factorised.{name}.{table}", "int32", ANCHORS, channels)
     if kinds:
         layers.put(f"factorised.{name}.log2_wider", "int32", kinds, channels)
         layers.put(f"factorised.{name}.weight", "float32", kinds, channels)

@@ -34,6 +34,7 @@ from dca_fast.config import (
     Part,
     coarse_to_fine,
 )
+from dca_fast.network.layout import LOG2_ONE
 from dca_fast.network.weights import Weights
 from dca_fast.ops import (
     Array,
@@ -50,7 +51,6 @@ from dca_fast.ops.limits import MAX_ROW
 
 QUALITY_ONE = 100  # a file holds quality * 100
 QUALITY_RANGE = int(QUALITY_MAX) * QUALITY_ONE
-LOG2_ONE = 4096  # log2 of gains and scales in fixed point
 GATE = 1 / OPERAND_ONE  # product of two operands -> operand
 _ROW_OFFSET = round(-math.log2(SCALE_MIN) * LOG2_ONE)
 CACHED_QUALITIES = 8
@@ -300,20 +300,10 @@ class Program:
         operand = self.ops.operand8(y, self._t["latent.operand8"])
         makers = {"local": self._analyse_local, "regional": self._analyse_regional, "global": self._analyse_global}
         z = {n: self._scale(makers[n](operand), n, "gain") for n in self.contexts if n not in self._silent}
-        shapes = self.hyper_shapes(y.shape[1], y.shape[2])
+        shapes = self.config.hyper_shapes(y.shape[1], y.shape[2])
         for name in self._silent:
             z[name] = self.arrays.zeros(y.shape[0], *shapes[name])
         return z
-
-    def hyper_shapes(self, height: int, width: int) -> dict[str, tuple[int, int, int]]:
-        """Shapes of the hyper latents of one image, for so many latent sites."""
-        c = self.config
-        shapes = {
-            "global": (1, c.tokens, c.latent // c.tokens),
-            "local": (height, width, c.local),
-            "regional": (height // 4, width // 4, c.regional),
-        }
-        return {name: shapes[name] for name in self.contexts}
 
     def _scale(self, z: Array, name: str, key: str) -> Array:
         """Feature of a hyper latent to 1/256 quantiser steps ("gain"), or back ("inverse")."""

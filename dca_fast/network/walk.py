@@ -217,7 +217,7 @@ def code(program: Program, source: Source, grid: Grid, pictures: int = 1) -> Arr
 def code_hyper(program: Program, source: Source, grid: Grid, pictures: int = 1) -> dict[str, Array]:
     """The hyper latents as a decoder sees them, as `Program.hyper_features` takes them."""
     z = {}
-    shapes = program.hyper_shapes(*grid.sites)
+    shapes = program.config.hyper_shapes(*grid.sites)
     for name in ORDER:
         if name in shapes:
             z[name] = program.arrays.zeros(pictures, *shapes[name])

@@ -22,7 +22,7 @@ from dca_fast.config import ModelConfig
 from dca_fast.entropy.tables import Tables
 from dca_fast.errors import ConfigError, WeightsError
 from dca_fast.files.atomic import write_atomic
-from dca_fast.network.layout import ENCODER_ONLY, Layout, Spec, is_of_encoder, layout, previews
+from dca_fast.network.layout import ENCODER_ONLY, LOG2_ONE, Layout, Spec, is_of_encoder, layout, previews
 from dca_fast.ops.limits import MAX_ROW
 
 FORMAT = 2
@@ -120,9 +120,9 @@ def _check_gains(tensors: Tensors) -> None:
         raise WeightsError("tables.exp2 must be within 1 and 2")
     for name, t in tensors.items():
         if ".log2_" in name and int(np.abs(t.astype(np.int64)).max(initial=0)) > LOG2_LIMIT:
-            raise WeightsError(f"{name} is beyond {LOG2_LIMIT >> 12} octaves")
+            raise WeightsError(f"{name} is beyond {LOG2_LIMIT // LOG2_ONE} octaves")
         if name.endswith(".log2_gain"):
-            octaves = t.astype(np.float64) / 4096
+            octaves = t.astype(np.float64) / LOG2_ONE
             y = name.startswith("latent.")
             for sign, factor in ((1, "latent.quantise"), (-1, "latent.dequantise")):
                 gains = np.exp2(sign * octaves) * (np.abs(tensors[factor].astype(np.float64)) if y else 1)

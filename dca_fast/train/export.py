@@ -31,7 +31,7 @@ from dca_fast.model.layers import DepthBlock, Depthwise, GatedFfn, Linear, WideL
 from dca_fast.model.network import Network
 from dca_fast.model.transforms import OUTPUT_GAIN, PIXEL_GAIN, PatchAnalysis, PatchSynthesis
 from dca_fast.network import weights as weights_io
-from dca_fast.network.program import LOG2_ONE
+from dca_fast.network.layout import LOG2_ONE
 
 # An orthonormal coefficient of 8x8x3 (16x16x3) pixels is at most 128 * sqrt(192) = 1774 (3547) grey levels.
 COEFFICIENT8, COEFFICIENT16 = 16, 8

@@ -23,9 +23,8 @@ import torch
 
 from dca_fast.codec import Codec
 from dca_fast.config import QUALITY_MAX, price
-from dca_fast.model.walk import ANCHORS
 from dca_fast.network import weights as weights_io
-from dca_fast.network.program import LOG2_ONE
+from dca_fast.network.layout import ANCHORS, LOG2_ONE
 from dca_fast.train.data import Photographs, cut
 from dca_fast.train.export import load_float, save_float
 
