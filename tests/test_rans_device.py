@@ -85,9 +85,9 @@ def random_part(rng: np.random.Generator, size: int, skipped: float = 0.3, wild:
 
 def coded_positions(rows: npt.NDArray[np.uint8], groups: int) -> Iterator[tuple[int, int]]:
     """Position and chain of every coded symbol."""
+    coded = np.flatnonzero(rows != SKIP_ROW)
     for g in range(groups):
-        positions = np.arange(len(rows) * g // groups, len(rows) * (g + 1) // groups)
-        for j, position in enumerate(positions[rows[positions] != SKIP_ROW]):
+        for j, position in enumerate(coded[len(coded) * g // groups : len(coded) * (g + 1) // groups]):
             yield int(position), CHAINS * g + j % CHAINS
 
 

@@ -24,7 +24,42 @@ struct Block {
   int16_t values[kBlock + kSlack];
 };
 
-size_t range_begin(size_t size, size_t group, size_t groups) { return size * group / groups; }
+constexpr size_t kStretch = 1 << 12;
+
+// Coded values of at most kStretch positions: as many sums of bytes as compilers like to take at once.
+size_t count_coded(const uint8_t* rows, size_t size) {
+  constexpr size_t kSums = 32;
+  static_assert(kStretch / kSums <= 255);
+  uint8_t sums[kSums] = {};
+  size_t count = 0, i = 0;
+  for (; i + kSums <= size; i += kSums) {
+    for (size_t j = 0; j < kSums; ++j) sums[j] = static_cast<uint8_t>(sums[j] + (rows[i + j] < kRows));
+  }
+  for (const uint8_t sum : sums) count += sum;
+  for (; i < size; ++i) count += rows[i] < kRows;
+  return count;
+}
+
+// The positions of a part from which on each group has its coded values.
+using Cuts = std::array<size_t, kMaxGroups + 1>;
+
+Cuts cut(const uint8_t* rows, size_t size, size_t groups) {
+  Cuts cuts{};
+  cuts[groups] = size;
+  if (groups == 1) return cuts;
+  std::vector<size_t> before{0};  // coded values before each stretch
+  for (size_t i = 0; i < size; i += kStretch) {
+    before.push_back(before.back() + count_coded(rows + i, std::min(kStretch, size - i)));
+  }
+  for (size_t g = 1; g < groups; ++g) {
+    const size_t rank = before.back() * g / groups;
+    const auto beyond = std::upper_bound(before.begin() + 1, before.end(), rank);
+    size_t at = static_cast<size_t>(beyond - before.begin() - 1) * kStretch;
+    for (size_t seen = *(beyond - 1); seen < rank; ++at) seen += rows[at] < kRows;
+    cuts[g] = std::min(at, size);
+  }
+  return cuts;
+}
 
 // Calls work(0) ... work(count - 1), on several threads if that pays. `work` must not throw.
 void for_each(size_t count, size_t positions, int threads, const std::function<void(size_t)>& work) {
@@ -231,15 +266,17 @@ std::string encode(const Tables& tables, const Path& path, const std::vector<Par
   const size_t count = static_cast<size_t>(groups);
   size_t positions = 0;
   for (const Part& part : parts) positions += part.size;
-  const auto cut = [&](const Part& part, size_t g) {
-    const size_t begin = range_begin(part.size, g, count), end = range_begin(part.size, g + 1, count);
-    return Part{part.values + begin, part.rows + begin, end - begin, part.trellis};
+  std::vector<Cuts> cuts;
+  for (const Part& part : parts) cuts.push_back(cut(part.rows, part.size, count));
+  const auto own = [&](size_t i, size_t g) {
+    const size_t begin = cuts[i][g];
+    return Part{parts[i].values + begin, parts[i].rows + begin, cuts[i][g + 1] - begin, parts[i].trellis};
   };
   std::vector<GroupEncoder> encoders;
   for (size_t g = 0; g < count; ++g) {
     size_t total = 0, longest = 0;
-    for (const Part& part : parts) {
-      const size_t size = cut(part, g).size;
+    for (size_t i = 0; i < parts.size(); ++i) {
+      const size_t size = own(i, g).size;
       total += size;
       longest = std::max(longest, size);
     }
@@ -247,8 +284,8 @@ std::string encode(const Tables& tables, const Path& path, const std::vector<Par
   }
   std::atomic<Outcome> outcome{Outcome::kDone};
   for_each(count, positions, threads, [&](size_t g) {
-    for (auto part = parts.rbegin(); part != parts.rend() && outcome == Outcome::kDone; ++part) {
-      const Outcome added = encoders[g].add(tables.view(part->trellis), path, lanes, cut(*part, g));
+    for (size_t i = parts.size(); i-- > 0 && outcome == Outcome::kDone;) {
+      const Outcome added = encoders[g].add(tables.view(parts[i].trellis), path, lanes, own(i, g));
       if (added != Outcome::kDone) outcome = added;
     }
     encoders[g].close(lanes);
@@ -261,10 +298,11 @@ void quantise(const Path& path, const int32_t* residuals, const uint8_t* rows, s
               int groups, int threads, int16_t* values) {
   const size_t count = static_cast<size_t>(groups);
   std::atomic<Outcome> outcome{Outcome::kDone};
+  const Cuts cuts = cut(rows, size, count);
   for_each(count, size, threads, [&](size_t g) {
-    const size_t begin = range_begin(size, g, count), end = range_begin(size, g + 1, count);
+    const size_t begin = cuts[g], own = cuts[g + 1] - begin;
     thread_local GroupSearch search;
-    const Outcome found = search.run(path, residuals + begin, rows + begin, end - begin, charges, values + begin);
+    const Outcome found = search.run(path, residuals + begin, rows + begin, own, charges, values + begin);
     if (found != Outcome::kDone) outcome = found;
   });
   require_done(outcome);
@@ -308,9 +346,10 @@ void Decoder::decode(const uint8_t* rows, size_t size, int16_t* values, bool tre
   if (!usable_) throw Error(Fault::kCorrupt, "the decoder stopped at an earlier error");
   Outcome outcomes[kMaxGroups];
   const size_t count = groups_.size();
+  const Cuts cuts = cut(rows, size, count);
   for_each(count, size, threads_, [&](size_t g) {
-    const size_t begin = range_begin(size, g, count), end = range_begin(size, g + 1, count);
-    outcomes[g] = decode_group(groups_[g], rows + begin, end - begin, values + begin, trellis);
+    const size_t begin = cuts[g];
+    outcomes[g] = decode_group(groups_[g], rows + begin, cuts[g + 1] - begin, values + begin, trellis);
   });
   usable_ = std::all_of(outcomes, outcomes + count, [](Outcome outcome) { return outcome == Outcome::kDone; });
   if (usable_) return;

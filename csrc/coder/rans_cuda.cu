@@ -6,8 +6,7 @@
 // part lies in a `State` on the device, so that nothing here waits for the device or allocates, and all
 // launches of a decoder are the same for every stream: they can be recorded in a CUDA graph.
 //
-// A batch is one part of pictures of one size, one after the other, and a `State` for each: what range of a part
-// belongs to group g of picture p is that of group p * groups + g of a stream of them all. Its blocks are a picture's
+// A batch is one part of pictures of one size, one after the other, and a `State` for each. Its blocks are a picture's
 // in x (or y), and blockIdx.y (or z) names the picture.
 //
 // Where a part is of a trellis, chain i is lane i of a warp for all but a decoder of fewer lanes. Its search
@@ -246,9 +245,9 @@ __global__ void __launch_bounds__(kThreads) scatter_codes(const DeviceTables* ta
   });
 }
 
-// Number of coded positions before `at`, by a whole warp.
+// Number of coded positions before `at`, which may be the end, by a whole warp.
 __device__ __forceinline__ uint32_t rank_of(const Work& work, uint32_t at) {
-  if (at >= work.size) return work.starts[work.tiles];
+  if (at == work.size) return work.starts[work.tiles];
   const uint32_t tile = at / kTile, lane = lane_of_thread(), last = at / kWarp % kWarp;
   const uint32_t mask = work.masks[tile * kWarp + lane];
   const uint32_t bits = lane < last ? mask : lane == last ? mask & below(at % kWarp) : 0;
@@ -261,10 +260,11 @@ struct Range {
 
 // The coded symbols of one group of a picture.
 __device__ __forceinline__ Range range_of(const Work& work, uint32_t picture, uint32_t group, uint32_t groups) {
-  const uint32_t size = work.size / work.pictures, each = size / groups, rest = size % groups;
-  const auto begin = [=](uint32_t g) { return each * g + rest * g / groups; };  // size * g / groups, in 32 bits
-  const uint32_t first = picture * size;
-  return {rank_of(work, first + begin(group)), rank_of(work, first + begin(group + 1))};
+  const uint32_t size = work.size / work.pictures, first = rank_of(work, picture * size);
+  const uint32_t coded = rank_of(work, (picture + 1) * size) - first;
+  const uint32_t each = coded / groups, rest = coded % groups;
+  const auto begin = [=](uint32_t g) { return first + each * g + rest * g / groups; };  // coded * g / groups in 32 bits
+  return {begin(group), begin(group + 1)};
 }
 
 // ---- Decoding ----

@@ -2,15 +2,15 @@
 
 Stream:  byte log2(lanes) | byte groups | LEB128 sizes of all groups but the last | group streams
 Group:   lanes x uint32 final states | uint16 words; all numbers little-endian
-A part of n positions is cut into the ranges [n*g//groups, n*(g+1)//groups). Positions with row 255
-hold value 0 and are not coded; coded symbol j of a range belongs to lane j % lanes, and in parts of a
+Positions with row 255 hold value 0 and are not coded. The n coded symbols of a part are cut into the
+ranges [n*g//groups, n*(g+1)//groups); symbol j of a range belongs to lane j % lanes, and in parts of a
 trellis to chain j % 32 (`dca_fast.entropy.trellis`). Symbols are processed in rounds of `lanes`. A
 decoder takes the words of one round in three sweeps over the lanes: refills after the frequencies,
 refills after the raw low bits, raw values of escapes. The encoder does exactly the opposite, from the
 last symbol of the last part to the first.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -90,7 +90,7 @@ class Decoder:
         """Decode the next part: rows uint8 [n] -> values int16 [n]."""
         values = np.zeros(len(rows), np.int16)
         for g, (states, words) in enumerate(zip(self._states, self._words, strict=True)):
-            coded, chains = list(_coded(rows, g, len(self._states))), [0] * CHAINS
+            coded, chains = _coded(rows, g, len(self._states)), [0] * CHAINS
             for first in range(0, len(coded), self._lanes):
                 positions, round_rows = zip(*coded[first : first + self._lanes], strict=True)
                 if not trellis:
@@ -138,14 +138,13 @@ class Decoder:
             raise CorruptStreamError("coder words are left over or the final states are wrong")
 
 
-def _coded(rows: Rows, group: int, groups: int) -> Iterator[tuple[int, int]]:
+def _coded(rows: Rows, group: int, groups: int) -> list[tuple[int, int]]:
     """Positions and rows of the coded symbols of one group."""
-    n = len(rows)
-    for i in range(n * group // groups, n * (group + 1) // groups):
-        if ROWS <= rows[i] != SKIP_ROW:
-            raise InputError("a row is neither a table row nor 255")
-        if rows[i] != SKIP_ROW:
-            yield i, int(rows[i])
+    if np.any((rows >= ROWS) & (rows != SKIP_ROW)):
+        raise InputError("a row is neither a table row nor 255")
+    coded = np.flatnonzero(rows != SKIP_ROW)
+    own = coded[len(coded) * group // groups : len(coded) * (group + 1) // groups]
+    return list(zip(own.tolist(), rows[own].tolist(), strict=True))
 
 
 def _symbol(tables: Tables, value: int, row: int) -> int:

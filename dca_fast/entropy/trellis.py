@@ -71,10 +71,9 @@ def follow(
     Returns:
         Indices and sets, int64 [coded positions].
     """
-    coded, n = rows != SKIP_ROW, len(rows)
+    coded = rows != SKIP_ROW
     indices, which = np.abs(values[coded].astype(np.int64)), np.zeros(int(coded.sum()), np.int64)
-    ends = [int(coded[: n * g // groups].sum()) for g in range(groups + 1)]
-    for begin, end in pairwise(ends):
+    for begin, end in pairwise(len(indices) * g // groups for g in range(groups + 1)):
         states = np.zeros(CHAINS, np.int64)
         for first in range(begin, end, CHAINS):
             here = slice(first, min(first + CHAINS, end))
@@ -101,11 +100,10 @@ def quantise(
     """
     if np.any((rows > LAST_ROW) & (rows != SKIP_ROW)):
         raise InputError("a row is neither a table row nor 255")
-    values, n = np.zeros(len(rows), np.int16), len(rows)
-    for g in range(groups):
-        coded = np.arange(n * g // groups, n * (g + 1) // groups)
-        coded = coded[rows[coded] != SKIP_ROW]
-        values[coded] = _search(residuals[coded].astype(np.int64), rows[coded], charges)
+    values, coded = np.zeros(len(rows), np.int16), np.flatnonzero(rows != SKIP_ROW)
+    for begin, end in pairwise(len(coded) * g // groups for g in range(groups + 1)):
+        own = coded[begin:end]
+        values[own] = _search(residuals[own].astype(np.int64), rows[own], charges)
     return values
 
 

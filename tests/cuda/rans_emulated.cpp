@@ -107,17 +107,24 @@ struct Signal {
       rows[i] = static_cast<uint8_t>(below(100) < skipped ? kSkipRow : below(kRows));
       values[i] = static_cast<int16_t>(below(wild) == 0 ? below(65536) : below(21) - 10);
     }
-    for (size_t g = 0; g < groups; ++g) put_on_grid(size * g / groups, size * (g + 1) / groups);
+    std::vector<size_t> coded;
+    for (size_t i = 0; i < size; ++i) {
+      if (rows[i] != kSkipRow) coded.push_back(i);
+    }
+    for (size_t g = 0; g < groups; ++g) {
+      const auto own = [&](size_t group) { return coded.begin() + coded.size() * group / groups; };
+      put_on_grid({own(g), own(g + 1)});
+    }
   }
 
   // The values of one group.
-  void put_on_grid(size_t first, size_t end) {
-    uint32_t chains[kChains] = {}, coded = 0;
-    for (size_t i = first; i < end; ++i) {
-      if (rows[i] == kSkipRow) continue;
-      uint32_t& chain = chains[coded++ % kChains];
-      const int set = static_cast<int>(chain & 1), index = trellis_index(set, values[i]);
-      values[i] = static_cast<int16_t>(trellis_value(set, index));
+  void put_on_grid(const std::vector<size_t>& coded) {
+    uint32_t chains[kChains] = {};
+    for (size_t j = 0; j < coded.size(); ++j) {
+      uint32_t& chain = chains[j % kChains];
+      int16_t& value = values[coded[j]];
+      const int set = static_cast<int>(chain & 1), index = trellis_index(set, value);
+      value = static_cast<int16_t>(trellis_value(set, index));
       chain = trellis_next(chain, index);
     }
   }
