@@ -26,11 +26,12 @@ from dca_fast.encoder import screen as graphics
 from dca_fast.encoder.effort import check as check_effort
 from dca_fast.engines import Encoded, Engine
 from dca_fast.engines.cpu import CpuEngine
-from dca_fast.errors import ConfigError, CorruptStreamError, InputError, UnknownModelError
+from dca_fast.errors import ConfigError, CorruptStreamError, InputError, UnknownModelError, WeightsError
 from dca_fast.exact import layer, picture
 from dca_fast.exact.picture import LOSSLESS
 from dca_fast.files import container, image_io
 from dca_fast.inputs import FileLike, ImageLike, check_size, file_bytes, image_of, images_of, pixel_limit
+from dca_fast.network import models
 from dca_fast.network import weights as weights_io
 from dca_fast.network.program import QUALITY_ONE
 from dca_fast.ops import Array
@@ -74,7 +75,10 @@ def _rebuilt(arguments: dict[str, Any]) -> Codec:
 
 
 class Codec:
-    """A DCA codec with one set of weights. Safe to share between threads, and with forked processes.
+    """A DCA codec. Safe to share between threads, and with forked processes.
+
+    It encodes with one set of weights. It decodes files of every model whose weights are installed or in a folder of
+    DCA_WEIGHTS.
 
     Every file decodes to the same pixels on every machine and backend, or raises; see docs/spec/numerics.md. A codec is
     pickled as its arguments and made again where it is unpickled, with the threads of the process there.
@@ -109,7 +113,7 @@ class Codec:
         self.max_pixels = pixel_limit(max_pixels)
         ops = resolve(backend, device)
         self.backend = ops.name
-        path = Path(weights).absolute() if weights is not None else weights_io.find(model)
+        path = Path(weights).absolute() if weights is not None else models.named(model)
         self._weights = weights_io.load(path)
         self._arguments = {
             "model": model,
@@ -119,6 +123,7 @@ class Codec:
             "threads": threads,
             "max_pixels": max_pixels,
         }
+        self._others: dict[bytes, Codec] = {}  # by model id, for files of other models
         self.tables = self._weights.tables
         self.engine: Engine
         if ops.name == "cuda":
@@ -401,18 +406,22 @@ class Codec:
 
         Raises:
             BitstreamError: one of its kinds says what is wrong with the bytes. Never a wrong picture.
-            UnknownModelError: the file was made with other weights; files without loss need none.
+            UnknownModelError: no weights of the file's model are here; files without loss need none.
+            WeightsError: those weights are damaged.
             InputError: neither bytes nor where they are; a region that is empty or not within the picture.
             OSError: the file cannot be read.
             ConfigError: another output or reduction, or a region and a reduction.
             BackendUnavailableError: "torch" without PyTorch.
         """
         _check_output(output)
+        if check_reduction(reduce) > 1 and region is not None:
+            raise ConfigError("give a region or a reduction, not both")
         dca = container.parse(file_bytes(data), max_pixels=self.max_pixels)
+        return self._of_model(dca.header)._decoded_as(dca, output, region, reduce)
+
+    def _decoded_as(self, dca: container.Dca, output: str, region: Sequence[int] | None, reduce: int) -> Any:
         header = dca.header
-        if check_reduction(reduce) > 1:
-            if region is not None:
-                raise ConfigError("give a region or a reduction, not both")
+        if reduce > 1:
             pixels = self._reduced(dca, reduce)
             plane = self._alpha(dca)
             plane = None if plane is None else box_mean(plane, reduce)
@@ -463,7 +472,6 @@ class Codec:
             samples = picture.pixels_of(header, dca.stream, threads=self.threads, python=self._python)
             samples = samples[region.of_array()]
             return samples if header.depth == 16 else engine.image(samples)  # engines know 8 bits
-        self._check_model(header)
         seen = region.around(RING_REACH if header.restoration else 0, header.height, header.width)
         pixels, digest = engine.decode(dca.stream, header, seen) if decoded is None else decoded
         self._check_digest(header, digest)
@@ -476,7 +484,6 @@ class Codec:
         """A preview, uint8 or uint16 [ceil(H / reduce), ceil(W / reduce), 3]."""
         header = dca.header
         if not header.exact:
-            self._check_model(header)
             preview = self.engine.preview(dca.stream, header, reduce)
             if preview is not None:
                 pixels, digest = preview
@@ -486,9 +493,18 @@ class Codec:
         pixels = box_mean(self._host(self._decoded(dca)), reduce)
         return pixels if header.depth == 16 else self.engine.image(pixels)
 
-    def _check_model(self, header: container.Header) -> None:
-        if header.model_id != self._weights.model_id:
-            raise UnknownModelError(f"made with model {header.model_id.hex()}, this codec holds {self.model_id}")
+    def _of_model(self, header: container.Header) -> Codec:
+        """This codec, or one with the weights of the file's model and else the same arguments."""
+        if header.exact or header.model_id == self._weights.model_id:
+            return self
+        if header.model_id not in self._others:
+            try:
+                path = models.of_id(header.model_id)
+            except WeightsError as error:
+                raise UnknownModelError(f"{error}; this codec holds {self.model_id}") from error
+            # Two threads may both make one; either serves.
+            self._others.setdefault(header.model_id, _rebuilt(self._arguments | {"weights": path}))
+        return self._others[header.model_id]
 
     @staticmethod
     def _check_digest(header: container.Header, digest: int) -> None:
@@ -584,14 +600,15 @@ class Codec:
                 results.append(self.decode(some[0], output))
                 continue
             dcas = [container.parse(file_bytes(data), max_pixels=self.max_pixels) for data in some]
-            modelled = [dca for dca in dcas if not dca.header.exact]
-            for dca in modelled:
-                self._check_model(dca.header)
-            streams, headers = [dca.stream for dca in modelled], [dca.header for dca in modelled]
-            decoded = iter(self.engine.decode_batch(streams, headers))
+            mine = [dca for dca in dcas if dca.header.model_id == self._weights.model_id]
+            decoded = iter(self.engine.decode_batch([dca.stream for dca in mine], [dca.header for dca in mine]))
             for dca in dcas:
-                pixels = self._decoded(dca, decoded=None if dca.header.exact else next(decoded))
-                results.append(self._given(dca, pixels, self._alpha(dca), output))
+                if dca.header.model_id == self._weights.model_id:
+                    results.append(
+                        self._given(dca, self._decoded(dca, decoded=next(decoded)), self._alpha(dca), output)
+                    )
+                else:
+                    results.append(self._of_model(dca.header)._decoded_as(dca, output, None, 1))
         return results
 
 
