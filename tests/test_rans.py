@@ -73,7 +73,7 @@ def trellis_part(rng: np.random.Generator, size: int, groups: int, skipped: floa
 def decode(coder: Coder, stream: bytes, parts: Sequence[Part], plain: int | None = None) -> list[npt.NDArray[np.int16]]:
     decoder = coder.decoder(stream)
     plain = len(parts) if plain is None else plain
-    values = [decoder.decode(rows, i >= plain) for i, (_, rows) in enumerate(parts)]
+    values = [decoder.decode(rows, i >= plain, i == len(parts) - 1) for i, (_, rows) in enumerate(parts)]
     decoder.finish()
     return values
 
@@ -199,13 +199,27 @@ def test_exact_bytes() -> None:
     second = part([3, -3, 0, 1, 2], [50, 50, 12, 24, 36])
     golden = {
         (1, 1): "0001ec180d00ed5fdba0ff9f204ec700",
-        (4, 1): "020167c8f53b1f1b030001111f00ef7fb49669c0c44e204e",
-        (2, 3): "0103080a94f7f604102c0400ef0f2f01fb8d9c0069c05b08cfabebf04f01204e",
-        (8, 2): "0302200bd92e00148d4900b3201b00f39f990100000100000001000000010000000100fb8d9c0065f0"
-        "4f657d4b26009be10900ff0f0010000001000000010000000100204e",
+        (4, 1): "0201cf3a29003c7d4f2c42b11e00f65fcf0fff3f204e",
+        (2, 3): "0103080a94f7f604102c0400ef4f3301d49d9a00692077c116009be10900bb2f204e",
+        (8, 2): "0302200bd92e00148d4900b3201b00f39f990100000100000001000000010000000100e9cdb51465f0"
+        "4f652e2201009be10900ff0f0010000001000000010000000100204e",
     }
     for (lanes, groups), text in golden.items():
         assert assert_round_trip([first, second], lanes, groups).hex() == text
+
+
+@each_coder
+def test_what_lanes_have_for_the_tail_must_be_used_or_0(coder: Coder) -> None:
+    """Three values take no word from the 24 lanes without a part in the tail."""
+    part = np.array([3, -2, 0], np.int16), np.full(3, 40, np.uint8)
+    stream = coder.encode([part], 32)
+    assert len(stream) == 2 + 4 * 32
+    for lane in range(3, 32):
+        for at, bit in ((0, 1), (1, 128), (2, 2), (3, 1)):
+            changed = bytearray(stream)
+            changed[2 + 4 * lane + at] ^= bit
+            with pytest.raises(CorruptStreamError, match=r"left over|wrong"):
+                decode(coder, bytes(changed), [part])
 
 
 @native_only
@@ -305,9 +319,9 @@ def test_the_stream_is_as_short_as_the_tables_promise() -> None:
     escapes = freq == 0
     freq[escapes] = TABLES.freq[rows, tables.ESCAPE][escapes]
     ideal = (12 * len(rows) - np.log2(freq).sum() + 16 * escapes.sum()) / 8
-    for lanes in (1, 32):
+    for lanes in (1, 4, 32):
         size = len(list(CODERS.values())[-1].encode([(values, rows)], lanes, 1))
-        assert ideal < size < ideal * 1.0005 + 4 * lanes + 4
+        assert ideal < size < ideal * 1.0005 + 1.75 * lanes + 4
 
 
 DAMAGED_PARTS = [random_part(np.random.default_rng(8), size) for size in (40, 25)]
@@ -391,7 +405,7 @@ def test_a_stream_must_be_used_up(coder: Coder) -> None:
     decoder.decode(DAMAGED_PARTS[0][1])
     with pytest.raises(CorruptStreamError):
         decoder.finish()
-    decoder.decode(DAMAGED_PARTS[1][1])
+    decoder.decode(DAMAGED_PARTS[1][1], last=True)
     decoder.finish()
     with pytest.raises(TruncatedStreamError):
         decoder.decode(np.full(3000, 90, np.uint8))

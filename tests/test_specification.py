@@ -288,9 +288,9 @@ def walk(net: Network, file: File, stream: bytes, h: int, w: int, valid: tuple[i
     """A picture or a tile of one: its y_hat, and the digest of its values."""
     config, decoder, digest = net.config, Decoder(net.tables, stream), 0
 
-    def take(rows: np.ndarray, trellis: bool) -> Tensor:
+    def take(rows: np.ndarray, trellis: bool, last: bool = False) -> Tensor:
         nonlocal digest
-        values = decoder.decode(np.ascontiguousarray(rows).ravel(), trellis)
+        values = decoder.decode(np.ascontiguousarray(rows).ravel(), trellis, last)
         digest = zlib.crc32(values.astype("<i2").tobytes(), digest)
         return torch.from_numpy(values.reshape(rows.shape))
 
@@ -322,7 +322,7 @@ def walk(net: Network, file: File, stream: bytes, h: int, w: int, valid: tuple[i
                 coarse = reference.coarseness(row, torch.from_numpy(net.offset()), net.skip, file.strength)
                 coarser = torch.from_numpy(net.gain((8192 * coarse.numpy().astype(np.int64) + 12) // 24))
             row = reference.coarser_rows(row, coarse, net.skip)
-        reference.reconstruct(take(row.numpy(), True), mean, inverse, i, y_hat, coarser)
+        reference.reconstruct(take(row.numpy(), True, i == 3), mean, inverse, i, y_hat, coarser)
     decoder.finish()
     return y_hat, digest
 

@@ -40,23 +40,30 @@ size_t count_coded(const uint8_t* rows, size_t size) {
   return count;
 }
 
-// The positions of a part from which on each group has its coded values.
-using Cuts = std::array<size_t, kMaxGroups + 1>;
+// How a part is shared out.
+struct Cuts {
+  std::array<size_t, kMaxGroups + 1> begin{};  // the positions from which on each group has its coded values
+  size_t coded = 0;                            // values of all groups; not known of one group
 
-Cuts cut(const uint8_t* rows, size_t size, size_t groups) {
-  Cuts cuts{};
-  cuts[groups] = size;
-  if (groups == 1) return cuts;
+  // Of one group.
+  size_t coded_of(size_t g, size_t groups) const { return coded * (g + 1) / groups - coded * g / groups; }
+};
+
+Cuts cut(const uint8_t* rows, size_t size, size_t groups, bool count) {
+  Cuts cuts;
+  cuts.begin[groups] = size;
+  if (!count && groups == 1) return cuts;
   std::vector<size_t> before{0};  // coded values before each stretch
   for (size_t i = 0; i < size; i += kStretch) {
     before.push_back(before.back() + count_coded(rows + i, std::min(kStretch, size - i)));
   }
+  cuts.coded = before.back();
   for (size_t g = 1; g < groups; ++g) {
-    const size_t rank = before.back() * g / groups;
+    const size_t rank = cuts.coded * g / groups;
     const auto beyond = std::upper_bound(before.begin() + 1, before.end(), rank);
     size_t at = static_cast<size_t>(beyond - before.begin() - 1) * kStretch;
     for (size_t seen = *(beyond - 1); seen < rank; ++at) seen += rows[at] < kRows;
-    cuts[g] = std::min(at, size);
+    cuts.begin[g] = std::min(at, size);
   }
   return cuts;
 }
@@ -99,18 +106,20 @@ class GroupEncoder {
     std::fill_n(states_, kMaxLanes, kLower);
   }
 
-  // Adds a part in front of those added before.
-  Outcome add(const TableView& tables, const Path& path, int lanes, const Part& part) {
+  // Adds a part in front of those added before, none if it is the last one.
+  Outcome add(const TableView& tables, const Path& path, int lanes, const Part& part, bool last) {
     Block block;
     Chains chains{};
-    size_t blocks = 0, at = 0;
+    size_t blocks = 0, at = 0, symbols = 0;
     ptrdiff_t count = 0;
     for (size_t read = 0; at < part.size; at += read) {
       starts_[blocks++] = {at, chains};
       read = path.pack_rows(part.rows + at, part.size - at, kBlock, block.rows, count);
       if (count < 0) return Outcome::kBadRow;
+      symbols += static_cast<size_t>(count);
       if (part.trellis && !to_indices(path, part, at, read, count, block, chains)) return Outcome::kOffGrid;
     }
+    const size_t tail = last ? tail_begin(symbols) : symbols;
     for (size_t end = part.size; blocks > 0; end = at) {
       at = starts_[--blocks].position;
       path.pack_rows(part.rows + at, end - at, kBlock, block.rows, count);
@@ -119,7 +128,16 @@ class GroupEncoder {
       } else {
         path.pack_values(part.rows + at, part.values + at, end - at, block.values);
       }
-      next_ = path.encode(tables, lanes, states_, next_, block.rows, block.values, static_cast<size_t>(count));
+      const size_t first = blocks * kBlock, all = static_cast<size_t>(count);  // all blocks but the last one are full
+      const size_t whole = std::clamp(tail, first, first + all) - first;       // not of the tail
+      const auto encode = [&](size_t from, size_t to, int with) {
+        next_ = path.encode(tables, with, states_, next_, block.rows + from, block.values + from, to - from);
+      };
+      if (whole < all) {
+        encode(whole, all, static_cast<int>(tail_lanes(static_cast<uint32_t>(lanes))));
+        if (first <= tail) end_tail(lanes);
+      }
+      encode(0, whole, lanes);
     }
     return Outcome::kDone;
   }
@@ -133,6 +151,16 @@ class GroupEncoder {
   const char* data() const { return reinterpret_cast<const char*>(next_); }
 
  private:
+  // Lanes that have no part in the tail begin with its first words.
+  void end_tail(int lanes) {
+    const uint8_t* const end = buffer_.get() + room_;
+    for (uint32_t lane = tail_lanes(static_cast<uint32_t>(lanes)); lane < static_cast<uint32_t>(lanes); ++lane) {
+      if (next_ == end) return;
+      states_[lane] = kLower | next_[0] | static_cast<uint32_t>(next_[1]) << 8;
+      next_ += 2;
+    }
+  }
+
   // The first position of a block, and where its chains stand there.
   struct Start {
     size_t position;
@@ -267,10 +295,10 @@ std::string encode(const Tables& tables, const Path& path, const std::vector<Par
   size_t positions = 0;
   for (const Part& part : parts) positions += part.size;
   std::vector<Cuts> cuts;
-  for (const Part& part : parts) cuts.push_back(cut(part.rows, part.size, count));
+  for (const Part& part : parts) cuts.push_back(cut(part.rows, part.size, count, false));
   const auto own = [&](size_t i, size_t g) {
-    const size_t begin = cuts[i][g];
-    return Part{parts[i].values + begin, parts[i].rows + begin, cuts[i][g + 1] - begin, parts[i].trellis};
+    const size_t begin = cuts[i].begin[g];
+    return Part{parts[i].values + begin, parts[i].rows + begin, cuts[i].begin[g + 1] - begin, parts[i].trellis};
   };
   std::vector<GroupEncoder> encoders;
   for (size_t g = 0; g < count; ++g) {
@@ -285,7 +313,8 @@ std::string encode(const Tables& tables, const Path& path, const std::vector<Par
   std::atomic<Outcome> outcome{Outcome::kDone};
   for_each(count, positions, threads, [&](size_t g) {
     for (size_t i = parts.size(); i-- > 0 && outcome == Outcome::kDone;) {
-      const Outcome added = encoders[g].add(tables.view(parts[i].trellis), path, lanes, own(i, g));
+      const bool last = i + 1 == parts.size();
+      const Outcome added = encoders[g].add(tables.view(parts[i].trellis), path, lanes, own(i, g), last);
       if (added != Outcome::kDone) outcome = added;
     }
     encoders[g].close(lanes);
@@ -298,9 +327,9 @@ void quantise(const Path& path, const int32_t* residuals, const uint8_t* rows, s
               int groups, int threads, int16_t* values) {
   const size_t count = static_cast<size_t>(groups);
   std::atomic<Outcome> outcome{Outcome::kDone};
-  const Cuts cuts = cut(rows, size, count);
+  const Cuts cuts = cut(rows, size, count, false);
   for_each(count, size, threads, [&](size_t g) {
-    const size_t begin = cuts[g], own = cuts[g + 1] - begin;
+    const size_t begin = cuts.begin[g], own = cuts.begin[g + 1] - begin;
     thread_local GroupSearch search;
     const Outcome found = search.run(path, residuals + begin, rows + begin, own, charges, values + begin);
     if (found != Outcome::kDone) outcome = found;
@@ -316,40 +345,62 @@ Decoder::Decoder(const Tables& tables, const Path& path, const uint8_t* stream, 
   const Layout layout = read_layout(stream_.data(), size);
   lanes_ = layout.lanes;
   for (int g = 0; g < layout.groups; ++g) {
-    const uint8_t* begin = stream_.data() + layout.begin[g];
-    Group group{{}, begin + 4 * lanes_, stream_.data() + layout.begin[g + 1]};
+    uint8_t* begin = stream_.data() + layout.begin[g];
+    Group group{{}, begin + 4 * lanes_, stream_.data() + layout.begin[g + 1], false};
     for (int lane = 0; lane < lanes_; ++lane) group.states[lane] = get32(begin + 4 * lane);
     groups_.push_back(group);
   }
 }
 
-Outcome Decoder::decode_group(Group& group, const uint8_t* rows, size_t size, int16_t* values, bool trellis) const {
+Outcome Decoder::decode_group(Group& group, const uint8_t* rows, size_t size, int16_t* values, bool trellis,
+                              size_t tail) const {
   const TableView tables = tables_.view(trellis);
   Block block;
   Chains chains{};
   ptrdiff_t count = 0;
-  for (size_t read = 0; size > 0; size -= read, rows += read, values += read) {
+  const auto decode = [&](size_t from, size_t to, int lanes) {
+    const uint8_t* const own = block.rows + from;
+    const uint8_t* const next =
+        trellis ? path_.decode_trellis(tables, lanes, group.states, group.next, group.end, own, to - from,
+                                       block.values + from, chains.data())
+                : path_.decode(tables, lanes, group.states, group.next, group.end, own, to - from, block.values + from);
+    if (next != nullptr) group.next += next - group.next;
+    return next != nullptr;
+  };
+  size_t first = 0;  // coded value of the block
+  for (size_t read = 0; size > 0; size -= read, rows += read, values += read, first += static_cast<size_t>(count)) {
     read = path_.pack_rows(rows, size, kBlock, block.rows, count);
     if (count < 0) return Outcome::kBadRow;
-    const size_t symbols = static_cast<size_t>(count);
-    group.next =
-        trellis ? path_.decode_trellis(tables, lanes_, group.states, group.next, group.end, block.rows, symbols,
-                                       block.values, chains.data())
-                : path_.decode(tables, lanes_, group.states, group.next, group.end, block.rows, symbols, block.values);
-    if (group.next == nullptr) return Outcome::kTruncated;
+    const size_t all = static_cast<size_t>(count), whole = std::clamp(tail, first, first + all) - first;
+    if (!decode(0, whole, lanes_)) return Outcome::kTruncated;
+    if (whole < all && first <= tail) begin_tail(group);
+    const int lanes = static_cast<int>(tail_lanes(static_cast<uint32_t>(lanes_)));
+    if (whole < all && !decode(whole, all, lanes)) return Outcome::kTruncated;
     path_.unpack_values(rows, block.values, read, values);
   }
   return Outcome::kDone;
 }
 
-void Decoder::decode(const uint8_t* rows, size_t size, int16_t* values, bool trellis) {
+// Lanes that have no part in the tail give what their states are above kLower: the words that come next.
+void Decoder::begin_tail(Group& group) const {
+  group.spare = group.next == group.end;
+  for (uint32_t lanes = static_cast<uint32_t>(lanes_), lane = lanes; lane-- > tail_lanes(lanes);) {
+    uint32_t& state = group.states[lane];
+    group.next -= 2;  // over states and words that were read before
+    group.next[0] = static_cast<uint8_t>(state);
+    group.next[1] = static_cast<uint8_t>(state >> 8);
+    state = state >> 16 == 1 ? kLower : 0;  // finish() finds the wrong ones
+  }
+}
+
+void Decoder::decode(const uint8_t* rows, size_t size, int16_t* values, bool trellis, bool last) {
   if (!usable_) throw Error(Fault::kCorrupt, "the decoder stopped at an earlier error");
   Outcome outcomes[kMaxGroups];
   const size_t count = groups_.size();
-  const Cuts cuts = cut(rows, size, count);
+  const Cuts cuts = cut(rows, size, count, last);
   for_each(count, size, threads_, [&](size_t g) {
-    const size_t begin = cuts[g];
-    outcomes[g] = decode_group(groups_[g], rows + begin, cuts[g + 1] - begin, values + begin, trellis);
+    const size_t begin = cuts.begin[g], tail = last ? tail_begin(cuts.coded_of(g, count)) : SIZE_MAX;
+    outcomes[g] = decode_group(groups_[g], rows + begin, cuts.begin[g + 1] - begin, values + begin, trellis, tail);
   });
   usable_ = std::all_of(outcomes, outcomes + count, [](Outcome outcome) { return outcome == Outcome::kDone; });
   if (usable_) return;
@@ -363,7 +414,8 @@ void Decoder::finish() const {
     if (std::any_of(group.states, group.states + lanes_, [](uint32_t state) { return state != kLower; })) {
       throw Error(Fault::kCorrupt, "the final coder states are wrong");
     }
-    if (group.next != group.end) throw Error(Fault::kCorrupt, "coder words are left over");
+    const bool unused = std::any_of<const uint8_t*>(group.next, group.end, [](uint8_t byte) { return byte != 0; });
+    if (group.spare ? unused : group.next != group.end) throw Error(Fault::kCorrupt, "coder words are left over");
   }
 }
 

@@ -78,8 +78,12 @@ struct Group {
   uint32_t states[kMaxLanes];
   uint64_t begin;  // decoder: its first word, counted from the start of the buffer
   uint32_t words;  // decoder: how many there are; encoder: how many there is room for
-  uint32_t next;   // decoder: words used; encoder: words still free, as they are written from the end
+  uint32_t next;   // decoder: words used, less those from lanes; encoder: words still free, as they are written from
+                   // the end
 };
+
+// How many words a decoder has used too many; below 0: that many are left.
+DCA_HD int32_t beyond(uint32_t next, uint32_t words) { return static_cast<int32_t>(next - words); }
 
 struct State {
   uint32_t status;  // the first three fields are read by the caller
@@ -304,6 +308,16 @@ struct WarpReader {
     return i < kWarp ? low : high;
   }
 
+  // Puts the low halves of the states of so many lanes from `from` on before the words that are left: below kWarp.
+  __device__ __forceinline__ void put_back(uint32_t x, uint32_t from, uint32_t count) {
+    const uint32_t given = __shfl_sync(kAll, x, (from + lane) % kWarp) & 0xFFFF;
+    first = position() - count;
+    used = 0;
+    now = lane < count ? given : load(first + lane);
+    next = load(first + kWarp + lane);
+    later = load(first + 2 * kWarp + lane);
+  }
+
   __device__ __forceinline__ uint32_t position() const { return first + used; }
 };
 
@@ -339,6 +353,18 @@ struct Chains {
 
   __device__ __forceinline__ void step(uint32_t next) {
     for (uint32_t b = 0; b < kSteps; ++b) bits[b] = bits[b] >> 1 | (next >> b & 1) << last;
+  }
+
+  // Deals the chains to fewer lanes, after whole rounds of all of them.
+  __device__ __forceinline__ void deal(uint32_t lanes, uint32_t few) {
+    for (uint32_t b = 0; b < kSteps; ++b) {
+      uint32_t dealt = 0;
+      for (uint32_t chain = lane_of_thread() % few, i = 0; i < kChains / few; ++i, chain += few) {
+        dealt |= (__shfl_sync(kAll, bits[b], chain % lanes) >> chain / lanes & 1) << i;
+      }
+      bits[b] = dealt;
+    }
+    last = kChains / few - 1;
   }
 };
 
@@ -377,21 +403,20 @@ __device__ __forceinline__ uint32_t decode_round(const Search<kSets>* search, ui
     const uint32_t raw = words.take(escape);
     value = escape ? static_cast<int16_t>(raw) : value * (1 << shift) + static_cast<int>(low);
   }
+  if (!place.active) return x;
   if (kSets == 2) {
     chains.step(trellis_next(chains.state(), value));
     value = trellis_value(static_cast<int>(set), value);
   }
-  if (place.active) values[place.position] = static_cast<int16_t>(value);
+  values[place.position] = static_cast<int16_t>(value);
   return x;
 }
 
 template <uint32_t kSets>
-__device__ __forceinline__ void decode_group(const Search<kSets>* search, const uint16_t* stream, State* state,
-                                             Group& group, const Work& work, Range range, int16_t* values) {
-  const uint32_t lane = lane_of_thread(), lanes = state->lanes;
-  WarpReader words(stream + group.begin, group.words, group.next);
-  Chains chains(lanes);
-  uint32_t x = group.states[lane];
+__device__ __forceinline__ uint32_t decode_rounds(const Search<kSets>* search, uint32_t x, const Work& work,
+                                                  Range range, uint32_t lanes, WarpReader& words, Chains& chains,
+                                                  int16_t* values) {
+  const uint32_t lane = lane_of_thread();
   Job<kSets> jobs[kBatch];
   Place coming[kBatch];
 #pragma unroll
@@ -408,24 +433,49 @@ __device__ __forceinline__ void decode_group(const Search<kSets>* search, const 
     }
 #pragma unroll
     for (uint32_t k = 0; k < kBatch; ++k) x = decode_round(search, x, jobs[k], words, chains, values);
-    if (words.position() > group.words) break;
+    if (beyond(words.position(), words.size) > 0) break;
+  }
+  return x;
+}
+
+template <uint32_t kSets>
+__device__ __forceinline__ void decode_group(const Search<kSets>* search, const uint16_t* stream, State* state,
+                                             Group& group, const Work& work, Range range, bool last,
+                                             int16_t* values) {
+  const uint32_t lane = lane_of_thread(), lanes = state->lanes, few = tail_lanes(lanes);
+  const uint32_t tail = last ? range.first + static_cast<uint32_t>(tail_begin(range.end - range.first)) : range.end;
+  WarpReader words(stream + group.begin, group.words, group.next);
+  Chains chains(lanes);
+  uint32_t x = decode_rounds(search, group.states[lane], work, {range.first, tail}, lanes, words, chains, values);
+  if (last && beyond(words.position(), group.words) <= 0) {
+    const bool spare = words.position() == group.words;  // then lanes may have more words than the tail takes
+    words.put_back(x, few, lanes - few);
+    if (lane >= few && lane < lanes) x = x >> 16 == 1 ? kLower : 0;  // finish_kernel finds the wrong ones
+    chains.deal(lanes, few);
+    x = decode_rounds(search, x, work, {tail, range.end}, few, words, chains, values);
+    if (spare && beyond(words.position(), group.words) < 0) {
+      if (ballot(lane >= words.used && lane < lanes - few && words.now != 0) != 0 && lane == 0) {
+        atomicOr(&state->status, kLeftOver);
+      }
+      words.first = group.words - words.used;
+    }
   }
   group.states[lane] = x;
   if (lane != 0) return;
   group.next = words.position();
-  if (words.position() > group.words) atomicOr(&state->status, kTruncated);
+  if (beyond(group.next, group.words) > 0) atomicOr(&state->status, kTruncated);
 }
 
 // One block per group; all of its threads fetch the tables, then its first warp decodes.
 template <uint32_t kSets, bool kStaged>
 __global__ void __launch_bounds__(kThreads, 1)
     decode_kernel(const Search<kSets>* search, uint32_t search_bytes, const uint16_t* stream, State* states, Work work,
-                  int16_t* values) {
+                  bool last, int16_t* values) {
   State* state = states + blockIdx.y;
   if (blockIdx.x >= state->groups) return;
   Group& group = state->group[blockIdx.x];
   const Range range = range_of(work, blockIdx.y, blockIdx.x, state->groups);
-  if (range.first == range.end || group.next > group.words) return;  // nothing to do, or an earlier error
+  if (range.first == range.end || beyond(group.next, group.words) > 0) return;  // nothing to do, or an earlier error
   if (kStaged) {
     DCA_DYNAMIC_SHARED(uint4, staged);
     for (uint32_t i = threadIdx.x; i < search_bytes / 16; i += kThreads) {
@@ -434,14 +484,14 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncthreads();
     search = reinterpret_cast<const Search<kSets>*>(staged);
   }
-  if (threadIdx.x < kWarp) decode_group(search, stream, state, group, work, range, values);
+  if (threadIdx.x < kWarp) decode_group(search, stream, state, group, work, range, last, values);
 }
 
 __global__ void __launch_bounds__(kWarp) finish_kernel(State* states) {
   State* state = states + blockIdx.y;
   if (blockIdx.x >= state->groups) return;
   const Group& group = state->group[blockIdx.x];
-  if (group.next < group.words && threadIdx.x == 0) atomicOr(&state->status, kLeftOver);
+  if (beyond(group.next, group.words) < 0 && threadIdx.x == 0) atomicOr(&state->status, kLeftOver);
   if (group.states[threadIdx.x] != kLower) atomicOr(&state->status, kWrongState);
 }
 
@@ -505,17 +555,11 @@ __device__ __forceinline__ uint32_t encode_round(uint32_t x, const Code& code, W
   return words.active ? stepped : x;
 }
 
-// One warp per group, from the last round of a part to the first.
-__global__ void __launch_bounds__(kWarp) encode_kernel(State* states, Work work, uint16_t* words) {
-  State* state = states + blockIdx.y;
-  if (blockIdx.x >= state->groups) return;
-  Group& group = state->group[blockIdx.x];
-  const Range range = range_of(work, blockIdx.y, blockIdx.x, state->groups);
-  if (range.first == range.end) return;
-  const uint32_t lane = lane_of_thread(), lanes = state->lanes;
-  const uint32_t rounds = (range.end - range.first + lanes - 1) / lanes;
-  WarpWriter writer(words + (size_t{blockIdx.y} * state->groups + blockIdx.x) * group.words, group.next);
-  uint32_t x = group.states[lane];
+// From the last round to the first.
+__device__ __forceinline__ uint32_t encode_rounds(uint32_t x, const Work& work, Range range, uint32_t lanes,
+                                                  WarpWriter& writer) {
+  if (range.first == range.end) return x;
+  const uint32_t lane = lane_of_thread(), rounds = (range.end - range.first + lanes - 1) / lanes;
   Code codes[kBatch], coming[kBatch];
   // Batch i holds the rounds i * kBatch up to (i + 1) * kBatch; those after the last round are empty.
   const auto load = [&](uint32_t batch, uint32_t k) {
@@ -534,6 +578,27 @@ __global__ void __launch_bounds__(kWarp) encode_kernel(State* states, Work work,
 #pragma unroll
     for (uint32_t k = kBatch; k-- > 0;) x = encode_round(x, codes[k], writer);
   }
+  return x;
+}
+
+// One warp per group.
+__global__ void __launch_bounds__(kWarp) encode_kernel(State* states, Work work, bool last, uint16_t* words) {
+  State* state = states + blockIdx.y;
+  if (blockIdx.x >= state->groups) return;
+  Group& group = state->group[blockIdx.x];
+  const Range range = range_of(work, blockIdx.y, blockIdx.x, state->groups);
+  if (range.first == range.end) return;
+  const uint32_t lane = lane_of_thread(), lanes = state->lanes, few = tail_lanes(lanes);
+  const uint32_t tail = last ? range.first + static_cast<uint32_t>(tail_begin(range.end - range.first)) : range.end;
+  WarpWriter writer(words + (size_t{blockIdx.y} * state->groups + blockIdx.x) * group.words, group.next);
+  uint32_t x = encode_rounds(group.states[lane], work, {tail, range.end}, few, writer);
+  if (last) {
+    const uint32_t written = group.words - writer.next, handed = written < lanes - few ? written : lanes - few;
+    __syncwarp();  // before a lane reads what others wrote
+    if (lane >= few && lane - few < handed) x = kLower | writer.words[writer.next + lane - few];
+    writer.next += handed;
+  }
+  x = encode_rounds(x, work, {range.first, tail}, lanes, writer);
   group.states[lane] = x;
   if (lane == 0) group.next = writer.next;
 }
@@ -914,10 +979,10 @@ void launch_mark(const uint8_t* rows, const Work& work, State* states, cudaStrea
 
 template <uint32_t kSets>
 void launch_decode(const Search<kSets>* search, uint32_t staged_bytes, const uint16_t* stream, State* states,
-                   const Work& work, uint32_t groups, int16_t* values, cudaStream_t queue) {
+                   const Work& work, uint32_t groups, bool last, int16_t* values, cudaStream_t queue) {
   const auto kernel = staged_bytes != 0 ? decode_kernel<kSets, true> : decode_kernel<kSets, false>;
   const dim3 grid(groups, work.pictures);
-  DCA_LAUNCH(kernel, grid, kThreads, staged_bytes, queue, search, staged_bytes, stream, states, work, values);
+  DCA_LAUNCH(kernel, grid, kThreads, staged_bytes, queue, search, staged_bytes, stream, states, work, last, values);
 }
 
 }  // namespace
@@ -992,19 +1057,19 @@ int dca_rans_reset(const uint8_t* host, const uint64_t* ends, uint32_t pictures,
   return static_cast<int>(error);
 }
 
-// Decodes the next part, plain or of a trellis, of streams of at most so many groups; `scratch` has
+// Decodes the next part, or the last one, plain or of a trellis, of streams of at most so many groups; `scratch` has
 // dca_rans_decode_bytes(size).
-int dca_rans_decode(const DeviceTables* tables, uint32_t trellis, uint32_t staged_bytes, const uint16_t* streams,
-                    State* states, uint32_t pictures, uint32_t groups, const uint8_t* rows, uint32_t size,
-                    int16_t* values, void* scratch, cudaStream_t queue) {
+int dca_rans_decode(const DeviceTables* tables, uint32_t trellis, uint32_t last, uint32_t staged_bytes,
+                    const uint16_t* streams, State* states, uint32_t pictures, uint32_t groups, const uint8_t* rows,
+                    uint32_t size, int16_t* values, void* scratch, cudaStream_t queue) {
   if (size == 0) return 0;
   const Work work = work_in(scratch, size, pictures);
   launch_mark(rows, work, states, queue);
   DCA_LAUNCH(scatter_rows, work.tiles, kThreads, 0, queue, rows, values, work);
   if (trellis != 0) {
-    launch_decode(&tables->trellis, staged_bytes, streams, states, work, groups, values, queue);
+    launch_decode(&tables->trellis, staged_bytes, streams, states, work, groups, last != 0, values, queue);
   } else {
-    launch_decode(&tables->plain, staged_bytes, streams, states, work, groups, values, queue);
+    launch_decode(&tables->plain, staged_bytes, streams, states, work, groups, last != 0, values, queue);
   }
   return static_cast<int>(cudaGetLastError());
 }
@@ -1035,10 +1100,11 @@ int dca_rans_encode_open(State* states, uint32_t pictures, const int32_t* lanes,
   return static_cast<int>(cudaGetLastError());
 }
 
-// Puts a part, plain or of a trellis, before those encoded so far; `scratch` has dca_rans_encode_bytes(size).
-int dca_rans_encode(const DeviceTables* tables, uint32_t trellis, State* states, uint32_t pictures, uint32_t groups,
-                    const int16_t* values, const uint8_t* rows, uint32_t size, uint16_t* words, void* scratch,
-                    cudaStream_t queue) {
+// Puts a part, plain or of a trellis, before those encoded so far, none if it is the last one; `scratch` has
+// dca_rans_encode_bytes(size).
+int dca_rans_encode(const DeviceTables* tables, uint32_t trellis, uint32_t last, State* states, uint32_t pictures,
+                    uint32_t groups, const int16_t* values, const uint8_t* rows, uint32_t size, uint16_t* words,
+                    void* scratch, cudaStream_t queue) {
   if (size == 0) return 0;
   const Work work = work_in(scratch, size, pictures);
   const dim3 grid(groups, pictures);
@@ -1050,7 +1116,7 @@ int dca_rans_encode(const DeviceTables* tables, uint32_t trellis, State* states,
     DCA_LAUNCH(follow_kernel, grid, kWarp, 0, queue, states, work, sets);
   }
   DCA_LAUNCH(scatter_codes, work.tiles, kThreads, 0, queue, tables, rows, values, sets, work);
-  DCA_LAUNCH(encode_kernel, grid, kWarp, 0, queue, states, work, words);
+  DCA_LAUNCH(encode_kernel, grid, kWarp, 0, queue, states, work, last != 0, words);
   return static_cast<int>(cudaGetLastError());
 }
 

@@ -70,7 +70,7 @@ def choose_lanes(group_bytes: int) -> int:
 
 
 class _DecoderImpl(Protocol):
-    def decode(self, rows: Rows, trellis: bool) -> Values: ...
+    def decode(self, rows: Rows, trellis: bool, last: bool) -> Values: ...
 
     def finish(self) -> None: ...
 
@@ -201,12 +201,13 @@ class Decoder:
     def __init__(self, impl: _DecoderImpl) -> None:
         self._impl = impl
 
-    def decode(self, rows: Rows, trellis: bool = False) -> Values:
+    def decode(self, rows: Rows, trellis: bool = False, last: bool = False) -> Values:
         """Decode the next part.
 
         Args:
             rows: [n] uint8, as given to the encoder.
             trellis: whether the part is of a trellis.
+            last: whether it is the last one of the stream.
 
         Returns:
             [n] int16, 0 where the row is 255.
@@ -217,7 +218,7 @@ class Decoder:
         """
         _check("rows", rows, np.uint8)
         with _translated_errors():
-            return self._impl.decode(rows, trellis)
+            return self._impl.decode(rows, trellis, last)
 
     def finish(self) -> None:
         """Check that the stream ends exactly here.

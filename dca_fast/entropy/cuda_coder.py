@@ -267,9 +267,9 @@ class DeviceCoder:
         s, w, tmp = states.data_ptr(), words.data_ptr(), scratch.data_ptr()
         with _queue(self.device) as queue:
             launch("encode_open", s, pictures, chosen.data_ptr(), groups, room, queue)
-            for (values, rows), size, kind in reversed(list(zip(parts, sizes, kinds, strict=True))):
-                v, r = values.data_ptr(), rows.data_ptr()
-                launch("encode", tables, kind, s, pictures, groups, v, r, size, w, tmp, queue)
+            for i, ((values, rows), size, kind) in reversed(list(enumerate(zip(parts, sizes, kinds, strict=True)))):
+                v, r, last = values.data_ptr(), rows.data_ptr(), int(i == len(parts) - 1)
+                launch("encode", tables, kind, last, s, pictures, groups, v, r, size, w, tmp, queue)
             launch("encode_close", s, pictures, groups, w, streams.data_ptr(), stream_room, queue)
             for (values, rows), size in zip(parts, sizes, strict=True):
                 launch("digest", tables, values.data_ptr(), rows.data_ptr(), size, s, pictures, queue)
@@ -402,7 +402,7 @@ class DeviceDecoder:
             raise (TruncatedStreamError if fault == -1 else CorruptStreamError)(text)
         self._opened = True
 
-    def decode(self, rows: Tensor, trellis: bool = False, out: Tensor | None = None) -> Tensor:
+    def decode(self, rows: Tensor, trellis: bool = False, last: bool = False, out: Tensor | None = None) -> Tensor:
         """Decode the next part and go on with the digest. Does not wait for the device.
 
         A damaged stream shows in `finish` or `check`; until then its values are arbitrary.
@@ -410,6 +410,7 @@ class DeviceDecoder:
         Args:
             rows: [n] uint8, as given to the encoder; those of all pictures follow each other.
             trellis: whether the part is of a trellis.
+            last: whether it is the last one of the stream.
             out: [n] int16; default a new tensor.
 
         Returns:
@@ -435,7 +436,7 @@ class DeviceDecoder:
         kind, staged, n = int(trellis), self._coder.staged_bytes[trellis], self.pictures
         with _queue(device) as queue:
             source = words, states, n, self._groups, rows.data_ptr(), size
-            launch("decode", tables, kind, staged, *source, values, tmp, queue)
+            launch("decode", tables, kind, int(last), staged, *source, values, tmp, queue)
             launch("digest", tables, values, None, size, states, n, queue)
         return out
 

@@ -8,6 +8,10 @@ trellis to chain j % 32 (`dca_fast.entropy.trellis`). Symbols are processed in r
 decoder takes the words of one round in three sweeps over the lanes: refills after the frequencies,
 refills after the raw low bits, raw values of escapes. The encoder does exactly the opposite, from the
 last symbol of the last part to the first.
+
+Where an encoder begins, the 17 bits of a lane's state say nothing. So it begins with a quarter of the
+lanes, which code the tail: the last 1/32 of the last part. The other lanes then begin with the words
+written so far, as the low 16 bits of their states, and a decoder has them back when it comes to the tail.
 """
 
 from collections.abc import Sequence
@@ -23,6 +27,7 @@ from dca_fast.leb128 import leb128, read_leb128
 __all__ = ["Decoder", "encode"]
 
 LOWER = 1 << 16  # states live in [LOWER, LOWER << 16)
+TAIL_SHARE = 32
 MAX_GROUPS = 64
 Values = npt.NDArray[np.int16]
 Rows = npt.NDArray[np.uint8]
@@ -36,7 +41,12 @@ def encode(tables: Tables, parts: Sequence[tuple[Values, Rows]], plain: int, lan
         for i, (values, rows) in reversed(list(enumerate(parts))):
             coded = [(int(values[position]), row) for position, row in _coded(rows, g, groups)]
             coded = coded if i < plain else _indices(coded)
-            for first in reversed(range(0, len(coded), lanes)):
+            tail, few = tail_begin(len(coded)) if i == len(parts) - 1 else len(coded), tail_lanes(lanes)
+            for first in reversed(range(tail, len(coded), few)):
+                _encode_round(tables, coded[first : first + few], states, words)
+            if i == len(parts) - 1:
+                states[few:] = [LOWER | (words.pop() if words else 0) for _ in range(few, lanes)]
+            for first in reversed(range(0, tail, lanes)):
                 _encode_round(tables, coded[first : first + lanes], states, words)
         streams.append(np.array(states, "<u4").tobytes() + np.array(words[::-1], "<u2").tobytes())
     sizes = b"".join(leb128(len(stream)) for stream in streams[:-1])
@@ -74,6 +84,16 @@ def _indices(coded: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return out
 
 
+def tail_lanes(lanes: int) -> int:
+    """How many lanes the tail has."""
+    return max(1, lanes // 4)
+
+
+def tail_begin(symbols: int) -> int:
+    """Where the tail of so many coded symbols of the last part begins: at a whole round of chains."""
+    return symbols * (TAIL_SHARE - 1) // (TAIL_SHARE * CHAINS) * CHAINS
+
+
 def table_row(row: int, state: int) -> int:
     """Row of the tables for a row of a trellis in a state."""
     return ROWS * (1 + set_of(state)) + row
@@ -85,14 +105,22 @@ class Decoder:
     def __init__(self, tables: Tables, stream: bytes) -> None:
         self._tables = tables
         self._lanes, self._states, self._words = _open(stream)
+        self._spare = [False] * len(self._words)  # whether all words that are left come from lanes
 
-    def decode(self, rows: Rows, trellis: bool = False) -> Values:
-        """Decode the next part: rows uint8 [n] -> values int16 [n]."""
+    def decode(self, rows: Rows, trellis: bool = False, last: bool = False) -> Values:
+        """Decode the next part: rows uint8 [n] -> values int16 [n]; `last`: of the stream."""
         values = np.zeros(len(rows), np.int16)
         for g, (states, words) in enumerate(zip(self._states, self._words, strict=True)):
             coded, chains = _coded(rows, g, len(self._states)), [0] * CHAINS
-            for first in range(0, len(coded), self._lanes):
-                positions, round_rows = zip(*coded[first : first + self._lanes], strict=True)
+            tail, few = tail_begin(len(coded)) if last else len(coded), tail_lanes(self._lanes)
+            rounds = [(first, self._lanes) for first in range(0, tail, self._lanes)]
+            rounds += [(first, few) for first in range(tail, len(coded), few)]
+            for first, lanes in rounds:
+                if first == tail:
+                    self._spare[g] = not words
+                    words += [state & 0xFFFF for state in states[: few - 1 : -1]]
+                    states[few:] = [LOWER if state >> 16 == 1 else 0 for state in states[few:]]
+                positions, round_rows = zip(*coded[first : first + lanes], strict=True)
                 if not trellis:
                     values[list(positions)] = self._decode_round(round_rows, states, words)
                     continue
@@ -134,7 +162,8 @@ class Decoder:
 
     def finish(self) -> None:
         """Raise CorruptStreamError unless the stream ends exactly here."""
-        if any(self._words) or any(state != LOWER for states in self._states for state in states):
+        unused = any(any(words) if spare else words for words, spare in zip(self._words, self._spare, strict=True))
+        if unused or any(state != LOWER for states in self._states for state in states):
             raise CorruptStreamError("coder words are left over or the final states are wrong")
 
 
