@@ -156,6 +156,7 @@ def test_both_languages_use_the_same_constants() -> None:
         "kMaxGroups": coder_module.MAX_GROUPS,
         "kWordsPerSymbol": 2,
         "kChains": trellis.CHAINS,
+        "kChainSymbols": trellis.CHAIN_SYMBOLS,
         "kTailShare": rans.TAIL_SHARE,
         "kTrellisStates": trellis.STATES,
         "kBySet": trellis.BY_SET,

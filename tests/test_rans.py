@@ -59,14 +59,15 @@ def trellis_part(rng: np.random.Generator, size: int, groups: int, skipped: floa
     """Values of all sizes, those of skipped positions included, that the trellis of so many groups can reach."""
     values, rows = random_part(rng, size, skipped)
     coded = np.flatnonzero(rows != SKIP_ROW)
+    chains = trellis.chains_of(len(coded), groups)
     for g in range(groups):
-        states = [0] * trellis.CHAINS
+        states = [0] * chains
         for j, at in enumerate(coded[len(coded) * g // groups : len(coded) * (g + 1) // groups]):
-            state = states[j % trellis.CHAINS]
+            state = states[j % chains]
             which = trellis.set_of(state)
             index = int(values[at]) >> 1
             values[at] = trellis.value_of(index, which)
-            states[j % trellis.CHAINS] = trellis.next_state(state, index)
+            states[j % chains] = trellis.next_state(state, index)
     return values, rows
 
 
@@ -139,17 +140,48 @@ def test_extreme_values_on_every_row() -> None:
     assert_round_trip(parts, 32, 1)
 
 
-def test_the_most_extreme_values_of_a_trellis() -> None:
+@pytest.mark.parametrize("chains", [1, 32])
+def test_the_most_extreme_values_of_a_trellis(chains: int) -> None:
     """All chains take the same index at a time: both sets and every state see each end of the range."""
     rng = np.random.default_rng(2)
     state, values = 0, list[int]()
-    for _ in range(200):
+    for _ in range(trellis.CHAIN_SYMBOLS):
         index = int(rng.choice([-16384, -16383, -1, 0, 1, 16383]))
-        values += [trellis.value_of(index, trellis.set_of(state))] * trellis.CHAINS
+        values += [trellis.value_of(index, trellis.set_of(state))] * chains
         state = trellis.next_state(state, index)
     assert {-32768, -32767, 0, 32766, 32765} <= set(values)
+    assert trellis.chains_of(len(values), 1) == chains
     rows = rng.integers(0, tables.ROWS, len(values)).astype(np.uint8)
     assert_round_trip([(np.array(values, np.int16), rows)], 16, 1, plain=0)
+
+
+@pytest.mark.parametrize("chains", [1, 2, 4, 8, 16, 32])
+def test_every_number_of_chains(chains: int) -> None:
+    """Searches, encoders and decoders, where the last group has one symbol more or none has."""
+    rng = np.random.default_rng(chains)
+    for groups, extra in ((1, 0), (1, chains // 2 + 5), (3, 1), (6, 6 * chains)):
+        size = groups * max(chains * trellis.CHAIN_SYMBOLS, 300) + extra
+        assert trellis.chains_of(size, groups) == chains
+        residuals, rows = random_residuals(rng, size, 0.0)
+        charges = random_charges(rng, 30_000)
+        finders = [CODERS[name] for name in (NATIVE if groups * chains > 32 else CODERS)]
+        found = [coder.quantise(residuals, rows, charges, groups) for coder in finders]
+        for values in found[1:]:
+            np.testing.assert_array_equal(values, found[0])
+        lanes = int(rng.choice(coder_module.LANES))
+        if size < 10_000:
+            assert_round_trip([(found[0], rows)], lanes, groups, plain=0)
+            continue
+        streams = {CODERS[name].encode([(found[0], rows)], lanes, groups, plain=0) for name in NATIVE}
+        assert len(streams) <= 1
+        for name in NATIVE:
+            np.testing.assert_array_equal(decode(CODERS[name], min(streams), [(found[0], rows)], 0)[0], found[0])
+
+
+def test_a_chain_has_a_thousand_symbols() -> None:
+    numbers = [0, 1, 1023, 2047, 2048, 4095, 4096, 8192, 16384, 32767, 32768, 10**6]
+    assert [trellis.chains_of(n, 1) for n in numbers] == [1, 1, 1, 1, 2, 2, 4, 8, 16, 16, 32, 32]
+    assert [trellis.chains_of(7 * n + 6, 7) for n in numbers] == [trellis.chains_of(n, 1) for n in numbers]
 
 
 def odd_tables() -> Tables:

@@ -86,9 +86,10 @@ def random_part(rng: np.random.Generator, size: int, skipped: float = 0.3, wild:
 def coded_positions(rows: npt.NDArray[np.uint8], groups: int) -> Iterator[tuple[int, int]]:
     """Position and chain of every coded symbol."""
     coded = np.flatnonzero(rows != SKIP_ROW)
+    chains = trellis.chains_of(len(coded), groups)
     for g in range(groups):
         for j, position in enumerate(coded[len(coded) * g // groups : len(coded) * (g + 1) // groups]):
-            yield int(position), CHAINS * g + j % CHAINS
+            yield int(position), CHAINS * g + j % chains
 
 
 def of_trellis(indices: npt.NDArray[np.int16], rows: npt.NDArray[np.uint8], groups: int) -> Part:
@@ -189,12 +190,12 @@ def test_extreme_values_on_every_row(coder: DeviceCoder) -> None:
     assert_same_as_cpu(coder, [of_trellis(v >> 1, rows, 1) for v, rows in parts], plain=0)
 
 
-@pytest.mark.parametrize("lanes", [1, 32])
-def test_values_beyond_int16_wrap_as_on_the_cpu(machine: str, lanes: int) -> None:
+@pytest.mark.parametrize(("lanes", "size"), [(1, 500), (32, 33_000)])
+def test_values_beyond_int16_wrap_as_on_the_cpu(machine: str, lanes: int, size: int) -> None:
     """Indices that no encoder writes: coded as plain values with the tables of all sets alike."""
     alike = Tables(np.tile(TABLES.freq[: tables.ROWS], (3, 1)), np.tile(TABLES.shift[: tables.ROWS], 3))
     rng, cpu = np.random.default_rng(18), Coder(alike)
-    part = rng.integers(-32768, 32768, 500).astype(np.int16), rng.integers(0, tables.ROWS, 500).astype(np.uint8)
+    part = rng.integers(-32768, 32768, size).astype(np.int16), rng.integers(0, tables.ROWS, size).astype(np.uint8)
     stream = cpu.encode([part], lanes, 1)
     want = cpu.decoder(stream).decode(part[1], trellis=True, last=True)
     assert (np.abs(want.astype(int)) < 2 * np.abs(part[0].astype(int)) - 1).any()
@@ -481,6 +482,20 @@ def assert_quantised_as_on_cpu(
     np.testing.assert_array_equal(got.cpu().numpy(), want)
     np.testing.assert_array_equal(CPU.quantise(residuals, rows, charges, groups), want)
     assert_same_as_cpu(coder, [(want, rows)], 32, groups, plain=0)
+
+
+@pytest.mark.parametrize("chains", [1, 2, 4, 8, 16, 32])
+def test_every_number_of_chains(coder: DeviceCoder, chains: int) -> None:
+    """Search, streams and values; blocks of the search with chains of several groups, and with some left free."""
+    rng = np.random.default_rng(chains)
+    for groups, extra, lanes in ((1, 5, 32), (3, 1, 8)):
+        size = groups * chains * trellis.CHAIN_SYMBOLS + extra
+        rows = rng.integers(0, 100, size).astype(np.uint8)
+        residuals, charges = random_residuals(rng, rows), TABLES.charges(0.1)
+        want = CPU.quantise(residuals, rows, charges, groups)
+        got = coder.quantise(*to_search(coder, residuals, rows, charges), groups)
+        np.testing.assert_array_equal(got.cpu().numpy(), want)
+        assert_same_as_cpu(coder, [(want, rows)], lanes, groups, plain=0)
 
 
 @pytest.mark.parametrize("groups", [1, 3, 64])

@@ -43,16 +43,17 @@ size_t count_coded(const uint8_t* rows, size_t size) {
 // How a part is shared out.
 struct Cuts {
   std::array<size_t, kMaxGroups + 1> begin{};  // the positions from which on each group has its coded values
-  size_t coded = 0;                            // values of all groups; not known of one group
+  size_t coded = 0;                            // values of all groups
 
   // Of one group.
   size_t coded_of(size_t g, size_t groups) const { return coded * (g + 1) / groups - coded * g / groups; }
+  // Chains of each group, if the part is of a trellis.
+  int width(size_t groups) const { return static_cast<int>(chains_of(coded, static_cast<uint32_t>(groups))); }
 };
 
-Cuts cut(const uint8_t* rows, size_t size, size_t groups, bool count) {
+Cuts cut(const uint8_t* rows, size_t size, size_t groups) {
   Cuts cuts;
   cuts.begin[groups] = size;
-  if (!count && groups == 1) return cuts;
   std::vector<size_t> before{0};  // coded values before each stretch
   for (size_t i = 0; i < size; i += kStretch) {
     before.push_back(before.back() + count_coded(rows + i, std::min(kStretch, size - i)));
@@ -106,32 +107,32 @@ class GroupEncoder {
     std::fill_n(states_, kMaxLanes, kLower);
   }
 
-  // Adds a part in front of those added before, none if it is the last one.
-  Outcome add(const TableView& tables, const Path& path, int lanes, const Part& part, bool last) {
+  // Adds a part in front of those added before. `tail`: its first coded value of the tail; `width`: chains of a trellis,
+  // else kChains.
+  Outcome add(const TableView& tables, const Path& path, int lanes, const Part& part, size_t tail, int width) {
     Block block;
     Chains chains{};
-    size_t blocks = 0, at = 0, symbols = 0;
+    size_t blocks = 0, at = 0;
     ptrdiff_t count = 0;
     for (size_t read = 0; at < part.size; at += read) {
       starts_[blocks++] = {at, chains};
       read = path.pack_rows(part.rows + at, part.size - at, kBlock, block.rows, count);
       if (count < 0) return Outcome::kBadRow;
-      symbols += static_cast<size_t>(count);
-      if (part.trellis && !to_indices(path, part, at, read, count, block, chains)) return Outcome::kOffGrid;
+      if (part.trellis && !to_indices(path, part, at, read, count, block, chains, width)) return Outcome::kOffGrid;
     }
-    const size_t tail = last ? tail_begin(symbols) : symbols;
     for (size_t end = part.size; blocks > 0; end = at) {
       at = starts_[--blocks].position;
       path.pack_rows(part.rows + at, end - at, kBlock, block.rows, count);
       if (part.trellis) {
-        to_indices(path, part, at, end - at, count, block, starts_[blocks].chains);
+        to_indices(path, part, at, end - at, count, block, starts_[blocks].chains, width);
       } else {
         path.pack_values(part.rows + at, part.values + at, end - at, block.values);
       }
       const size_t first = blocks * kBlock, all = static_cast<size_t>(count);  // all blocks but the last one are full
       const size_t whole = std::clamp(tail, first, first + all) - first;       // not of the tail
       const auto encode = [&](size_t from, size_t to, int with) {
-        next_ = path.encode(tables, with, states_, next_, block.rows + from, block.values + from, to - from);
+        next_ = path.encode(tables, std::min(with, width), states_, next_, block.rows + from, block.values + from,
+                            to - from);
       };
       if (whole < all) {
         encode(whole, all, static_cast<int>(tail_lanes(static_cast<uint32_t>(lanes))));
@@ -168,9 +169,9 @@ class GroupEncoder {
   };
 
   static bool to_indices(const Path& path, const Part& part, size_t at, size_t read, ptrdiff_t count, Block& block,
-                         Chains& chains) {
+                         Chains& chains, int width) {
     path.pack_values(part.rows + at, part.values + at, read, block.values);
-    return path.to_indices(block.rows, block.values, static_cast<size_t>(count), chains.data());
+    return path.to_indices(block.rows, block.values, static_cast<size_t>(count), chains.data(), width);
   }
 
   std::vector<Start> starts_;  // of the blocks of one part
@@ -207,40 +208,89 @@ class Scratch {
     return room_ != nullptr;
   }
   T* get() { return room_.get(); }
+  size_t size() const { return count_; }
 
  private:
   std::unique_ptr<T[]> room_;
   size_t count_ = 0;
 };
 
-// The search of one part in one group, which wants all its coded symbols at once. A thread keeps its memory from group
-// to group, and if it is not much from call to call: pages that the system has to clear cost more than the search.
+// The search of the chains of one or more groups that follow each other, at most kChains together: first those that have
+// a symbol in the last round. A thread keeps its memory from call to call if it is not much: pages that the system has
+// to clear cost more than the search.
 class GroupSearch {
  public:
+  // Of `size` positions. Symbols: where those of each group begin among all of them, and where the last one's end.
   Outcome run(const Path& path, const int32_t* residuals, const uint8_t* rows, size_t size, const int32_t* charges,
-              int16_t* values) {
+              const std::vector<size_t>& symbols, size_t width, int16_t* values) {
     ptrdiff_t coded = 0;
     if (!rows_.reserve(size + kSlack)) return Outcome::kNoMemory;
     path.pack_rows(rows, size, size, rows_.get(), coded);
     if (coded < 0) return Outcome::kBadRow;
-    const size_t count = static_cast<size_t>(coded), trail = (count / kChains + 1) * kTrailBytes + kSlack;
-    if (!residuals_.reserve(count + kSlack) || !values_.reserve(count + kSlack) || !trail_.reserve(trail)) {
-      return Outcome::kNoMemory;
-    }
+    const size_t count = static_cast<size_t>(coded);
+    if (!residuals_.reserve(count + kSlack) || !values_.reserve(count + kSlack)) return Outcome::kNoMemory;
     path.pack_residuals(rows, residuals, size, residuals_.get());
-    std::fill_n(rows_.get() + coded, kChains, uint8_t{0});
-    std::fill_n(residuals_.get() + coded, kChains, 0);
-    path.search(charges, residuals_.get(), rows_.get(), count, trail_.get(), values_.get());
+    const Outcome outcome = width == kChains ? search(path, charges, count) : search_few(path, charges, symbols, width);
     path.unpack_values(rows, values_.get(), size, values);
-    if (trail > kKeptTrail) *this = GroupSearch();
-    return Outcome::kDone;
+    if (trail_.size() > kKeptTrail) *this = GroupSearch();
+    return outcome;
   }
 
  private:
+  // A chain: its first symbol, and how many there are.
+  struct Chain {
+    size_t first, count;
+  };
+
+  // Symbols that come in turn from kChains chains.
+  Outcome search(const Path& path, const int32_t* charges, size_t count) {
+    if (!trail_.reserve((count / kChains + 1) * kTrailBytes + kSlack)) return Outcome::kNoMemory;
+    std::fill_n(rows_.get() + count, kChains, uint8_t{0});
+    std::fill_n(residuals_.get() + count, kChains, 0);
+    path.search(charges, residuals_.get(), rows_.get(), count, trail_.get(), values_.get());
+    return Outcome::kDone;
+  }
+
+  Outcome search_few(const Path& path, const int32_t* charges, const std::vector<size_t>& symbols, size_t width) {
+    std::vector<Chain> chains;
+    for (size_t g = 0; g + 1 < symbols.size(); ++g) {
+      const size_t count = symbols[g + 1] - symbols[g];
+      for (size_t c = 0; c < width; ++c) chains.push_back({symbols[g] - symbols[0] + c, (count + width - 1 - c) / width});
+    }
+    size_t rounds = 0, active = 0;
+    for (const Chain& chain : chains) rounds = std::max(rounds, chain.count);
+    const auto longest = [&](const Chain& chain) { return chain.count == rounds; };
+    active = static_cast<size_t>(std::stable_partition(chains.begin(), chains.end(), longest) - chains.begin());
+    if (rounds == 0) return Outcome::kDone;
+
+    GroupSearch& wide = wide_ != nullptr ? *wide_ : *(wide_ = std::make_unique<GroupSearch>());
+    const size_t all = rounds * kChains;
+    if (!wide.rows_.reserve(all + kSlack) || !wide.residuals_.reserve(all + kSlack) ||
+        !wide.values_.reserve(all + kSlack)) {
+      return Outcome::kNoMemory;
+    }
+    std::fill_n(wide.rows_.get(), all, uint8_t{0});
+    std::fill_n(wide.residuals_.get(), all, 0);
+    const auto each = [&](const auto& visit) {
+      for (size_t c = 0; c < chains.size(); ++c) {
+        for (size_t i = 0; i < chains[c].count; ++i) visit(chains[c].first + i * width, i * kChains + c);
+      }
+    };
+    each([&](size_t from, size_t to) {
+      wide.rows_.get()[to] = rows_.get()[from];
+      wide.residuals_.get()[to] = residuals_.get()[from];
+    });
+    const Outcome outcome = wide.search(path, charges, all - kChains + active);
+    each([&](size_t to, size_t from) { values_.get()[to] = wide.values_.get()[from]; });
+    if (wide.trail_.size() > kKeptTrail) wide_.reset();
+    return outcome;
+  }
+
   static constexpr size_t kKeptTrail = 16 << 20;
   Scratch<uint8_t> rows_, trail_;
   Scratch<int32_t> residuals_;
   Scratch<int16_t> values_;
+  std::unique_ptr<GroupSearch> wide_;  // the same, spread over kChains
 };
 
 void require_done(Outcome outcome) {
@@ -295,7 +345,7 @@ std::string encode(const Tables& tables, const Path& path, const std::vector<Par
   size_t positions = 0;
   for (const Part& part : parts) positions += part.size;
   std::vector<Cuts> cuts;
-  for (const Part& part : parts) cuts.push_back(cut(part.rows, part.size, count, false));
+  for (const Part& part : parts) cuts.push_back(cut(part.rows, part.size, count));
   const auto own = [&](size_t i, size_t g) {
     const size_t begin = cuts[i].begin[g];
     return Part{parts[i].values + begin, parts[i].rows + begin, cuts[i].begin[g + 1] - begin, parts[i].trellis};
@@ -313,8 +363,9 @@ std::string encode(const Tables& tables, const Path& path, const std::vector<Par
   std::atomic<Outcome> outcome{Outcome::kDone};
   for_each(count, positions, threads, [&](size_t g) {
     for (size_t i = parts.size(); i-- > 0 && outcome == Outcome::kDone;) {
-      const bool last = i + 1 == parts.size();
-      const Outcome added = encoders[g].add(tables.view(parts[i].trellis), path, lanes, own(i, g), last);
+      const size_t symbols = cuts[i].coded_of(g, count), tail = i + 1 == parts.size() ? tail_begin(symbols) : symbols;
+      const Outcome added = encoders[g].add(tables.view(parts[i].trellis), path, lanes, own(i, g), tail,
+                                            parts[i].trellis ? cuts[i].width(count) : kChains);
       if (added != Outcome::kDone) outcome = added;
     }
     encoders[g].close(lanes);
@@ -327,11 +378,15 @@ void quantise(const Path& path, const int32_t* residuals, const uint8_t* rows, s
               int groups, int threads, int16_t* values) {
   const size_t count = static_cast<size_t>(groups);
   std::atomic<Outcome> outcome{Outcome::kDone};
-  const Cuts cuts = cut(rows, size, count, false);
-  for_each(count, size, threads, [&](size_t g) {
-    const size_t begin = cuts.begin[g], own = cuts.begin[g + 1] - begin;
+  const Cuts cuts = cut(rows, size, count);
+  const size_t width = static_cast<size_t>(cuts.width(count)), each = kChains / width;  // groups
+  for_each((count + each - 1) / each, size, threads, [&](size_t i) {
+    const size_t first = i * each, last = std::min(first + each, count), begin = cuts.begin[first];
+    std::vector<size_t> symbols;
+    for (size_t g = first; g <= last; ++g) symbols.push_back(cuts.coded * g / count);
     thread_local GroupSearch search;
-    const Outcome found = search.run(path, residuals + begin, rows + begin, own, charges, values + begin);
+    const Outcome found = search.run(path, residuals + begin, rows + begin, cuts.begin[last] - begin, charges, symbols,
+                                     width, values + begin);
     if (found != Outcome::kDone) outcome = found;
   });
   require_done(outcome);
@@ -353,7 +408,7 @@ Decoder::Decoder(const Tables& tables, const Path& path, const uint8_t* stream, 
 }
 
 Outcome Decoder::decode_group(Group& group, const uint8_t* rows, size_t size, int16_t* values, bool trellis,
-                              size_t tail) const {
+                              size_t tail, int width) const {
   const TableView tables = tables_.view(trellis);
   Block block;
   Chains chains{};
@@ -361,8 +416,8 @@ Outcome Decoder::decode_group(Group& group, const uint8_t* rows, size_t size, in
   const auto decode = [&](size_t from, size_t to, int lanes) {
     const uint8_t* const own = block.rows + from;
     const uint8_t* const next =
-        trellis ? path_.decode_trellis(tables, lanes, group.states, group.next, group.end, own, to - from,
-                                       block.values + from, chains.data())
+        trellis ? path_.decode_trellis(tables, std::min(lanes, width), group.states, group.next, group.end, own,
+                                       to - from, block.values + from, chains.data(), width)
                 : path_.decode(tables, lanes, group.states, group.next, group.end, own, to - from, block.values + from);
     if (next != nullptr) group.next += next - group.next;
     return next != nullptr;
@@ -397,10 +452,11 @@ void Decoder::decode(const uint8_t* rows, size_t size, int16_t* values, bool tre
   if (!usable_) throw Error(Fault::kCorrupt, "the decoder stopped at an earlier error");
   Outcome outcomes[kMaxGroups];
   const size_t count = groups_.size();
-  const Cuts cuts = cut(rows, size, count, last);
+  const Cuts cuts = cut(rows, size, count);
   for_each(count, size, threads_, [&](size_t g) {
     const size_t begin = cuts.begin[g], tail = last ? tail_begin(cuts.coded_of(g, count)) : SIZE_MAX;
-    outcomes[g] = decode_group(groups_[g], rows + begin, cuts.begin[g + 1] - begin, values + begin, trellis, tail);
+    outcomes[g] = decode_group(groups_[g], rows + begin, cuts.begin[g + 1] - begin, values + begin, trellis, tail,
+                               cuts.width(count));
   });
   usable_ = std::all_of(outcomes, outcomes + count, [](Outcome outcome) { return outcome == Outcome::kDone; });
   if (usable_) return;

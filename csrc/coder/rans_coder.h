@@ -71,9 +71,9 @@ class Decoder {
     bool spare;  // whether all words that are left come from lanes, which may have more than the tail takes
   };
 
-  // `tail`: the first coded value of the tail, counted in the group; none unless it is the last part.
-  Outcome decode_group(Group& group, const uint8_t* rows, size_t size, int16_t* values, bool trellis,
-                       size_t tail) const;
+  // `tail`: the first coded value of the tail, counted in the group; none unless it is the last part. `width`: chains.
+  Outcome decode_group(Group& group, const uint8_t* rows, size_t size, int16_t* values, bool trellis, size_t tail,
+                       int width) const;
   void begin_tail(Group& group) const;
 
   const Tables& tables_;

@@ -10,7 +10,8 @@
 // in x (or y), and blockIdx.y (or z) names the picture.
 //
 // Where a part is of a trellis, chain i is lane i of a warp for all but a decoder of fewer lanes. Its search
-// leaves all that does not depend on the path to `scatter`; two blocks per group then only add and compare.
+// leaves all that does not depend on the path to `scatter`; a block for 16 chains, of whatever groups, then only adds
+// and compares.
 //
 // Without nvcc the file compiles against an emulation of the device (tests/cuda/emulation.h).
 #include <cstddef>
@@ -262,14 +263,32 @@ struct Range {
   uint32_t first, end;
 };
 
-// The coded symbols of one group of a picture.
-__device__ __forceinline__ Range range_of(const Work& work, uint32_t picture, uint32_t group, uint32_t groups) {
-  const uint32_t size = work.size / work.pictures, first = rank_of(work, picture * size);
-  const uint32_t coded = rank_of(work, (picture + 1) * size) - first;
-  const uint32_t each = coded / groups, rest = coded % groups;
-  const auto begin = [=](uint32_t g) { return first + each * g + rest * g / groups; };  // coded * g / groups in 32 bits
-  return {begin(group), begin(group + 1)};
-}
+// The coded symbols of a picture, and what each of its groups has of them.
+struct Shares {
+  uint32_t first, coded, groups;
+
+  // By a whole warp.
+  __device__ __forceinline__ Shares(const Work& work, uint32_t picture, uint32_t groups_) : groups(groups_) {
+    const uint32_t size = work.size / work.pictures;
+    first = rank_of(work, picture * size);
+    coded = rank_of(work, (picture + 1) * size) - first;
+  }
+
+  __device__ __forceinline__ uint32_t begin(uint32_t group) const {
+    return first + coded / groups * group + coded % groups * group / groups;  // coded * group / groups in 32 bits
+  }
+
+  __device__ __forceinline__ Range of(uint32_t group) const { return {begin(group), begin(group + 1)}; }
+  __device__ __forceinline__ uint32_t chains() const { return chains_of(coded, groups); }
+};
+
+// How many lanes code a part, and how many its tail.
+struct Lanes {
+  uint32_t all, tail;
+
+  __device__ __forceinline__ Lanes(uint32_t lanes, uint32_t most)
+      : all(lanes < most ? lanes : most), tail(tail_lanes(lanes) < most ? tail_lanes(lanes) : most) {}
+};
 
 // ---- Decoding ----
 
@@ -341,7 +360,7 @@ struct Chains {
   uint32_t bits[kSteps] = {};
   uint32_t last;
 
-  __device__ __forceinline__ explicit Chains(uint32_t lanes) : last(kChains / lanes - 1) {}
+  __device__ __forceinline__ Chains(uint32_t chains, uint32_t lanes) : last(chains / lanes - 1) {}
 
   __device__ __forceinline__ uint32_t state() const {
     uint32_t state = 0;
@@ -356,15 +375,15 @@ struct Chains {
   }
 
   // Deals the chains to fewer lanes, after whole rounds of all of them.
-  __device__ __forceinline__ void deal(uint32_t lanes, uint32_t few) {
+  __device__ __forceinline__ void deal(uint32_t chains, uint32_t lanes, uint32_t few) {
     for (uint32_t b = 0; b < kSteps; ++b) {
       uint32_t dealt = 0;
-      for (uint32_t chain = lane_of_thread() % few, i = 0; i < kChains / few; ++i, chain += few) {
+      for (uint32_t chain = lane_of_thread() % few, i = 0; i < chains / few; ++i, chain += few) {
         dealt |= (__shfl_sync(kAll, bits[b], chain % lanes) >> chain / lanes & 1) << i;
       }
       bits[b] = dealt;
     }
-    last = kChains / few - 1;
+    last = chains / few - 1;
   }
 };
 
@@ -440,19 +459,20 @@ __device__ __forceinline__ uint32_t decode_rounds(const Search<kSets>* search, u
 
 template <uint32_t kSets>
 __device__ __forceinline__ void decode_group(const Search<kSets>* search, const uint16_t* stream, State* state,
-                                             Group& group, const Work& work, Range range, bool last,
+                                             Group& group, const Work& work, Range range, uint32_t chains_, bool last,
                                              int16_t* values) {
   const uint32_t lane = lane_of_thread(), lanes = state->lanes, few = tail_lanes(lanes);
+  const Lanes used(lanes, kSets == 2 ? chains_ : kChains);
   const uint32_t tail = last ? range.first + static_cast<uint32_t>(tail_begin(range.end - range.first)) : range.end;
   WarpReader words(stream + group.begin, group.words, group.next);
-  Chains chains(lanes);
-  uint32_t x = decode_rounds(search, group.states[lane], work, {range.first, tail}, lanes, words, chains, values);
+  Chains chains(chains_, used.all);
+  uint32_t x = decode_rounds(search, group.states[lane], work, {range.first, tail}, used.all, words, chains, values);
   if (last && beyond(words.position(), group.words) <= 0) {
     const bool spare = words.position() == group.words;  // then lanes may have more words than the tail takes
     words.put_back(x, few, lanes - few);
     if (lane >= few && lane < lanes) x = x >> 16 == 1 ? kLower : 0;  // finish_kernel finds the wrong ones
-    chains.deal(lanes, few);
-    x = decode_rounds(search, x, work, {tail, range.end}, few, words, chains, values);
+    if (kSets == 2) chains.deal(chains_, used.all, used.tail);
+    x = decode_rounds(search, x, work, {tail, range.end}, used.tail, words, chains, values);
     if (spare && beyond(words.position(), group.words) < 0) {
       if (ballot(lane >= words.used && lane < lanes - few && words.now != 0) != 0 && lane == 0) {
         atomicOr(&state->status, kLeftOver);
@@ -474,7 +494,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   State* state = states + blockIdx.y;
   if (blockIdx.x >= state->groups) return;
   Group& group = state->group[blockIdx.x];
-  const Range range = range_of(work, blockIdx.y, blockIdx.x, state->groups);
+  const Shares shares(work, blockIdx.y, state->groups);
+  const Range range = shares.of(blockIdx.x);
   if (range.first == range.end || beyond(group.next, group.words) > 0) return;  // nothing to do, or an earlier error
   if (kStaged) {
     DCA_DYNAMIC_SHARED(uint4, staged);
@@ -484,7 +505,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncthreads();
     search = reinterpret_cast<const Search<kSets>*>(staged);
   }
-  if (threadIdx.x < kWarp) decode_group(search, stream, state, group, work, range, last, values);
+  if (threadIdx.x < kWarp) {
+    decode_group(search, stream, state, group, work, range, shares.chains(), last, values);
+  }
 }
 
 __global__ void __launch_bounds__(kWarp) finish_kernel(State* states) {
@@ -497,25 +520,27 @@ __global__ void __launch_bounds__(kWarp) finish_kernel(State* states) {
 
 // ---- Encoding ----
 
-// Finds the sets of the values of a trellis, packed by scatter_values: one warp per group, a lane per chain.
+// Finds the sets of the values of a trellis, packed by scatter_values: one warp per group, a lane for each chain.
 __global__ void __launch_bounds__(kWarp) follow_kernel(State* states, Work work, uint8_t* sets) {
   State* state = states + blockIdx.y;
   if (blockIdx.x >= state->groups) return;
-  const Range range = range_of(work, blockIdx.y, blockIdx.x, state->groups);
+  const Shares shares(work, blockIdx.y, state->groups);
+  const Range range = shares.of(blockIdx.x);
   const int16_t* values = static_cast<const int16_t*>(work.dense);
   const auto load = [&](uint32_t i) { return i < range.end ? values[i] : int16_t{0}; };
-  const uint32_t first = range.first + lane_of_thread();
+  const uint32_t chains = shares.chains();
+  const uint32_t first = lane_of_thread() < chains ? range.first + lane_of_thread() : range.end;
   uint32_t chain = 0;
   bool off_grid = false;
   int16_t coming[kAhead];
 #pragma unroll
-  for (uint32_t k = 0; k < kAhead; ++k) coming[k] = load(first + k * kChains);
-  for (uint32_t at = first; at < range.end; at += kAhead * kChains) {
+  for (uint32_t k = 0; k < kAhead; ++k) coming[k] = load(first + k * chains);
+  for (uint32_t at = first; at < range.end; at += kAhead * chains) {
 #pragma unroll
     for (uint32_t k = 0; k < kAhead; ++k) {
-      const uint32_t i = at + k * kChains;
+      const uint32_t i = at + k * chains;
       const int value = coming[k], set = static_cast<int>(chain & 1), index = trellis_index(set, value);
-      coming[k] = load(i + kAhead * kChains);
+      coming[k] = load(i + kAhead * chains);
       off_grid |= trellis_value(set, index) != value;
       chain = trellis_next(chain, index);
       if (i < range.end) sets[i] = static_cast<uint8_t>(set);
@@ -582,23 +607,26 @@ __device__ __forceinline__ uint32_t encode_rounds(uint32_t x, const Work& work, 
 }
 
 // One warp per group.
-__global__ void __launch_bounds__(kWarp) encode_kernel(State* states, Work work, bool last, uint16_t* words) {
+__global__ void __launch_bounds__(kWarp)
+    encode_kernel(State* states, Work work, bool trellis, bool last, uint16_t* words) {
   State* state = states + blockIdx.y;
   if (blockIdx.x >= state->groups) return;
   Group& group = state->group[blockIdx.x];
-  const Range range = range_of(work, blockIdx.y, blockIdx.x, state->groups);
+  const Shares shares(work, blockIdx.y, state->groups);
+  const Range range = shares.of(blockIdx.x);
   if (range.first == range.end) return;
   const uint32_t lane = lane_of_thread(), lanes = state->lanes, few = tail_lanes(lanes);
+  const Lanes used(lanes, trellis ? shares.chains() : kChains);
   const uint32_t tail = last ? range.first + static_cast<uint32_t>(tail_begin(range.end - range.first)) : range.end;
   WarpWriter writer(words + (size_t{blockIdx.y} * state->groups + blockIdx.x) * group.words, group.next);
-  uint32_t x = encode_rounds(group.states[lane], work, {tail, range.end}, few, writer);
+  uint32_t x = encode_rounds(group.states[lane], work, {tail, range.end}, used.tail, writer);
   if (last) {
     const uint32_t written = group.words - writer.next, handed = written < lanes - few ? written : lanes - few;
     __syncwarp();  // before a lane reads what others wrote
     if (lane >= few && lane - few < handed) x = kLower | writer.words[writer.next + lane - few];
     writer.next += handed;
   }
-  x = encode_rounds(x, work, {range.first, tail}, lanes, writer);
+  x = encode_rounds(x, work, {range.first, tail}, used.all, writer);
   group.states[lane] = x;
   if (lane == 0) group.next = writer.next;
 }
@@ -718,17 +746,27 @@ __device__ uint32_t best_state(const Costs& costs, uint32_t chain) {
   return best;
 }
 
-// Viterbi's algorithm, two blocks per group. Leaves the edge of the best path at each symbol: set << 1 | parity.
+// Rounds of all blocks of a picture together, at most. A group has as many chains as it has kChainSymbols, rounded down
+// to a power of two: so below kChains of them the rounds of a block are at most 2 kChainSymbols, and one block has
+// fewer than kSearchChains.
+DCA_HD uint64_t search_rounds(uint32_t size) {
+  return size / kSearchChains + 2 * kChainSymbols + 2 * kMaxGroups * kChains / kSearchChains;
+}
+
+// Viterbi's algorithm, a block for each kSearchChains chains of a picture. Leaves the edge of the best path at each
+// symbol: set << 1 | parity.
 __global__ void __launch_bounds__(kSearchThreads, 1)
     search_kernel(uint32_t groups, Work work, uint32_t* trail, uint8_t* taken) {
   __shared__ Costs costs[2];
   __shared__ uint32_t traced[kTraced][kTrailWords];
-  const uint32_t g = blockIdx.x / 2, part = blockIdx.x % 2, lane = lane_of_thread();
-  const Range range = range_of(work, blockIdx.y, g, groups);
-  const uint32_t rounds = (range.end - range.first + kChains - 1) / kChains;
-  const uint32_t first = range.first + kSearchChains * part + lane % kSearchChains, set = lane / kSearchChains;
-  // No group's rounds begin before those of the groups before have ended.
-  trail += (size_t{range.first} / kChains + blockIdx.y * groups + g) * 2 * kTrailWords + part * kTrailWords;
+  const uint32_t lane = lane_of_thread(), set = lane / kSearchChains;
+  const Shares shares(work, blockIdx.y, groups);
+  const uint32_t chains = shares.chains(), one = blockIdx.x * kSearchChains + lane % kSearchChains;
+  if (blockIdx.x * kSearchChains >= groups * chains) return;
+  const Range range = one < groups * chains ? shares.of(one / chains) : Range{0, 0};
+  const uint32_t longest = (shares.coded + groups - 1) / groups;  // group
+  const uint32_t rounds = (longest + chains - 1) / chains, first = range.first + one % chains;
+  trail += (blockIdx.y * search_rounds(work.size / work.pictures) + size_t{blockIdx.x} * rounds) * kTrailWords;
   for (uint32_t i = threadIdx.x; i < kTrellisStates * kSearchChains; i += kSearchThreads) {
     costs[0][i / kSearchChains][i % kSearchChains] = i < kSearchChains ? 0 : kUnreached;  // state 0 has place 0
   }
@@ -736,25 +774,25 @@ __global__ void __launch_bounds__(kSearchThreads, 1)
   const auto load = [&](uint32_t i) { return i < range.end ? edges[2 * size_t{i} + set] : 0u; };
   uint32_t coming = load(first);
   __syncthreads();
-  for (uint32_t round = 0, i = first; round < rounds; ++round, i += kChains) {
+  for (uint32_t round = 0, i = first; round < rounds; ++round, i += chains) {
     const uint32_t edge = coming;
-    coming = load(i + kChains);
-    search_step(costs[round % 2], edge, costs[1 - round % 2], trail + 2 * kTrailWords * size_t{round});
+    coming = load(i + chains);
+    search_step(costs[round % 2], edge, costs[1 - round % 2], trail + kTrailWords * size_t{round});
     __syncthreads();
   }
 
   // A chain without a symbol in the last round ends with the costs before it.
-  const uint32_t chain = threadIdx.x, own = first < range.end ? (range.end - first + kChains - 1) / kChains : 0;
+  const uint32_t chain = threadIdx.x, own = first < range.end ? (range.end - first + chains - 1) / chains : 0;
   uint32_t at = chain < kSearchChains ? best_state(costs[own % 2], chain) : 0;
   for (uint32_t end = rounds; end > 0;) {
     const uint32_t begin = end > kTraced ? end - kTraced : 0;
     for (uint32_t i = threadIdx.x; i < (end - begin) * kTrailWords; i += kSearchThreads) {
       const uint32_t round = i / kTrailWords, word = i % kTrailWords;
-      traced[round][word] = trail[2 * kTrailWords * size_t{begin + round} + word];
+      traced[round][word] = trail[kTrailWords * size_t{begin + round} + word];
     }
     __syncthreads();
     for (; chain < kSearchChains && end > begin; --end) {
-      const uint32_t i = first + (end - 1) * kChains;
+      const uint32_t i = first + (end - 1) * chains;
       if (i >= range.end) continue;
       const uint32_t parity = parity_of(traced[end - 1 - begin], at, chain);
       at = trellis_before(at, parity);
@@ -1001,7 +1039,7 @@ uint64_t dca_rans_decode_bytes(uint32_t size) { return index_bytes(size) + 5ull 
 uint64_t dca_rans_encode_bytes(uint32_t size) { return index_bytes(size) + (sizeof(Code) + 1) * uint64_t{size}; }
 uint64_t dca_rans_quantise_bytes(uint32_t size, uint32_t pictures) {
   return round_up(sizeof(State)) + index_bytes(size) + round_up((sizeof(Edges) + 1) * uint64_t{size}) +
-         8 * kTrailWords * (uint64_t{size} / kChains + uint64_t{pictures} * kMaxGroups);
+         4 * kTrailWords * pictures * search_rounds(size / pictures);
 }
 const char* dca_rans_error(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }
 
@@ -1116,7 +1154,7 @@ int dca_rans_encode(const DeviceTables* tables, uint32_t trellis, uint32_t last,
     DCA_LAUNCH(follow_kernel, grid, kWarp, 0, queue, states, work, sets);
   }
   DCA_LAUNCH(scatter_codes, work.tiles, kThreads, 0, queue, tables, rows, values, sets, work);
-  DCA_LAUNCH(encode_kernel, grid, kWarp, 0, queue, states, work, last != 0, words);
+  DCA_LAUNCH(encode_kernel, grid, kWarp, 0, queue, states, work, trellis != 0, last != 0, words);
   return static_cast<int>(cudaGetLastError());
 }
 

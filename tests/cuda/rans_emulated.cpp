@@ -114,15 +114,15 @@ struct Signal {
     }
     for (size_t g = 0; g < groups; ++g) {
       const auto own = [&](size_t group) { return coded.begin() + coded.size() * group / groups; };
-      put_on_grid({own(g), own(g + 1)});
+      put_on_grid({own(g), own(g + 1)}, chains_of(coded.size(), static_cast<uint32_t>(groups)));
     }
   }
 
   // The values of one group.
-  void put_on_grid(const std::vector<size_t>& coded) {
+  void put_on_grid(const std::vector<size_t>& coded, size_t width) {
     uint32_t chains[kChains] = {};
     for (size_t j = 0; j < coded.size(); ++j) {
-      uint32_t& chain = chains[j % kChains];
+      uint32_t& chain = chains[j % width];
       int16_t& value = values[coded[j]];
       const int set = static_cast<int>(chain & 1), index = trellis_index(set, value);
       value = static_cast<int16_t>(trellis_value(set, index));
