@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dca_fast.entropy import cuda_library
-from dca_fast.entropy.coder import LANES, MAX_GROUPS, OVERHEAD, SAMPLES, STATE_BYTES
+from dca_fast.entropy.coder import LANE_BYTES, LANES, MAX_GROUPS, SAMPLES
 from dca_fast.entropy.cuda_library import Library
 from dca_fast.entropy.tables import ROWS, SYMBOLS, Tables
 from dca_fast.errors import (
@@ -137,7 +137,7 @@ class DeviceCoder:
             row_bits = np.rint(tables.mean_bits() * 256).astype(np.int64)
             self._row_bits = torch.from_numpy(row_bits).to(self.device)
             # Bytes of a group from which on it has one more doubling of the lanes.
-            enough = [lanes * STATE_BYTES * OVERHEAD for lanes in LANES[1:]]
+            enough = [lanes * LANE_BYTES for lanes in LANES[1:]]
             self._enough = torch.tensor(enough, device=self.device)
 
     def estimate_bytes(self, rows: Sequence[Tensor], plain: int | None = None, pictures: int = 1) -> Tensor:
