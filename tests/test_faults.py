@@ -1,4 +1,4 @@
-"""What becomes of files when processes are killed, disks are full, folders vanish and memory is short; hostile files."""
+"""Files survive kills, full disks, vanished folders, little memory and other writers; hostile ones are refused."""
 
 import json
 import multiprocessing
