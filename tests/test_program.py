@@ -222,7 +222,7 @@ def test_strips_change_no_bit() -> None:
         assert program.synthesise(y, rows).equal(pixels)
     # one row less around a strip shows: the reach is as small as it can be
     x = program._blocks(y, "synthesis.blocks16", program.config.synthesis_blocks[1])
-    short = program._by_rows(program._synthesise_fine, x, 8, 1, 16, 2)
+    short = program._by_lines(program._synthesise_fine, x, 8, 1, 16, 2)
     assert not short.equal(pixels)
 
 
