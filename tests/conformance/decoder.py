@@ -1,7 +1,8 @@
 """A decoder of .dca files in NumPy and the standard library, written from docs/spec/ and nothing else.
 
-It shares no line with the package. Its sections follow the pages: bitstream.md, weights.md, numerics.md with adaptive.md
-and restoration.md, exact.md, layer.md. It is meant to be read beside them, and to be compared with; it is slow.
+It shares no line with the package. Its sections follow the pages: bitstream.md, weights.md, numerics.md with
+adaptive.md and restoration.md, exact.md, layer.md. It is there to be read beside them, and to compare other decoders
+with; it is slow.
 
     python decoder.py FILE.dca [WEIGHTS.safetensors]    # prints size and SHA-256 of the pixels, or the error
 """
@@ -70,7 +71,7 @@ class LimitExceededError(BitstreamError):
 # ---------------------------------------------------------------------------------------------------------------------
 # The container: bitstream.md.
 
-VERSION = 9
+VERSION = 10
 MAX_PIXELS, MAX_SECTION = 1 << 28, 1 << 24
 ICC, EXIF, XMP, ALPHA, LAYER = range(1, 6)
 TAGS = {ICC: "icc", EXIF: "exif", XMP: "xmp", ALPHA: "alpha", LAYER: "layer"}
@@ -119,7 +120,7 @@ class File:
     depth: int
     model: bytes
     digest: int
-    coefficients: list[int] = field(default_factory=list)
+    coefficients: list[int]
     sections: dict[int, bytes] = field(default_factory=dict)
     stream: bytes = b""
 
@@ -157,17 +158,19 @@ def read_fields(reader: Reader, max_pixels: int) -> File:
         raise UnsupportedVersionError(f"flags {flags:#x}")
     model = reader.take(4)
     width, height = reader.leb128(4), reader.leb128(4)
-    quality, digest = struct.unpack("<HI", reader.take(6))
+    (quality,) = struct.unpack("<H", reader.take(2))
     if not (1 <= width <= 65535 and 1 <= height <= 65535 and quality <= 10000):
         raise CorruptStreamError("size or quality out of range")
     if exact and model != bytes(4):
         raise CorruptStreamError("an exact file with a model")
     if width * height > max_pixels:
         raise LimitExceededError(f"{width} x {height} pixels")
-    depth = 16 if exact and high else 8
-    file = File(width, height, quality, bool(flags & 1), 0 if exact else high, exact, depth, model, digest)
-    if flags & 4:
-        file.coefficients = read_filter(reader)
+    before = reader.data[: reader.at]
+    (digest,) = struct.unpack("<I", reader.take(4))
+    start, coefficients = reader.at, read_filter(reader) if flags & 4 else []
+    digest ^= zlib.crc32(before + reader.data[start : reader.at])
+    strength, depth = 0 if exact else high, 16 if exact and high else 8
+    file = File(width, height, quality, bool(flags & 1), strength, exact, depth, model, digest, coefficients)
     if flags & 2:
         file.sections = read_sections(reader)
     if exact and LAYER in file.sections:
@@ -479,9 +482,9 @@ class Stream:
         states, words = self.states[g], self.words[g]
 
         def word() -> int:
-            for word in words:
-                return word
-            raise TruncatedStreamError("a group ends before its values")
+            if (following := next(words, None)) is None:
+                raise TruncatedStreamError("a group ends before its values")
+            return following
 
         values = []
         for lane, row in enumerate(rows):
@@ -937,16 +940,13 @@ KNOTS = (
     57724, 59287, 60565, 61598, 62428, 63090, 63615, 64030, 64357, 64614, 64816, 64974, 65097, 65194, 65269, 65328,
     65374, 65410, 65438, 65459, 65476, 65489, 65500, 65508, 65514,
 )  # fmt: skip
-RATES = [
-    65536 // d
-    for d in (
-        2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20, 24, 28, 32, 36, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224,
-        256, 320, 384,
-    )
-]  # fmt: skip
-S = [
-    left + ((right - left) * i + 32) // 64 for left, right in pairwise(KNOTS) for i in range(64)
-]  # of the logit, from -2048 on
+DIVISORS = (
+    2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20, 24, 28, 32, 36, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224,
+    256, 320, 384,
+)  # fmt: skip
+RATES = [65536 // divisor for divisor in DIVISORS]
+# Of logits from -2048 on.
+S = [left + ((right - left) * i + 32) // 64 for left, right in pairwise(KNOTS) for i in range(64)]
 T = [min(bisect_right(S, 16 * q + 7), 4095) - 2048 for q in range(4096)]
 Limits = tuple[int, int]
 Coin = list[int]  # a, b and n of a probability
