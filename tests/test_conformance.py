@@ -154,6 +154,18 @@ BAD_WEIGHTS: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
+def facts_of(told: dict[str, Any], tensors: dict[str, Any]) -> dict[str, str]:
+    """Metadata with the digests that belong to it."""
+    metadata = json.dumps(told, sort_keys=True)
+    config = told["config"] if isinstance(told["config"], dict) else {}
+    identity = weights._identity(tensors, config, told["skip"])
+    return {
+        "dca_fast": metadata,
+        "sha256": weights._digest(tensors, metadata).hex(),
+        "identity": identity.hex(),
+    }
+
+
 def refused_weights(path: Path) -> None:
     with pytest.raises(WeightsError):
         weights.load(path)
@@ -171,26 +183,29 @@ def shipped() -> tuple[dict[str, Any], dict[str, str]]:
 def test_bad_weights_are_refused(shipped: Any, case: str, tmp_path: Path) -> None:
     tensors, facts = dict(shipped[0]), shipped[1]
     BAD_WEIGHTS[case](tensors)
-    digest = second.Weights.digest(facts["dca_fast"], tensors).hex()
-    save_file(tensors, tmp_path / "bad.safetensors", {**facts, "sha256": digest})
+    save_file(tensors, tmp_path / "bad.safetensors", facts_of(json.loads(facts["dca_fast"]), tensors))
     refused_weights(tmp_path / "bad.safetensors")
 
 
-@pytest.mark.parametrize("case", ["digest", "format", "skip", "configuration", "no metadata", "no safetensors"])
+@pytest.mark.parametrize(
+    "case", ["digest", "identity", "format", "skip", "configuration", "key", "list", "no metadata", "none"]
+)
 def test_weights_with_bad_facts_are_refused(shipped: Any, case: str, tmp_path: Path) -> None:
     tensors, facts = shipped[0], dict(shipped[1])
     told = json.loads(facts["dca_fast"])
-    if case == "digest":
-        facts["sha256"] = "0" * 64
+    if case in ("digest", "identity"):
+        facts["sha256" if case == "digest" else case] = "0" * 64
     elif case == "no metadata":
         facts = {"other": "facts"}
-    elif case != "no safetensors":
-        value = {"format": 1, "skip": 129, "configuration": told["config"] | {"tokens": 7}}[case]
-        told["config" if case == "configuration" else case] = value
-        facts["dca_fast"] = json.dumps(told, sort_keys=True)
-        facts["sha256"] = second.Weights.digest(facts["dca_fast"], tensors).hex()
+    elif case != "none":
+        if case in ("format", "skip"):
+            told[case] = {"format": 1, "skip": 129}[case]
+        config = {"configuration": {**told["config"], "tokens": 7}, "list": ["name"]}
+        config["key"] = {key: value for key, value in told["config"].items() if key != "window"}
+        told["config"] = config.get(case, told["config"])
+        facts = facts_of(told, tensors)
     path = tmp_path / "bad.safetensors"
     save_file(tensors, path, facts)
-    if case == "no safetensors":
+    if case == "none":
         path.write_bytes(b"\xff" * 100)
     refused_weights(path)

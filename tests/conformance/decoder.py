@@ -235,6 +235,11 @@ def read_sections(reader: Reader) -> dict[int, bytes]:
 TYPES = {"I8": "<i1", "U8": "<u1", "I16": "<i2", "I32": "<i4", "F32": "<f4"}
 NAMES = {"<i1": "int8", "<u1": "uint8", "<i2": "int16", "<i4": "int32", "<f4": "float32"}
 LARGEST = 65504.0  # below which multipliers and gains lie
+WEIGHTS_FORMAT = 3
+NUMBERS = (
+    "width", "latent", "latent_hidden", "context_width", "context_blocks", "heads", "window", "local_blocks", "local",
+    "regional", "regional_levels", "tokens",
+)  # fmt: skip
 OF_ENCODER = ("analysis_blocks", "analysis_hidden")  # of the configuration
 
 
@@ -255,21 +260,27 @@ class Weights:
             facts: dict[str, str] = head.pop("__metadata__")
             told = json.loads(facts["dca_fast"])
             self.config, self.skip = told["config"], told["skip"]
-            self.t = {name: self.tensor(data[8 + size :], entry) for name, entry in head.items()}
+            self.t = {name: self.tensor(memoryview(data)[8 + size :], entry) for name, entry in head.items()}
         except (struct.error, ValueError, KeyError, TypeError) as error:
             raise WeightsError(f"no weights file: {error}") from error
-        if told["format"] != 2 or type(self.skip) is not int or not 0 <= self.skip <= 128:
+        if told["format"] != WEIGHTS_FORMAT or type(self.skip) is not int or not 0 <= self.skip <= 128:
             raise WeightsError("another format, or another first row")
-        if self.digest(facts["dca_fast"], self.t).hex() != facts["sha256"]:
+        if self.digest(facts["dca_fast"], self.t).hex() != facts.get("sha256"):
             raise WeightsError("the tensors have another digest")
         self.check_layout()
         self.check_ranges()
+        if self.identity().hex() != facts.get("identity"):
+            raise WeightsError("the tensors have another identity")
+        self.model = self.identity()[:4]
+
+    def identity(self) -> bytes:
+        """SHA-256 of what a decoder reads."""
         seen = {key: value for key, value in self.config.items() if key not in OF_ENCODER}
-        line = json.dumps({"config": seen, "format": 2, "skip": self.skip}, sort_keys=True)
-        self.model = self.digest(line, {n: t for n, t in self.t.items() if not is_of_encoder(n)})[:4]
+        line = json.dumps({"config": seen, "format": WEIGHTS_FORMAT, "skip": self.skip}, sort_keys=True)
+        return self.digest(line, {name: t for name, t in self.t.items() if not is_of_encoder(name)})
 
     @staticmethod
-    def tensor(data: bytes, entry: dict[str, Any]) -> Array:
+    def tensor(data: memoryview, entry: dict[str, Any]) -> Array:
         begin, end = entry["data_offsets"]
         return np.frombuffer(data[begin:end], TYPES[entry["dtype"]]).reshape(entry["shape"])
 
@@ -370,13 +381,30 @@ class Weights:
         yield "tables.shift", "uint8", (384,)
 
     def check_layout(self) -> None:
-        c = self.config
-        if c["transforms"] != "patch" or c["latent"] % 16 or c["latent"] % (4 * c["tokens"]) or 4 % c["window"]:
-            raise WeightsError("no such configuration")
+        self.check_configuration()
         wanted = {name: (dtype, shape) for name, dtype, shape in self.layout()}
         given = {n: (t.dtype.name, t.shape) for n, t in self.t.items() if not is_of_encoder(n)}
         if wanted != given:
             raise WeightsError(f"other tensors: {sorted(dict(wanted.items() ^ given.items()))[:3]}")
+
+    def check_configuration(self) -> None:
+        c = self.config
+        if not isinstance(c, dict):
+            raise WeightsError("no configuration")
+        numbers = {name: c.get(name) for name in NUMBERS} | dict(enumerate(c.get("synthesis_blocks", ())))
+        for name, value in numbers.items():
+            least, most = {"regional_levels": (0, 6), 0: (0, 64), 1: (0, 64)}.get(name, (1, 4096))
+            if type(value) is not int or not least <= value <= most:
+                raise WeightsError(f"{name} is {value}")
+        others = {"name", "transforms", "synthesis_blocks", "contexts", "merge_once", "shared", *OF_ENCODER}
+        if c.keys() != {*NUMBERS, *others} or len(c["synthesis_blocks"]) != 2 or c["transforms"] != "patch":
+            raise WeightsError("another configuration")
+        if type(c["merge_once"]) is not bool or type(c["shared"]) is not bool or 4 % c["window"]:
+            raise WeightsError("no such configuration")
+        if c["latent"] % 16 or c["latent"] % (4 * c["tokens"]) or c["context_width"] % c["heads"]:
+            raise WeightsError("channels that do not fit")
+        if len(set(c["contexts"])) != len(c["contexts"]) or not {*c["contexts"]} <= {"regional", "global", "local"}:
+            raise WeightsError("other contexts")
 
     def check_ranges(self) -> None:
         for name, t in self.t.items():
@@ -389,10 +417,10 @@ class Weights:
             if ".log2_" in name and np.abs(t.astype(np.int64)).max() > 1 << 18:
                 raise WeightsError(f"{name} is too large")
             if name.endswith(".log2_gain"):
-                factor = np.abs(self.t["latent.dequantise"].astype(np.float64)) if name[:6] == "latent" else 1
-                gains = np.exp2(t / 4096), np.exp2(-t / 4096) * factor
-                if not (max(gain.max() for gain in gains) < LARGEST):
-                    raise WeightsError(f"{name} is too large")
+                for sign, factor in ((1, "latent.quantise"), (-1, "latent.dequantise")):
+                    size = np.abs(self.t[factor].astype(np.float64)) if name.startswith("latent.") else 1
+                    if not (np.exp2(sign * t / 4096) * size < LARGEST).all():
+                        raise WeightsError(f"{name} is too large")
         exp2, softmax = self.t["tables.exp2"], self.t["tables.softmax"]
         frequencies, shift = self.t["tables.freq"].astype(np.int64), self.t["tables.shift"]
         if not ((exp2 >= 1) & (exp2 < 2)).all() or softmax[0] != 127 or softmax.max() > 127:
