@@ -1,13 +1,24 @@
 """The decoder of tests/conformance, written from docs/spec/ alone, reads what the codec writes."""
 
+import random
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from dca_fast import Codec
+from dca_fast.config import ModelConfig
+from dca_fast.entropy.tables import build_gaussian_tables
+from dca_fast.errors import BitstreamError
+from dca_fast.exact import reference as exact
 from dca_fast.files.container import parse
+from dca_fast.network import weights
+from dca_fast.network.layout import layout
 from dca_fast.testing import page, photograph
+from tests.conformance import decoder as second
 from tests.conformance.decoder import Decoder, tiles
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,3 +99,117 @@ def test_it_reads_layers(codec: Codec, decoder: Decoder, gray: bool) -> None:
     data = codec.encode(picture[..., 0].copy() if gray else picture, 70)
     assert parse(data).sections
     assert np.array_equal(decoder.decode(data), codec.decode(data, "numpy"))
+
+
+# Other models.
+
+
+def drawn_weights(config: ModelConfig) -> weights.Tensors:
+    """Weights of a configuration that were drawn: features of some hundreds, operands of some tens."""
+    generator = np.random.default_rng(7)
+    out: weights.Tensors = {}
+    for name, (dtype, shape) in layout(config).items():
+        kind, inputs = name.split(".")[-1], shape[-1]
+        if dtype == "float32":
+            wide = name.startswith(("synthesis.split", "synthesis.pixels", "context.decoded", "analysis.embed"))
+            wide |= "synthesis_in" in name or "merge" in name.split(".")[1]
+            operands = any(part in name for part in ("expand", "qkv", "query", "_kv", "depthwise"))
+            size = (0.06 if wide else 1.0) * (1 if operands else 12) / 73 / np.sqrt(shape[-1])
+            size = {"m": size, "m_in": 1 / 16}.get(kind, 1.0)
+            out[name] = (size * generator.uniform(0.5, 1.5, shape)).astype(np.float32)
+        elif kind == "w":
+            most = 127 if dtype == "int8" else 60000 // inputs
+            out[name] = generator.integers(-most, most + 1, shape).astype(dtype)
+        else:
+            out[name] = generator.integers(-3000, 3000, shape).astype(dtype)
+    out["tables.exp2"] = np.exp2(np.arange(4096) / 4096).astype(np.float32)
+    out["tables.softmax"] = (127 * np.exp(-np.arange(256) / 16)).round().astype(np.uint8)
+    tables = build_gaussian_tables()
+    return out | {"tables.freq": tables.freq.astype(np.int16), "tables.shift": tables.shift}
+
+
+SMALL: dict[str, Any] = {
+    "width": 32,
+    "latent": 64,
+    "latent_hidden": 32,
+    "context_width": 32,
+    "heads": 2,
+    "local": 4,
+    "regional": 16,
+    "regional_levels": 2,
+    "tokens": 4,
+    "local_blocks": 2,
+}
+OTHERS: dict[str, dict[str, Any]] = {
+    "one core": {},
+    "another order": {"contexts": ("local", "global"), "shared": False, "regional_levels": 0, "window": 2},
+    "one context": {"contexts": ("global",), "regional_levels": 1, "heads": 4},
+    "merged": {"contexts": ("local", "regional"), "merge_once": True, "local_blocks": 3},
+    "none": {"contexts": (), "regional_levels": 3, "synthesis_blocks": (1, 0), "context_blocks": 1},
+    "few channels": {"latent": 48, "tokens": 12, "window": 1, "shared": False},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_it_reads_files_of_other_models(name: str, tmp_path: Path) -> None:
+    config, path = ModelConfig("drawn", **(SMALL | OTHERS[name])), tmp_path / "drawn.safetensors"
+    weights.save(path, drawn_weights(config), config, 6)
+    codec, decoder = Codec(weights=path), Decoder(path)
+    assert decoder.weights is not None
+    assert decoder.weights.model.hex() == codec.model_id
+    for quality, strength in ((20, 0.9375), (80, 0)):
+        data = codec.encode(photograph(70, 140, seed=4), quality, effort=0, aq_strength=strength, screen="off")
+        pixels = codec.decode(data, "numpy")
+        assert pixels.std() > 10
+        assert np.array_equal(decoder.decode(data), pixels)
+
+
+def test_it_reads_bands(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Smaller ones than files have."""
+    picture, sizes = photograph(30, 40), {False: 256, True: 512}
+    monkeypatch.setattr(exact, "BAND_PIXELS", sizes)
+    for mode in (exact.Mode(), exact.Mode(candidates=True, index=True)):
+        stream = exact.encode(picture, mode)
+        count = len(exact.bands(30, 40, mode))
+        assert count == 1200 // sizes[mode.candidates] > 1
+        reader = second.Reader(stream, 1)
+        lengths = [reader.leb128() for _ in range(count - 1)]
+        rows = exact.bands(30, 40, mode)
+        for (top, bottom), size in zip(rows, [*lengths, len(stream)], strict=True):
+            data = reader.take(min(size, len(stream) - reader.at))
+            band = second.Band(data, bottom - top, 40, 3, 8, mode.byte())
+            assert np.array_equal(band.decode(None), picture[top:bottom])
+
+
+# Damage.
+
+
+def outcome(decode: Callable[[bytes], Any], data: bytes) -> Any:
+    """Pixels, or the name of the error."""
+    try:
+        return decode(data).tobytes()
+    except (BitstreamError, second.BitstreamError) as error:
+        return type(error).__name__
+
+
+@pytest.mark.parametrize("name", ["size_16x16", "filter_two_rings", "layer_one_block", "metadata", "exact_dots"])
+def test_both_say_the_same_of_damaged_files(decoder: Decoder, name: str) -> None:
+    """One to three bytes are others, are missing or are new; most checksums are mended."""
+    whole = (ROOT / "tests" / "conformance" / "vectors" / f"{name}.dca").read_bytes()[:-4]
+    codec, generator, seen = Codec(max_pixels=1 << 16), random.Random(name), set()
+    for _ in range(120):
+        data = bytearray(whole)
+        for _ in range(generator.randint(1, 3)):
+            at = generator.randrange(min(len(data), generator.choice((12, 30, len(data)))))
+            change = generator.choice(("flip", "flip", "new", "missing"))
+            if change == "flip":
+                data[at] ^= 1 << generator.randrange(8)
+            else:
+                data[at : at + (change == "missing")] = bytes([generator.choice((0, 1, 128))] * (change == "new"))
+        damaged = bytes(data)
+        if generator.random() < 0.9:
+            damaged += zlib.crc32(damaged).to_bytes(4, "little")
+        says = outcome(lambda data: decoder.decode(data, max_pixels=1 << 16), damaged)
+        assert outcome(lambda data: codec.decode(data, "numpy"), damaged) == says
+        seen.add(says)
+    assert len(seen) >= 3
