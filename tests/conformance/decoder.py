@@ -233,7 +233,6 @@ def read_sections(reader: Reader) -> dict[int, bytes]:
 # The weights file: weights.md.
 
 TYPES = {"I8": "<i1", "U8": "<u1", "I16": "<i2", "I32": "<i4", "F32": "<f4"}
-NAMES = {"<i1": "int8", "<u1": "uint8", "<i2": "int16", "<i4": "int32", "<f4": "float32"}
 LARGEST = 65504.0  # below which multipliers and gains lie
 WEIGHTS_FORMAT = 3
 NUMBERS = (
@@ -596,9 +595,8 @@ def window_attention(
         return x.transpose(0, 2, 4, 1, 3, 5).reshape(h // side, w // side, heads, side**2, -1)
 
     wrapped = 2 * (np.arange(h) >= h - shift)[:, None] + (np.arange(w) >= w - shift)
-    wrapped = (
-        wrapped.reshape(h // side, side, w // side, side).transpose(0, 2, 1, 3).reshape(h // side, w // side, 1, -1)
-    )
+    wrapped = wrapped.reshape(h // side, side, w // side, side).transpose(0, 2, 1, 3)
+    wrapped = wrapped.reshape(h // side, w // side, 1, side**2)
     visible = wrapped[..., :, None] == wrapped[..., None, :]
     out = attention(windows(q), windows(k), windows(v), m, bias, visible, table, 23)
     out = out.reshape(h // side, w // side, heads, side, side, c // heads).transpose(0, 3, 1, 4, 2, 5)
@@ -1202,7 +1200,7 @@ class Residuals:
         e: int,
         edge: int,
     ) -> int:
-        """ "Coding r"."""
+        """The residual: "Coding r" of the page, with D and E, and edge = abs(n - ne)."""
         other = noise if k == 0 else min(7, half_octaves(abs(before[0])))
         if k == 2:
             other = min(7, half_octaves(2 * abs(before[0]) + abs(before[1])))

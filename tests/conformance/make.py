@@ -1,7 +1,7 @@
 """Write the conformance files and their table, `conformance.json`: docs/spec/conformance.md says what they are for.
 
     python -m tests.conformance.make            # all of them, when the format or the shipped weights change
-    python -m tests.conformance.make --check    # says which files would change
+    python -m tests.conformance.make --check    # says which files are others than it makes, and fails if there are any
 
 Pictures are drawn with sums, products and quotients alone, so every machine draws the same. Whatever is written was
 decoded by the package and by `decoder.py`, to the same pixels or to the same error.
@@ -684,17 +684,15 @@ def main() -> None:
     made[TABLE] = text_of(table).encode()
     paths = (TABLE, *HERE.glob("vectors/*.dca"), *HERE.glob("refused/*.dca"))
     there = {path: path.read_bytes() for path in paths if path.exists()}
-    for path in sorted(made.keys() | there.keys()):
-        if made.get(path) == there.get(path):
-            continue
-        print(path.relative_to(HERE), "would change" if check else "written" if path in made else "removed")
-        if check:
-            continue
-        if path in made:
+    others = [path for path in sorted(made.keys() | there.keys()) if made.get(path) != there.get(path)]
+    for path in others:
+        print(path.relative_to(HERE), "is another one" if check else "written" if path in made else "removed")
+        if path in made and not check:
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(made[path])
-        else:
+        elif not check:
             path.unlink()
+    sys.exit(int(check and bool(others)))
 
 
 if __name__ == "__main__":
