@@ -1,6 +1,7 @@
-"""The decoder of tests/conformance, written from docs/spec/ alone, reads what the codec writes."""
+"""The decoder of tests/conformance, which is docs/spec/ as a program, reads what the codec writes."""
 
 import random
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,16 @@ def test_it_shares_nothing_with_the_package() -> None:
     imports = {line.split()[1].split(".")[0] for line in text.splitlines() if line.startswith(("import ", "from "))}
     assert "numpy" in imports
     assert not imports & {"dca_fast", "torch", "safetensors", "tests"}
+
+
+def test_the_tables_of_the_page_are_the_decoders() -> None:
+    page = (ROOT / "docs" / "spec" / "exact.md").read_text("utf-8")
+    knots, neighbours = (re.sub(r"\s+", " ", block).strip() for block in re.findall(r"(?:^    .+\n)+", page, re.M))
+    assert knots == " ".join(map(str, second.KNOTS))
+    assert neighbours == " ".join(map(str, second.NEIGHBOURS))
+    divisors = re.search(r"65536 // d for d = ([\d,\s]+)\.", page)
+    assert divisors is not None
+    assert tuple(map(int, divisors[1].split(","))) == second.DIVISORS
 
 
 def test_the_model_id(codec: Codec, decoder: Decoder) -> None:

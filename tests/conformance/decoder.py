@@ -1,8 +1,8 @@
-"""A decoder of .dca files in NumPy and the standard library, written from docs/spec/ and nothing else.
+"""A decoder of .dca files in NumPy and the standard library: docs/spec/ as a program.
 
-It shares no line with the package. Its sections follow the pages: bitstream.md, weights.md, numerics.md with
-adaptive.md and restoration.md, exact.md, layer.md. It is there to be read beside them, and to compare other decoders
-with; it is slow.
+It shares no line with the package. Its sections are the pages: bitstream.md, weights.md, numerics.md with adaptive.md
+and restoration.md, exact.md, layer.md. It is there to be read beside them, and to compare other decoders with; it is
+slow.
 
     python decoder.py FILE.dca [WEIGHTS.safetensors]    # prints size and SHA-256 of the pixels, or the error
 """
