@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -109,6 +111,20 @@ def test_metadata_comes_back(row: dict[str, Any]) -> None:
     tags = {second.TAGS[tag]: block for tag, block in second.parse(data).sections.items() if tag <= second.XMP}
     assert tags == parse(data).metadata
     assert {name: hashlib.sha256(block).hexdigest() for name, block in tags.items()} == row["metadata"]
+
+
+@pytest.mark.parametrize("file", ["vectors/alpha.dca", "vectors/deep_gray.dca", "refused/checksum.dca"])
+def test_the_second_decoder_is_a_program(file: str) -> None:
+    (row,) = (row for key in ("vectors", "refused") for row in TABLE[key] if row["file"] == file)
+    command = [sys.executable, second.__file__, make.HERE / file, make.WEIGHTS]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=make.HERE)
+    if "error" in row:
+        assert done.returncode == 1
+        assert done.stderr.startswith(row["error"])
+    else:
+        kind = f"uint{row['bits']}"
+        said = f"{row['width']} x {row['height']} x {row['channels']} {kind} {row['sha256']}\n"
+        assert (done.stdout, done.returncode) == (said, 0)
 
 
 def test_the_table_is_that_of_this_format_and_lists_every_file() -> None:

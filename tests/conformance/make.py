@@ -396,6 +396,7 @@ def refused_headers(data: bytes, plain: bytes) -> Iterator[Refusal]:
     yield Refusal("magic_alone", "nothing behind the magic", TRUNCATED, data[:6])
     yield Refusal("version", "another version", VERSIONS, assembled(data, version=VERSION + 1))
     yield Refusal("version_old", "an older version", VERSIONS, assembled(data, version=VERSION - 1))
+    yield Refusal("version_alone", "less behind the version than a checksum", TRUNCATED, data[:10])
     yield Refusal("cut_in_header", "cut inside the header", TRUNCATED, data[:17])
     yield Refusal("cut_in_stream", "cut inside the stream: no checksum", CORRUPT, data[:-9])
     yield Refusal("checksum", "a byte of the stream is another one", CORRUPT, data[:-7] + b"\x55" + data[-6:])
@@ -546,8 +547,8 @@ def refused_exact(plain: bytes, deep: bytes) -> Iterator[Refusal]:
     other = assembled(plain, digest=parse(plain).header.digest ^ 1)
     yield Refusal("exact_digest", "samples of another digest", CORRUPT, other)
     reader = second.Reader(wide, 1)
-    factor, _, bands = reader.leb128(), reader.leb128(), reader.rest()
-    most = 65535 // int(CODEC.decode(deep, "numpy").max() // factor) + 1
+    factor, offset, bands = reader.leb128(), reader.leb128(), reader.rest()
+    most = 65535 // int((CODEC.decode(deep, "numpy").max() - offset) // factor) + 1  # its largest number is too large
     for name, breaks, numbers in (
         ("factor", "a grid with a factor of 0", leb128(0) + leb128(0)),
         ("offset", "a grid from 65536 on", leb128(factor) + leb128(65536)),
