@@ -10,11 +10,11 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
 from itertools import islice
 from numbers import Real
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,14 @@ from dca_fast.encoder import screen as graphics
 from dca_fast.encoder.effort import check as check_effort
 from dca_fast.engines import Encoded, Engine
 from dca_fast.engines.cpu import CpuEngine
-from dca_fast.errors import ConfigError, CorruptStreamError, InputError, UnknownModelError, WeightsError
+from dca_fast.errors import (
+    ConfigError,
+    CorruptStreamError,
+    InputError,
+    OutOfMemoryError,
+    UnknownModelError,
+    WeightsError,
+)
 from dca_fast.exact import layer, picture
 from dca_fast.exact.picture import LOSSLESS
 from dca_fast.files import container, image_io
@@ -43,6 +50,7 @@ from dca_fast.threads import check as check_threads
 from dca_fast.threads import default_threads
 
 T = TypeVar("T")
+Method = TypeVar("Method", bound=Callable[..., Any])
 Plane = npt.NDArray[Any]  # samples [height, width, ...]
 OUTPUTS = ("pil", "numpy", "torch")
 METADATA = ("icc", "exif", "xmp")
@@ -68,6 +76,21 @@ class _Work(NamedTuple):
     source: image_io.ImageInput
     pixels: Array
     sections: dict[container.Section, bytes]
+
+
+def _in_memory(method: Method) -> Method:
+    """A method whose lack of memory is an error of this package, whoever lacks it."""
+
+    @wraps(method)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(*args, **kwargs)
+        except OutOfMemoryError:
+            raise
+        except MemoryError as error:
+            raise OutOfMemoryError(f"not enough memory for this picture: {error}".removesuffix(": ")) from error
+
+    return cast(Method, wrapped)
 
 
 def _rebuilt(arguments: dict[str, Any]) -> Codec:
@@ -168,6 +191,7 @@ class Codec:
         """Number of integer weights."""
         return sum(t.size for n, t in self._weights.tensors.items() if n.endswith(".w"))
 
+    @_in_memory
     def encode(
         self,
         image: ImageLike,
@@ -207,6 +231,7 @@ class Codec:
             InputError: wrong type, shape or dtype, or an empty image.
             LimitExceededError: more than `max_pixels`.
             ConfigError: quality, effort, aq_strength or screen out of range.
+            OutOfMemoryError: there is too little memory.
         """
         lossless = isinstance(quality, str) and quality == LOSSLESS
         q, level, aq = _quality(QUALITY_MAX if lossless else quality), check_effort(effort), _aq(aq_strength)
@@ -303,6 +328,7 @@ class Codec:
         check_size(source.pixels.shape, self.max_pixels)
         return image_io.smooth_where_hidden(source)
 
+    @_in_memory
     def encode_to(
         self,
         image: ImageLike,
@@ -386,6 +412,7 @@ class Codec:
         container.check_sections(sections)
         return sections
 
+    @_in_memory
     def decode(
         self, data: FileLike, output: str = "pil", *, region: Sequence[int] | None = None, reduce: int = 1
     ) -> Any:
@@ -410,6 +437,7 @@ class Codec:
             WeightsError: those weights are damaged.
             InputError: neither bytes nor where they are; a region that is empty or not within the picture.
             OSError: the file cannot be read.
+            OutOfMemoryError: there is too little memory.
             ConfigError: another output or reduction, or a region and a reduction.
             BackendUnavailableError: "torch" without PyTorch.
         """
@@ -546,6 +574,7 @@ class Codec:
         """
         self.engine.warm_up(height, width, check_effort(effort), _aq(aq_strength))
 
+    @_in_memory
     def encode_batch(
         self,
         images: Iterable[ImageLike],
@@ -584,6 +613,7 @@ class Codec:
             files += [w if isinstance(w, bytes) else self._packed(w, next(coded), q, aq) for w in prepared]
         return files
 
+    @_in_memory
     def decode_batch(self, files: Iterable[FileLike], output: str = "pil") -> list[Any]:
         """`decode` of each, with the same result.
 
