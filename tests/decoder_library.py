@@ -15,7 +15,6 @@ import pytest
 from dca_fast import errors
 
 ROOT = Path(__file__).resolve().parents[1]
-BUILD = ROOT / "build" / "decoder"
 WEIGHTS = ROOT / "dca_fast" / "data" / "dca-s.safetensors"
 can_build = pytest.mark.skipif(
     shutil.which("cmake") is None or shutil.which("c++") is None, reason="no CMake and C++ compiler to build with"
@@ -69,15 +68,17 @@ class _Options(ctypes.Structure):
     _fields_ = (("threads", ctypes.c_int), ("max_pixels", ctypes.c_uint64), ("isa", ctypes.c_char_p))
 
 
-def build() -> Path:
-    """The folder of the library and the example; processes that test side by side wait for the one that builds."""
-    BUILD.parent.mkdir(exist_ok=True)
-    with open(BUILD.parent / "decoder.lock", "w") as lock:
+def build(name: str = "decoder", *options: str) -> Path:
+    """The folder that a configuration is built in; processes that test side by side wait for the one that builds."""
+    folder = ROOT / "build" / name
+    folder.parent.mkdir(exist_ok=True)
+    with open(folder.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for command in (["cmake", "-S", "csrc/decoder", "-B", BUILD], ["cmake", "--build", BUILD, "--parallel", "2"]):
+        configure = ["cmake", "-S", "csrc/decoder", "-B", folder, *options]
+        for command in (configure, ["cmake", "--build", folder, "--parallel", "2"]):
             done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
             assert done.returncode == 0, done.stdout
-    return BUILD
+    return folder
 
 
 def library() -> Any:

@@ -30,6 +30,7 @@ from dca_fast.errors import (
 from dca_fast.files import container
 from dca_fast.files.container import Section
 from dca_fast.network import weights as weights_io
+from dca_fast.network.layout import is_of_encoder
 from dca_fast.testing import page, photograph
 from tests.decoder_library import ROOT, WEIGHTS, Decoder, build, can_build, library
 
@@ -362,6 +363,25 @@ def test_damaged_weights_are_refused(lib: Any, content: bytes) -> None:
         assert case[header - 8 : header].strip() != content[header - 8 : header].strip()  # a space within JSON
 
 
+def test_weights_for_decoders_alone(lib: Any, decoder: Decoder) -> None:
+    """Without all tensors of the encoder, but not without some."""
+    weights = weights_io.load(WEIGHTS)
+    encoder = [name for name in weights.tensors if is_of_encoder(name)]
+    metadata = json.dumps({"format": weights_io.FORMAT, "config": weights.config.to_dict(), "skip": weights.skip})
+    data = GOLDEN[-2].read_bytes()
+    for left_out in (encoder, encoder[1:]):
+        tensors = {name: tensor for name, tensor in weights.tensors.items() if name not in left_out}
+        digest = weights_io._digest(tensors, metadata).hex()
+        case = weights_io.save_bytes(tensors, {"dca_fast": metadata, "sha256": digest})
+        if left_out is encoder:
+            light = Decoder(lib, case)
+            assert light.model_id == decoder.model_id
+            assert np.array_equal(light.decode(data), decoder.decode(data))
+        else:
+            with pytest.raises(WeightsError):
+                Decoder(lib, case)
+
+
 def test_metadata_of_weights_is_checked(lib: Any) -> None:
     """As `dca_fast.network.weights` does."""
     tensors = weights_io.load(WEIGHTS).tensors
@@ -453,3 +473,14 @@ def test_the_example_writes_pictures(tmp_path: Path, codec: Codec) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "error 1: " in done.stderr
+
+
+@pytest.mark.slow
+def test_sanitizers_find_nothing() -> None:
+    """Damaged files and weights, from another seed than the program's notes name."""
+    fuzz = build("fuzz", "-DDCA_FUZZ=ON", "-DDCA_EXAMPLES=OFF") / "decoder_fuzz"
+    small = [path for path in GOLDEN if path.stat().st_size < 20000]
+    done = subprocess.run([fuzz, WEIGHTS, "300", "7", *small], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "status 0: " in done.stdout
+    assert "status 10: 0\n" in done.stdout

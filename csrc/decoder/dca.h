@@ -89,8 +89,8 @@ typedef struct dca_options {
 DCA_API int dca_format_version(void);
 
 /* Makes a decoder of a weights file, such as dca_fast/data/dca-s.safetensors. The memory may go afterwards.
- * weights NULL: the decoder reads exact files alone. options may be NULL. A decoder may be used by several threads at
- * once. */
+ * All tensors of the encoder may be left out of it together. weights NULL: the decoder reads exact files alone. options
+ * may be NULL. A decoder may be used by several threads at once. */
 DCA_API dca_status dca_decoder_new(const void* weights, size_t size, const dca_options* options, dca_decoder** decoder,
                                    dca_error* error);
 DCA_API void dca_decoder_free(dca_decoder* decoder);
