@@ -4,7 +4,7 @@
 #   benchmarks/measure.sh PHOTOGRAPHS VALIDATION ANCHORS [PART ...]
 #
 # PHOTOGRAPHS and VALIDATION are folders of images, ANCHORS a file of published curves (docs/guide/evaluating.md). Parts:
-# speed scaling bench profile coder kodak refined plain valid integer conformance hostile effort adaptive
+# speed scaling bench profile coder kodak refined plain valid integer conformance hostile soak effort adaptive
 # tables (default: all, in this order).
 # PEER_CACHE names a folder that keeps what the peers did, PYTHON the interpreter, WEIGHTS a float model for
 # `integer` (default: checkpoints/dca-s.safetensors).
@@ -63,7 +63,10 @@ integer() {
         --out "$out/integer_loss.json"
 }
 conformance() { "$python" benchmarks/measure/conformance.py "$photographs" --out "$out/conformance.json"; }
-hostile() { "$python" benchmarks/measure/hostile.py "$first" --out "$out/hostile.json"; }
+hostile() { # an hour
+    "$python" benchmarks/measure/hostile.py tests/golden tests/conformance --executions 1000000 --out "$out/hostile.json"
+}
+soak() { "$python" benchmarks/measure/soak.py --minutes 60 --out "$out/soak.json"; }
 effort() { # takes half an hour: rows of the same weights are kept
     OMP_NUM_THREADS=1 "$python" benchmarks/measure/effort.py "$validation" --out "$out/effort.json"
 }
@@ -73,7 +76,7 @@ tables() { "$python" benchmarks/tables.py; }
 parts=("$@")
 if ((${#parts[@]} == 0)); then
     parts=(speed scaling bench profile coder kodak refined plain valid integer conformance)
-    parts+=(hostile effort adaptive tables)
+    parts+=(hostile soak effort adaptive tables)
 fi
 for part in "${parts[@]}"; do
     SECONDS=0

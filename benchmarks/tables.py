@@ -41,7 +41,6 @@ MODEL_IDS = (
     "valid",
     "integer_loss",
     "conformance",
-    "hostile",
     "speed",
     "scaling",
     "effort",
@@ -356,15 +355,12 @@ def integers(load: Load) -> str:
 def exactness(load: Load) -> str:
     """Conformance and hostile files in one paragraph."""
     same, hostile = load("conformance"), load("hostile")
-    outcomes = hostile["outcomes"]
-    cut = sum(number for name, number in outcomes.items() if name.startswith("truncated"))
-    changed = sum(outcomes.values()) - cut
     return prose(
         f"{same['comparisons']:,} comparisons of reference and native, {same['threads'][0]} to {same['threads'][-1]}"
         f" threads, {len(same['isas'])} instruction sets ({', '.join(same['isas'])}) and batches, on"
-        f" {len(same['images'])} pictures: {len(same['differences'])} differences. All {cut:,} truncations and"
-        f" {changed:,} mutations of a file gave a typed error, the identical picture or another valid file:"
-        f" {hostile['wrong_pictures']} wrong pictures."
+        f" {len(same['images'])} pictures: {len(same['differences'])} differences. All {hostile['executions']:,}"
+        f" hostile files, made from {hostile['seeds']} whole ones, gave a typed error, the identical picture or another"
+        f" valid file: {hostile['wrong_pictures']} wrong pictures."
     )
 
 

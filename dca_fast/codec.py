@@ -10,11 +10,11 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
 from itertools import islice
 from numbers import Real
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +26,19 @@ from dca_fast.encoder import screen as graphics
 from dca_fast.encoder.effort import check as check_effort
 from dca_fast.engines import Encoded, Engine
 from dca_fast.engines.cpu import CpuEngine
-from dca_fast.errors import ConfigError, CorruptStreamError, InputError, UnknownModelError
+from dca_fast.errors import (
+    ConfigError,
+    CorruptStreamError,
+    InputError,
+    OutOfMemoryError,
+    UnknownModelError,
+    WeightsError,
+)
 from dca_fast.exact import layer, picture
 from dca_fast.exact.picture import LOSSLESS
 from dca_fast.files import container, image_io
 from dca_fast.inputs import FileLike, ImageLike, check_size, file_bytes, image_of, images_of, pixel_limit
+from dca_fast.network import models
 from dca_fast.network import weights as weights_io
 from dca_fast.network.program import QUALITY_ONE
 from dca_fast.ops import Array
@@ -42,6 +50,7 @@ from dca_fast.threads import check as check_threads
 from dca_fast.threads import default_threads
 
 T = TypeVar("T")
+Method = TypeVar("Method", bound=Callable[..., Any])
 Plane = npt.NDArray[Any]  # samples [height, width, ...]
 OUTPUTS = ("pil", "numpy", "torch")
 METADATA = ("icc", "exif", "xmp")
@@ -69,12 +78,30 @@ class _Work(NamedTuple):
     sections: dict[container.Section, bytes]
 
 
+def _in_memory(method: Method) -> Method:
+    """A method whose lack of memory is an error of this package, whoever lacks it."""
+
+    @wraps(method)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(*args, **kwargs)
+        except OutOfMemoryError:
+            raise
+        except MemoryError as error:
+            raise OutOfMemoryError(f"not enough memory for this picture: {error}".removesuffix(": ")) from error
+
+    return cast(Method, wrapped)
+
+
 def _rebuilt(arguments: dict[str, Any]) -> Codec:
     return Codec(**arguments)
 
 
 class Codec:
-    """A DCA codec with one set of weights. Safe to share between threads, and with forked processes.
+    """A DCA codec. Safe to share between threads, and with forked processes.
+
+    It encodes with one set of weights. It decodes files of every model whose weights are installed or in a folder of
+    DCA_WEIGHTS.
 
     Every file decodes to the same pixels on every machine and backend, or raises; see docs/spec/numerics.md. A codec is
     pickled as its arguments and made again where it is unpickled, with the threads of the process there.
@@ -109,7 +136,7 @@ class Codec:
         self.max_pixels = pixel_limit(max_pixels)
         ops = resolve(backend, device)
         self.backend = ops.name
-        path = Path(weights).absolute() if weights is not None else weights_io.find(model)
+        path = Path(weights).absolute() if weights is not None else models.named(model)
         self._weights = weights_io.load(path)
         self._arguments = {
             "model": model,
@@ -119,6 +146,7 @@ class Codec:
             "threads": threads,
             "max_pixels": max_pixels,
         }
+        self._others: dict[bytes, Codec] = {}  # by model id, for files of other models
         self.tables = self._weights.tables
         self.engine: Engine
         if ops.name == "cuda":
@@ -163,6 +191,7 @@ class Codec:
         """Number of integer weights."""
         return sum(t.size for n, t in self._weights.tensors.items() if n.endswith(".w"))
 
+    @_in_memory
     def encode(
         self,
         image: ImageLike,
@@ -202,6 +231,7 @@ class Codec:
             InputError: wrong type, shape or dtype, or an empty image.
             LimitExceededError: more than `max_pixels`.
             ConfigError: quality, effort, aq_strength or screen out of range.
+            OutOfMemoryError: there is too little memory.
         """
         lossless = isinstance(quality, str) and quality == LOSSLESS
         q, level, aq = _quality(QUALITY_MAX if lossless else quality), check_effort(effort), _aq(aq_strength)
@@ -298,6 +328,7 @@ class Codec:
         check_size(source.pixels.shape, self.max_pixels)
         return image_io.smooth_where_hidden(source)
 
+    @_in_memory
     def encode_to(
         self,
         image: ImageLike,
@@ -381,6 +412,7 @@ class Codec:
         container.check_sections(sections)
         return sections
 
+    @_in_memory
     def decode(
         self, data: FileLike, output: str = "pil", *, region: Sequence[int] | None = None, reduce: int = 1
     ) -> Any:
@@ -401,18 +433,23 @@ class Codec:
 
         Raises:
             BitstreamError: one of its kinds says what is wrong with the bytes. Never a wrong picture.
-            UnknownModelError: the file was made with other weights; files without loss need none.
+            UnknownModelError: no weights of the file's model are here; files without loss need none.
+            WeightsError: those weights are damaged.
             InputError: neither bytes nor where they are; a region that is empty or not within the picture.
             OSError: the file cannot be read.
+            OutOfMemoryError: there is too little memory.
             ConfigError: another output or reduction, or a region and a reduction.
             BackendUnavailableError: "torch" without PyTorch.
         """
         _check_output(output)
+        if check_reduction(reduce) > 1 and region is not None:
+            raise ConfigError("give a region or a reduction, not both")
         dca = container.parse(file_bytes(data), max_pixels=self.max_pixels)
+        return self._of_model(dca.header)._decoded_as(dca, output, region, reduce)
+
+    def _decoded_as(self, dca: container.Dca, output: str, region: Sequence[int] | None, reduce: int) -> Any:
         header = dca.header
-        if check_reduction(reduce) > 1:
-            if region is not None:
-                raise ConfigError("give a region or a reduction, not both")
+        if reduce > 1:
             pixels = self._reduced(dca, reduce)
             plane = self._alpha(dca)
             plane = None if plane is None else box_mean(plane, reduce)
@@ -463,7 +500,6 @@ class Codec:
             samples = picture.pixels_of(header, dca.stream, threads=self.threads, python=self._python)
             samples = samples[region.of_array()]
             return samples if header.depth == 16 else engine.image(samples)  # engines know 8 bits
-        self._check_model(header)
         seen = region.around(RING_REACH if header.restoration else 0, header.height, header.width)
         pixels, digest = engine.decode(dca.stream, header, seen) if decoded is None else decoded
         self._check_digest(header, digest)
@@ -476,7 +512,6 @@ class Codec:
         """A preview, uint8 or uint16 [ceil(H / reduce), ceil(W / reduce), 3]."""
         header = dca.header
         if not header.exact:
-            self._check_model(header)
             preview = self.engine.preview(dca.stream, header, reduce)
             if preview is not None:
                 pixels, digest = preview
@@ -486,9 +521,18 @@ class Codec:
         pixels = box_mean(self._host(self._decoded(dca)), reduce)
         return pixels if header.depth == 16 else self.engine.image(pixels)
 
-    def _check_model(self, header: container.Header) -> None:
-        if header.model_id != self._weights.model_id:
-            raise UnknownModelError(f"made with model {header.model_id.hex()}, this codec holds {self.model_id}")
+    def _of_model(self, header: container.Header) -> Codec:
+        """This codec, or one with the weights of the file's model and else the same arguments."""
+        if header.exact or header.model_id == self._weights.model_id:
+            return self
+        if header.model_id not in self._others:
+            try:
+                path = models.of_id(header.model_id)
+            except WeightsError as error:
+                raise UnknownModelError(f"{error}; this codec holds {self.model_id}") from error
+            # Two threads may both make one; either serves.
+            self._others.setdefault(header.model_id, _rebuilt(self._arguments | {"weights": path}))
+        return self._others[header.model_id]
 
     @staticmethod
     def _check_digest(header: container.Header, digest: int) -> None:
@@ -530,6 +574,7 @@ class Codec:
         """
         self.engine.warm_up(height, width, check_effort(effort), _aq(aq_strength))
 
+    @_in_memory
     def encode_batch(
         self,
         images: Iterable[ImageLike],
@@ -568,6 +613,7 @@ class Codec:
             files += [w if isinstance(w, bytes) else self._packed(w, next(coded), q, aq) for w in prepared]
         return files
 
+    @_in_memory
     def decode_batch(self, files: Iterable[FileLike], output: str = "pil") -> list[Any]:
         """`decode` of each, with the same result.
 
@@ -584,14 +630,15 @@ class Codec:
                 results.append(self.decode(some[0], output))
                 continue
             dcas = [container.parse(file_bytes(data), max_pixels=self.max_pixels) for data in some]
-            modelled = [dca for dca in dcas if not dca.header.exact]
-            for dca in modelled:
-                self._check_model(dca.header)
-            streams, headers = [dca.stream for dca in modelled], [dca.header for dca in modelled]
-            decoded = iter(self.engine.decode_batch(streams, headers))
+            mine = [dca for dca in dcas if dca.header.model_id == self._weights.model_id]
+            decoded = iter(self.engine.decode_batch([dca.stream for dca in mine], [dca.header for dca in mine]))
             for dca in dcas:
-                pixels = self._decoded(dca, decoded=None if dca.header.exact else next(decoded))
-                results.append(self._given(dca, pixels, self._alpha(dca), output))
+                if dca.header.model_id == self._weights.model_id:
+                    results.append(
+                        self._given(dca, self._decoded(dca, decoded=next(decoded)), self._alpha(dca), output)
+                    )
+                else:
+                    results.append(self._of_model(dca.header)._decoded_as(dca, output, None, 1))
         return results
 
 

@@ -6,7 +6,8 @@ DcaError
 |-- WeightsError                          a weight file that is missing, damaged or does not fit
 |-- TrainingError                         a training that went astray
 |-- BackendUnavailableError (RuntimeError)  what was asked for cannot run here, and why
-|-- DeviceMemoryError (MemoryError)       the device has too little memory for this image
+|-- OutOfMemoryError (MemoryError)        too little memory for this image
+|   `-- DeviceMemoryError                 the device has too little of its own
 `-- BitstreamError (ValueError)           bytes that cannot be decoded exactly
     |-- NotADcaFileError                  the first bytes are not those of a .dca file
     |-- UnsupportedVersionError           a newer format, or flags this version does not know
@@ -28,6 +29,7 @@ __all__ = [
     "InputWarning",
     "LimitExceededError",
     "NotADcaFileError",
+    "OutOfMemoryError",
     "TrainingError",
     "TruncatedStreamError",
     "UnknownModelError",
@@ -60,7 +62,11 @@ class BackendUnavailableError(DcaError, RuntimeError):
     """The requested backend cannot run on this machine; the message says why."""
 
 
-class DeviceMemoryError(DcaError, MemoryError):
+class OutOfMemoryError(DcaError, MemoryError):
+    """There is too little memory for this image."""
+
+
+class DeviceMemoryError(OutOfMemoryError):
     """The device has too little memory for this image, even strip by strip."""
 
 

@@ -284,7 +284,7 @@ def test_shards_are_a_partition(source: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     source.rename(moved)
     (moved / "0.png").unlink()
-    parts = [{job.place for job in plan([str(moved)], tmp_path, ".dca", {".png"}, shard=(i, 3))} for i in (1, 2, 3)]
+    parts = [{job.relative for job in plan([str(moved)], tmp_path, ".dca", {".png"}, shard=(i, 3))} for i in (1, 2, 3)]
     assert parts == [
         {Path(name).with_suffix(".png") for name in names(tmp_path / str(i))} - {Path("0.png")} for i in (1, 2, 3)
     ]
@@ -306,7 +306,7 @@ def test_a_plan_never_names_a_target_twice(tmp_path: Path) -> None:
     with pytest.warns(InputWarning, match="keep their suffixes"):
         jobs = plan([str(tmp_path)], Path("out"), ".dca", {".png", ".jpg"})
     good = [job for job in jobs if not job.problem]
-    assert [(job.place.name, job.target) for job in good] == [("x.jpg", "out/x.jpg.dca")]
+    assert [(job.relative.name, job.target) for job in good] == [("x.jpg", "out/x.jpg.dca")]
     assert all("would both become out/x.png.dca" in job.problem for job in jobs if job not in good)
     with pytest.raises(InputError, match=r"no pictures in .*, 3 other files, as .*x.jpg"):
         plan([str(tmp_path)], Path("out"), ".dca", {".gif"})

@@ -653,7 +653,7 @@ def test_info_of_a_model(codec: Codec, capsys: pytest.CaptureFixture[str]) -> No
     assert 5 < facts["kmac_per_pixel"]["decode"] < 40
     assert facts["config"]["latent"] == codec.config.latent
     assert run("info", "--preset", "dca-paper") == 0
-    assert "no weights are shipped for 'dca-paper'" in capsys.readouterr().out
+    assert "no weights are called 'dca-paper'" in capsys.readouterr().out
 
 
 def test_eval(codec: Codec, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -282,7 +282,7 @@ def test_wrong_arguments_are_refused_by_name(native: Codec, tmp_path: Path) -> N
         Codec(device="abacus")
     with pytest.raises(ConfigError, match="does not run on"):
         Codec(device="cpu", backend="cuda")
-    with pytest.raises(WeightsError, match="shipped: dca-s"):
+    with pytest.raises(WeightsError, match="only dca-s"):
         Codec("dca-xxl")
     with pytest.raises(WeightsError):
         Codec(weights=tmp_path / "none.safetensors")
@@ -346,33 +346,25 @@ def _decodes_or_raises(codec: Codec, data: bytes, pixels: np.ndarray) -> bool:
 
 
 def test_mutations_are_refused_even_with_a_mended_checksum(native: Codec) -> None:
-    """Bytes behind a correct CRC reach the entropy decoder: it and the symbol digest must hold the line.
-
-    Another size, quality, strength, flag or filter is another file, of whatever picture.
-    """
+    """Bytes behind a correct CRC reach the entropy decoder: it and the digest must hold the line, of another size,
+    quality, strength, flag or filter, too."""
     data = native.encode(photograph(64, 48), 50)
-    before = container.parse(data).header
     pixels = native.decode(data, "numpy")
     generator = np.random.default_rng(0)
     refused = 0
-    for _ in range(300):
+    for i in range(400):
         body = bytearray(data[:-4])
+        end = len(body) if i % 2 else 40  # half of them in the header and the filter
         for _ in range(generator.integers(1, 4)):
-            body[generator.integers(len(container.MAGIC) + 1, len(body))] ^= 1 << generator.integers(8)
+            body[generator.integers(len(container.MAGIC) + 1, end)] ^= 1 << generator.integers(8)
         body += container.zlib.crc32(body).to_bytes(4, "little")
         try:
-            header = container.parse(bytes(body), max_pixels=1 << 20).header
+            container.parse(bytes(body), max_pixels=1 << 20)
         except BitstreamError:
             refused += 1
             continue
-        if replace(header, digest=before.digest) == before:
-            refused += _decodes_or_raises(native, bytes(body), pixels)
-        else:
-            try:
-                assert native.decode(bytes(body), "numpy").shape == (header.height, header.width, 3)
-            except BitstreamError:
-                refused += 1
-    assert refused > 250
+        refused += _decodes_or_raises(native, bytes(body), pixels)
+    assert refused > 360
 
 
 def test_files_of_other_weights_are_refused_by_name(native: Codec) -> None:

@@ -42,8 +42,9 @@ def with_flags(flags: int, tail: bytes) -> bytes:
 
 
 def test_bytes_of_a_small_file() -> None:
-    body = b"\x89DCA\r\n" + b"\x09\x02" + b"\x01\x02\x03\x04" + b"\x80\x06" + b"\x05" + b"\x70\x17"
-    body += b"\xef\xbe\xad\xde" + b"\x01\x07profile" + b"\x04\xc8\x01" + b"a" * 200 + b"\x00" + b"stream"
+    body = b"\x89DCA\r\n" + b"\x0a\x02" + b"\x01\x02\x03\x04" + b"\x80\x06" + b"\x05" + b"\x70\x17"
+    body += (0xDEADBEEF ^ zlib.crc32(body)).to_bytes(4, "little")
+    body += b"\x01\x07profile" + b"\x04\xc8\x01" + b"a" * 200 + b"\x00" + b"stream"
     assert sealed(body) == FULL
 
 
@@ -128,7 +129,7 @@ def test_other_files_are_named_as_such(data: bytes) -> None:
 
 
 def test_other_formats_are_named_as_such() -> None:
-    for version in (1, 2, 3, 4, 5, 6, 7, 8, 10):
+    for version in (1, 2, 3, 4, 5, 6, 7, 8, 9, 11):
         with pytest.raises(UnsupportedVersionError, match=f"version {version}"):
             parse(sealed(PLAIN[:6] + bytes([version]) + PLAIN[7:-4]))
     for flags in (0x28, 0x0C):
@@ -242,7 +243,7 @@ def test_restoration_filters_that_no_file_holds() -> None:
 
 def test_inspect_tells_the_facts() -> None:
     info = dca_fast.inspect(FULL)
-    assert (info.version, info.width, info.height, info.quality, info.aq_strength) == (9, 768, 5, 60.0, 0)
+    assert (info.version, info.width, info.height, info.quality, info.aq_strength) == (10, 768, 5, 60.0, 0)
     assert (info.grayscale, info.model_id, info.digest) == (False, "01020304", 0xDEADBEEF)
     assert info.section_bytes == {"icc": 7, "alpha": 200}
     assert (info.stream_bytes, info.file_bytes) == (6, len(FULL))

@@ -20,7 +20,7 @@ from dca_fast import Codec, backends, inspect
 from dca_fast.engines.cuda import (
     CACHED_GRAPHS,
     LARGEST_GRAPH,
-    STRIP_ROWS,
+    STRIP_LINES,
     CudaEngine,
     _all_settings,
     _batches,
@@ -100,12 +100,12 @@ def test_short_memory_means_strips_then_a_typed_error(monkeypatch: pytest.Monkey
         return work
 
     assert bare()._in_memory(failing(0)) is None
-    assert bare()._in_memory(failing(1)) == STRIP_ROWS[1]
+    assert bare()._in_memory(failing(1)) == STRIP_LINES[1]
     with pytest.raises(DeviceMemoryError, match="no room"):
-        bare()._in_memory(failing(len(STRIP_ROWS)))
+        bare()._in_memory(failing(len(STRIP_LINES)))
     with pytest.raises(DeviceMemoryError, match="no room"):
         bare()._in_memory(failing(1), 1)
-    monkeypatch.setattr("dca_fast.engines.cuda.STRIP_ROWS", (16,))  # as a test below does
+    monkeypatch.setattr("dca_fast.engines.cuda.STRIP_LINES", (16,))  # as a test below does
     assert bare()._in_memory(failing(0)) == 16
 
 
@@ -374,7 +374,7 @@ def test_damaged_files_raise_and_leave_the_codec_usable(cpu: Codec, gpu: Codec) 
 def test_strips_on_the_device_are_exact(cpu: Codec, gpu: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     image = photograph(640, 192, seed=5)
     data = cpu.encode(image, 50)
-    monkeypatch.setattr("dca_fast.engines.cuda.STRIP_ROWS", (16,))
+    monkeypatch.setattr("dca_fast.engines.cuda.STRIP_LINES", (16,))
     monkeypatch.setattr("dca_fast.engines.cuda.LARGEST_GRAPH", 0)
     assert gpu.encode(image, 50) == data
     assert np.array_equal(gpu.decode(data, "numpy"), cpu.decode(data, "numpy"))

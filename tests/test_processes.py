@@ -50,9 +50,9 @@ def test_a_codec_is_pickled_as_its_arguments(dump: object, tmp_path: Path) -> No
 
 
 def test_own_weights_are_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dca_fast.network import weights
+    from dca_fast.network import models
 
-    (tmp_path / "own.safetensors").write_bytes(weights.find("dca-s").read_bytes())
+    (tmp_path / "own.safetensors").write_bytes(models.named("dca-s").read_bytes())
     monkeypatch.chdir(tmp_path)
     written = pickle.dumps(Codec(weights="own.safetensors"))
     monkeypatch.chdir("/")

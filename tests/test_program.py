@@ -17,7 +17,7 @@ from dca_fast.entropy.tables import build_gaussian_tables
 from dca_fast.errors import ConfigError, WeightsError
 from dca_fast.model.network import Network
 from dca_fast.model.walk import neighbours
-from dca_fast.network import walk, weights
+from dca_fast.network import models, walk, weights
 from dca_fast.network.layout import is_of_encoder, layout
 from dca_fast.network.program import Model, Program, ProgramSet, exp2, interpolate, settings, silent
 from dca_fast.ops import Array, Arrays, native
@@ -206,14 +206,14 @@ def test_what_is_silent_needs_no_analysis(packed: weights.Weights, name: str) ->
 
 
 def test_what_is_silent_at_every_quality() -> None:
-    model = ProgramSet(weights.load(weights.find("dca-s")), OPS).model
+    model = ProgramSet(weights.load(models.named("dca-s")), OPS).model
     at = {quality: silent(settings(model.weights, quality)) for quality in (0, 700, 5000, 6249, 8888, 10000)}
     assert model.silent == frozenset.intersection(*at.values()) == {"global"}
     assert at[0] != at[10000]
 
 
 def test_strips_change_no_bit() -> None:
-    program = ProgramSet(weights.load(weights.find("dca-s")), OPS).at(7000)
+    program = ProgramSet(weights.load(models.named("dca-s")), OPS).at(7000)
     image = torch.from_numpy(photograph(256, 64, seed=4))[None]
     y = program.analyse(image)
     pixels = program.synthesise(y)
@@ -222,12 +222,12 @@ def test_strips_change_no_bit() -> None:
         assert program.synthesise(y, rows).equal(pixels)
     # one row less around a strip shows: the reach is as small as it can be
     x = program._blocks(y, "synthesis.blocks16", program.config.synthesis_blocks[1])
-    short = program._by_rows(program._synthesise_fine, x, 8, 1, 16, 2)
+    short = program._by_lines(program._synthesise_fine, x, 8, 1, 16, 2)
     assert not short.equal(pixels)
 
 
 def test_pixels_depend_on_the_sites_around_alone() -> None:
-    program = ProgramSet(weights.load(weights.find("dca-s")), OPS).at(7000)
+    program = ProgramSet(weights.load(models.named("dca-s")), OPS).at(7000)
     y = program.analyse(torch.from_numpy(photograph(256, 192, seed=4))[None])
     pixels, reach = program.synthesise(y), program.reach
     changed = y.clone()
@@ -299,8 +299,8 @@ def test_weights_file_is_checked(packed: weights.Weights, tmp_path: Path) -> Non
     save_file({"x": torch.zeros(1)}, str(path), {"dca_fast": json.dumps({"format": 99})})
     with pytest.raises(WeightsError, match="format 99"):
         weights.load(path)
-    with pytest.raises(WeightsError, match="no weights are shipped for 'dca-xl'"):
-        weights.find("dca-xl")
+    with pytest.raises(WeightsError, match="no weights are called 'dca-xl'"):
+        models.named("dca-xl")
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,8 @@ def hostile(config: dict, tensors: weights.Tensors, skip: object) -> bytes:
     """A weights file with a right digest, whatever it holds."""
     metadata = json.dumps({"format": weights.FORMAT, "config": config, "skip": skip})
     arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    return weights.save_bytes(arrays, {"dca_fast": metadata, "sha256": weights._digest(arrays, metadata).hex()})
+    digest, identity = weights._digest(arrays, metadata), weights._identity(arrays, config, skip)
+    return weights.save_bytes(arrays, {"dca_fast": metadata, "sha256": digest.hex(), "identity": identity.hex()})
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from dca_fast.cli.parser import main
 from dca_fast.config import REDUCTIONS
 from dca_fast.errors import BitstreamError, ConfigError, CorruptStreamError
 from dca_fast.files import container
-from dca_fast.network import walk, weights
+from dca_fast.network import models, walk, weights
 from dca_fast.network.layout import PREVIEWS
 from dca_fast.network.program import Model, Program, settings
 from dca_fast.ops import native, reference
@@ -52,7 +52,7 @@ def test_means_are_exact(reduce: int, shape: tuple[int, ...], dtype: Any) -> Non
 
 
 def test_shipped_weights_have_layers() -> None:
-    tensors = weights.load(weights.find("dca-s")).tensors
+    tensors = weights.load(models.named("dca-s")).tensors
     assert all(f"preview.{reduce}.w" in tensors for reduce in PREVIEWS)
 
 
@@ -100,7 +100,7 @@ def test_backends_and_tiles_make_the_same_previews(codec: Codec, reduce: int, mo
 
 def test_a_preview_is_the_layer_and_blocks_of_its_pixels() -> None:
     """As docs/spec/numerics.md has it, at the ends of the ranges too."""
-    loaded = weights.load(weights.find("dca-s"))
+    loaded = weights.load(models.named("dca-s"))
     y_hat = np.random.default_rng(3).integers(-32767, 32768, (1, 4, 8, 384)).astype(np.int16)
     y_hat[:, :2] //= 64
     for reduce in PREVIEWS:
@@ -118,7 +118,7 @@ def test_a_preview_is_the_layer_and_blocks_of_its_pixels() -> None:
 
 
 def test_weights_without_layers_have_previews_too(codec: Codec, tmp_path: Path) -> None:
-    shipped = weights.load(weights.find("dca-s"))
+    shipped = weights.load(models.named("dca-s"))
     tensors = {name: t for name, t in shipped.tensors.items() if not name.startswith("preview.")}
     weights.save(tmp_path / "plain.safetensors", tensors, shipped.config, shipped.skip)
     plain = Codec(weights=tmp_path / "plain.safetensors")

@@ -40,18 +40,19 @@ class File:
         assert data[:6] == b"\x89DCA\r\n"
         assert zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "little")
         self.version, flags = data[6:8]
-        assert self.version == 9
+        assert self.version == 10
         self.gray, sections, filtered, self.strength = bool(flags & 1), flags & 2, flags & 4, flags >> 4
         self.exact = bool(flags & 8)
         assert not self.exact or (data[8:12] == bytes(4) and not filtered and self.strength <= 1)
         at = 12
         self.width, at = leb128(data, at)
         self.height, at = leb128(data, at)
-        self.quality, self.digest = struct.unpack_from("<HI", data, at)
-        at += 6
+        self.quality, digest = struct.unpack_from("<HI", data, at)
+        header, at = data[: at + 2], at + 6
         self.coefficients: list[int] = []
         if filtered:
-            at = self.read_filter(data, at)
+            header, at = header + data[at : (end := self.read_filter(data, at))], end
+        self.digest = digest ^ zlib.crc32(header)
         self.layer = b""
         if sections:
             while data[at]:

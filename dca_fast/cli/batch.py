@@ -22,22 +22,22 @@ class Job:
 
     Args:
         source: its path.
-        place: its path below the folder that was given, or its name: what a shard goes by.
+        relative: its path below the folder that was given, or its name: what a shard goes by.
         target: where it goes; "" for none.
         problem: why it cannot be converted, or "".
         left_out: it is none of the files that were meant, as a text file among pictures.
     """
 
     source: str
-    place: Path
+    relative: Path
     target: str = ""
     problem: str = ""
     left_out: bool = False
 
 
-def name_of(place: Path, extension: str, suffixes: Collection[str], keep_suffix: bool = False) -> Path:
+def name_of(relative: Path, extension: str, suffixes: Collection[str], keep_suffix: bool = False) -> Path:
     """What a file becomes: photo.png photo.dca, or photo.png.dca with its suffix; photo.png.dca photo.png again."""
-    stem = place if keep_suffix or place.suffix.lower() not in suffixes else place.with_suffix("")
+    stem = relative if keep_suffix or relative.suffix.lower() not in suffixes else relative.with_suffix("")
     return stem if not keep_suffix and stem.suffix.lower() == extension else Path(f"{stem}{extension}")
 
 
@@ -59,7 +59,7 @@ def plan(
         extension: of the outputs.
         suffixes: of the files that are taken from folders, in lower case.
         keep_suffix: of the inputs, before the extension. Inputs that would become one output keep theirs anyway.
-        shard: (i, n), the i-th of n parts of about equal size; a file's part depends on its place alone.
+        shard: (i, n), the i-th of n parts of about equal size; a file's part depends on its relative path alone.
         ignore: files that are not even left out.
 
     Returns:
@@ -68,10 +68,10 @@ def plan(
     Raises:
         InputError: nothing at all to convert.
     """
-    jobs: dict[str, Job] = {}  # by real path and place: a file that is given twice is one
+    jobs: dict[str, Job] = {}  # by real and relative path: a file that is given twice is one
     for path in paths:
         for job in files_of(Path(path), suffixes):
-            jobs.setdefault(f"{os.path.realpath(job.source)}\0{job.place}", job)
+            jobs.setdefault(f"{os.path.realpath(job.source)}\0{job.relative}", job)
     all_jobs = _with_targets(list(jobs.values()), out, extension, suffixes, keep_suffix)
     skipped = {os.path.realpath(path) for path in [*map(str, ignore), *(job.target for job in all_jobs if job.target)]}
     all_jobs = [job for job in all_jobs if not (job.left_out and os.path.realpath(job.source) in skipped)]
@@ -80,7 +80,7 @@ def plan(
         others = f", {len(all_jobs)} other files, as {all_jobs[0].source} ({all_jobs[0].problem})" if all_jobs else ""
         raise InputError(f"no {what} in {', '.join(paths)}{others}")
     part, parts = shard
-    return [job for job in all_jobs if zlib.crc32(os.fsencode(job.place.as_posix())) % parts == part - 1]
+    return [job for job in all_jobs if zlib.crc32(os.fsencode(job.relative.as_posix())) % parts == part - 1]
 
 
 def files_of(path: Path, suffixes: Collection[str]) -> Iterator[Job]:
@@ -94,15 +94,15 @@ def files_of(path: Path, suffixes: Collection[str]) -> Iterator[Job]:
         linked = [name for name in folders if os.path.islink(os.path.join(here, name))]
         for name in sorted(files + linked):
             file = Path(here, name)
-            place = file.relative_to(path)
+            relative = file.relative_to(path)
             if name in linked:
-                yield Job(str(file), place, problem="a link to a folder", left_out=True)
+                yield Job(str(file), relative, problem="a link to a folder", left_out=True)
             elif file.suffix.lower() not in suffixes:
-                yield Job(str(file), place, problem="another kind of file", left_out=True)
+                yield Job(str(file), relative, problem="another kind of file", left_out=True)
             elif not _is_readable(file):
-                yield Job(str(file), place, problem="not a regular file", left_out=True)
+                yield Job(str(file), relative, problem="not a regular file", left_out=True)
             else:
-                yield Job(str(file), place)
+                yield Job(str(file), relative)
     for error in problems:
         yield Job(str(error.filename), Path(os.path.relpath(error.filename, path)), problem=str(error.strerror))
 
@@ -119,7 +119,7 @@ def _with_targets(
     jobs: list[Job], out: Path, extension: str, suffixes: Collection[str], keep_suffix: bool
 ) -> list[Job]:
     def target(job: Job, keep: bool) -> str:
-        return str(out / name_of(job.place, extension, suffixes, keep))
+        return str(out / name_of(job.relative, extension, suffixes, keep))
 
     targets = {i: target(job, keep_suffix) for i, job in enumerate(jobs) if not job.problem}
     for group in [] if keep_suffix else _shared(targets):

@@ -149,7 +149,8 @@ def _file_facts(source: str) -> dict[str, Any]:
 
 def _model_facts(name: str) -> dict[str, Any]:
     from dca_fast.config import preset
-    from dca_fast.network import weights
+    from dca_fast.network import models
+    from dca_fast.network.weights import identity_of
 
     config = preset(name)
     facts: dict[str, Any] = {"preset": name}
@@ -165,7 +166,7 @@ def _model_facts(name: str) -> dict[str, Any]:
             facts["parameters"] = sum(p.numel() for p in Network(config).parameters())
         facts["kmac_per_pixel"] = {part: round(macs / 1000, 2) for part, macs in macs_per_pixel(config).items()}
     try:
-        facts["model_id"] = weights.load(weights.find(name)).model_id.hex()
+        facts["model_id"] = identity_of(models.named(name))[:4].hex()
     except WeightsError as error:
         facts["weights"] = str(error)
     return facts | {"config": config.to_dict()}

@@ -161,7 +161,7 @@ def first_pass(
     image: Array,
     size: tuple[int, int],
     source: Sources = walk.EncoderSource,
-    rows: int | None = None,
+    lines: int | None = None,
 ) -> Pass:
     """Level 1 as far as the picture that its step answers. Nothing in it depends on the data, so that a GPU can record
     it; likewise `second_pass`.
@@ -171,12 +171,12 @@ def first_pass(
         image: uint8 [1, H, W, 3], sides multiples of 64, on the program's device.
         size: height and width of the picture without its padding.
         source: class of the sources.
-        rows: as `Program.analyse` takes them.
+        lines: as `Program.analyse` takes them.
     """
     grid = walk.Grid.of(*size)
-    tiles = begin(program, step.quantiser, source, program.analyse(image, rows), grid)
+    tiles = begin(program, step.quantiser, source, program.analyse(image, lines), grid)
     y_hat = grid.laid(program.arrays, ((one.tile, one.coded(program, one.y)[1]) for one in tiles))
-    return Pass(tiles, y_hat, program.synthesise(y_hat, rows))
+    return Pass(tiles, y_hat, program.synthesise(y_hat, lines))
 
 
 def second_pass(
@@ -186,7 +186,7 @@ def second_pass(
     w: Array | None,
     image: Array,
     size: tuple[int, int],
-    rows: int | None = None,
+    lines: int | None = None,
     finish: Callable[[walk.EncoderSource, walk.Grid], Any] = lambda source, grid: source,
 ) -> tuple[list[Any], Array]:
     """The step along the linear part, whatever comes of it, and what is coded then.
@@ -194,7 +194,7 @@ def second_pass(
     Args:
         first: of `first_pass`; let go before the last picture is made.
         w: the restoration filter of its picture, int8 [3, 6 R] on the device; the error behind it is answered.
-        image, size, rows: as there.
+        image, size, lines: as there.
         finish: what is kept of the source of each tile and its grid.
 
     Returns:
@@ -211,7 +211,7 @@ def second_pass(
     del first
     y_hat = walk.Grid.of(*size).laid(program.arrays, walked(answered))
     del answered
-    return kept, program.synthesise(y_hat, rows)
+    return kept, program.synthesise(y_hat, lines)
 
 
 def _answered(

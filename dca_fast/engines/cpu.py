@@ -28,8 +28,8 @@ from dca_fast.tensors import is_tensor
 STRIP_PIXELS = 1 << 23  # that the transforms compute at a time, about; fewer take less memory and some more work
 
 
-def _rows(width: int) -> int:
-    """Latent rows of a strip, for pictures of so many columns."""
+def _lines(width: int) -> int:
+    """Lines of sites of a strip, for pictures of so many columns."""
     return max(1, STRIP_PIXELS // (STRIDE * width))
 
 
@@ -100,15 +100,15 @@ class CpuEngine:
             What is kept, and from effort 1 on the picture [1, H, W, 3] that it makes.
         """
         program, padded = self.program(quality, aq), self.padded(image)
-        size, rows = (image.shape[0], image.shape[1]), _rows(image.shape[1])
+        size, lines = (image.shape[0], image.shape[1]), _lines(image.shape[1])
         if effort:
             m = step_multipliers(program.arrays.numpy(program.gain), quality / QUALITY_ONE)
             step = Step(self.adjoint, self.quantiser, program.arrays.array(m))
-            first = [first_pass(program, step, padded, size, rows=rows)]
+            first = [first_pass(program, step, padded, size, lines=lines)]
             coefficients = self.fit(first[0].picture, image, quality)
             w = restoration_fit.as_array(program.arrays, coefficients) if coefficients else None
-            return second_pass(program, step, first.pop(), w, padded, size, rows, finish)
-        y = program.analyse(padded, rows)
+            return second_pass(program, step, first.pop(), w, padded, size, lines, finish)
+        y = program.analyse(padded, lines)
         kept = []
         for tile in walk.Grid.of(*size).tiles():
             own = program.arrays.contiguous(y[tile.sites])
@@ -146,7 +146,7 @@ class CpuEngine:
 
     def decode(self, stream: bytes, header: Header, region: Region) -> tuple[Array, int]:
         program, y_hat, begin, digest = self.latent(stream, header, region)
-        picture = program.synthesise(y_hat, _rows(y_hat.shape[2] * STRIDE))
+        picture = program.synthesise(y_hat, _lines(y_hat.shape[2] * STRIDE))
         return picture[0][region.of_array(*begin)], digest
 
     def encode_batch(self, images: Sequence[Array], quality: int, effort: int, aq: int) -> list[Encoded]:

@@ -41,7 +41,7 @@ from dca_fast.tensors import tensor_of
 CACHED_GRAPHS = 16
 LARGEST_GRAPH = 1 << 25  # pixels: above, launches cost little beside the work, and a graph keeps its memory
 BATCHES = (64, 32, 16, 8, 4, 2, 1)  # pictures of one size that are coded at once, in LARGEST_GRAPH pixels
-STRIP_ROWS = (None, 64, 16)  # latent rows that the transforms compute at a time, tried in turn when memory is short
+STRIP_LINES = (None, 64, 16)  # lines of sites that the transforms compute at a time, tried in turn when memory is short
 _STREAM_ROOM = 1 << 16  # bytes that a recorded decoder takes beyond one for each pixel
 _ALIGNMENT = 256
 _PACKED_QUALITIES = 64  # kept on the host, about 100 KiB each
@@ -111,7 +111,7 @@ class _DecoderSource:
 
 
 def _analyse(
-    program: Program, image: Tensor, size: Size, step: Step, fit: Fit | None, rows: int | None
+    program: Program, image: Tensor, size: Size, step: Step, fit: Fit | None, lines: int | None
 ) -> tuple[list[walk.EncoderSource], Tensor | None]:
     """Everything of the encoder before the coder: uint8 [1, H, W, 3] to values and rows of each part of each tile, and
     from effort 1 on the picture that they make.
@@ -121,16 +121,16 @@ def _analyse(
         fit: of effort 1; None: effort 0.
     """
     if fit is None:
-        return _plain(program, image, size, step, rows), None
-    first = first_pass(program, step, image, size, _EncoderSource, rows)
-    return second_pass(program, step, first, fit(first.picture), image, size, rows)
+        return _plain(program, image, size, step, lines), None
+    first = first_pass(program, step, image, size, _EncoderSource, lines)
+    return second_pass(program, step, first, fit(first.picture), image, size, lines)
 
 
 def _plain(
-    program: Program, image: Tensor, size: Size, step: Step, rows: int | None = None
+    program: Program, image: Tensor, size: Size, step: Step, lines: int | None = None
 ) -> list[walk.EncoderSource]:
     """`_analyse` at effort 0; of a batch [N, H, W, 3], too."""
-    y, sources = program.analyse(image, rows), list[walk.EncoderSource]()
+    y, sources = program.analyse(image, lines), list[walk.EncoderSource]()
     for tile in walk.Grid.of(*size).tiles():
         own = y[tile.sites].contiguous()
         source = _EncoderSource(program, own, program.hyper_analyse(own), step.quantiser(tile.grid.groups))
@@ -146,10 +146,10 @@ def _walked(program: Program, decoder: DeviceDecoder, grid: walk.Grid) -> Tensor
     return y_hat
 
 
-def _synthesise(program: Program, decoders: list[DeviceDecoder], grid: walk.Grid, rows: int | None) -> Tensor:
+def _synthesise(program: Program, decoders: list[DeviceDecoder], grid: walk.Grid, lines: int | None) -> Tensor:
     """Everything of the decoder after `reset` of those of all tiles: uint8 [N, H, W, 3]."""
     parts = ((tile, _walked(program, decoder, tile.grid)) for tile, decoder in zip(grid.tiles(), decoders, strict=True))
-    picture: Tensor = program.synthesise(grid.laid(program.arrays, parts), rows)
+    picture: Tensor = program.synthesise(grid.laid(program.arrays, parts), lines)
     return picture
 
 
@@ -333,7 +333,7 @@ class CudaEngine:
         with torch.cuda.device(self.device):
             if effort > 1:
                 try:
-                    return self._in_memory(lambda rows: self._search(image, quality, effort, aq, progress), 2)
+                    return self._in_memory(lambda lines: self._search(image, quality, effort, aq, progress), 2)
                 except DeviceMemoryError:
                     on_cpu = self._on_cpu()  # searches need more memory than encoders that go by strips
                     return on_cpu.encode(on_cpu.image(image), quality, effort, aq, progress)
@@ -449,9 +449,9 @@ class CudaEngine:
                 if recorded:
                     return recorded[0]
 
-            def once(rows: int | None) -> tuple[Tensor, int]:
+            def once(lines: int | None) -> tuple[Tensor, int]:
                 program, y_hat, begin, digest = self._latent(stream, header, region)
-                return program.synthesise(y_hat, rows)[0][region.of_array(*begin)].contiguous(), digest
+                return program.synthesise(y_hat, lines)[0][region.of_array(*begin)].contiguous(), digest
 
             return self._in_memory(once)
 
@@ -500,9 +500,9 @@ class CudaEngine:
         first = headers[0]
         grid, program = walk.Grid.of(first.height, first.width), self._programs.at(first.quality, first.aq)
 
-        def once(rows: int | None) -> list[tuple[Tensor, int]]:
+        def once(lines: int | None) -> list[tuple[Tensor, int]]:
             decoder = self.coder.decoder(streams)
-            pixels = program.synthesise(_walked(program, decoder, grid), rows)
+            pixels = program.synthesise(_walked(program, decoder, grid), lines)
             own = [pixels[i, : h.height, : h.width].contiguous() for i, h in enumerate(headers)]
             return list(zip(own, decoder.check(), strict=True))
 
@@ -514,7 +514,7 @@ class CudaEngine:
             return None
         height, width = header.height, header.width
 
-        def once(rows: int | None) -> tuple[Tensor, int]:
+        def once(lines: int | None) -> tuple[Tensor, int]:
             program, y_hat, _, digest = self._latent(stream, header, Region.whole(height, width))
             picture = program.preview(y_hat, reduce)[0, : -(-height // reduce), : -(-width // reduce)]
             return picture.contiguous(), digest
@@ -553,10 +553,10 @@ class CudaEngine:
             return self._seen[key]
 
     def _in_memory(self, work: Callable[[int | None], T], tries: int | None = None) -> T:
-        """`work` with all rows at a time, or with fewer where the device has too little memory, and without graphs."""
-        for rows in STRIP_ROWS[:tries]:
+        """`work` with all lines at a time, or with fewer where the device has too little memory, and without graphs."""
+        for lines in STRIP_LINES[:tries]:
             try:
-                return work(rows)
+                return work(lines)
             except torch.cuda.OutOfMemoryError as error:
                 reason = str(error)
             with self._lock:

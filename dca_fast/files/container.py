@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 MAGIC = b"\x89DCA\r\n"
-VERSION = 9
+VERSION = 10
 MAX_SIDE = 65535
 MAX_QUALITY = 10000
 MAX_SECTION_BYTES = 1 << 24
@@ -75,7 +75,8 @@ class Header:
         height: rows of the image, 1..65535.
         quality: hundredths, 0..10000.
         model_id: 4 bytes, the start of the SHA-256 of the integer weights.
-        digest: 32-bit digest of the decoded symbols.
+        digest: 32-bit digest of the decoded symbols. The file holds it under a checksum of the header, so that a reader
+            of a changed header finds another one.
         grayscale: the source had one colour channel.
         aq: strength of adaptive quantisation, 0..15 sixteenths.
         restoration: weights of the filter behind the decoder, -127..127: none, or 18 for each of one to three rings.
@@ -180,12 +181,12 @@ def pack(header: Header, stream: bytes, sections: Mapping[Section, bytes] | None
     out = bytearray(MAGIC)
     out += struct.pack("<BB4s", VERSION, flags, header.model_id)
     out += leb128(header.width) + leb128(header.height)
-    out += struct.pack("<HI", header.quality, header.digest)
+    out += struct.pack("<H", header.quality)
     check_sections(sections or {})
     if header.exact and Section.LAYER in dict(present):
         raise InputError("an exact file with a layer")
-    if header.restoration:
-        out += pack_restoration(header.restoration)
+    restoration = pack_restoration(header.restoration) if header.restoration else b""
+    out += struct.pack("<I", header.digest ^ zlib.crc32(out + restoration)) + restoration
     for tag, payload in present:
         out.append(tag)
         out += leb128(len(payload)) + payload
@@ -338,13 +339,13 @@ def _read_fields(reader: "_Reader", max_pixels: int) -> Dca:
         raise UnsupportedVersionError(f"unknown flags {flags:#04x}")
     model_id = reader.take(4)
     width, height = reader.leb128(), reader.leb128()
-    quality, digest = struct.unpack("<HI", reader.take(6))
+    (quality,) = struct.unpack("<H", reader.take(2))
     header = Header(
         width,
         height,
         quality,
         model_id,
-        digest,
+        0,
         bool(flags & _GRAYSCALE),
         0 if exact else high,
         exact=exact,
@@ -354,8 +355,11 @@ def _read_fields(reader: "_Reader", max_pixels: int) -> Dca:
         raise CorruptStreamError(problem)
     if width * height > max_pixels:
         raise LimitExceededError(f"{width} x {height} pixels exceed the limit of {max_pixels}")
-    if flags & _RESTORATION:
-        header = replace(header, restoration=_read_restoration(reader))
+    before = reader.data[: reader.position]
+    (digest,) = struct.unpack("<I", reader.take(4))
+    restoration = _read_restoration(reader) if flags & _RESTORATION else ()
+    digest ^= zlib.crc32(before + (pack_restoration(restoration) if restoration else b""))
+    header = replace(header, digest=digest, restoration=restoration)
     sections = _read_sections(reader) if flags & _SECTIONS else {}
     if exact and Section.LAYER in sections:
         raise CorruptStreamError("an exact file with a layer")

@@ -280,14 +280,14 @@ class Program:
 
     # The stages, in the order of the data.
 
-    def analyse(self, image: Array, rows: int | None = None) -> Array:
+    def analyse(self, image: Array, lines: int | None = None) -> Array:
         """uint8 [N, H, W, 3], sides multiples of 64 -> y int16 [N, H/16, W/16, M].
 
-        What is at 1/8 is computed by so many `rows` of y at a time; fewer take less memory and a little more work, and
+        What is at 1/8 is computed by so many `lines` of y at a time; fewer take less memory and a little more work, and
         change no bit.
         """
         fine, coarse = self.config.analysis_blocks
-        x = self._by_rows(self._analyse_fine, image, rows, STRIDE, 1, fine)
+        x = self._by_lines(self._analyse_fine, image, lines, STRIDE, 1, fine)
         return self._blocks(x, "analysis.blocks16", coarse)
 
     def _analyse_fine(self, image: Array) -> Array:
@@ -429,11 +429,11 @@ class Program:
             x = self.ops.token_block(x, features["keys"], features["values"], self._params[p])
         return self._ffn(x, f"{name}.global_ffn")
 
-    def synthesise(self, y_hat: Array, rows: int | None = None) -> Array:
-        """y_hat int16 [N, h, w, M] -> image uint8 [N, 16h, 16w, 3]; `rows` as in `analyse`."""
+    def synthesise(self, y_hat: Array, lines: int | None = None) -> Array:
+        """y_hat int16 [N, h, w, M] -> image uint8 [N, 16h, 16w, 3]; `lines` as in `analyse`."""
         fine, coarse = self.config.synthesis_blocks
         x = self._blocks(y_hat, "synthesis.blocks16", coarse)
-        return self._by_rows(self._synthesise_fine, x, rows, 1, STRIDE, fine)
+        return self._by_lines(self._synthesise_fine, x, lines, 1, STRIDE, fine)
 
     def _synthesise_fine(self, x: Array) -> Array:
         return self._pixels(self._blocks(self._split(x), "synthesis.blocks8", self.config.synthesis_blocks[0]))
@@ -475,27 +475,27 @@ class Program:
             x = self.ops.gated_ffn(middle, ffn)
         return halves, x
 
-    def _by_rows(
-        self, transform: Callable[[Array], Array], x: Array, rows: int | None, scale: int, out: int, fine: int
+    def _by_lines(
+        self, transform: Callable[[Array], Array], x: Array, lines: int | None, scale: int, out: int, fine: int
     ) -> Array:
         """`transform` of strips of x, each with as much around it as its blocks see: the same bits as of all at once.
 
         Args:
-            rows: latent rows of a strip; None for all.
-            scale, out: rows of x, and of the result, in a latent row.
+            lines: lines of sites of a strip; None for all.
+            scale, out: lines of x, and of the result, in a line of sites.
             fine: how many 3x3 layers at 1/8 it has.
         """
         height = x.shape[1] // scale
-        if rows is None or rows >= height:
+        if lines is None or lines >= height:
             return transform(x)
         reach = -(-fine // 2)
 
         def strip(top: int) -> Array:
-            first, last, end = max(0, top - reach), min(height, top + rows + reach), min(height, top + rows)
+            first, last, end = max(0, top - reach), min(height, top + lines + reach), min(height, top + lines)
             computed = transform(self.arrays.contiguous(x[:, first * scale : last * scale]))
             return computed[:, (top - first) * out : (end - first) * out]
 
-        return self.arrays.gather(map(strip, range(0, height, rows)), height * out)
+        return self.arrays.gather(map(strip, range(0, height, lines)), height * out)
 
 
 Halves = list[tuple[Array, DepthBlockParams | GatedFfnParams]]

@@ -25,8 +25,7 @@ from dca_fast.files.atomic import write_atomic
 from dca_fast.network.layout import ENCODER_ONLY, LOG2_ONE, Layout, Spec, is_of_encoder, layout, previews
 from dca_fast.ops.limits import MAX_ROW
 
-FORMAT = 2
-BUNDLED = Path(__file__).resolve().parents[1] / "data"
+FORMAT = 3
 ACCUMULATOR = 2**31 - 1
 RESULT = 2**31 - 1024  # so that its float is below 2^31
 SCORE_LIMIT = 2**20
@@ -75,9 +74,9 @@ def _digest(tensors: Tensors, metadata: str) -> bytes:
     return h.digest()
 
 
-def _identity(tensors: Tensors, config: ModelConfig, skip: int) -> bytes:
+def _identity(tensors: Tensors, config: Mapping[str, Any], skip: int) -> bytes:
     """SHA-256 of what a decoder reads (docs/spec/bitstream.md)."""
-    seen = {name: value for name, value in config.to_dict().items() if name not in ENCODER_ONLY}
+    seen = {name: value for name, value in config.items() if name not in ENCODER_ONLY}
     metadata = json.dumps({"config": seen, "format": FORMAT, "skip": skip}, sort_keys=True)
     return _digest({name: tensor for name, tensor in tensors.items() if not is_of_encoder(name)}, metadata)
 
@@ -157,7 +156,8 @@ def save(path: Path, tensors: Tensors, config: ModelConfig, skip: int) -> Weight
     metadata = json.dumps({"format": FORMAT, "config": config.to_dict(), "skip": skip}, sort_keys=True)
     digest = _digest(tensors, metadata).hex()
     arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    content = save_bytes(arrays, {"dca_fast": metadata, "sha256": digest})
+    identity = _identity(tensors, config.to_dict(), skip).hex()
+    content = save_bytes(arrays, {"dca_fast": metadata, "sha256": digest, "identity": identity})
     write_atomic(path, content)  # other codecs may have the old file mapped
     return load(path)
 
@@ -185,9 +185,32 @@ def load(path: Path) -> Weights:
     if digest.hex() != stored.get("sha256"):
         raise WeightsError(f"{path} is damaged: its tensors do not have the digest it was written with")
     check(tensors)
-    weights = Weights(tensors, config, skip, _identity(tensors, config, skip))
+    weights = Weights(tensors, config, skip, _identity(tensors, config.to_dict(), skip))
+    if weights.identity.hex() != stored.get("identity"):
+        raise WeightsError(f"{path} is damaged: its tensors do not have the identity in its metadata")
     weights.tables  # noqa: B018 (validates)
     return weights
+
+
+def identity_of(path: Path) -> bytes:
+    """The identity that a weights file claims, 32 bytes, from its metadata alone; `load` compares it with the tensors.
+
+    Raises:
+        WeightsError: missing, not such a file, or of another format.
+    """
+    try:
+        with safe_open(str(path), framework="np") as f:
+            stored = f.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"cannot read weights {path}: {error}") from error
+    _facts(path, stored)
+    try:
+        identity = bytes.fromhex(stored["identity"])
+    except (KeyError, ValueError):
+        identity = b""
+    if len(identity) != 32:
+        raise WeightsError(f"{path}: bad metadata: no identity")
+    return identity
 
 
 def _facts(path: Path, stored: Mapping[str, str]) -> tuple[ModelConfig, int, str]:
@@ -205,16 +228,3 @@ def _facts(path: Path, stored: Mapping[str, str]) -> tuple[ModelConfig, int, str
     if type(skip) is not int or not 0 <= skip <= MAX_ROW + 1:
         raise WeightsError(f"{path}: bad metadata: rows are coded from {skip!r} on")
     return config, skip, metadata
-
-
-def find(name: str) -> Path:
-    """The bundled weights of a preset.
-
-    Raises:
-        WeightsError: none are shipped under that name; the message lists those that are.
-    """
-    path = BUNDLED / f"{name}.safetensors"
-    if not path.exists():
-        known = ", ".join(sorted(p.stem for p in BUNDLED.glob("*.safetensors"))) or "none"
-        raise WeightsError(f"no weights are shipped for {name!r}; shipped: {known}")
-    return path

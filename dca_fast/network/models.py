@@ -1,0 +1,87 @@
+"""Where weights are: those that are shipped, those of installed packages, those in the folders of DCA_WEIGHTS.
+
+A package offers its folder as an entry point of the group "dca_fast.weights", whose value is the name of the package.
+"""
+
+import os
+from functools import lru_cache
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+
+from dca_fast.errors import WeightsError
+from dca_fast.network.weights import identity_of
+
+__all__ = ["folders", "listed", "named", "of_id"]
+
+SHIPPED = Path(__file__).resolve().parents[1] / "data"
+GROUP = "dca_fast.weights"
+
+
+def folders() -> list[Path]:
+    """All of them, in the order in which they are searched; some may not exist."""
+    places = [SHIPPED]
+    for point in entry_points(group=GROUP):
+        spec = find_spec(point.value)
+        places += map(Path, (spec.submodule_search_locations or ()) if spec else ())
+    return places + [Path(folder) for folder in os.environ.get("DCA_WEIGHTS", "").split(os.pathsep) if folder]
+
+
+def files() -> list[Path]:
+    """Every weights file in them."""
+    return [path for folder in folders() for path in sorted(folder.glob("*.safetensors"))]
+
+
+def listed() -> tuple[dict[bytes, Path], list[str]]:
+    """The weights files by the SHA-256 of what a decoder reads, the first of equal ones, and what is wrong with others.
+
+    Nothing but their metadata is read: `weights.load` compares it with the tensors.
+    """
+    known: dict[bytes, Path] = {}
+    problems = []
+    for path in files():
+        try:
+            status = path.stat()
+            known.setdefault(_identity(path, status.st_mtime_ns, status.st_size), path)
+        except (OSError, WeightsError) as error:
+            problems.append(str(error))
+    return known, problems
+
+
+@lru_cache(maxsize=256)
+def _identity(path: Path, changed: int, size: int) -> bytes:
+    return identity_of(path)
+
+
+def of_id(model_id: bytes) -> Path:
+    """The weights of a file's model.
+
+    Args:
+        model_id: four bytes, as the file names them.
+
+    Raises:
+        WeightsError: there are none; the message says which there are, and where they were looked for.
+    """
+    known, problems = listed()
+    for identity, path in known.items():
+        if identity.startswith(model_id):
+            return path
+    ids = ", ".join(f"{identity[:4].hex()} ({path.stem})" for identity, path in known.items()) or "none"
+    where = "" if os.environ.get("DCA_WEIGHTS") else "; DCA_WEIGHTS names folders with others"
+    raise WeightsError(
+        "; ".join([f"made with model {model_id.hex()}; the only weights here are of {ids}{where}", *problems])
+    )
+
+
+def named(name: str) -> Path:
+    """The weights of a preset.
+
+    Raises:
+        WeightsError: there are none of that name; the message lists those that there are.
+    """
+    paths = files()
+    for path in paths:
+        if path.stem == name:
+            return path
+    known = ", ".join(dict.fromkeys(path.stem for path in paths)) or "none"
+    raise WeightsError(f"no weights are called {name!r}, only {known}")
