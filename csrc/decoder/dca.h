@@ -85,7 +85,7 @@ typedef struct dca_options {
                           the process: do not ask for another one while a picture is decoded */
 } dca_options;
 
-/* "9": the version of the format that this library reads. */
+/* The version of the format that this library reads. */
 DCA_API int dca_format_version(void);
 
 /* Makes a decoder of a weights file, such as dca_fast/data/dca-s.safetensors. The memory may go afterwards.

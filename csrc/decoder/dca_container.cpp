@@ -132,9 +132,8 @@ File read_fields(Reader& reader, uint64_t max_pixels) {
   (file.exact ? file.depth : file.aq) = file.exact ? 8 * (1 + high) : high;
   std::memcpy(file.model_id.data(), reader.take(4).data, 4);
   const uint64_t width = reader.number(4), height = reader.number(4);
-  const Span fixed = reader.take(6);
-  file.quality = fixed.data[0] | fixed.data[1] << 8;
-  file.digest = little32(fixed.data + 2);
+  const Span quality = reader.take(2);
+  file.quality = quality.data[0] | quality.data[1] << 8;
   if (width < 1 || width > kMaxSide || height < 1 || height > kMaxSide) {
     reader.refuse(DCA_CORRUPT_STREAM, "size %llu x %llu is outside 1..%d", static_cast<unsigned long long>(width),
                   static_cast<unsigned long long>(height), kMaxSide);
@@ -151,7 +150,11 @@ File read_fields(Reader& reader, uint64_t max_pixels) {
     reader.refuse(DCA_LIMIT_EXCEEDED, "%d x %d pixels exceed the limit of %llu", file.width, file.height,
                   static_cast<unsigned long long>(max_pixels));
   }
+  const uint32_t header = crc32(0, reader.bytes().data, reader.at());
+  file.digest = little32(reader.take(4).data);
+  const size_t start = reader.at();
   if (flags & kRestoration) file.restoration = read_restoration(reader);
+  file.digest ^= crc32(header, reader.bytes().data + start, reader.at() - start);
   if (flags & kSections) file.sections = read_sections(reader);
   if (file.exact && file.has(kLayer)) reader.refuse(DCA_CORRUPT_STREAM, "an exact file with a layer");
   file.stream = reader.rest();

@@ -9,7 +9,7 @@
 
 namespace dca::decoder {
 
-constexpr int kFormatVersion = 9;
+constexpr int kFormatVersion = 10;
 constexpr uint64_t kDefaultMaxPixels = uint64_t{1} << 28;
 constexpr uint64_t kMostPixels = uint64_t{65535} * 65535;
 
@@ -19,7 +19,7 @@ struct File {
   int width = 0, height = 0;
   int quality = 0;  // hundredths
   std::array<uint8_t, 4> model_id{};
-  uint32_t digest = 0;
+  uint32_t digest = 0;  // of the decoded values, or samples
   bool gray = false, exact = false;
   int aq = 0;                        // strength of adaptive quantisation, 0 to 15
   int depth = 8;                     // bits per sample

@@ -11,7 +11,7 @@
 namespace dca::decoder {
 namespace {
 
-constexpr int kWeightsFormat = 2;
+constexpr int kWeightsFormat = 3;
 constexpr uint64_t kMostHeader = uint64_t{1} << 24;
 constexpr double kAccumulator = 2147483647.0, kResult = 2147483648.0 - 1024;  // the latter's float is below 2^31
 constexpr double kMultiplier = 65504;  // of 16-bit values, so that no result leaves 32 bits
@@ -69,13 +69,13 @@ void check_cover(const Stock& stock, Span data) {
   if (at != data.data + data.size) fail(DCA_BAD_WEIGHTS, "bytes are left over behind the tensors");
 }
 
-// Of metadata and tensors, those that `seen` says.
-template <class Seen>
-std::string digest_of(const std::string& metadata, const Stock& stock, Seen seen) {
+// Of what decoders read (docs/spec/bitstream.md).
+std::string identity_of(const Config& config, int skip, const Stock& stock) {
   Sha256 hash;
-  hash.add(metadata);
+  hash.add("{\"config\": " + config.decoder_text() + ", \"format\": " + std::to_string(kWeightsFormat) +
+           ", \"skip\": " + std::to_string(skip) + "}");
   for (const auto& [name, tensor] : stock) {
-    if (!seen(name)) continue;
+    if (is_of_encoder(name)) continue;
     std::string shape;
     for (const int64_t length : tensor.spec.shape) shape += (shape.empty() ? "" : ", ") + std::to_string(length);
     if (tensor.spec.shape.size() == 1) shape += ",";
@@ -217,7 +217,7 @@ Weights read_weights(Span file) {
   const Json header = parse_json({reinterpret_cast<const char*>(file.data + 8), static_cast<size_t>(size)});
   const Json* given = header.find("__metadata__");
   const Json* metadata = given == nullptr ? nullptr : given->find("dca_fast");
-  const Json* sha = given == nullptr ? nullptr : given->find("sha256");
+  const Json* claimed = given == nullptr ? nullptr : given->find("identity");
   if (metadata == nullptr || metadata->kind != Json::Kind::string) fail(DCA_BAD_WEIGHTS, "no dca-fast weights");
   const Json facts = parse_json(metadata->string);
   const Json *format = facts.find("format"), *config = facts.find("config"), *skip = facts.find("skip");
@@ -235,18 +235,13 @@ Weights read_weights(Span file) {
     if (name != "__metadata__") stock.emplace(name, stored(name, entry, data));
   check_cover(stock, data);
   check_layout(weights.config, stock);
-  if (sha == nullptr ||
-      hexadecimal(digest_of(metadata->string, stock, [](const auto&) { return true; })) != sha->string) {
-    fail(DCA_BAD_WEIGHTS, "the weights are damaged: they do not have the digest they were written with");
+  const std::string identity = identity_of(weights.config, weights.skip, stock);
+  if (claimed == nullptr || claimed->string != hexadecimal(identity)) {
+    fail(DCA_BAD_WEIGHTS, "the weights are damaged: they do not have the identity in their metadata");
   }
-  const auto of_decoder = [](const std::string& name) { return !is_of_encoder(name); };
-  const std::string seen = "{\"config\": " + weights.config.decoder_text() +
-                           ", \"format\": " + std::to_string(kWeightsFormat) +
-                           ", \"skip\": " + std::to_string(weights.skip) + "}";
-  const std::string identity = digest_of(seen, stock, of_decoder);
-  std::copy(identity.begin(), identity.begin() + 4, weights.model_id.begin());
+  std::copy_n(identity.begin(), 4, weights.model_id.begin());
   for (const auto& [name, tensor] : stock) {
-    if (!of_decoder(name)) continue;
+    if (is_of_encoder(name)) continue;
     const auto* bytes = reinterpret_cast<const char*>(tensor.bytes.data);
     weights.tensors[name] = {tensor.spec, {bytes, bytes + tensor.bytes.size}};
   }
