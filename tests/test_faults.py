@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -22,7 +23,8 @@ from PIL import Image
 
 from dca_fast import Codec
 from dca_fast.cli.parser import main
-from dca_fast.errors import OutOfMemoryError
+from dca_fast.errors import BitstreamError, OutOfMemoryError
+from dca_fast.files import container
 from dca_fast.testing import photograph
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
@@ -295,3 +297,28 @@ def test_hostile_files_of_every_kind(benchmark_script: Callable[[str], ModuleTyp
     for kind in kinds:
         assert any(name.startswith(kind) and name.endswith("Error") for name in result["outcomes"])
     assert result["outcomes"]["stream, digests not compared: decoded"] > 0
+
+
+@pytest.mark.parametrize("kind", ["network", "cut", "exact", "alpha"])
+def test_what_a_small_file_claims_costs_nothing(kind: str) -> None:
+    """Few bytes that name 2^28 pixels, or the eight megapixels of one tile, are refused before there is memory for
+    them."""
+    codec, side = Codec(threads=1), {"network": 1 << 14, "exact": 1 << 14}.get(kind, 2700)
+    own = container.parse(codec.encode(photograph(64, 64), 50))
+    exact = container.Header(side, side, 10000, bytes(4), 1, exact=True)
+    header = exact if kind in ("exact", "alpha") else replace(own.header, width=side, height=side)
+    stream = own.stream[:40] if kind == "cut" else bytes(30)
+    sections = {container.Section.ALPHA: bytes(30)} if kind == "alpha" else {}
+    data = container.pack(header, stream, sections)
+
+    def refused() -> int:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + (96 << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        try:
+            codec.decode(data, "numpy")
+        except BitstreamError:
+            return 7
+        return 0
+
+    assert code_of(started(refused)) == 7

@@ -99,13 +99,12 @@ Array<Sample> decode(const py::buffer& stream, py::ssize_t height, py::ssize_t w
   const exact::Blocks blocks{map ? inside_of(*map, shape) : nullptr, nullptr};
   const py::buffer_info view = stream.request();
   check(view.itemsize == 1 && PyBuffer_IsContiguous(view.view(), 'C') != 0, "the stream must be contiguous bytes");
-  Array<Sample> samples({height, width, channels});
+  const exact::Layout layout = exact::layout_of(static_cast<const uint8_t*>(view.ptr), view.size, shape);
+  Array<Sample> samples({height, width, channels});  // a stream of few bytes that names many bands takes none
   Sample* to = samples.mutable_data();
   if (map) std::fill(to, to + samples.size(), Sample{0});
-  const auto* from = static_cast<const uint8_t*>(view.ptr);
-  const size_t size = static_cast<size_t>(view.size);
   const py::gil_scoped_release release;
-  exact::decode(from, size, shape, to, threads, blocks);
+  exact::decode(layout, shape, to, threads, blocks);
   return samples;
 }
 

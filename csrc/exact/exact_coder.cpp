@@ -100,35 +100,38 @@ std::string encode(const Sample* samples, const Shape& shape, const Mode& mode, 
   return stream;
 }
 
-template <class Sample>
-void decode(const uint8_t* stream, size_t size, const Shape& shape, Sample* samples, int threads,
-            const Blocks& blocks) {
+Layout layout_of(const uint8_t* stream, size_t size, const Shape& shape) {
   if (size == 0) throw Error("the stream is empty");
   const uint8_t *at = stream + 1, *const end = stream + size;
-  const Mode mode{(stream[0] & 1) != 0, (stream[0] & 2) != 0, 2 * (stream[0] >> 2) + 1};
+  Layout layout{{(stream[0] & 1) != 0, (stream[0] & 2) != 0, 2 * (stream[0] >> 2) + 1}, {}, {}};
+  const Mode& mode = layout.mode;
   if ((mode.index && !mode.candidates) || (mode.step > 1 && mode.candidates)) throw Error("unknown mode of coding");
-  const int bands = bands_of(shape, mode);
-  std::vector<size_t> sizes;
   size_t known = 0;
-  for (int i = 0; i + 1 < bands; ++i) {
-    sizes.push_back(take_size(at, end));
-    known += sizes.back();
+  for (int i = 0; i + 1 < bands_of(shape, mode); ++i) {
+    layout.sizes.push_back(take_size(at, end));
+    known += layout.sizes.back();
   }
   const size_t rest = static_cast<size_t>(end - at);
   if (known > rest) throw Error("the bands are larger than the stream");
-  sizes.push_back(rest - known);
-  std::vector<const uint8_t*> starts;
-  for (int i = 0; i < bands; at += sizes[i], ++i) {
-    starts.push_back(at);
-    if (sizes[i] > 0 && at[sizes[i] - 1] == 0) throw Error("a band ends with a byte that is not needed");
+  layout.sizes.push_back(rest - known);
+  for (const size_t bytes : layout.sizes) {
+    layout.starts.push_back(at);
+    at += bytes;
+    if (bytes > 0 && at[-1] == 0) throw Error("a band ends with a byte that is not needed");
   }
+  return layout;
+}
+
+template <class Sample>
+void decode(const Layout& layout, const Shape& shape, Sample* samples, int threads, const Blocks& blocks) {
+  const int bands = static_cast<int>(layout.sizes.size());
   const size_t row = static_cast<size_t>(shape.width) * shape.channels;
   for_bands(bands, threads, [&](int i) {
     const int top = first_row(shape, bands, i), height = first_row(shape, bands, i + 1) - top;
     const size_t first = top / kBlock * blocks_of(shape.width);
     const Blocks own{blocks.inside != nullptr ? blocks.inside + first : nullptr, nullptr};
-    const auto band = std::make_unique<Band<Sample, false>>(shape.width, height, shape.channels, mode, top, own);
-    band->coder.start(starts[i], sizes[i]);
+    const auto band = std::make_unique<Band<Sample, false>>(shape.width, height, shape.channels, layout.mode, top, own);
+    band->coder.start(layout.starts[i], layout.sizes[i]);
     if (!band->run(samples + top * row)) throw Error("a value is outside of its range");
     if (!band->coder.finished()) throw Error("bytes are left over behind a band");
   });
@@ -136,7 +139,7 @@ void decode(const uint8_t* stream, size_t size, const Shape& shape, Sample* samp
 
 template std::string encode(const uint8_t*, const Shape&, const Mode&, int, const Blocks&);
 template std::string encode(const uint16_t*, const Shape&, const Mode&, int, const Blocks&);
-template void decode(const uint8_t*, size_t, const Shape&, uint8_t*, int, const Blocks&);
-template void decode(const uint8_t*, size_t, const Shape&, uint16_t*, int, const Blocks&);
+template void decode(const Layout&, const Shape&, uint8_t*, int, const Blocks&);
+template void decode(const Layout&, const Shape&, uint16_t*, int, const Blocks&);
 
 }  // namespace dca::exact

@@ -30,10 +30,19 @@ int bands_of(const Shape& shape, const Mode& mode);
 template <class Sample>
 std::string encode(const Sample* samples, const Shape& shape, const Mode& mode, int threads, const Blocks& blocks = {});
 
+// Where the bands of a stream are.
+struct Layout {
+  Mode mode;
+  std::vector<size_t> sizes;
+  std::vector<const uint8_t*> starts;
+};
+
+// Throws Error where a stream of so many bytes cannot have the bands of such a picture: before there is memory for it.
+Layout layout_of(const uint8_t* stream, size_t size, const Shape& shape);
+
 // Throws Error for a stream that no encoder makes; the samples are of no use then. Samples outside of the blocks are
 // left as they are.
 template <class Sample>
-void decode(const uint8_t* stream, size_t size, const Shape& shape, Sample* samples, int threads,
-            const Blocks& blocks = {});
+void decode(const Layout& layout, const Shape& shape, Sample* samples, int threads, const Blocks& blocks = {});
 
 }  // namespace dca::exact

@@ -69,13 +69,14 @@ void blocks(int mutations) {
   const Mode mode{true, below(2) == 1, 1};
   const Blocks those{inside.data(), spent.data()};
   const std::string stream = encode(merged.data(), shape, mode, 1, those);
-  decode(reinterpret_cast<const uint8_t*>(stream.data()), stream.size(), shape, back.data(), 1, those);
+  decode(layout_of(reinterpret_cast<const uint8_t*>(stream.data()), stream.size(), shape), shape, back.data(), 1,
+         those);
   if (back != merged) fail("a round trip of blocks");
   for (int i = 0; i < mutations; ++i) {
     const std::string bad = damaged(stream);
     if (i % 3 == 0) inside[static_cast<size_t>(below(static_cast<int>(count)))] ^= 1;
     try {
-      decode(reinterpret_cast<const uint8_t*>(bad.data()), bad.size(), shape, back.data(), 1, those);
+      decode(layout_of(reinterpret_cast<const uint8_t*>(bad.data()), bad.size(), shape), shape, back.data(), 1, those);
     } catch (const Error&) {
     }
   }
@@ -89,12 +90,12 @@ void round(int mutations) {
   for (const Mode& mode : modes) {
     std::string stream = encode(samples.data(), shape, mode, 1);
     std::vector<Sample> back(samples.size());
-    decode(reinterpret_cast<const uint8_t*>(stream.data()), stream.size(), shape, back.data(), 1);
+    decode(layout_of(reinterpret_cast<const uint8_t*>(stream.data()), stream.size(), shape), shape, back.data(), 1);
     if (mode.step == 1 && back != samples) fail("a round trip");
     for (int i = 0; i < mutations; ++i) {
       const std::string bad = damaged(stream);
       try {
-        decode(reinterpret_cast<const uint8_t*>(bad.data()), bad.size(), shape, back.data(), 1);
+        decode(layout_of(reinterpret_cast<const uint8_t*>(bad.data()), bad.size(), shape), shape, back.data(), 1);
       } catch (const Error&) {
       }
     }
