@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import subprocess
 import threading
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -284,6 +287,61 @@ def test_damaged_files_are_refused_for_the_same_reason(careful: tuple[Decoder, C
         "LimitExceededError",
         "pixels",
     }, outcomes
+
+
+def test_mutations_that_know_the_layout(
+    careful: tuple[Decoder, Codec], benchmark_script: Callable[[str], ModuleType]
+) -> None:
+    """Those of benchmarks/measure/hostile.py: other streams, lanes, groups, headers and sections."""
+    decoder, codec = careful
+    hostile = benchmark_script("measure/hostile")
+    seeds = hostile.seeds_of([ROOT / "tests" / "golden"], Codec(threads=1))
+    endless = hostile.cases(seeds, np.random.default_rng(3))
+    for _ in range(1000):
+        kind, seed, case = next(endless)
+        found, wanted = outcome(decoder.decode, case), outcome(lambda data: expected(codec, data), case)
+        assert same(found, wanted), (kind, seed.name, found, wanted, case.hex())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="memory is limited in a process of its own")
+@pytest.mark.parametrize("kind", ["network", "cut", "exact", "alpha"])
+def test_what_a_small_file_claims_costs_nothing(lib: Any, content: bytes, codec: Codec, kind: str) -> None:
+    """As of `Codec`: few bytes that name many pixels are refused before there is memory for them."""
+    side = {"network": 1 << 14, "exact": 1 << 14}.get(kind, 2700)
+    own = container.parse(codec.encode(photograph(64, 64), 50))
+    exact = container.Header(side, side, 10000, bytes(4), 1, exact=True)
+    header = exact if kind in ("exact", "alpha") else replace(own.header, width=side, height=side)
+    stream = own.stream[:40] if kind == "cut" else bytes(30)
+    data = container.pack(header, stream, {Section.ALPHA: bytes(30)} if kind == "alpha" else {})
+    decoder = Decoder(lib, content)
+    child = os.fork()
+    if child == 0:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + (96 << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        os._exit(7 if isinstance(outcome(decoder.decode, data), type) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="memory is limited in a process of its own")
+def test_a_lack_of_memory_is_an_error(lib: Any, content: bytes, codec: Codec) -> None:
+    data = codec.encode(np.tile(photograph(64, 64), (48, 48, 1)), 30, effort=0)
+    decoder = Decoder(lib, content)
+    child = os.fork()
+    if child == 0:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + (64 << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        try:
+            decoder.decode(data)
+        except MemoryError:
+            os._exit(7)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 def sealed(body: bytes) -> bytes:

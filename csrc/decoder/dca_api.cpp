@@ -150,9 +150,12 @@ dca_status dca_decode(const dca_decoder* decoder, const void* file, size_t size,
     const File parsed = parse(span_of(file, size), decoder->max_pixels);
     const size_t stride = row_bytes(parsed);
     require(stride <= SIZE_MAX / static_cast<size_t>(parsed.height), "the picture is larger than the address space");
-    std::unique_ptr<void, Released> memory(std::malloc(stride * static_cast<size_t>(parsed.height)));
-    if (memory == nullptr) throw std::bad_alloc();
-    decode_picture(parsed, decoder->programs.get(), decoder->settings, static_cast<uint8_t*>(memory.get()), stride);
+    std::unique_ptr<void, Released> memory;
+    decode_picture(parsed, decoder->programs.get(), decoder->settings, [&] {
+      memory.reset(std::malloc(stride * static_cast<size_t>(parsed.height)));
+      if (memory == nullptr) throw std::bad_alloc();
+      return Target{static_cast<uint8_t*>(memory.get()), stride};
+    });
     if (info != nullptr) *info = info_of(parsed);
     *pixels = memory.release();
   });
@@ -166,7 +169,8 @@ dca_status dca_decode_to(const dca_decoder* decoder, const void* file, size_t si
     const size_t sample = static_cast<size_t>(parsed.depth) / 8;
     require(stride >= row_bytes(parsed) && stride % sample == 0, "the stride is smaller than a row, or splits samples");
     require(reinterpret_cast<uintptr_t>(pixels) % sample == 0, "pixels of 16 bits need an even address");
-    decode_picture(parsed, decoder->programs.get(), decoder->settings, static_cast<uint8_t*>(pixels), stride);
+    decode_picture(parsed, decoder->programs.get(), decoder->settings,
+                   [&] { return Target{static_cast<uint8_t*>(pixels), stride}; });
   });
 }
 

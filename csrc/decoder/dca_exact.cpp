@@ -13,8 +13,9 @@ constexpr int kMostSizeBytes = 5;  // of a number in these streams
 template <class Sample>
 void decode(Span stream, const exact::Shape& shape, std::vector<uint8_t>& bytes, int threads,
             const exact::Blocks& blocks = {}) {
+  const exact::Layout layout = exact::layout_of(stream.data, stream.size, shape);  // before there is memory for it
   bytes.resize(static_cast<size_t>(shape.height) * shape.width * shape.channels * sizeof(Sample));
-  exact::decode(stream.data, stream.size, shape, reinterpret_cast<Sample*>(bytes.data()), threads, blocks);
+  exact::decode(layout, shape, reinterpret_cast<Sample*>(bytes.data()), threads, blocks);
 }
 
 // Samples of 16 bits lie on a grid, whose numbers are coded: in 8 bits if those suffice.

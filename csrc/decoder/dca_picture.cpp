@@ -17,10 +17,10 @@ constexpr int64_t kStripPixels = sizeof(void*) == 4 ? int64_t{1} << 20 : int64_t
 // The caller's rows, and what lies over the colours of the picture.
 class Canvas {
  public:
-  Canvas(const File& file, int threads, uint8_t* pixels, size_t stride)
-      : file_(file), pixels_(pixels), stride_(stride) {
+  Canvas(const File& file, int threads, const std::function<Target()>& target) : file_(file) {
     if (file.has(kLayer)) layer_ = graphic_layer(file, threads);
     if (file.has(kAlpha)) alpha_ = alpha_plane(file, threads);
+    target_ = target();
   }
 
   // A row of the network, red, green and blue.
@@ -40,7 +40,7 @@ class Canvas {
   // A row of colours as the file has them.
   template <class Sample>
   void put(int y, const Sample* from) const {
-    auto* to = reinterpret_cast<Sample*>(pixels_ + static_cast<size_t>(y) * stride_);
+    auto* to = reinterpret_cast<Sample*>(target_.pixels + static_cast<size_t>(y) * target_.stride);
     const auto width = static_cast<size_t>(file_.width), colours = static_cast<size_t>(file_.colours());
     if (!alpha_) {
       std::memcpy(to, from, width * colours * sizeof(Sample));
@@ -67,8 +67,7 @@ class Canvas {
   }
 
   const File& file_;
-  uint8_t* const pixels_;
-  const size_t stride_;
+  Target target_;
   std::optional<GraphicLayer> layer_;
   std::optional<Samples> alpha_;
   std::vector<uint8_t> row_;
@@ -112,9 +111,9 @@ class Restored {
   std::vector<uint8_t> held_, filtered_;
 };
 
-void exact_file(const File& file, const Settings& settings, uint8_t* pixels, size_t stride) {
+void exact_file(const File& file, const Settings& settings, const std::function<Target()>& target) {
   const Samples samples = exact_picture(file, settings.threads);
-  const Canvas canvas(file, settings.threads, pixels, stride);
+  const Canvas canvas(file, settings.threads, target);
   const size_t row = samples.bytes.size() / static_cast<size_t>(file.height);
   for (int y = 0; y < file.height; ++y) {
     const uint8_t* from = samples.bytes.data() + static_cast<size_t>(y) * row;
@@ -124,8 +123,9 @@ void exact_file(const File& file, const Settings& settings, uint8_t* pixels, siz
 
 }  // namespace
 
-void decode_picture(const File& file, Programs* programs, const Settings& settings, uint8_t* pixels, size_t stride) {
-  if (file.exact) return exact_file(file, settings, pixels, stride);
+void decode_picture(const File& file, Programs* programs, const Settings& settings,
+                    const std::function<Target()>& target) {
+  if (file.exact) return exact_file(file, settings, target);
   const auto& id = file.model_id;
   if (programs == nullptr || programs->model().weights.model_id != id) {
     fail(DCA_UNKNOWN_MODEL, "made with model %02x%02x%02x%02x, which this decoder does not hold", id[0], id[1], id[2],
@@ -138,7 +138,7 @@ void decode_picture(const File& file, Programs* programs, const Settings& settin
   if (latent.digest != file.digest) {
     fail(DCA_CORRUPT_STREAM, "the decoded symbols do not have the digest in the header");
   }
-  Canvas canvas(file, settings.threads, pixels, stride);
+  Canvas canvas(file, settings.threads, target);
   Restored restored(file, canvas);
   const int pitch = grid.w * kStride, height = file.height;
   const int rows = static_cast<int>(std::max<int64_t>(1, kStripPixels / (int64_t{kStride} * pitch)));

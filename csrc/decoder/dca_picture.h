@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 
 #include "dca_container.h"
 #include "dca_program.h"
@@ -20,8 +21,15 @@ inline size_t row_bytes(const File& file) {
   return static_cast<size_t>(file.width) * static_cast<size_t>(channels_of(file) * (file.depth / 8));
 }
 
-// Writes all rows, `stride` bytes from one to the next, once everything in the file has been verified; what fails
-// throws before. `programs` may be null: then files that need a model are refused.
-void decode_picture(const File& file, Programs* programs, const Settings& settings, uint8_t* pixels, size_t stride);
+// Rows of the result, `stride` bytes from one to the next.
+struct Target {
+  uint8_t* pixels;
+  size_t stride;
+};
+
+// Asks for the target once everything in the file has been verified, and then writes all rows; what fails throws before
+// that. `programs` may be null: then files that need a model are refused.
+void decode_picture(const File& file, Programs* programs, const Settings& settings,
+                    const std::function<Target()>& target);
 
 }  // namespace dca::decoder

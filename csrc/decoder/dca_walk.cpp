@@ -169,7 +169,7 @@ Latent decode_latent(const Program& program, const rans::Path& path, Span stream
   if (tiles.size() == 1) return walked(stream, grid);
   const std::vector<TileStream> streams = split(stream, tiles.size());
   const int channels = program.config().latent;
-  Latent whole{Words(int64_t{grid.h} * grid.w * channels), 0};
+  Latent whole{Words(), 0};
   for (size_t i = 0; i < tiles.size(); ++i) {
     const Grid& tile = tiles[i];
     const Latent part = walked(streams[i].bytes, tile);
@@ -177,6 +177,7 @@ Latent decode_latent(const Program& program, const rans::Path& path, Span stream
       fail(DCA_CORRUPT_STREAM, "the decoded symbols of tile %zu do not have its digest", i);
     }
     whole.digest = crc32(whole.digest, &part.digest, kDigestBytes);
+    if (i == 0) whole.y_hat = Words(int64_t{grid.h} * grid.w * channels);
     const int64_t row = int64_t{tile.w} * channels;
     for (int y = 0; y < tile.h; ++y) {
       const int64_t to = ((int64_t{tile.top} + y) * grid.w + tile.left) * channels;
