@@ -85,6 +85,27 @@ def library() -> Any:
     return ctypes.CDLL(str(next(path for path in build().iterdir() if path.name in ("libdca.so", "libdca.dylib"))))
 
 
+def random_weights(path: Path, **change: Any) -> Path:
+    """A small network of other shapes, as `ModelConfig` takes them, with random weights."""
+    torch = pytest.importorskip("torch")
+    from dca_fast.config import ModelConfig
+    from dca_fast.model.network import Network
+    from dca_fast.network import weights
+    from dca_fast.train.export import export
+
+    sizes = {"width": 32, "latent": 64, "latent_hidden": 32, "context_width": 32, "heads": 2, "local": 4}
+    sizes |= {"regional": 16, "regional_levels": 2, "tokens": 4, "local_blocks": 2}
+    network = Network(ModelConfig(**{"name": "tiny", **sizes, **change})).eval()
+    with torch.no_grad():
+        for p in network.factorised.parameters():
+            p.add_(torch.randn_like(p) * 0.5 + 1)
+        for name, p in network.named_parameters():
+            if name.endswith(("slope", "bias")):
+                p.add_(torch.randn_like(p) * 0.2)
+    weights.save(path, export(network), network.config, 6)
+    return path
+
+
 def checked(status: int, error: _Error) -> None:
     """Raise what Python raises."""
     assert status == error.status

@@ -35,7 +35,7 @@ from dca_fast.files.container import Section
 from dca_fast.network import weights as weights_io
 from dca_fast.network.layout import is_of_encoder
 from dca_fast.testing import page, photograph
-from tests.decoder_library import ROOT, WEIGHTS, Decoder, build, can_build, library
+from tests.decoder_library import ROOT, WEIGHTS, Decoder, build, can_build, library, random_weights
 
 pytestmark = can_build
 GOLDEN = sorted((ROOT / "tests" / "golden").glob("*.dca"))
@@ -496,22 +496,7 @@ def test_weights_that_could_overflow(lib: Any, name: str) -> None:
 )
 def test_other_networks(lib: Any, tmp_path: Path, change: dict[str, Any]) -> None:
     """Of other shapes, with random weights."""
-    torch = pytest.importorskip("torch")
-    from dca_fast.config import ModelConfig
-    from dca_fast.model.network import Network
-    from dca_fast.train.export import export
-
-    sizes = {"width": 32, "latent": 64, "latent_hidden": 32, "context_width": 32, "heads": 2, "local": 4}
-    sizes |= {"regional": 16, "regional_levels": 2, "tokens": 4, "local_blocks": 2}
-    network = Network(ModelConfig(**{"name": "tiny", **sizes, **change})).eval()
-    with torch.no_grad():
-        for p in network.factorised.parameters():
-            p.add_(torch.randn_like(p) * 0.5 + 1)
-        for name, p in network.named_parameters():
-            if name.endswith(("slope", "bias")):
-                p.add_(torch.randn_like(p) * 0.2)
-    path = tmp_path / "w.safetensors"
-    weights_io.save(path, export(network), network.config, 6)
+    path = random_weights(tmp_path / "w.safetensors", **change)
     codec, decoder = Codec(weights=path, threads=1), Decoder(lib, path.read_bytes())
     assert decoder.model_id.hex() == codec.model_id
     for quality in (0, 40, 97):

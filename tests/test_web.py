@@ -26,6 +26,7 @@ from PIL import Image
 from dca_fast import Codec, inspect
 from dca_fast.errors import BitstreamError
 from dca_fast.testing import landscape, page, photograph
+from tests.decoder_library import random_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = sorted((ROOT / "tests" / "golden").glob("*.dca"))
@@ -127,10 +128,11 @@ def wanted(codec: Codec, path: Path) -> dict[str, Any]:
 
 
 @needs_node
-def test_node(site: Path, files: dict[str, Path], codec: Codec) -> None:
+@pytest.mark.parametrize("isa", ["wasm", "scalar"])
+def test_node(site: Path, files: dict[str, Path], codec: Codec, isa: str) -> None:
     weights = next((site / "models").iterdir())
     command = ["node", ROOT / "tests" / "web" / "decode.mjs", site, weights, *files.values()]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"DCA_ISA": isa})
     assert done.returncode == 0, done.stderr
     *lines, last = map(json.loads, done.stdout.splitlines())
     assert last == {"model": codec.model_id}
@@ -144,6 +146,24 @@ def test_node(site: Path, files: dict[str, Path], codec: Codec) -> None:
     assert facts["gray_alpha"]["channels"] == 2
     assert facts["layer"]["graphicBlocks"] == inspect(files["layer"].read_bytes()).graphic_blocks
     assert {line["kind"] for line in lines if "kind" in line} >= {"CorruptStream", "TruncatedStream"}
+
+
+@needs_node
+@pytest.mark.parametrize("isa", ["wasm", "scalar"])
+def test_node_with_another_network(site: Path, tmp_path: Path, isa: str) -> None:
+    """Of widths that are no multiples of a vector."""
+    path = random_weights(
+        tmp_path / "w.safetensors", width=20, latent=48, latent_hidden=40, regional=12, heads=4, window=2
+    )
+    codec = Codec(weights=path, threads=1)
+    pictures = [tmp_path / f"{quality}.dca" for quality in (0, 40, 97)]
+    for picture in pictures:
+        picture.write_bytes(codec.encode(photograph(100, 151), int(picture.stem), effort=0, screen="off"))
+    command = ["node", ROOT / "tests" / "web" / "decode.mjs", site, path, *pictures]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"DCA_ISA": isa})
+    *lines, last = map(json.loads, done.stdout.splitlines())
+    assert last == {"model": codec.model_id}
+    assert [line.get("rgba") for line in lines] == [wanted(codec, picture)["rgba"] for picture in pictures]
 
 
 @needs_node

@@ -30,19 +30,22 @@ export class Decoder {
   #module;
   #weights;
   #maxPixels;
+  #isa;
   #wasm = null;
   #handle = 0;
 
   /**
    * @param {WebAssembly.Module} module of `compile`
    * @param {Uint8Array | null} weights a file of weights; it is kept
-   * @param {{maxPixels?: number}} options larger pictures are refused; default: 2^26
+   * @param {{maxPixels?: number, isa?: string}} options larger pictures are refused, default: 2^26; "scalar" instead of
+   *   vectors, which changes no pixel
    * @throws {DcaError} weights that are damaged
    */
-  constructor(module, weights = null, {maxPixels = 2 ** 26} = {}) {
+  constructor(module, weights = null, {maxPixels = 2 ** 26, isa = 'wasm'} = {}) {
     this.#module = module;
     this.#weights = weights;
     this.#maxPixels = maxPixels;
+    this.#isa = isa;
     this.#run(() => {});
   }
 
@@ -109,16 +112,18 @@ export class Decoder {
     this.#wasm._initialize();
     const size = this.#weights?.length ?? 0;
     // dca_options: threads, four bytes that align the next, the most pixels, the instruction set
-    this.#with(28, null, options => {
+    const isa = new TextEncoder().encode(`${this.#isa}\0`);
+    this.#with(isa.length, isa, name => this.#with(28, null, options => {
       const view = new DataView(this.#wasm.memory.buffer);
       for (let i = 0; i < 28; i += 4) view.setUint32(options + i, 0, true);
       view.setBigUint64(options + 8, BigInt(this.#maxPixels), true);
+      view.setUint32(options + 16, name, true);
       const made = options + 24;
       const open = from => this.#wasm.dca_decoder_new(from, size, options, made, 0);
       if (size > 0) this.#with(size, this.#weights, open);
       else open(0);
       this.#handle = this.#word(made);
-    });
+    }));
   }
 
   // Calls `use` with memory of so many bytes, filled with `content`.
