@@ -12,7 +12,7 @@ namespace dca::decoder {
 namespace {
 
 // Pixels that the synthesis makes at a time, about; fewer take less memory and some more work.
-constexpr int64_t kStripPixels = sizeof(void*) == 4 ? int64_t{1} << 20 : int64_t{1} << 23;
+constexpr int64_t kStripPixels = sizeof(void*) == 4 ? int64_t{1} << 22 : int64_t{1} << 23;
 
 // The caller's rows, and what lies over the colours of the picture.
 class Canvas {
