@@ -1,10 +1,14 @@
 """Maps kernels/ to dca_fast.kernels and builds the three native extensions; pyproject.toml has the rest.
 
 Without a C++ compiler the package is installed without them: all of it works, in PyTorch and Python, many times slower.
+With DCA_CUDA_ARCHS, such as "sm_80 sm_90 sm_100", nvcc also builds the GPU's coder for these architectures.
 """
 
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from glob import glob
+from pathlib import Path
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext, has_flag
 from setuptools import find_packages, setup
@@ -36,6 +40,17 @@ class Build(build_ext):
             self.warn("no C++ compiler works here: dca-fast is installed without its C++ backend, which makes it slow")
             self.extensions = []
         super().build_extensions()
+
+    def run(self):
+        super().run()
+        archs = os.environ.get("DCA_CUDA_ARCHS", "").split()
+        if archs and not self.inplace:
+            sys.path.insert(0, str(Path(__file__).parent))
+            from dca_fast.entropy.cuda_library import build
+
+            folder = Path(self.build_lib, "dca_fast")
+            with ThreadPoolExecutor(len(archs)) as pool:
+                list(pool.map(lambda arch: build(arch, folder), archs))
 
     def compiles(self):
         try:

@@ -76,6 +76,27 @@ def test_wheel_has_modules_kernels_extensions_and_data(wheel: Path) -> None:
     assert {name for name in names if name.endswith((".h", ".cpp", ".cu"))} == sources_of_coder
 
 
+def test_a_wheel_holds_the_coder_of_a_gpu(tree: Path, tmp_path: Path) -> None:
+    """Built by whatever nvcc there is: here one that says for which architecture it was called."""
+    (tmp_path / "bin").mkdir()
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.write_text(
+        '#!/bin/sh\nfor a; do case $a in -arch=*) arch=$a;; *.so) out=$a;; esac; done; echo "$arch" > "$out"\n'
+    )
+    nvcc.chmod(0o755)
+    path = os.pathsep.join([str(nvcc.parent), os.environ["PATH"]])
+    out = tmp_path / "dist"
+    command = [sys.executable, "-m", "build", "--no-isolation", "-w", "-o", str(out)]
+    run(*command, cwd=tree, PATH=path, DCA_CUDA_ARCHS="sm_80 sm_90")
+    with zipfile.ZipFile(next(out.glob("*.whl"))) as archive:
+        built = {name: archive.read(name).decode() for name in archive.namelist() if "rans_cuda-" in name}
+        assert "dca_fast/lock" not in archive.namelist()
+    assert sorted(built.values()) == ["-arch=sm_80\n", "-arch=sm_90\n"]
+    for name, content in built.items():
+        assert name.startswith("dca_fast/rans_cuda-")
+        assert name.endswith(f"-{content.strip().removeprefix('-arch=')}.so")
+
+
 def test_without_a_compiler_everything_else_is_installed(tree: Path, tmp_path: Path) -> None:
     none = {name: str(tmp_path / "absent") for name in ("CC", "CXX")}
     site = tmp_path / "site"

@@ -229,7 +229,11 @@ def test_the_command_from_another_folder(tmp_path: Path) -> None:
     assert facts["image"]["padded"] == [64, 64]
     assert facts["memory"]["before_bytes"] <= facts["memory"]["peak_bytes"] < 4 << 30
     assert done.stdout == as_text(facts) + "\n"
-    assert not done.stderr
+    assert done.stderr.splitlines() == [
+        "coding 64 x 48 once",
+        "counting the work of each stage",
+        "timing, round 1 of 1",
+    ]
     lines = done.stdout.splitlines()
     paths = tuple(facts["loaded"].values())
     assert not [line for line in lines if len(line) > 100 and not line.endswith(paths)]

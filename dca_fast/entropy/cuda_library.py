@@ -122,7 +122,7 @@ def build(arch: str, folder: Path | None = None) -> Path:
             _check_owner(folder)
         if not path.exists():
             nvcc = _nvcc()
-            with _locked(folder):
+            with _locked(folder) if cache else contextlib.nullcontext():
                 if not path.exists():
                     _compile(nvcc, sources, arch, path)
         if cache:

@@ -16,7 +16,7 @@ import os
 import re
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -160,7 +160,12 @@ def instrument(codec: Codec, recorder: Recorder, parts: Tiles) -> Codec:
 
 
 def profile(
-    codec: Codec, pixels: Pixels, quality: float, repeat: int, effort: int = DEFAULT_EFFORT
+    codec: Codec,
+    pixels: Pixels,
+    quality: float,
+    repeat: int,
+    effort: int = DEFAULT_EFFORT,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> tuple[dict[str, Any], dict[str, Run]]:
     """Time encode and decode of one picture, stage by stage.
 
@@ -170,6 +175,7 @@ def profile(
         quality: 0..100.
         repeat: rounds; in each, ceilings, the codec as it is and the recorded one take turns.
         effort: of the encoder, 0 or 1.
+        tell: told what is being done, before it takes long.
 
     Returns:
         Facts for `as_text` and JSON, and the last run of each direction with its work.
@@ -183,12 +189,15 @@ def profile(
         machine = Gpu(engine)
     picture = machine.picture(pixels)
     used = {"before_bytes": machine.memory(peak=False)}
+    size = f"{width} x {height}"
+    tell(f"preparing {size}: compiling what is new here" if engine.takes_tensors else f"coding {size} once")
     codec.warm_up(height, width, effort=effort)
     data = codec.encode(picture, quality, effort=effort)
     decoded = codec.decode(data, machine.output)
     used["peak_bytes"] = machine.memory(peak=True)  # before recording and ceilings take their own
     grids = [tile.grid for tile in walk.Grid.of(height, width).tiles()]
     parts: Tiles = deque(maxlen=len(grids))  # of the last picture
+    tell("counting the work of each stage")
     recorder = Recorder(counting=True, clock=machine.clock)
     twin = instrument(codec, recorder, parts)
     inputs: dict[str, Input] = {
@@ -201,7 +210,8 @@ def profile(
         assert same, "recording changed a result"
     recorder.counting = False
     ceilings, measured = Ceilings(0, 0, 0), {direction: Rounds(counted[direction][2]) for direction in DIRECTIONS}
-    for _ in range(repeat):
+    for i in range(repeat):
+        tell(f"timing, round {i + 1} of {repeat}")
         ceilings = ceilings.best(machine.ceilings())
         for direction, m in measured.items():
             m.plain.extend(_plain(codec, machine.clock, direction, inputs[direction]) for _ in range(machine.turns))
@@ -355,7 +365,7 @@ def _main(args: argparse.Namespace) -> int:
             plan["encode"] += plan["effort"]
         facts["plan"] = {name: 2e-9 * macs * pixels for name, macs in plan.items()}
     else:
-        measured, runs = profile(codec, image, args.quality, args.repeat, args.effort)
+        measured, runs = profile(codec, image, args.quality, args.repeat, args.effort, commands.note)
         facts |= measured
     encoding = sys.stdout.encoding or "utf-8"
     print(as_text(facts).encode(encoding, "replace").decode(encoding))
