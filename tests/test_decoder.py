@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shutil
 import subprocess
 import threading
 import zlib
@@ -504,7 +505,24 @@ def test_other_networks(lib: Any, tmp_path: Path, change: dict[str, Any]) -> Non
         assert np.array_equal(decoder.decode(data), codec.decode(data, "numpy"))
 
 
-# The program
+# The program and the installation
+
+
+@pytest.mark.skipif(shutil.which("pkg-config") is None or shutil.which("cc") is None, reason="no pkg-config, no cc")
+def test_an_installed_library_is_found(tmp_path: Path, codec: Codec) -> None:
+    """By a program in C99 that knows nothing but pkg-config."""
+    subprocess.run(["cmake", "--install", build(), "--prefix", tmp_path], check=True, capture_output=True)
+    found = next(tmp_path.rglob("dca.pc"))
+    environment = os.environ | {"PKG_CONFIG_PATH": str(found.parent), "LD_LIBRARY_PATH": str(found.parents[1])}
+    asked = ["pkg-config", "--cflags", "--libs", "dca"]
+    flags = subprocess.run(asked, env=environment, check=True, capture_output=True, text=True).stdout.split()
+    program = tmp_path / "program"
+    strict = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic"]
+    subprocess.run(["cc", *strict, ROOT / "examples" / "decode.c", *flags, "-o", program], check=True)
+    out = tmp_path / "out.ppm"
+    done = subprocess.run([program, WEIGHTS, GOLDEN[-2], out], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert out.read_bytes().endswith(codec.decode(GOLDEN[-2], "numpy").tobytes())
 
 
 def test_the_example_writes_pictures(tmp_path: Path, codec: Codec) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dca_fast import Codec, inspect
+from dca_fast import Codec, __version__, inspect
 from dca_fast.errors import BitstreamError
 from dca_fast.testing import landscape, page, photograph
 from tests.decoder_library import random_weights
@@ -277,19 +277,23 @@ def test_chromium(site: Path, files: dict[str, Path], codec: Codec, tmp_path: Pa
     assert report["missing"] == "TypeError"
 
 
-@needs_chromium
-def test_the_page_shows_a_sample(site: Path, tmp_path: Path) -> None:
-    """With a sample of its own in place of those that `--no-samples` leaves out."""
-    picture = photograph(120, 160)
-    folder = tmp_path / "site"
+def with_a_sample(site: Path, tmp_path: Path) -> Path:
+    """The site with a sample in place of those that `--no-samples` leaves out, if there are any."""
+    picture, folder = photograph(120, 160), tmp_path / "site"
     shutil.copytree(site, folder, ignore=shutil.ignore_patterns("samples"))
     (folder / "samples").mkdir()
-    data = Codec(threads=1).encode(picture, 30)
-    (folder / "samples" / "a-30.dca").write_bytes(data)
+    (folder / "samples" / "a-30.dca").write_bytes(Codec(threads=1).encode(picture, 30))
     Image.fromarray(picture).save(folder / "samples" / "a.png")
     Image.fromarray(picture).save(folder / "samples" / "a.jpeg", quality=20)
     entry = {"name": "a", "quality": 30, "file": "a-30.dca", "original": "a.png", "jpeg": "a.jpeg", "avif": "none"}
     (folder / "samples" / "samples.json").write_text(json.dumps([entry | {"jpeg_quality": 20}]))
+    return folder
+
+
+@needs_chromium
+def test_the_page_shows_a_sample(site: Path, tmp_path: Path) -> None:
+    folder = with_a_sample(site, tmp_path)
+    data = (folder / "samples" / "a-30.dca").read_bytes()
     shot = tmp_path / "shot.png"
     with served(folder, {}) as server:
         options = (f"--screenshot={shot}", "--window-size=900,900")
@@ -301,3 +305,59 @@ def test_the_page_shows_a_sample(site: Path, tmp_path: Path) -> None:
         colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 24)}
     decoded = {tuple(colour) for colour in Codec(threads=1).decode(data, "numpy").reshape(-1, 3).tolist()}
     assert len(colours & decoded) > len(decoded) // 4  # the right half of the picture, as it is
+
+
+DROP = """
+const shown = () => document.documentElement.dataset.shown;
+const seen = new Promise(resolve => setInterval(() => shown() === 'mine.dca' && resolve(), 50));
+const sample = () => shown()?.startsWith('dca') ? drop() : setTimeout(sample, 50);
+const drop = async () => {
+  const files = new DataTransfer();
+  files.items.add(new File([await (await fetch('/files/dropped.dca')).blob()], 'mine.dca'));
+  document.dispatchEvent(new DragEvent('drop', {dataTransfer: files, bubbles: true, cancelable: true}));
+  await seen;
+  const saved = new Promise(resolve => { HTMLAnchorElement.prototype.click = function() { resolve(this.href); }; });
+  document.getElementById('save').click();
+  const png = await createImageBitmap(await (await fetch(await saved)).blob());
+  const canvas = new OffscreenCanvas(png.width, png.height), context = canvas.getContext('2d');
+  context.drawImage(png, 0, 0);
+  const hash = await crypto.subtle.digest('SHA-256', context.getImageData(0, 0, png.width, png.height).data);
+  const rgba = Array.from(new Uint8Array(hash), b => b.toString(16).padStart(2, '0')).join('');
+  const rows = [...document.querySelectorAll('#facts tbody tr')];
+  const facts = rows.map(row => [...row.cells].map(cell => cell.textContent));
+  await fetch('/report', {method: 'POST', body: JSON.stringify({rgba, facts})});
+};
+sample();
+"""
+
+
+@needs_chromium
+def test_a_dropped_file_is_shown_and_saved(site: Path, codec: Codec, tmp_path: Path) -> None:
+    """Beside a JPEG of as many bytes, and as a PNG with its pixels."""
+    data = codec.encode(photograph(90, 120), 70)
+    (tmp_path / "dropped.dca").write_bytes(data)
+    folder = with_a_sample(site, tmp_path)
+    page = (folder / "index.html").read_text() + f"<script type=module>{DROP}</script>"
+    (folder / "drop.html").write_text(page)
+    with served(folder, {"dropped": tmp_path / "dropped.dca"}) as server:
+        with chromium(f"http://127.0.0.1:{server.server_port}/drop.html", tmp_path / "profile"):
+            assert server.reported.wait(120)
+        report = server.report
+    assert report["rgba"] == sha(rgba(codec, data))
+    (name, size, bpp, *_), (jpeg, most, *_) = report["facts"]
+    assert (name, int(size.replace(",", ""))) == ("mine.dca", len(data))
+    assert float(bpp) == pytest.approx(8 * len(data) / (90 * 120), abs=1e-3)
+    assert jpeg.startswith("JPEG")
+    assert int(most.replace(",", "")) <= len(data)
+
+
+@pytest.mark.skipif(shutil.which("npm") is None, reason="no npm")
+def test_the_package(site: Path, tmp_path: Path) -> None:
+    done = subprocess.run(["npm", "pack", "--json", "--pack-destination", tmp_path], cwd=site, capture_output=True)
+    (packed,) = json.loads(done.stdout)
+    assert packed["version"] == __version__
+    names = {file["path"] for file in packed["files"]}
+    assert {"dca.js", "client.js", "worker.js", "dca-image.js", "dca.wasm", "README.md", "LICENSE"} < names
+    assert not any(name.startswith(("samples", "page", "index")) for name in names)
+    assert sum(name.startswith("models/") for name in names) == 1
+    assert packed["unpackedSize"] < 8_000_000  # what a page loads in all

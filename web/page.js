@@ -133,7 +133,7 @@ async function start() {
     link.href = URL.createObjectURL(await blobOf($('right'), 'image/png'));
     link.download = 'picture.png';
     link.click();
-    URL.revokeObjectURL(link.href);
+    setTimeout(() => URL.revokeObjectURL(link.href), 60000); // some browsers read it later
   };
   document.ondragover = event => { event.preventDefault(); document.body.classList.add('over'); };
   document.ondragleave = () => document.body.classList.remove('over');

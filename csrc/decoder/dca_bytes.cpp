@@ -119,15 +119,15 @@ void Sha256::block(const uint8_t* bytes) {
   }
   uint32_t s[8];
   std::copy(state_, state_ + 8, s);
-  for (int i = 0; i < 64; ++i) {
-    const uint32_t first = s[7] + (rotated(s[4], 6) ^ rotated(s[4], 11) ^ rotated(s[4], 25)) +
-                           ((s[4] & s[5]) ^ (~s[4] & s[6])) + kRound[i] + w[i];
-    const uint32_t second =
-        (rotated(s[0], 2) ^ rotated(s[0], 13) ^ rotated(s[0], 22)) + ((s[0] & s[1]) ^ (s[0] & s[2]) ^ (s[1] & s[2]));
-    std::copy_backward(s, s + 7, s + 8);
-    s[4] += first;
-    s[0] = first + second;
-  }
+  for (int i = 0; i < 64; i += 8)
+    for (int j = 0; j < 8; ++j) {  // the eight words change places instead of moving
+      const auto at = [&](int k) -> uint32_t& { return s[(k - j) & 7]; };
+      const uint32_t e = at(4), a = at(0);
+      const uint32_t first = at(7) + (rotated(e, 6) ^ rotated(e, 11) ^ rotated(e, 25)) + ((e & at(5)) ^ (~e & at(6))) +
+                             kRound[i + j] + w[i + j];
+      at(3) += first;
+      at(7) = first + (rotated(a, 2) ^ rotated(a, 13) ^ rotated(a, 22)) + ((a & at(1)) ^ (a & at(2)) ^ (at(1) & at(2)));
+    }
   for (int i = 0; i < 8; ++i) state_[i] += s[i];
 }
 
