@@ -66,10 +66,10 @@ def zig() -> list[str]:
 
 
 def sources() -> list[Path]:
-    """All of the decoder; the pool is that of csrc/wasm."""
+    """All of the decoder, and what it lacks here."""
     files = [*CSRC.glob("decoder/*.cpp"), *CSRC.glob("ops/cpu_*.cpp"), *CSRC.glob("coder/rans_*.cpp")]
     files += [CSRC / "exact" / "exact_coder.cpp", *CSRC.glob("wasm/*.cpp")]
-    return [path for path in sorted(files) if path.stem != "cpu_pool" and not path.stem.endswith("_bind")]
+    return [path for path in sorted(files) if not path.stem.endswith("_bind")]
 
 
 def compile_decoder(target: Path, jobs: int) -> None:

@@ -25,4 +25,7 @@ void* __cxa_begin_catch(void*) { __builtin_trap(); }
 void __cxa_end_catch() { __builtin_trap(); }
 [[noreturn]] void __cxa_rethrow() { __builtin_trap(); }
 
+// The one thread does not end before its instance goes.
+int __cxa_thread_atexit(void (*)(void*), void*, void*) { return 0; }
+
 }  // extern "C"
