@@ -2,37 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 namespace dca::decoder {
 namespace {
 
-constexpr int kQualityRange = 10000;
-constexpr int kRowsPerOctave = 12;
-constexpr int kRowOffset = 13607;  // log2 10 in 1/4096
-constexpr float kOperandOne = 16, kFeatureOne = 256;
+constexpr float kOperandOne = 16;
 constexpr float kGate = 1 / kOperandOne;  // product of two operands -> operand
-
-int64_t floor_divide(int64_t a, int64_t b) { return a / b - (a % b < 0); }
-
-// 2^(log2 / 4096): a table entry times a power of two, exact on every machine.
-float exp2_of(const float* table, int64_t log2) {
-  return std::ldexp(table[log2 & (kLog2One - 1)], static_cast<int>(log2 >> 12));
-}
-
-bool is_matrix(const Tensor& t) { return t.spec.shape.size() == 2; }
-
-std::string base_of(const std::string& name) { return name.substr(0, name.rfind('.')); }
-
-bool ends(const std::string& name, const char* with) {
-  const size_t size = std::strlen(with);
-  return name.size() >= size && name.compare(name.size() - size, size, with) == 0;
-}
-
-std::unique_ptr<PackedLinear> packed(const Tensor& w, const int32_t* bias, const float* m) {
-  return std::make_unique<PackedLinear>(w.bytes.data(), w.spec.type == Type::int8 ? 8 : 16, bias, m,
-                                        static_cast<int>(w.spec.shape[0]), static_cast<int>(w.spec.shape[1]));
-}
 
 std::vector<Part> coarse_to_fine(int levels) {
   std::vector<Part> parts{{-1, 0, 0, 1 << levels}};
@@ -52,124 +27,9 @@ Operands half_of(const Operands& x, int64_t rows, int half, int which) {
 
 }  // namespace
 
-Model::Model(Weights given)
-    : weights(std::move(given)),
-      tables(weights.at("tables.freq").as<uint16_t>(), weights.at("tables.shift").as<uint8_t>()) {
-  int64_t widest = 0;
-  for (const auto& [name, w] : weights.tensors) {
-    if (!ends(name, ".w")) continue;
-    const std::string base = base_of(name);
-    widest = std::max(widest, w.last());
-    if (ends(base, ".heads") || weights.has(base + ".slope")) continue;  // those depend on the quality
-    const auto* bias = weights.at(base + ".b").as<int32_t>();
-    const auto* m = weights.at(base + ".m").as<float>();
-    if (!is_matrix(w)) {
-      depthwise[base] = std::make_unique<PackedDepthwise>(w.as<int8_t>(), bias, m, static_cast<int>(w.last()));
-    } else if (base.compare(0, 16, "context.decoded.") == 0) {
-      const int step = base[16] - '0';
-      decoded[static_cast<size_t>(step)] = std::make_unique<PackedDecoded>(
-          w.as<int16_t>(), bias, m, static_cast<int>(w.spec.shape[0]), weights.config.group(), step + 1);
-    } else {
-      linears[base] = packed(w, bias, m);
-    }
-  }
-  to_operand.assign(static_cast<size_t>(widest), kOperandOne / kFeatureOne);
-  const auto* table = weights.at("tables.exp2").as<float>();
-  for (int r = -kAqReach; r <= kAqReach; ++r) {
-    const int64_t log2 = floor_divide(2 * r * kLog2One + kRowsPerOctave, 2 * kRowsPerOctave);
-    factors[static_cast<size_t>(r + kAqReach)] = exp2_of(table, log2);
-  }
-  if (weights.config.regional_levels == 0) return;
-  const Tensor& weight = weights.at("factorised.regional.weight");
-  for (int64_t kind = 0; kind < weight.spec.shape[0]; ++kind) {
-    std::vector<float>& m = neighbours.emplace_back();
-    for (int sites = 1; sites <= 4; ++sites)
-      for (int64_t c = 0; c < weight.last(); ++c)
-        m.push_back(weight.as<float>()[kind * weight.last() + c] / static_cast<float>(sites));
-  }
-}
-
-Program::Program(std::shared_ptr<const Model> model, int quality) : model_(std::move(model)), quality_(quality) {
-  const float* table = floats("tables.exp2");
-  const std::vector<int64_t> log2 = log2_of("latent.log2_gain");
-  const float* dequantise = floats("latent.dequantise");
-  for (size_t c = 0; c < log2.size(); ++c) inverse_.push_back(dequantise[c] * exp2_of(table, -log2[c]));
-  for (const std::string& latent : config().latents()) {
-    add_rows(latent);
-    for (const int64_t gain : log2_of("factorised." + latent + ".log2_gain"))
-      hyper_inverse_[latent].push_back(exp2_of(table, -gain));
-  }
-  add_conditional();
-  add_heads(log2);
-}
-
-// Piecewise linear between the knots of a tensor, in integers.
-std::vector<int64_t> Program::log2_of(const std::string& name) const {
-  const Tensor& t = model_->weights.at(name);
-  const int position = quality_ * (kAnchors - 1), low = std::min(position / kQualityRange, kAnchors - 2);
-  const int64_t f = position - low * kQualityRange;
-  const int32_t* knot = t.as<int32_t>() + low * t.last();
-  std::vector<int64_t> out;
-  for (int64_t c = 0; c < t.last(); ++c) {
-    const int64_t sum = int64_t{knot[c]} * (kQualityRange - f) + int64_t{knot[c + t.last()]} * f;
-    out.push_back(floor_divide(sum + kQualityRange / 2, kQualityRange));
-  }
-  return out;
-}
-
-// Table rows of a hyper latent: of sites without a mean, and of each kind with one.
-void Program::add_rows(const std::string& latent) {
-  const std::vector<int64_t> scale = log2_of("factorised." + latent + ".log2_scale");
-  const int kinds = 2 * config().levels(latent);
-  const int32_t* wider = kinds ? model_->weights.at("factorised." + latent + ".log2_wider").as<int32_t>() : nullptr;
-  for (int kind = -1; kind < kinds; ++kind)
-    for (size_t c = 0; c < scale.size(); ++c) {
-      const int64_t more = kind < 0 ? 0 : wider[static_cast<size_t>(kind) * scale.size() + c];
-      const int64_t row = ((scale[c] + more + kRowOffset) * kRowsPerOctave + kLog2One / 2) >> 12;
-      rows_[latent].push_back(static_cast<uint8_t>(row < skip() ? kSkipRow : std::clamp<int64_t>(row, 0, kMaxRow)));
-    }
-}
-
-// Layers whose biases depend on the quality.
-void Program::add_conditional() {
-  const Weights& weights = model_->weights;
-  const int half = kQualityRange / 2;
-  for (const auto& [name, slope] : weights.tensors) {
-    if (!ends(name, ".slope")) continue;
-    const std::string base = base_of(name);
-    const auto* start = weights.at(base + ".b").as<int32_t>();
-    std::vector<int32_t> bias;
-    for (int64_t i = 0; i < slope.size(); ++i) {
-      const int64_t change = floor_divide(int64_t{slope.as<int32_t>()[i]} * (quality_ - half) + half / 2, half);
-      bias.push_back(static_cast<int32_t>(start[i] + change));
-    }
-    linears_[base] = packed(weights.at(base + ".w"), bias.data(), floats(base + ".m"));
-  }
-}
-
-void Program::add_heads(const std::vector<int64_t>& log2) {
-  const int size = config().group();
-  for (const int64_t gain : log2) {
-    offsets_.push_back(static_cast<int32_t>(((gain + kRowOffset) * 16 * kRowsPerOctave + kLog2One / 2) >> 12));
-  }
-  for (int core = 0; core < config().cores(); ++core) {
-    const std::string name = "context.cores." + std::to_string(core) + ".heads";
-    const float* m = floats(name + ".m");
-    std::vector<float> mean, scale;
-    for (int g = 0; g < 4; ++g)
-      for (int i = 0; i < size; ++i) {
-        mean.push_back(m[2 * g * size + i] * exp2_of(floats("tables.exp2"), log2[static_cast<size_t>(g * size + i)]));
-        scale.push_back(m[(2 * g + 1) * size + i]);
-      }
-    heads_.push_back(std::make_unique<PackedHead>(model_->weights.at(name + ".w").as<int8_t>(),
-                                                  model_->weights.at(name + ".b").as<int32_t>(), mean.data(),
-                                                  scale.data(), offsets_.data(), size, config().context_width));
-  }
-}
-
 const PackedLinear& Program::linear(const std::string& name) const {
-  const auto own = linears_.find(name);
-  return own != linears_.end() ? *own->second : *model_->linears.at(name);
+  const auto own = at_.linears.find(name);
+  return own != at_.linears.end() ? *own->second : *model_->linears.at(name);
 }
 
 GatedFfn Program::gated(const std::string& name) const {
@@ -239,12 +99,12 @@ std::vector<Hyper> Program::hypers(int h, int w) const {
   const Config& c = config();
   std::vector<Hyper> out;
   for (const char* name : {"global", "local", "regional"}) {
-    if (rows_.count(name) == 0) continue;
+    if (at_.rows.count(name) == 0) continue;
     const std::string latent = name;
     const Map map = latent == "global"  ? Map{1, 1, c.tokens, c.latent / c.tokens}
                     : latent == "local" ? Map{1, h, w, c.local}
                                         : Map{1, h / 4, w / 4, c.regional};
-    const std::vector<uint8_t>& rows = rows_.at(latent);
+    const std::vector<uint8_t>& rows = at_.rows.at(latent);
     const bool silent = std::all_of(rows.begin(), rows.end(), [](uint8_t row) { return row == kSkipRow; });
     out.push_back({latent, map, coarse_to_fine(c.levels(latent)), rows, silent});
   }
@@ -263,7 +123,7 @@ Words Program::neighbour_mean(const Hyper& hyper, const Part& part, const Words&
 
 // A hyper latent as a feature.
 Words Program::scaled(const std::string& latent, const Words& z) const {
-  const std::vector<float>& m = hyper_inverse_.at(latent);
+  const std::vector<float>& m = at_.hyper_inverse.at(latent);
   const auto entries = static_cast<int64_t>(m.size());
   Words out(z.size());
   dca::operand(z.data(), m.data(), z.size() / entries, static_cast<int>(entries), 16, out.data());
@@ -375,7 +235,7 @@ Prediction Program::predict(int step, const Words& y_hat, const Features& featur
   if (c.merge_once && features.local.size() > 0) add(x.data(), features.local.data(), x.size(), x.data());
   for (const std::string& name : c.stages()) x = stage(name, core, std::move(x), features, inner);
   Prediction out{Array<int32_t>(sites * c.group()), Array<uint8_t>(sites * c.group())};
-  head_params(operand(x, inner.c).data(), inner, *heads_[static_cast<size_t>(core)], step, skip(), valid_h, valid_w,
+  head_params(operand(x, inner.c).data(), inner, *at_.heads[static_cast<size_t>(core)], step, skip(), valid_h, valid_w,
               out.mean.data(), out.rows.data());
   return out;
 }
@@ -384,7 +244,7 @@ Adaptation Program::adaptation(const Prediction& prediction, const Map& map, int
   const int64_t sites = map.h * map.w;
   Adaptation out{Operands(sites), Array<float>(sites)};
   const Map rows{1, map.h, map.w, config().group()};
-  coarseness(prediction.rows.data(), offsets_.data(), rows, skip(), strength, out.coarse.data());
+  coarseness(prediction.rows.data(), at_.offsets.data(), rows, skip(), strength, out.coarse.data());
   for (int64_t i = 0; i < sites; ++i) out.coarser[i] = model_->factors[static_cast<size_t>(out.coarse[i] + kAqReach)];
   return out;
 }

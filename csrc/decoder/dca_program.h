@@ -11,9 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "../coder/rans_coder.h"
-#include "../ops/cpu_ops.h"
-#include "dca_weights.h"
+#include "dca_model.h"
 
 namespace dca::decoder {
 
@@ -77,29 +75,14 @@ struct Adaptation {
   Array<float> coarser;
 };
 
-using Linears = std::map<std::string, std::unique_ptr<PackedLinear>>;
-
-// What serves every quality: the weights, and the layers that do not depend on it.
-struct Model {
-  explicit Model(Weights weights);
-  const Weights weights;
-  const rans::Tables tables;
-  Linears linears;
-  std::map<std::string, std::unique_ptr<PackedDepthwise>> depthwise;
-  std::array<std::unique_ptr<PackedDecoded>, kSteps - 1> decoded;
-  std::vector<float> to_operand;                // multipliers from a feature of the entropy model to an operand
-  std::vector<std::vector<float>> neighbours;   // of each kind of part: multipliers of one to four sites around, [4, C]
-  std::array<float, 2 * kAqReach + 1> factors;  // 2^(r / 12), r from -kAqReach on
-};
-
 class Program {
  public:
-  Program(std::shared_ptr<const Model> model, int quality);
+  Program(std::shared_ptr<const Model> model, int quality) : model_(std::move(model)), at_(*model_, quality) {}
 
   const Config& config() const { return model_->weights.config; }
   const rans::Tables& tables() const { return model_->tables; }
   int skip() const { return model_->weights.skip; }
-  const float* inverse() const { return inverse_.data(); }
+  const float* inverse() const { return at_.inverse.data(); }
 
   // The hyper latents of a tile of h x w sites, in the order of the stream.
   std::vector<Hyper> hypers(int h, int w) const;
@@ -122,10 +105,6 @@ class Program {
   const PackedLinear& linear(const std::string& name) const;
   GatedFfn gated(const std::string& name) const;
   Attention attention(int window, int shift, const int32_t* bias) const;
-  std::vector<int64_t> log2_of(const std::string& name) const;
-  void add_rows(const std::string& latent);
-  void add_conditional();
-  void add_heads(const std::vector<int64_t>& log2);
 
   Words block(const int16_t* x, const Map& map, const std::string& name) const;
   Words blocks(Words x, const Map& map, const std::string& name, int count) const;
@@ -141,13 +120,7 @@ class Program {
   Words stage(const std::string& stage, int core, Words x, const Features& features, const Map& map) const;
 
   std::shared_ptr<const Model> model_;
-  int quality_;
-  std::vector<float> inverse_;  // of y
-  Linears linears_;             // those with biases of this quality
-  std::vector<std::unique_ptr<PackedHead>> heads_;
-  std::vector<int32_t> offsets_;                             // of every head, [4, M / 4]
-  std::map<std::string, std::vector<uint8_t>> rows_;         // of hyper latents
-  std::map<std::string, std::vector<float>> hyper_inverse_;  // likewise
+  const Quality at_;
 };
 
 // The programs of the qualities that were used last.

@@ -125,8 +125,8 @@ std::vector<const Kernels*> all_kernels() {
   std::vector<const Kernels*> found;
   const Kernels *slower = avx512_kernels(), *faster = avx512_tall_kernels();
   if (!tall_is_faster()) std::swap(slower, faster);
-  for (const Kernels* k : {&scalar_kernels(), wasm_kernels(), neon_kernels(), avx2_kernels(), slower, faster,
-                           amx_kernels()})
+  for (const Kernels* k :
+       {&scalar_kernels(), wasm_kernels(), neon_kernels(), avx2_kernels(), slower, faster, amx_kernels()})
     if (k && k->supported()) found.push_back(k);
   return found;
 }
