@@ -1,6 +1,7 @@
 #include "dca_config.h"
 
 #include <algorithm>
+#include <cstring>
 #include <set>
 
 #include "../coder/rans.h"
@@ -10,7 +11,6 @@
 namespace dca::decoder {
 namespace {
 
-constexpr int kAlign = 64;  // pixels to a multiple of which pictures are padded
 constexpr int64_t kMostWidth = 4096, kMostLevels = 6, kMostBlocks = 64;
 
 int64_t number_within(const std::string& name, const Json& value, int64_t least, int64_t most) {
@@ -145,6 +145,11 @@ size_t bytes_of(Type type) { return type == Type::int16 ? 2 : type == Type::int3
 const char* name_of(Type type) {
   const char* const names[] = {"int8", "uint8", "int16", "int32", "float32", "of another type"};
   return names[static_cast<size_t>(type)];
+}
+
+bool ends(const std::string& name, const char* with) {
+  const size_t size = std::strlen(with);
+  return name.size() >= size && name.compare(name.size() - size, size, with) == 0;
 }
 
 bool is_of_encoder(const std::string& name) {

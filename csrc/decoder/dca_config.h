@@ -11,6 +11,7 @@
 namespace dca::decoder {
 
 constexpr int kSteps = 4;    // of the latent
+constexpr int kAlign = 64;   // pixels to a multiple of which pictures are padded
 constexpr int kStride = 16;  // pixels of a side of a latent site
 constexpr int kAnchors = 9;  // knots of gains and scales over the quality axis
 constexpr int kLog2One = 4096;
@@ -52,6 +53,9 @@ struct Spec {
 };
 
 using Layout = std::map<std::string, Spec>;
+
+// Whether a name has this end.
+bool ends(const std::string& name, const char* with);
 
 // Every tensor of the weights of a configuration.
 Layout layout_of(const Config& config);

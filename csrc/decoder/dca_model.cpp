@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 namespace dca::decoder {
 namespace {
@@ -22,11 +21,6 @@ float exp2_of(const float* table, int64_t log2) {
 bool is_matrix(const Tensor& t) { return t.spec.shape.size() == 2; }
 
 std::string base_of(const std::string& name) { return name.substr(0, name.rfind('.')); }
-
-bool ends(const std::string& name, const char* with) {
-  const size_t size = std::strlen(with);
-  return name.size() >= size && name.compare(name.size() - size, size, with) == 0;
-}
 
 std::unique_ptr<PackedLinear> packed(const Tensor& w, const int32_t* bias, const float* m) {
   return std::make_unique<PackedLinear>(w.bytes.data(), w.spec.type == Type::int8 ? 8 : 16, bias, m,

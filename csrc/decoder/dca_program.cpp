@@ -58,17 +58,6 @@ Words Program::blocks(Words x, const Map& map, const std::string& name, int coun
   return x;
 }
 
-Words Program::blocks_of(const int16_t* x, const Map& map, const std::string& name, int count) const {
-  if (count > 0) {
-    Words first = block(x, map, name + ".0");
-    for (int i = 1; i < count; ++i) first = block(first.data(), map, name + "." + std::to_string(i));
-    return first;
-  }
-  Words copy(map.h * map.w * map.c);
-  std::copy_n(x, copy.size(), copy.data());
-  return copy;
-}
-
 void Program::ffn(Words& x, int64_t rows, const std::string& name) const {
   gated_ffn(x.data(), rows, gated(name), x.data());
 }
@@ -259,7 +248,9 @@ Array<uint8_t> Program::synthesise(const int16_t* y_hat, int h, int w, int first
   const auto [fine, coarse] = c.synthesis_blocks;
   const int begin = std::max(0, first - reach()), end = std::min(h, last + reach());
   const Map at_16{1, end - begin, w, c.latent};
-  const Words x = blocks_of(y_hat + int64_t{begin} * w * c.latent, at_16, "synthesis.blocks16", coarse);
+  Words seen(at_16.h * at_16.w * at_16.c);
+  std::copy_n(y_hat + int64_t{begin} * w * c.latent, seen.size(), seen.data());
+  const Words x = blocks(std::move(seen), at_16, "synthesis.blocks16", coarse);
   const int top = std::max(0, first - (fine + 1) / 2), bottom = std::min(h, last + (fine + 1) / 2);
   const int64_t sites = int64_t{bottom - top} * w;
   const Map at_8{1, 2 * (bottom - top), 2 * w, c.width};

@@ -108,7 +108,6 @@ class Program {
 
   Words block(const int16_t* x, const Map& map, const std::string& name) const;
   Words blocks(Words x, const Map& map, const std::string& name, int count) const;
-  Words blocks_of(const int16_t* x, const Map& map, const std::string& name, int count) const;
   void ffn(Words& x, int64_t rows, const std::string& name) const;
   Words feature(const Operands& x, int64_t rows, const std::string& name) const;
   Words wide(const int16_t* x, int64_t rows, const std::string& name) const;

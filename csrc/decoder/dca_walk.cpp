@@ -6,7 +6,6 @@
 namespace dca::decoder {
 namespace {
 
-constexpr int kAlign = 64;           // pixels to a multiple of which pictures are padded
 constexpr int64_t kTileSites = 144;  // of a side of a tile, about
 constexpr size_t kDigestBytes = 4;
 

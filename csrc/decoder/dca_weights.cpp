@@ -110,10 +110,6 @@ void check_layout(const Config& config, const Stock& stock) {
   }
 }
 
-bool ends(const std::string& name, const std::string& with) {
-  return name.size() >= with.size() && name.compare(name.size() - with.size(), with.size(), with) == 0;
-}
-
 // Whether a tensor of integers has one beyond +-limit.
 bool beyond(const Tensor& t, int64_t limit) {
   const auto* values = t.as<int32_t>();
