@@ -562,3 +562,13 @@ def test_sanitizers_find_nothing() -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert "status 0: " in done.stdout
     assert "status 10: 0\n" in done.stdout
+
+
+@pytest.mark.slow
+def test_threads_do_not_race() -> None:
+    options = ("-DDCA_FUZZ=ON", "-DDCA_SANITIZERS=thread", "-DDCA_EXAMPLES=OFF")
+    program = build("threads", *options) / "decoder_threads"
+    small = [path for path in GOLDEN if path.stat().st_size < 20000]
+    done = subprocess.run([program, WEIGHTS, "2", *small], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == f"{8 * len(small)} pictures, 0 wrong\n"
