@@ -12,7 +12,7 @@ from string import Template
 
 from PIL import Image
 
-from dca_fast.cli.commands import OK, codec_of, note, progress_bar, say
+from dca_fast.cli.commands import codec_of, note, progress_bar, say
 from dca_fast.errors import BackendUnavailableError, InputError
 from dca_fast.evaluation.measure import Pixels, psnr
 from dca_fast.evaluation.peers import FAMILIES, Peer, make_peers
@@ -95,8 +95,8 @@ def page(title: str, pixels: Pixels, shown: list[Shown]) -> str:
     )
 
 
-def compare(args: argparse.Namespace) -> int:
-    """A page with a slider: a picture, and JPEG, WebP, AVIF and JPEG XL at equal bytes."""
+def compare(args: argparse.Namespace) -> None:
+    """Write the page of a picture."""
     out = args.out or Path(f"{args.image.stem}.html")
     if out.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"the output {out} is not called *.html")
@@ -120,4 +120,3 @@ def compare(args: argparse.Namespace) -> int:
     write_atomic(out, page(args.image.name, image.pixels, shown).encode())
     if not args.quiet:
         note(f"{out}: " + ", ".join(f"{s.name} {s.size:,} bytes {s.psnr:.2f} dB" for s in shown))
-    return OK

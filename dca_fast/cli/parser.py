@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dca_fast.cli import commands, compare, convert, package, verify
+from dca_fast.cli import commands, convert, verify
 from dca_fast.cli.examples import EXAMPLES
 from dca_fast.config import ALIGN, AQ_ONE, DEFAULT_AQ, DEFAULT_EFFORT, MAX_AQ, MAX_EFFORT, QUALITY_MAX, REDUCTIONS
 
@@ -119,7 +119,7 @@ def make_parser() -> Parser:
     _add_conversion(add("decode", convert.decode, parents=[model]), encoding=False)
     _add_verify(add("verify", verify.verify, parents=[model]))
     _add_info(add("info", commands.info))
-    _add_compare(add("compare", compare.compare, parents=[model]))
+    _add_compare(add("compare", commands.compare, parents=[model]))
     _add_eval(add("eval", commands.evaluate, parents=[model]))
     _add_train(add("train", commands.train))
     _add_ablate(add("ablate", commands.ablate))
@@ -132,7 +132,7 @@ def make_parser() -> Parser:
     p.add_argument("--data", type=Path, metavar="PATH", help="photographs to fit the coder's tables to, as of `train`")
     p.add_argument("--cache", type=Path, metavar="STEM", help="decoded photographs (default: beside OUT)")
     add_force(p)
-    p = add("package", package.package)
+    p = add("package", commands.package)
     p.add_argument(
         "weights", nargs="?", type=Path, metavar="FILE", help="as `export` writes it (default: the shipped ones)"
     )
