@@ -254,8 +254,7 @@ const float* operand_multipliers(const py::array& m_in, int64_t channels) {
 
 // A head clamps its results before they become integers.
 template <class T>
-std::unique_ptr<PackedLinear> pack(const T* w, const int32_t* b, const float* m, int64_t o, int64_t k,
-                                   bool head = false) {
+void check_rows(const T* w, const int32_t* b, const float* m, int64_t o, int64_t k, bool head = false) {
   const int64_t limit = std::numeric_limits<T>::max();
   finite(m, o);
   for (int64_t i = 0; i < o; ++i) {
@@ -264,6 +263,11 @@ std::unique_ptr<PackedLinear> pack(const T* w, const int32_t* b, const float* m,
     require(sum <= INT32_MAX, "weights: the accumulator of a row can exceed 31 bits");
     if (!head) fits(sum, m[i]);
   }
+}
+
+template <class T>
+std::unique_ptr<PackedLinear> pack(const T* w, const int32_t* b, const float* m, int64_t o, int64_t k) {
+  check_rows(w, b, m, o, k);
   return std::make_unique<PackedLinear>(w, static_cast<int>(sizeof(T) * 8), b, m, static_cast<int>(o),
                                         static_cast<int>(k));
 }
@@ -306,21 +310,15 @@ std::unique_ptr<PackedHead> make_head(const py::array& w, const py::array& b, co
   const float* mean = data<float>(m_mean, "m_mean", {4, size});
   const float* scale = data<float>(m_scale, "m_scale", {4, size});
   const int32_t* start = data<int32_t>(offset, "offset", {4, size});
-  auto head = std::make_unique<PackedHead>();
-  head->c = static_cast<int>(c);
-  head->size = static_cast<int>(size);
   for (int64_t g = 0; g < 4; ++g) {
-    const auto i = static_cast<size_t>(g);
-    head->mean[i] = pack(values + g * 2 * size * c, bias + g * 2 * size, mean + g * size, size, c, true);
-    head->row[i] = pack(values + (g * 2 + 1) * size * c, bias + (g * 2 + 1) * size, scale + g * size, size, c, true);
-    head->offset[i].assign(static_cast<size_t>(round_up(size, kLanes)), 0);
-    for (int64_t j = 0; j < size; ++j) {
-      const int32_t value = start[g * size + j];
-      require(value >= -kMeanLimit && value <= kMeanLimit, "offset: expected values within +-2^20");
-      head->offset[i][static_cast<size_t>(j)] = value;
-    }
+    const int64_t first = g * 2 * size;
+    check_rows(values + first * c, bias + first, mean + g * size, size, c, true);
+    check_rows(values + (first + size) * c, bias + first + size, scale + g * size, size, c, true);
   }
-  return head;
+  for (int64_t i = 0; i < 4 * size; ++i) {
+    require(start[i] >= -kMeanLimit && start[i] <= kMeanLimit, "offset: expected values within +-2^20");
+  }
+  return std::make_unique<PackedHead>(values, bias, mean, scale, start, static_cast<int>(size), static_cast<int>(c));
 }
 
 std::unique_ptr<PackedDecoded> make_decoded(const py::array& w, const py::array& b, const py::array& m, int step) {
@@ -331,20 +329,8 @@ std::unique_ptr<PackedDecoded> make_decoded(const py::array& w, const py::array&
   const int64_t size = w.shape(1) / 4;
   const int32_t* bias = data<int32_t>(b, "b", {o});
   const float* scale = data<float>(m, "m", {o});
-  auto decoded = std::make_unique<PackedDecoded>();
-  decoded->size = static_cast<int>(size);
-  decoded->step = step;
-  std::vector<int16_t> columns(static_cast<size_t>(o * step * size));
-  for (int parity = 0; parity < 4; ++parity) {
-    int16_t* to = columns.data();
-    for (int64_t i = 0; i < o; ++i)
-      for (int earlier = 0; earlier < step; ++earlier, to += size) {
-        const int16_t* from = values + (i * 4 + quadtree_group(parity, earlier)) * size;
-        std::copy(from, from + size, to);
-      }
-    decoded->linear[static_cast<size_t>(parity)] = pack(columns.data(), bias, scale, o, step * size);
-  }
-  return decoded;
+  check_rows(values, bias, scale, o, 4 * size);
+  return std::make_unique<PackedDecoded>(values, bias, scale, static_cast<int>(o), static_cast<int>(size), step);
 }
 
 // Operations.

@@ -138,7 +138,8 @@ struct Kernels {
 };
 
 const Kernels& scalar_kernels();
-const Kernels* neon_kernels();  // null where the compiler or the architecture lacks it, like all below
+const Kernels* wasm_kernels();  // null where the compiler or the architecture lacks it, like all below
+const Kernels* neon_kernels();
 const Kernels* avx2_kernels();
 const Kernels* avx512_kernels();
 const Kernels* avx512_tall_kernels();

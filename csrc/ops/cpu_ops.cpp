@@ -125,7 +125,8 @@ std::vector<const Kernels*> all_kernels() {
   std::vector<const Kernels*> found;
   const Kernels *slower = avx512_kernels(), *faster = avx512_tall_kernels();
   if (!tall_is_faster()) std::swap(slower, faster);
-  for (const Kernels* k : {&scalar_kernels(), neon_kernels(), avx2_kernels(), slower, faster, amx_kernels()})
+  for (const Kernels* k :
+       {&scalar_kernels(), wasm_kernels(), neon_kernels(), avx2_kernels(), slower, faster, amx_kernels()})
     if (k && k->supported()) found.push_back(k);
   return found;
 }
@@ -203,6 +204,33 @@ void PackedDepthwise::row(const char* const rows[3], int width, char* out) const
     kernel.pack_depthwise(w_.data(), bias_.data(), c, slot.w.reserve(kernel.depthwise_bytes(c)), slot.bias.data());
   });
   kernel.depthwise(rows, width, c, slot.w.reserve(0), slot.bias.data(), m_.data(), out);
+}
+
+PackedHead::PackedHead(const int8_t* w, const int32_t* bias, const float* m_mean, const float* m_row,
+                       const int32_t* start, int size_, int c_)
+    : c(c_), size(size_) {
+  for (int64_t g = 0; g < 4; ++g) {
+    const auto i = static_cast<size_t>(g);
+    const int64_t first = 2 * g * size, second = first + size, at = g * size;
+    mean[i] = std::make_unique<PackedLinear>(w + first * c, 8, bias + first, m_mean + at, size, c);
+    row[i] = std::make_unique<PackedLinear>(w + second * c, 8, bias + second, m_row + at, size, c);
+    offset[i].assign(static_cast<size_t>(round_up(size, kLanes)), 0);
+    std::copy(start + at, start + at + size, offset[i].begin());
+  }
+}
+
+PackedDecoded::PackedDecoded(const int16_t* w, const int32_t* bias, const float* m, int o, int size_, int step_)
+    : size(size_), step(step_) {
+  std::vector<int16_t> columns(static_cast<size_t>(int64_t{o} * step * size));
+  for (int parity = 0; parity < 4; ++parity) {
+    int16_t* to = columns.data();
+    for (int64_t i = 0; i < o; ++i)
+      for (int earlier = 0; earlier < step; ++earlier, to += size) {
+        const int16_t* from = w + (i * 4 + quadtree_group(parity, earlier)) * size;
+        std::copy(from, from + size, to);
+      }
+    linear[static_cast<size_t>(parity)] = std::make_unique<PackedLinear>(columns.data(), 16, bias, m, o, step * size);
+  }
 }
 
 void operand(const int16_t* x, const float* m, int64_t rows, int c, int bits, void* out) {

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <vector>
 
@@ -59,14 +60,18 @@ class PackedDepthwise {
 };
 
 struct PackedHead {  // per channel group
+  // w [4, 2 size, c], bias [4, 2 size]: means, then rows; m_mean, m_row and offset [4, size].
+  PackedHead(const int8_t* w, const int32_t* bias, const float* m_mean, const float* m_row, const int32_t* offset,
+             int size, int c);
   std::array<std::unique_ptr<PackedLinear>, 4> mean, row;
   std::array<std::vector<int32_t>, 4> offset;
-  int c, size;
+  const int c, size;
 };
 
 struct PackedDecoded {  // for one step, by site parity: the columns of the groups decoded before it
+  PackedDecoded(const int16_t* w, const int32_t* bias, const float* m, int o, int size, int step);  // w [o, 4 size]
   std::array<std::unique_ptr<PackedLinear>, 4> linear;
-  int size, step;
+  const int size, step;
 };
 
 int quadtree_group(int parity, int step);  // the channel group of these sites in this step

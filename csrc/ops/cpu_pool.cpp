@@ -16,11 +16,23 @@
 #endif
 
 namespace dca {
+
+#ifdef __wasm__  // without threads
+
+int threads() { return 1; }
+
+void set_threads(int) {}
+
+void run_parallel(int64_t count, void (*task)(void*, int64_t), void* context) {
+  for (int64_t i = 0; i < count; ++i) task(context, i);
+}
+
+#else
+
 namespace {
 
 constexpr auto kSpin = std::chrono::microseconds(200);
 constexpr int kMaxThreads = 256;
-constexpr std::align_val_t kAlignment{64};
 
 // Waits a moment without sleeping: operations follow each other closely. There is no pause instruction in the loop
 // because hypervisors may take a processor away from a guest that repeats it; the time was chosen on a virtual machine.
@@ -164,6 +176,14 @@ void run_parallel(int64_t count, void (*task)(void*, int64_t), void* context) {
   pool().run(job, participants - 1);
   if (job.error) std::rethrow_exception(job.error);
 }
+
+#endif
+
+namespace {
+
+constexpr std::align_val_t kAlignment{64};
+
+}  // namespace
 
 void Buffer::Free::operator()(char* p) const { ::operator delete(p, kAlignment); }
 

@@ -1,0 +1,28 @@
+// Decodes files with the module that was built, in Node:
+//   node decode.mjs FOLDER WEIGHTS|- FILE...
+// with vectors, or without where DCA_ISA is scalar;
+// writes a line of JSON for each: what it says and the SHA-256 of its samples, or the kind of its error.
+import {createHash} from 'node:crypto';
+import {readFile} from 'node:fs/promises';
+import {pathToFileURL} from 'node:url';
+
+const [folder, weights, ...files] = process.argv.slice(2);
+const {compile, Decoder, DcaError, rgba} = await import(pathToFileURL(`${folder}/dca.js`));
+const module = await compile(await readFile(`${folder}/dca.wasm`));
+const hash = array => createHash('sha256').update(new Uint8Array(array.buffer, array.byteOffset, array.byteLength)).digest('hex');
+const options = {maxPixels: 2 ** 24, isa: process.env.DCA_ISA || 'wasm'};
+const decoder = new Decoder(module, weights === '-' ? null : new Uint8Array(await readFile(weights)), options);
+for (const file of files) {
+  let line;
+  try {
+    const picture = decoder.decode(new Uint8Array(await readFile(file)));
+    const {samples, icc, exif, xmp, ...facts} = picture;
+    const text = block => block && Buffer.from(block).toString('latin1');
+    line = {...facts, samples: hash(samples), rgba: hash(rgba(picture)), icc: text(icc), exif: text(exif), xmp: text(xmp)};
+  } catch (error) {
+    if (!(error instanceof DcaError)) throw error;
+    line = {kind: error.kind, message: error.message};
+  }
+  process.stdout.write(`${JSON.stringify(line)}\n`);
+}
+process.stdout.write(`${JSON.stringify({model: decoder.model})}\n`);

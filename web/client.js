@@ -1,0 +1,83 @@
+// What a page uses: files to pictures, decoded by a worker that all of it shares.
+
+import {DcaError} from './dca.js';
+
+let worker = null, next = 0;
+const waiting = new Map();
+
+function start() {
+  worker = new Worker(new URL('./worker.js', import.meta.url), {type: 'module'});
+  worker.onmessage = ({data: {id, picture, error, progress}}) => {
+    const {resolve, reject, onprogress} = waiting.get(id);
+    if (progress) return onprogress?.(progress);
+    waiting.delete(id);
+    if (error) reject(new DcaError(error.kind, error.message));
+    else resolve(picture);
+  };
+  worker.onerror = event => { // it could not even be loaded
+    for (const {reject} of waiting.values()) reject(new DcaError('NotAvailable', event.message || 'no worker'));
+    waiting.clear();
+    worker = null;
+  };
+}
+
+/**
+ * Decodes a file.
+ * @param {string | URL | Blob | ArrayBuffer | Uint8Array} source a file, or its address
+ * @param {{onprogress?: (p: {loaded: number, total: number}) => void, signal?: AbortSignal}} options onprogress: bytes
+ *   of the model's weights, the first time they are needed; total is 0 where the server does not say
+ * @returns {Promise<object>} as of `Decoder.inspect`, and rgba (Uint8ClampedArray), bytes, milliseconds
+ * @throws {DcaError} a bad file; TypeError: it cannot be fetched
+ */
+export async function decode(source, {onprogress, signal} = {}) {
+  const file = await contentOf(source, signal);
+  signal?.throwIfAborted();
+  if (worker === null) start();
+  const id = next++;
+  const done = new Promise((resolve, reject) => waiting.set(id, {resolve, reject, onprogress}));
+  worker.postMessage({id, file}, [file]);
+  return done;
+}
+
+async function contentOf(source, signal) {
+  if (source instanceof ArrayBuffer) return source.slice(0);
+  if (source instanceof Blob) return source.arrayBuffer();
+  if (ArrayBuffer.isView(source)) {
+    return source.buffer.slice(source.byteOffset, source.byteOffset + source.byteLength);
+  }
+  const response = await fetch(source, {signal});
+  if (!response.ok) throw new TypeError(`${source}: ${response.status} ${response.statusText}`);
+  return response.arrayBuffer();
+}
+
+/** The orientation that EXIF says, 1 to 8; 1 where it says none. The pixels of a picture do not have it yet. */
+export function orientation(exif) {
+  if (!exif || exif.length < 14) return 1;
+  const view = new DataView(exif.buffer, exif.byteOffset, exif.byteLength), little = view.getUint16(0) === 0x4949;
+  const first = view.getUint32(4, little);
+  if (first + 2 > exif.length) return 1;
+  for (let i = 0, at = first + 2; i < view.getUint16(first, little) && at + 12 <= exif.length; ++i, at += 12) {
+    if (view.getUint16(at, little) !== 0x0112) continue;
+    const value = view.getUint16(at + 8, little);
+    return value >= 1 && value <= 8 ? value : 1;
+  }
+  return 1;
+}
+
+/** Draws a picture on a canvas, which gets its size, upright as EXIF says. */
+export function draw(picture, canvas) {
+  const {width, height} = picture, turned = orientation(picture.exif);
+  const image = new ImageData(picture.rgba, width, height), sideways = turned > 4;
+  canvas.width = sideways ? height : width;
+  canvas.height = sideways ? width : height;
+  const context = canvas.getContext('2d');
+  if (turned === 1) return context.putImageData(image, 0, 0);
+  const flat = new OffscreenCanvas(width, height);
+  flat.getContext('2d').putImageData(image, 0, 0);
+  const w = width, h = height;
+  const matrices = [[1, 0, 0, 1, 0, 0], [-1, 0, 0, 1, w, 0], [-1, 0, 0, -1, w, h], [1, 0, 0, -1, 0, h],
+    [0, 1, 1, 0, 0, 0], [0, 1, -1, 0, h, 0], [0, -1, -1, 0, h, w], [0, -1, 1, 0, 0, w]];
+  context.setTransform(...matrices[turned - 1]);
+  context.drawImage(flat, 0, 0);
+  context.resetTransform();
+}

@@ -1,0 +1,189 @@
+// The decoder of .dca pictures in WebAssembly: bytes to pixels, wherever JavaScript runs. worker.js and dca-image.js
+// use it in a page; in Node it is used as it is. Everything here is synchronous but `compile`.
+
+export const KINDS = [
+  '', 'NotADcaFile', 'UnsupportedVersion', 'UnknownModel', 'TruncatedStream', 'CorruptStream', 'LimitExceeded',
+  'BadWeights', 'BadArgument', 'NotAvailable', 'OutOfMemory',
+];
+
+/** What is wrong with a file; `kind` is one of KINDS, as the exceptions of Python are called. */
+export class DcaError extends Error {
+  constructor(kind, message) {
+    super(message);
+    this.name = 'DcaError';
+    this.kind = kind;
+  }
+}
+
+/** Compiles the module: of its bytes, or of a Response. */
+export async function compile(source) {
+  return source instanceof Response ? WebAssembly.compileStreaming(source) : WebAssembly.compile(source);
+}
+
+// An instance keeps what a large picture needed; a new one is made instead of keeping more than this.
+const MOST_BYTES = 256 << 20;
+// Of dca_info in csrc/decoder/dca.h, with pointers of four bytes.
+const INFO = {bytes: 60, width: 0, height: 4, channels: 8, depth: 12, quality: 16, exact: 20, model: 24, blocks: 28, icc: 36, exif: 44, xmp: 52};
+
+/** A decoder with the weights of one model, or with none: then it reads files without a model alone. */
+export class Decoder {
+  #module;
+  #weights;
+  #maxPixels;
+  #isa;
+  #wasm = null;
+  #handle = 0;
+
+  /**
+   * @param {WebAssembly.Module} module of `compile`
+   * @param {Uint8Array | null} weights a file of weights; it is kept
+   * @param {{maxPixels?: number, isa?: string}} options larger pictures are refused, default: 2^26; "scalar" instead of
+   *   vectors, which changes no pixel
+   * @throws {DcaError} weights that are damaged
+   */
+  constructor(module, weights = null, {maxPixels = 2 ** 26, isa = 'wasm'} = {}) {
+    this.#module = module;
+    this.#weights = weights;
+    this.#maxPixels = maxPixels;
+    this.#isa = isa;
+    this.#run(() => {});
+  }
+
+  /** The model that it holds, eight hexadecimal digits; zeros without one. */
+  get model() {
+    return this.#run(wasm => this.#with(4, null, at => {
+      wasm.dca_decoder_model(this.#handle, at);
+      return hexadecimal(this.#bytes(at, 4));
+    }));
+  }
+
+  /**
+   * What a file says, verified but not decoded: width, height, channels (1 gray, 3 RGB, one more for alpha), depth,
+   * quality, exact, model, graphicBlocks, and icc, exif, xmp as bytes or null.
+   * @param {Uint8Array} file
+   * @throws {DcaError}
+   */
+  inspect(file) {
+    return this.#run(wasm => this.#with(file.length, file, from => this.#with(INFO.bytes, null, info => {
+      wasm.dca_inspect(from, file.length, info, 0);
+      return this.#info(info);
+    })));
+  }
+
+  /**
+   * Decodes a file: what `inspect` gives, and `samples`, by rows, pixels and channels, Uint8Array or Uint16Array.
+   * @param {Uint8Array} file
+   * @throws {DcaError}
+   */
+  decode(file) {
+    return this.#run(wasm => this.#with(file.length, file, from => this.#with(INFO.bytes + 4, null, info => {
+      const pixels = info + INFO.bytes;
+      wasm.dca_decode(this.#handle, from, file.length, info, pixels, 0);
+      const picture = this.#info(info), at = this.#word(pixels);
+      const bytes = this.#bytes(at, picture.width * picture.height * picture.channels * picture.depth / 8);
+      picture.samples = picture.depth === 16 ? new Uint16Array(bytes.buffer) : bytes;
+      wasm.dca_free(at);
+      return picture;
+    })));
+  }
+
+  // Runs `work` with an instance. What fails in it leaves the instance in the middle of something: it goes.
+  #run(work) {
+    try {
+      if (this.#wasm === null) this.#start();
+      const result = work(this.#wasm);
+      if (this.#wasm.memory.buffer.byteLength > MOST_BYTES) this.#wasm = null;
+      return result;
+    } catch (error) {
+      this.#wasm = null;
+      if (error instanceof DcaError) throw error;
+      if (error instanceof RangeError || error instanceof WebAssembly.RuntimeError) {
+        throw new DcaError('OutOfMemory', `the decoder stopped: ${error.message}`);
+      }
+      throw error;
+    }
+  }
+
+  #start() {
+    const refuse = (status, message) => { throw new DcaError(KINDS[status], this.#text(message)); };
+    const none = () => 8; // files there are none
+    const wasi = {fd_close: none, fd_seek: none, fd_write: none};
+    this.#wasm = new WebAssembly.Instance(this.#module, {dca: {fail: refuse}, wasi_snapshot_preview1: wasi}).exports;
+    this.#wasm._initialize();
+    const size = this.#weights?.length ?? 0;
+    // dca_options: threads, four bytes that align the next, the most pixels, the instruction set
+    const isa = new TextEncoder().encode(`${this.#isa}\0`);
+    this.#with(isa.length, isa, name => this.#with(28, null, options => {
+      const view = new DataView(this.#wasm.memory.buffer);
+      for (let i = 0; i < 28; i += 4) view.setUint32(options + i, 0, true);
+      view.setBigUint64(options + 8, BigInt(this.#maxPixels), true);
+      view.setUint32(options + 16, name, true);
+      const made = options + 24;
+      const open = from => this.#wasm.dca_decoder_new(from, size, options, made, 0);
+      if (size > 0) this.#with(size, this.#weights, open);
+      else open(0);
+      this.#handle = this.#word(made);
+    }));
+  }
+
+  // Calls `use` with memory of so many bytes, filled with `content`.
+  #with(size, content, use) {
+    const at = this.#wasm.malloc(Math.max(1, size));
+    if (at === 0) throw new DcaError('OutOfMemory', `there are no ${size} bytes of memory`);
+    if (content !== null) new Uint8Array(this.#wasm.memory.buffer, at, size).set(content);
+    const result = use(at);
+    this.#wasm.free(at);
+    return result;
+  }
+
+  #word(at) {
+    return new DataView(this.#wasm.memory.buffer).getUint32(at, true);
+  }
+
+  #bytes(at, size) {
+    return new Uint8Array(this.#wasm.memory.buffer, at, size).slice();
+  }
+
+  #text(at) {
+    const bytes = new Uint8Array(this.#wasm.memory.buffer, at, 256);
+    return new TextDecoder().decode(bytes.subarray(0, bytes.indexOf(0)));
+  }
+
+  #info(at) {
+    const word = offset => this.#word(at + offset);
+    const block = offset => word(offset) === 0 ? null : this.#bytes(word(offset), word(offset + 4));
+    return {
+      width: word(INFO.width),
+      height: word(INFO.height),
+      channels: word(INFO.channels),
+      depth: word(INFO.depth),
+      quality: word(INFO.quality) / 100,
+      exact: word(INFO.exact) === 1,
+      model: hexadecimal(this.#bytes(at + INFO.model, 4)),
+      graphicBlocks: word(INFO.blocks),
+      icc: block(INFO.icc),
+      exif: block(INFO.exif),
+      xmp: block(INFO.xmp),
+    };
+  }
+}
+
+function hexadecimal(bytes) {
+  return Array.from(bytes, byte => byte.toString(16).padStart(2, '0')).join('');
+}
+
+/**
+ * The picture as pages show it: four samples of 8 bits for each pixel, straight alpha.
+ * @returns {Uint8ClampedArray}
+ */
+export function rgba({width, height, channels, depth, samples}) {
+  const out = new Uint8ClampedArray(4 * width * height), gray = channels < 3;
+  const scaled = depth === 16 ? value => (value * 255 + 32767) / 65535 | 0 : value => value;
+  for (let i = 0, from = 0; i < out.length; i += 4, from += channels) {
+    out[i] = scaled(samples[from]);
+    out[i + 1] = gray ? out[i] : scaled(samples[from + 1]);
+    out[i + 2] = gray ? out[i] : scaled(samples[from + 2]);
+    out[i + 3] = channels % 2 === 1 ? 255 : scaled(samples[from + channels - 1]);
+  }
+  return out;
+}
