@@ -264,7 +264,7 @@ def test_a_step_is_what_a_stream_holds_and_costs_its_bits() -> None:
         values = trellis.quantise(torch.cat([r[n].flatten() for r in residuals]), rows)
         stream = coder.encode([(values, rows)], plain=0)
         decoder = coder.decoder(stream)
-        decoded = decoder.decode(rows, trellis=True)
+        decoded = decoder.decode(rows, trellis=True, last=True)
         decoder.finish()
         mine = torch.cat([s[n].flatten() for s in seen])
         assert torch.equal(mine, torch.from_numpy(decoded).float() * (TRELLIS_STEP / 256))

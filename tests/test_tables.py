@@ -252,8 +252,8 @@ def test_bits_of_values_are_those_of_their_symbols() -> None:
     freq = TABLES.freq[at, symbols]
     raw = np.array([0, 16, row_shift(110), 0])
     assert TABLES.value_bits(values, rows) == pytest.approx(PROB_BITS - np.log2(freq) + raw)
-    # In a trellis all five chains begin in state 0, whose set is the first one.
+    # In a trellis the chain of each group begins in state 0, whose set is the first one.
     even = np.array([2, 0, -4, 66, 0], np.int16)
-    symbols, at = TABLES.coded(even, rows, 1)
+    symbols, at = TABLES.coded(even, rows, 4)
     assert at.tolist() == [148, 188, 238, 148]
     assert symbols.tolist() == [CENTER + 1, CENTER - 2, CENTER + (33 >> row_shift(110)), CENTER]
