@@ -2,7 +2,8 @@
 #
 #   docker build -t dca-fast . && docker run --rm -v "$PWD:/work" dca-fast encode photo.jpg
 FROM python:3.13-slim AS build
-# hadolint ignore=DL3008 (the compiler is that of the image)
+# The compiler is that of the image.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ \
     && rm -rf /var/lib/apt/lists/*
@@ -11,7 +12,8 @@ COPY . .
 RUN pip wheel --no-cache-dir --wheel-dir /wheels .
 
 FROM python:3.13-slim
-# hadolint ignore=DL3013 (what was built above)
+# The version is that of the wheel above.
+# hadolint ignore=DL3013
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
     pip install --no-cache-dir --no-index --find-links /wheels dca-fast
 WORKDIR /work
