@@ -231,7 +231,7 @@ from dca_fast.testing import photograph
 codec = Codec(threads=1)
 codec.decode(codec.encode(photograph(64, 64)))  # what every picture needs is there
 pages = int(Path("/proc/self/statm").read_text().split()[0])
-most = pages * resource.getpagesize() + (64 << 20)
+most = pages * resource.getpagesize() + (128 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (most, most))
 try:
     codec.decode(Path(sys.argv[1]).read_bytes(), "numpy")
