@@ -1,9 +1,11 @@
 """Maps kernels/ to dca_fast.kernels and builds the three native extensions; pyproject.toml has the rest.
 
 Without a C++ compiler the package is installed without them: all of it works, in PyTorch and Python, many times slower.
+With DCA_SLIM=1 the weights are left out, and the package of them that `dca-fast package` makes is a dependency instead.
 With DCA_CUDA_ARCHS, such as "sm_80 sm_90 sm_100", nvcc also builds the GPU's coder for these architectures.
 """
 
+import json
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +14,12 @@ from pathlib import Path
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext, has_flag
 from setuptools import find_packages, setup
+
+DEPENDENCIES = ["numpy>=1.24", "pillow>=11.3", "safetensors>=0.4.3", "rich>=13", "shtab>=1.6"]
+SLIM = os.environ.get("DCA_SLIM") == "1"
+if SLIM:
+    newest = next(iter(json.loads(Path("dca_fast/data/models.json").read_text("utf-8"))))
+    DEPENDENCIES.append(f"dca-fast-weights-{newest[:8]}")
 
 # Products and sums stay two roundings, so that every compiler computes the same floats.
 if sys.platform == "win32":
@@ -64,6 +72,8 @@ ParallelCompile("DCA_BUILD_JOBS").install()
 setup(
     packages=[*find_packages(include=["dca_fast", "dca_fast.*"]), "dca_fast.kernels", "dca_fast.csrc.coder"],
     package_dir={"dca_fast.kernels": "kernels", "dca_fast.csrc.coder": "csrc/coder"},
+    exclude_package_data={"dca_fast": ["data/*.safetensors"] if SLIM else []},
+    install_requires=DEPENDENCIES,
     ext_modules=[extension("rans", "coder"), extension("cpu", "ops"), extension("exact", "exact")],
     cmdclass={"build_ext": Build},
 )

@@ -282,7 +282,7 @@ def test_wrong_arguments_are_refused_by_name(native: Codec, tmp_path: Path) -> N
         Codec(device="abacus")
     with pytest.raises(ConfigError, match="does not run on"):
         Codec(device="cpu", backend="cuda")
-    with pytest.raises(WeightsError, match="only dca-s"):
+    with pytest.raises(WeightsError, match="those here: dca-s"):
         Codec("dca-xxl")
     with pytest.raises(WeightsError):
         Codec(weights=tmp_path / "none.safetensors")

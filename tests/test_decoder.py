@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import os
 import shutil
@@ -37,9 +38,12 @@ from dca_fast.network import weights as weights_io
 from dca_fast.network.layout import is_of_encoder
 from dca_fast.testing import page, photograph
 from tests.decoder_library import ROOT, STATUS, WEIGHTS, Decoder, build, can_build, library, random_weights
+from tests.test_conformance import BAD_WEIGHTS
 
 pytestmark = can_build
 GOLDEN = sorted((ROOT / "tests" / "golden").glob("*.dca"))
+CONFORMANCE = ROOT / "tests" / "conformance"
+TABLE = json.loads((CONFORMANCE / "conformance.json").read_text("utf-8"))
 MAX_PIXELS = 1 << 18
 
 
@@ -79,6 +83,24 @@ def test_golden_files(decoder: Decoder, codec: Codec, path: Path) -> None:
 
 def test_the_model_is_that_of_the_weights(decoder: Decoder, codec: Codec) -> None:
     assert decoder.model_id.hex() == codec.model_id
+
+
+@pytest.mark.parametrize("row", [*TABLE["vectors"], *TABLE["refused"]], ids=lambda row: row["file"])
+def test_conformance(decoder: Decoder, row: dict[str, Any]) -> None:
+    data = (CONFORMANCE / row["file"]).read_bytes()
+    if "error" in row:
+        with pytest.raises(BitstreamError) as caught:
+            decoder.decode(data)
+        assert type(caught.value).__name__ == row["error"]
+        return
+    pixels = decoder.decode(data)
+    if pixels.shape[2] < 3:  # the table has three equal planes of gray
+        pixels = np.concatenate([pixels[..., :1]] * 3 + [pixels[..., 1:]], 2)
+    assert pixels.shape == (row["height"], row["width"], row["channels"])
+    assert 8 * pixels.itemsize == row["bits"]
+    assert hashlib.sha256(pixels.tobytes()).hexdigest() == row["sha256"]
+    blocks = {name: hashlib.sha256(block).hexdigest() for name, block in decoder.inspect(data).metadata().items()}
+    assert blocks == row.get("metadata", {})
 
 
 @pytest.mark.parametrize("quality", [0, 35, 60.5, 100])
@@ -454,23 +476,23 @@ def test_metadata_of_weights_is_checked(lib: Any) -> None:
         ({"window": 3}, 6),
         ({"surprise": 1}, 6),
         ({"transforms": "elic"}, 6),
+        ({"window": None}, 6),
         ({}, "6"),
         ({}, -1),
     ):
         with pytest.raises(WeightsError):
             Decoder(lib, weights_file(weights.tensors, weights.config.to_dict() | change, skip))
+    for key in weights.config.to_dict():
+        config = {name: value for name, value in weights.config.to_dict().items() if name != key}
+        with pytest.raises(WeightsError):
+            Decoder(lib, weights_file(weights.tensors, config, weights.skip))
 
 
-@pytest.mark.parametrize(
-    "name", ["tables.exp2", "tables.softmax", "tables.freq", "latent.log2_gain", "context.local.w"]
-)
-def test_weights_that_could_overflow(lib: Any, name: str) -> None:
+@pytest.mark.parametrize("case", BAD_WEIGHTS)
+def test_weights_that_break_a_rule(lib: Any, case: str) -> None:
     weights = weights_io.load(WEIGHTS)
-    tensor = weights.tensors[name].copy()
-    tensor.ravel()[:] = np.inf if tensor.dtype == np.float32 else np.iinfo(tensor.dtype).max
-    tensors = weights.tensors | {name: tensor}
-    if name == "context.local.w":
-        tensors["context.local.m"] = np.full_like(weights.tensors["context.local.m"], 60000)
+    tensors = dict(weights.tensors)
+    BAD_WEIGHTS[case](tensors)
     with pytest.raises(WeightsError):
         Decoder(lib, weights_file(tensors, weights.config.to_dict(), weights.skip))
 

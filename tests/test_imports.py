@@ -81,6 +81,7 @@ TORCH_FREE = [
     "cli.demo",
     "cli.examples",
     "cli.manifest",
+    "cli.package",
     "cli.parser",
     "cli.verify",
     "codec",

@@ -1,6 +1,7 @@
 """Files are decoded with the weights that they name, wherever those are."""
 
 import dataclasses
+import json
 import os
 import sys
 from pathlib import Path
@@ -93,6 +94,33 @@ def test_a_package_offers_a_folder(other: Path, tmp_path: Path, monkeypatch: pyt
     assert models.of_id(weights.identity_of(other)[:4]) == package / other.name
 
 
+def test_a_package_is_made_of_weights(other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = weights.identity_of(other)[:4]
+    assert main(["package", str(other), "-o", str(tmp_path)]) == 0
+    folder = tmp_path / models.distribution(model)
+    assert folder.name == f"dca-fast-weights-{model.hex()}"
+    inner = folder / folder.name.replace("-", "_")
+    assert (inner / "dca-s.safetensors").read_bytes() == other.read_bytes()
+    project = (folder / "pyproject.toml").read_text()
+    assert f'"{model.hex()}" = "{inner.name}"' in project
+    assert main(["package", str(other), "-o", str(tmp_path)]) == 2
+    assert f"{folder} exists" in capsys.readouterr().err
+    assert main(["package", str(folder / "pyproject.toml"), "-o", str(tmp_path)]) == 4
+
+
+def test_releases_are_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The shipped weights are the newest of their name; without them the message names their package."""
+    identity = weights.identity_of(models.named("dca-s"))
+    assert next(iter(models.released().items())) == (identity, "dca-s")
+    monkeypatch.setattr(models, "SHIPPED", tmp_path)
+    (tmp_path / "models.json").write_text(json.dumps({identity.hex(): {"name": "dca-s", "since": "0.1.0"}}))
+    brings = f"`pip install {models.distribution(identity[:4])}` brings them"
+    with pytest.raises(WeightsError, match=brings):
+        models.named("dca-s")
+    with pytest.raises(WeightsError, match=brings):
+        models.of_id(identity[:4])
+
+
 def test_a_file_in_the_way_is_named(
     other: Path, theirs: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +150,6 @@ def test_a_false_identity_is_refused(
 
 
 def test_shipped_weights_have_names() -> None:
-    with pytest.raises(WeightsError, match="no weights are called 'dca-x', only dca-s"):
+    with pytest.raises(WeightsError, match="no weights are called 'dca-x'; those here: dca-s"):
         models.named("dca-x")
     assert Codec().model_id == weights.identity_of(models.named("dca-s"))[:4].hex()

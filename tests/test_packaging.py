@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from dca_fast.network import models
+
 ROOT = Path(__file__).resolve().parents[1]
 BUILT = ("__pycache__", "*.pyc", "*.so", "*.pyd", ".*")
 pytestmark = pytest.mark.slow
@@ -51,6 +53,11 @@ def run(*command: str | Path, cwd: Path, path: Path | None = None, **changed: st
     return done.stdout
 
 
+def copy_of(tree: Path, folder: Path) -> Path:
+    """The sources, without what was built of them."""
+    return Path(shutil.copytree(tree, folder / "tree", ignore=shutil.ignore_patterns("build", "dist", "*.egg-info")))
+
+
 def test_source_archive_has_all_sources(tree: Path) -> None:
     with tarfile.open(next((tree / "dist").glob("*.tar.gz"))) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -85,9 +92,9 @@ def test_a_wheel_holds_the_coder_of_a_gpu(tree: Path, tmp_path: Path) -> None:
     )
     nvcc.chmod(0o755)
     path = os.pathsep.join([str(nvcc.parent), os.environ["PATH"]])
-    out = tmp_path / "dist"
+    out, copied = tmp_path / "dist", copy_of(tree, tmp_path)
     command = [sys.executable, "-m", "build", "--no-isolation", "-w", "-o", str(out)]
-    run(*command, cwd=tree, PATH=path, DCA_CUDA_ARCHS="sm_80 sm_90")
+    run(*command, cwd=copied, PATH=path, DCA_CUDA_ARCHS="sm_80 sm_90")
     with zipfile.ZipFile(next(out.glob("*.whl"))) as archive:
         built = {name: archive.read(name).decode() for name in archive.namelist() if "rans_cuda-" in name}
         assert "dca_fast/lock" not in archive.namelist()
@@ -95,6 +102,17 @@ def test_a_wheel_holds_the_coder_of_a_gpu(tree: Path, tmp_path: Path) -> None:
     for name, content in built.items():
         assert name.startswith("dca_fast/rans_cuda-")
         assert name.endswith(f"-{content.strip().removeprefix('-arch=')}.so")
+
+
+def test_a_slim_wheel_wants_the_package_of_its_weights(tree: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "build", "--no-isolation", "-w", "-o", str(tmp_path)]
+    run(*command, cwd=copy_of(tree, tmp_path), DCA_SLIM="1")
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as archive:
+        names = archive.namelist()
+        facts = archive.read(next(name for name in names if name.endswith("/METADATA"))).decode()
+    assert {name for name in names if name.startswith("dca_fast/data/")} == {"dca_fast/data/models.json"}
+    assert f"Requires-Dist: dca-fast-weights-{next(iter(models.released()))[:4].hex()}\n" in facts
+    assert sum(info.compress_size for info in zipfile.ZipFile(next(tmp_path.glob("*.whl"))).infolist()) < 3 << 20
 
 
 def test_without_a_compiler_everything_else_is_installed(tree: Path, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from tests.decoder_library import random_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = sorted((ROOT / "tests" / "golden").glob("*.dca"))
+CONFORMANCE = ROOT / "tests" / "conformance"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
     pytest.mark.slow,
@@ -103,6 +104,9 @@ def files(codec: Codec, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
         "strips": codec.encode(np.tile(landscape(256, 384), (5, 3, 1)), 30, effort=1),
     }
     made |= {path.stem: path.read_bytes() for path in GOLDEN if path.stem != "tiles"}
+    table = json.loads((CONFORMANCE / "conformance.json").read_text("utf-8"))
+    rows = [row for key in ("vectors", "refused") for row in table[key] if not row.get("large")]
+    made |= {f"{Path(row['file']).stem}_{row['file'][0]}": (CONFORMANCE / row["file"]).read_bytes() for row in rows}
     data = made["alpha"]
     made["damaged"] = data[:60] + bytes([data[60] ^ 1]) + data[61:]
     made["cut"] = data[:15]
@@ -134,7 +138,7 @@ def test_node(site: Path, files: dict[str, Path], codec: Codec, isa: str) -> Non
     command = ["node", ROOT / "tests" / "web" / "decode.mjs", site, weights, *files.values()]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"DCA_ISA": isa})
     assert done.returncode == 0, done.stderr
-    *lines, last = map(json.loads, done.stdout.splitlines())
+    *lines, last = map(json.loads, done.stdout.split("\n")[:-1])
     assert last == {"model": codec.model_id}
     careful = Codec(threads=1, max_pixels=1 << 24)
     for (name, path), line in zip(files.items(), lines, strict=True):
@@ -161,7 +165,7 @@ def test_node_with_another_network(site: Path, tmp_path: Path, isa: str) -> None
         picture.write_bytes(codec.encode(photograph(100, 151), int(picture.stem), effort=0, screen="off"))
     command = ["node", ROOT / "tests" / "web" / "decode.mjs", site, path, *pictures]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"DCA_ISA": isa})
-    *lines, last = map(json.loads, done.stdout.splitlines())
+    *lines, last = map(json.loads, done.stdout.split("\n")[:-1])
     assert last == {"model": codec.model_id}
     assert [line.get("rgba") for line in lines] == [wanted(codec, picture)["rgba"] for picture in pictures]
 
@@ -170,7 +174,7 @@ def test_node_with_another_network(site: Path, tmp_path: Path, isa: str) -> None
 def test_node_without_weights(site: Path, files: dict[str, Path], codec: Codec) -> None:
     command = ["node", ROOT / "tests" / "web" / "decode.mjs", site, "-", files["lossless"], files["low"]]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    lossless, low, model = map(json.loads, done.stdout.splitlines())
+    lossless, low, model = map(json.loads, done.stdout.split("\n")[:-1])
     assert lossless["rgba"] == wanted(codec, files["lossless"])["rgba"]
     assert low["kind"] == "UnknownModel"
     assert model == {"model": "00000000"}

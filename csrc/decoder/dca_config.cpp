@@ -11,6 +11,7 @@
 namespace dca::decoder {
 namespace {
 
+constexpr size_t kKeys = 20;  // of a configuration
 constexpr int64_t kMostWidth = 4096, kMostLevels = 6, kMostBlocks = 64;
 
 int64_t number_within(const std::string& name, const Json& value, int64_t least, int64_t most) {
@@ -80,10 +81,10 @@ bool take(Config& c, const std::string& name, const Json& value) {
 
 Config Config::of(const Json& values) {
   Config c;
-  require(values.kind == Json::Kind::object && values.find("name") != nullptr, "not a model configuration");
   for (const auto& [name, value] : values.members) {
     if (!take(c, name, value)) fail(DCA_BAD_WEIGHTS, "bad metadata: unknown %s", name.c_str());
   }
+  require(values.members.size() == kKeys, "the configuration lacks a key");
   require(c.latent % (4 * c.tokens) == 0 && c.latent % 16 == 0, "latent must be divisible by 16 and by 4 * tokens");
   require(c.context_width % c.heads == 0, "context_width must be divisible by heads");
   std::set<std::string> known{"regional", "global", "local"};

@@ -43,6 +43,7 @@ EXAMPLES = {
     ),
     "ablate": ("dca-fast ablate --data photos --start checkpoints/dca-s.safetensors --out runs/ablation",),
     "export": ("dca-fast export runs/s/checkpoint.pt own.safetensors --data photos",),
+    "package": ("dca-fast package own.safetensors -o dist",),
     "demo": ("dca-fast demo", "dca-fast demo photo.jpg --out demo"),
     "completion": ("dca-fast completion bash > dca-fast.bash",),
     "help": ("dca-fast help", "dca-fast help encode"),

@@ -1,4 +1,4 @@
-"""The command line: `dca-fast encode | decode | verify | info | eval | train | ablate | export | demo | help ...`.
+"""The command line: `dca-fast encode | decode | verify | info | eval | train | export | package | demo | help ...`.
 
 Exit codes: 0 done; 1 the demo's backends disagree; 2 wrong usage or input; 3 bytes that cannot be decoded;
 4 something this machine lacks (backend, weights, package, memory). Every failure is one line on standard error;
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dca_fast.cli import commands, convert, verify
+from dca_fast.cli import commands, convert, package, verify
 from dca_fast.cli.examples import EXAMPLES
 from dca_fast.config import ALIGN, AQ_ONE, DEFAULT_AQ, DEFAULT_EFFORT, MAX_AQ, MAX_EFFORT, QUALITY_MAX, REDUCTIONS
 
@@ -131,6 +131,11 @@ def make_parser() -> Parser:
     p.add_argument("--data", type=Path, metavar="PATH", help="photographs to fit the coder's tables to, as of `train`")
     p.add_argument("--cache", type=Path, metavar="STEM", help="decoded photographs (default: beside OUT)")
     add_force(p)
+    p = add("package", package.package)
+    p.add_argument(
+        "weights", nargs="?", type=Path, metavar="FILE", help="as `export` writes it (default: the shipped ones)"
+    )
+    p.add_argument("-o", "--out", type=Path, default=Path("dist"), metavar="DIR", help="default: %(default)s")
     p = add("demo", commands.demo, parents=[model])
     p.add_argument("image", nargs="?", type=Path, metavar="IMAGE", help="default: a portrait in matplotlib")
     p.add_argument("--out", type=Path, default=Path("dca-demo"), metavar="DIR", help="default: %(default)s")

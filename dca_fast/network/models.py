@@ -1,8 +1,11 @@
 """Where weights are: those that are shipped, those of installed packages, those in the folders of DCA_WEIGHTS.
 
 A package offers its folder as an entry point of the group "dca_fast.weights", whose value is the name of the package.
+`dca_fast/data/models.json` lists every model that was ever released, the newest first, by the SHA-256 of what a decoder
+reads.
 """
 
+import json
 import os
 from functools import lru_cache
 from importlib.metadata import entry_points
@@ -12,10 +15,21 @@ from pathlib import Path
 from dca_fast.errors import WeightsError
 from dca_fast.network.weights import identity_of
 
-__all__ = ["folders", "listed", "named", "of_id"]
+__all__ = ["distribution", "folders", "listed", "named", "of_id", "released"]
 
 SHIPPED = Path(__file__).resolve().parents[1] / "data"
 GROUP = "dca_fast.weights"
+
+
+def released() -> dict[bytes, str]:
+    """Names of released models by their identity, the newest first."""
+    listing: dict[str, dict[str, str]] = json.loads((SHIPPED / "models.json").read_text("utf-8"))
+    return {bytes.fromhex(identity): facts["name"] for identity, facts in listing.items()}
+
+
+def distribution(model_id: bytes) -> str:
+    """The name of the package that holds the weights of a released model: `pip install` of it."""
+    return f"dca-fast-weights-{model_id.hex()}"
 
 
 def folders() -> list[Path]:
@@ -67,21 +81,25 @@ def of_id(model_id: bytes) -> Path:
         if identity.startswith(model_id):
             return path
     ids = ", ".join(f"{identity[:4].hex()} ({path.stem})" for identity, path in known.items()) or "none"
-    where = "" if os.environ.get("DCA_WEIGHTS") else "; DCA_WEIGHTS names folders with others"
-    raise WeightsError(
-        "; ".join([f"made with model {model_id.hex()}; the only weights here are of {ids}{where}", *problems])
-    )
+    message = f"made with model {model_id.hex()}; the only weights here are of {ids}"
+    if any(identity.startswith(model_id) for identity in released()):
+        problems.append(f"`pip install {distribution(model_id)}` brings them")
+    if not os.environ.get("DCA_WEIGHTS"):
+        problems.append("DCA_WEIGHTS names folders with others")
+    raise WeightsError("; ".join([message, *problems]))
 
 
 def named(name: str) -> Path:
-    """The weights of a preset.
+    """The weights of a preset: those that are shipped, else those of its newest release.
 
     Raises:
         WeightsError: there are none of that name; the message lists those that there are.
     """
     paths = files()
+    newest = next((identity for identity, other in released().items() if other == name), None)
     for path in paths:
-        if path.stem == name:
+        if path.stem == name and (path.parent == SHIPPED or newest in (None, identity_of(path))):
             return path
+    hint = "" if newest is None else f"; `pip install {distribution(newest[:4])}` brings them"
     known = ", ".join(dict.fromkeys(path.stem for path in paths)) or "none"
-    raise WeightsError(f"no weights are called {name!r}, only {known}")
+    raise WeightsError(f"no weights are called {name!r}; those here: {known}{hint}")

@@ -222,7 +222,9 @@ def _facts(path: Path, stored: Mapping[str, str]) -> tuple[ModelConfig, int, str
         facts: dict[str, Any] = json.loads(metadata)
         if facts["format"] != FORMAT:
             raise WeightsError(f"{path} has weights format {facts['format']}, this version reads {FORMAT}")
-        config, skip = ModelConfig.from_dict(facts["config"]), facts["skip"]
+        config, skip = ModelConfig.from_dict(dict(facts["config"])), facts["skip"]
+        if lacking := config.to_dict().keys() - facts["config"].keys():
+            raise WeightsError(f"{path}: bad metadata: the configuration lacks {', '.join(sorted(lacking))}")
     except (ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
         raise WeightsError(f"{path}: bad metadata: {error}") from error
     if type(skip) is not int or not 0 <= skip <= MAX_ROW + 1:
