@@ -20,6 +20,7 @@ from dca_fast.files.container import parse
 from dca_fast.network import weights
 from tests.conformance import decoder as second
 from tests.conformance import make
+from tests.decoder_library import Decoder, can_build, library
 from tests.optional import torch
 
 try:
@@ -91,6 +92,21 @@ def test_every_decoder_refuses(row: dict[str, Any], name: str, decode: Callable[
     with pytest.raises((BitstreamError, second.BitstreamError)) as caught:
         decode((make.HERE / row["file"]).read_bytes())
     assert type(caught.value).__name__ == row["error"]
+
+
+@can_build
+def test_the_c_library_returns_the_pixels_and_refuses() -> None:
+    """It gives one plane of a gray picture, where the table has three."""
+    decoder = Decoder(library(), make.WEIGHTS.read_bytes(), threads=2)
+    for row in TABLE["vectors"]:
+        pixels = decoder.decode((make.HERE / row["file"]).read_bytes())
+        if pixels.shape[2] < 3:
+            pixels = np.dstack([pixels[..., :1]] * 3 + [pixels[..., 1:]])
+        assert make.digest_of(pixels) == row["sha256"], row["file"]
+    for row in TABLE["refused"]:
+        with pytest.raises(BitstreamError) as caught:
+            decoder.decode((make.HERE / row["file"]).read_bytes())
+        assert type(caught.value).__name__ == row["error"], row["file"]
 
 
 @pytest.mark.gpu

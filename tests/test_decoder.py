@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import json
 import os
 import shutil
@@ -42,8 +41,6 @@ from tests.test_conformance import BAD_WEIGHTS
 
 pytestmark = can_build
 GOLDEN = sorted((ROOT / "tests" / "golden").glob("*.dca"))
-CONFORMANCE = ROOT / "tests" / "conformance"
-TABLE = json.loads((CONFORMANCE / "conformance.json").read_text("utf-8"))
 MAX_PIXELS = 1 << 18
 
 
@@ -83,24 +80,6 @@ def test_golden_files(decoder: Decoder, codec: Codec, path: Path) -> None:
 
 def test_the_model_is_that_of_the_weights(decoder: Decoder, codec: Codec) -> None:
     assert decoder.model_id.hex() == codec.model_id
-
-
-@pytest.mark.parametrize("row", [*TABLE["vectors"], *TABLE["refused"]], ids=lambda row: row["file"])
-def test_conformance(decoder: Decoder, row: dict[str, Any]) -> None:
-    data = (CONFORMANCE / row["file"]).read_bytes()
-    if "error" in row:
-        with pytest.raises(BitstreamError) as caught:
-            decoder.decode(data)
-        assert type(caught.value).__name__ == row["error"]
-        return
-    pixels = decoder.decode(data)
-    if pixels.shape[2] < 3:  # the table has three equal planes of gray
-        pixels = np.concatenate([pixels[..., :1]] * 3 + [pixels[..., 1:]], 2)
-    assert pixels.shape == (row["height"], row["width"], row["channels"])
-    assert 8 * pixels.itemsize == row["bits"]
-    assert hashlib.sha256(pixels.tobytes()).hexdigest() == row["sha256"]
-    blocks = {name: hashlib.sha256(block).hexdigest() for name, block in decoder.inspect(data).metadata().items()}
-    assert blocks == row.get("metadata", {})
 
 
 @pytest.mark.parametrize("quality", [0, 35, 60.5, 100])
@@ -577,3 +556,13 @@ def test_sanitizers_find_nothing() -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert "status 0: " in done.stdout
     assert "status 10: 0\n" in done.stdout
+
+
+@pytest.mark.slow
+def test_threads_do_not_race() -> None:
+    options = ("-DDCA_FUZZ=ON", "-DDCA_SANITIZERS=thread", "-DDCA_EXAMPLES=OFF")
+    program = build("threads", *options) / "decoder_threads"
+    small = [path for path in GOLDEN if path.stat().st_size < 20000]
+    done = subprocess.run([program, WEIGHTS, "2", *small], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout == f"{8 * len(small)} pictures, 0 wrong\n"

@@ -11,7 +11,6 @@
 namespace dca::decoder {
 namespace {
 
-constexpr size_t kKeys = 20;  // of a configuration
 constexpr int64_t kMostWidth = 4096, kMostLevels = 6, kMostBlocks = 64;
 
 int64_t number_within(const std::string& name, const Json& value, int64_t least, int64_t most) {
@@ -77,14 +76,23 @@ bool take(Config& c, const std::string& name, const Json& value) {
   return true;
 }
 
+constexpr const char* kNames[] = {"analysis_blocks", "analysis_hidden", "context_blocks", "context_width",
+                                  "contexts",        "heads",           "latent",         "latent_hidden",
+                                  "local",           "local_blocks",    "merge_once",     "name",
+                                  "regional",        "regional_levels", "shared",         "synthesis_blocks",
+                                  "tokens",          "transforms",      "width",          "window"};
+
 }  // namespace
 
 Config Config::of(const Json& values) {
   Config c;
+  require(values.kind == Json::Kind::object && values.find("name") != nullptr, "not a model configuration");
   for (const auto& [name, value] : values.members) {
     if (!take(c, name, value)) fail(DCA_BAD_WEIGHTS, "bad metadata: unknown %s", name.c_str());
   }
-  require(values.members.size() == kKeys, "the configuration lacks a key");
+  for (const char* name : kNames) {
+    if (values.find(name) == nullptr) fail(DCA_BAD_WEIGHTS, "bad metadata: no %s", name);
+  }
   require(c.latent % (4 * c.tokens) == 0 && c.latent % 16 == 0, "latent must be divisible by 16 and by 4 * tokens");
   require(c.context_width % c.heads == 0, "context_width must be divisible by heads");
   std::set<std::string> known{"regional", "global", "local"};
