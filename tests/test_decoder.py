@@ -64,9 +64,9 @@ def codec() -> Codec:
     return Codec(threads=2)
 
 
-def expected(codec: Codec, data: bytes) -> np.ndarray:
+def expected(codec: Codec, data: bytes, reduce: int = 1) -> np.ndarray:
     """As the library returns them: one channel of gray."""
-    pixels = codec.decode(data, "numpy")
+    pixels = codec.decode(data, "numpy", reduce=reduce)
     return np.concatenate([pixels[..., :1], pixels[..., 3:]], 2) if inspect(data).grayscale else pixels
 
 
@@ -110,6 +110,24 @@ def test_restoration_adaptive_quantisation_gray_alpha_and_layers_together(
     assert seen["ALPHA"] == 4
     assert seen["aq"]
     assert seen["LAYER"] if kind == "page" else seen["restoration"]
+
+
+@pytest.mark.parametrize("reduce", [2, 4, 8, 16])
+def test_previews(decoder: Decoder, codec: Codec, reduce: int) -> None:
+    """From the latent, and of decoded pixels; with alpha, in gray, over graphic blocks, of 16 bits."""
+    small, screen = photograph(61, 83), page(100, 145)
+    alpha = (np.arange(61)[:, None] * 4 + np.arange(83)).astype(np.uint8)
+    files = [path.read_bytes() for path in GOLDEN]
+    files += [codec.encode(image, 50) for image in (small, small[..., 0], np.dstack([small, alpha]), screen)]
+    files += [codec.encode(Image.fromarray(screen).convert("L"), 50), codec.encode(small[:1, :1], 50)]
+    for data in files:
+        found = decoder.decode(data, reduce)
+        assert found.shape[:2] == (-(-inspect(data).height // reduce), -(-inspect(data).width // reduce))
+        assert np.array_equal(found, expected(codec, data, reduce))
+    with pytest.raises(ConfigError):
+        decoder.decode(files[0], reduce + 1)
+    with pytest.raises(CorruptStreamError):
+        decoder.decode(files[0][:-5] + bytes(5), reduce)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
