@@ -67,9 +67,9 @@ def sha(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def rgba(codec: Codec, data: bytes) -> np.ndarray:
+def rgba(codec: Codec, data: bytes, reduce: int = 1) -> np.ndarray:
     """As a page shows it: eight bits."""
-    pixels = codec.decode(data, "numpy")
+    pixels = codec.decode(data, "numpy", reduce=reduce)
     if pixels.dtype == np.uint16:
         pixels = ((pixels.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
     return pixels if pixels.shape[2] == 4 else np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
@@ -128,7 +128,8 @@ def wanted(codec: Codec, path: Path) -> dict[str, Any]:
     except BitstreamError as error:
         return {"kind": type(error).__name__.removesuffix("Error")}
     height, width = shown.shape[:2]
-    return {"width": width, "height": height, "rgba": sha(shown), "samples": sha(samples(codec, data))}
+    facts = {"width": width, "height": height, "rgba": sha(shown)}
+    return facts | {"samples": sha(samples(codec, data)), "preview": sha(rgba(codec, data, 8))}
 
 
 @needs_node
@@ -270,13 +271,16 @@ def test_chromium(site: Path, files: dict[str, Path], codec: Codec, tmp_path: Pa
         report = server.report
     assert "failed" not in report, report["failed"]
     for name, path in files.items():
-        expected = {key: value for key, value in wanted(codec, path).items() if key != "samples"}
+        expected = {
+            key: value for key, value in wanted(codec, path).items() if key in ("width", "height", "rgba", "kind")
+        }
         assert {key: report[name].get(key) for key in expected} == expected, (name, report[name])
     model = next((site / "models").iterdir())
     assert report["fetched"] == model.stat().st_size
     assert report["cached"] == 1
     assert report["element"][:2] == [75, 101]  # turned by its EXIF
     assert report["element"][2] > 0
+    assert report["small"][:2] == [10, 13]
     assert report["broken"] == "CorruptStream"
     assert report["missing"] == "TypeError"
 
