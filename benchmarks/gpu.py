@@ -303,7 +303,7 @@ def coder_times(gpu: Codec, image: np.ndarray) -> dict[str, float]:
 
     def decode() -> None:
         for i, ((_, rows), out) in enumerate(zip(parts, outputs, strict=True)):
-            decoder.decode(rows, i >= plain, out)
+            decoder.decode(rows, i >= plain, i == len(parts) - 1, out)
         decoder.close()
 
     times = []

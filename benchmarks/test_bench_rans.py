@@ -53,7 +53,7 @@ class Ours:
 
     def decode(self, stream: bytes) -> Any:
         decoder = self.coder.decoder(stream)
-        symbols = decoder.decode(self.rows, self.trellis)
+        symbols = decoder.decode(self.rows, self.trellis, last=True)
         decoder.finish()
         return symbols
 

@@ -77,6 +77,7 @@ TORCH_FREE = [
     "cli",
     "cli.batch",
     "cli.commands",
+    "cli.compare",
     "cli.convert",
     "cli.demo",
     "cli.examples",

@@ -285,7 +285,7 @@ emulated_library, emulation = test_rans_device.emulated_library, test_rans_devic
 @test_rans_device.needs_gcc
 @pytest.mark.usefixtures("emulation")
 def test_the_search_on_a_device_is_that_of_each_image() -> None:
-    """All images of a batch in one call, or in several where there are more than a stream has groups."""
+    """Of more images than a stream has groups, too."""
     on_device = trellis.DeviceSearch(trellis.gaussian_coder().tables, torch.device("cpu"))
     for n in (3, 70):
         scale = torch.empty(n, 90).uniform_(-3, 4)

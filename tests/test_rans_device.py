@@ -85,10 +85,11 @@ def random_part(rng: np.random.Generator, size: int, skipped: float = 0.3, wild:
 
 def coded_positions(rows: npt.NDArray[np.uint8], groups: int) -> Iterator[tuple[int, int]]:
     """Position and chain of every coded symbol."""
+    coded = np.flatnonzero(rows != SKIP_ROW)
+    chains = trellis.chains_of(len(coded), groups)
     for g in range(groups):
-        positions = np.arange(len(rows) * g // groups, len(rows) * (g + 1) // groups)
-        for j, position in enumerate(positions[rows[positions] != SKIP_ROW]):
-            yield int(position), CHAINS * g + j % CHAINS
+        for j, position in enumerate(coded[len(coded) * g // groups : len(coded) * (g + 1) // groups]):
+            yield int(position), CHAINS * g + j % chains
 
 
 def of_trellis(indices: npt.NDArray[np.int16], rows: npt.NDArray[np.uint8], groups: int) -> Part:
@@ -118,7 +119,8 @@ def decode(
     coder: DeviceCoder, stream: bytes, parts: Sequence[Part], plain: int | None = None
 ) -> tuple[list[npt.NDArray[np.int16]], int]:
     decoder, plain = coder.decoder(stream), len(parts) if plain is None else plain
-    values = [decoder.decode(rows, trellis=i >= plain) for i, (_, rows) in enumerate(on_device(coder, parts))]
+    inputs = enumerate(on_device(coder, parts))
+    values = [decoder.decode(rows, i >= plain, i == len(parts) - 1) for i, (_, rows) in inputs]
     (digest,) = decoder.finish()
     return [v.cpu().numpy() for v in values], digest
 
@@ -188,14 +190,14 @@ def test_extreme_values_on_every_row(coder: DeviceCoder) -> None:
     assert_same_as_cpu(coder, [of_trellis(v >> 1, rows, 1) for v, rows in parts], plain=0)
 
 
-@pytest.mark.parametrize("lanes", [1, 32])
-def test_values_beyond_int16_wrap_as_on_the_cpu(machine: str, lanes: int) -> None:
+@pytest.mark.parametrize(("lanes", "size"), [(1, 500), (32, 33_000)])
+def test_values_beyond_int16_wrap_as_on_the_cpu(machine: str, lanes: int, size: int) -> None:
     """Indices that no encoder writes: coded as plain values with the tables of all sets alike."""
     alike = Tables(np.tile(TABLES.freq[: tables.ROWS], (3, 1)), np.tile(TABLES.shift[: tables.ROWS], 3))
     rng, cpu = np.random.default_rng(18), Coder(alike)
-    part = rng.integers(-32768, 32768, 500).astype(np.int16), rng.integers(0, tables.ROWS, 500).astype(np.uint8)
+    part = rng.integers(-32768, 32768, size).astype(np.int16), rng.integers(0, tables.ROWS, size).astype(np.uint8)
     stream = cpu.encode([part], lanes, 1)
-    want = cpu.decoder(stream).decode(part[1], trellis=True)
+    want = cpu.decoder(stream).decode(part[1], trellis=True, last=True)
     assert (np.abs(want.astype(int)) < 2 * np.abs(part[0].astype(int)) - 1).any()
     np.testing.assert_array_equal(decode(DeviceCoder(alike), stream, [part], plain=0)[0][0], want)
 
@@ -278,7 +280,7 @@ def test_one_decoder_for_many_streams(coder: DeviceCoder) -> None:
         parts = [random_part(rng, sizes[0]), random_trellis(rng, sizes[1], groups)]
         decoder.reset(memoryview(CPU.encode(parts, lanes, groups, plain=1)))
         for i, ((_, rows), out) in enumerate(zip(on_device(coder, parts), outputs, strict=True)):
-            assert decoder.decode(rows, trellis=i == 1, out=out) is out
+            assert decoder.decode(rows, trellis=i == 1, last=i == 1, out=out) is out
         decoder.finish()
         for out, want in zip(outputs, expected(parts), strict=True):
             np.testing.assert_array_equal(out.cpu().numpy(), want)
@@ -310,7 +312,8 @@ def test_a_batch_is_each_of_its_pictures(coder: DeviceCoder, pictures: int, grou
         assert digest == zlib.crc32(b"".join(v.astype("<i2").tobytes() for v in expected(parts)))
     decoder = coder.decoder([stream for stream, _ in encoded])
     for i, ((_, rows), part) in enumerate(zip(on_it, together, strict=True)):
-        np.testing.assert_array_equal(decoder.decode(rows, trellis=i > 1).cpu().numpy(), expected([part])[0])
+        values = decoder.decode(rows, trellis=i > 1, last=i == len(sizes) - 1)
+        np.testing.assert_array_equal(values.cpu().numpy(), expected([part])[0])
     assert decoder.finish() == [digest for _, digest in encoded]
     rows, charges = together[2][1], TABLES.charges(0.1)
     residuals = random_residuals(rng, rows)
@@ -331,7 +334,7 @@ def test_a_batch_of_streams_of_different_layouts(coder: DeviceCoder) -> None:
         for i, parts in enumerate(zip(*batch, strict=True)):
             rows = torch.tensor(np.concatenate([rows for _, rows in parts]), device=coder.device)
             want = np.concatenate(expected(parts))
-            np.testing.assert_array_equal(decoder.decode(rows, trellis=i == 1).cpu().numpy(), want)
+            np.testing.assert_array_equal(decoder.decode(rows, i == 1, i == 1).cpu().numpy(), want)
         assert decoder.finish() == [
             zlib.crc32(b"".join(v.astype("<i2").tobytes() for v in expected(parts))) for parts in batch
         ]
@@ -346,7 +349,7 @@ def test_one_bad_picture_of_a_batch_is_found(coder: DeviceCoder) -> None:
         with pytest.raises(TruncatedStreamError, match=f"stream {bad}: "):
             coder.decoder([s[: 3 if i == bad else None] for i, s in enumerate(streams)])
         decoder = coder.decoder([s + b"\0\0" * (i == bad) for i, s in enumerate(streams)])
-        decoder.decode(rows)
+        decoder.decode(rows, last=True)
         with pytest.raises(CorruptStreamError, match="left over"):
             decoder.finish()
         wrong = rows.clone()
@@ -389,7 +392,7 @@ def test_the_device_says_the_same_of_a_changed_stream(coder: DeviceCoder) -> Non
             if run is coder:
                 return [values.tolist() for values in decode(coder, stream, DAMAGED_PARTS, plain=1)[0]]
             decoder = CPU.decoder(stream)
-            values = [decoder.decode(rows, trellis=i > 0).tolist() for i, (_, rows) in enumerate(DAMAGED_PARTS)]
+            values = [decoder.decode(rows, i > 0, i > 0).tolist() for i, (_, rows) in enumerate(DAMAGED_PARTS)]
             decoder.finish()
             return values
         except BitstreamError as error:
@@ -479,6 +482,20 @@ def assert_quantised_as_on_cpu(
     np.testing.assert_array_equal(got.cpu().numpy(), want)
     np.testing.assert_array_equal(CPU.quantise(residuals, rows, charges, groups), want)
     assert_same_as_cpu(coder, [(want, rows)], 32, groups, plain=0)
+
+
+@pytest.mark.parametrize("chains", [1, 2, 4, 8, 16, 32])
+def test_every_number_of_chains(coder: DeviceCoder, chains: int) -> None:
+    """Search, streams and values; blocks of the search with chains of several groups, and with some left free."""
+    rng = np.random.default_rng(chains)
+    for groups, extra, lanes in ((1, 5, 32), (3, 1, 8)):
+        size = groups * chains * trellis.CHAIN_SYMBOLS + extra
+        rows = rng.integers(0, 100, size).astype(np.uint8)
+        residuals, charges = random_residuals(rng, rows), TABLES.charges(0.1)
+        want = CPU.quantise(residuals, rows, charges, groups)
+        got = coder.quantise(*to_search(coder, residuals, rows, charges), groups)
+        np.testing.assert_array_equal(got.cpu().numpy(), want)
+        assert_same_as_cpu(coder, [(want, rows)], lanes, groups, plain=0)
 
 
 @pytest.mark.parametrize("groups", [1, 3, 64])
@@ -797,8 +814,8 @@ def test_a_recorded_graph_decodes_every_stream(gpu: DeviceCoder) -> None:
             fixed.copy_(torch.tensor(new))
 
     def run() -> None:
-        for r, out in zip(rows, outputs, strict=True):
-            decoder.decode(r, out=out)
+        for i, (r, out) in enumerate(zip(rows, outputs, strict=True)):
+            decoder.decode(r, last=i == 1, out=out)
         decoder.close()
 
     images = [[random_part(rng, size, skipped) for size in sizes] for skipped in (0.1, 0.9, 0.5)]
@@ -840,7 +857,7 @@ def test_several_streams_at_once_on_a_gpu(gpu: DeviceCoder) -> None:
     for i, queue in enumerate(queues):
         with torch.cuda.stream(queue):
             decoder = gpu.decoder(CPU.encode(images[i], 32, 1 + i))
-            values = [decoder.decode(rows) for _, rows in inputs[i]]
+            values = [decoder.decode(rows, last=j == 1) for j, (_, rows) in enumerate(inputs[i])]
             decoder.close()
             started.append((decoder, values, gpu.start_encode(inputs[i], 32, 1 + i)))
     for i, (decoder, values, encoded) in enumerate(started):

@@ -208,37 +208,38 @@ const uint8_t* decode(const TableView& tables, int lanes, uint32_t* states, cons
 
 template <int kVectors>
 const uint8_t* decode_chains(const TableView& tables, uint32_t* states, const uint8_t* words, const uint8_t* end,
-                             const uint8_t* rows, size_t count, int16_t* values, uint16_t* chains) {
+                             const uint8_t* rows, size_t count, int16_t* values, uint16_t* chains, size_t width) {
   uint8_t chosen[2 * kChains] = {};  // has_low_bits reads beyond the rows
-  for (; count >= kChains; count -= kChains, rows += kChains, values += kChains) {
-    choose_rows(rows, chains, kChains, chosen);
-    words = decode_rounds<kVectors>(tables, states, words, end, chosen, kChains / (8 * kVectors), values);
+  for (; count >= width; count -= width, rows += width, values += width) {
+    choose_rows(rows, chains, static_cast<int>(width), chosen);
+    words = decode_rounds<kVectors>(tables, states, words, end, chosen, width / (8 * kVectors), values);
     if (words == nullptr) return nullptr;
-    indices_to_values(kChains, values, chains);
+    indices_to_values(static_cast<int>(width), values, chains);
   }
   return words;
 }
 
 const uint8_t* decode_trellis(const TableView& tables, int lanes, uint32_t* states, const uint8_t* words,
                               const uint8_t* end, const uint8_t* rows, size_t count, int16_t* values,
-                              uint16_t* chains) {
-  size_t done = count - count % kChains;
+                              uint16_t* chains, int width) {
+  const size_t some = static_cast<size_t>(width);
+  size_t done = count - count % some;
   switch (lanes) {
     case 8:
-      words = decode_chains<1>(tables, states, words, end, rows, done, values, chains);
+      words = decode_chains<1>(tables, states, words, end, rows, done, values, chains, some);
       break;
     case 16:
-      words = decode_chains<2>(tables, states, words, end, rows, done, values, chains);
+      words = decode_chains<2>(tables, states, words, end, rows, done, values, chains, some);
       break;
     case 32:
-      words = decode_chains<4>(tables, states, words, end, rows, done, values, chains);
+      words = decode_chains<4>(tables, states, words, end, rows, done, values, chains, some);
       break;
     default:
       done = 0;
   }
   if (words == nullptr) return nullptr;
   return kScalarPath.decode_trellis(tables, lanes, states, words, end, rows + done, count - done, values + done,
-                                    chains);
+                                    chains, width);
 }
 
 inline uint8_t* spill_all(__m256i& x, __m256i limit, uint8_t* words) {

@@ -66,13 +66,13 @@ std::unique_ptr<rans::Decoder> make_decoder(const rans::Tables& tables, const py
                                          static_cast<size_t>(view.size), threads);
 }
 
-Array<int16_t> decode(rans::Decoder& decoder, const Array<uint8_t>& rows, bool trellis) {
+Array<int16_t> decode(rans::Decoder& decoder, const Array<uint8_t>& rows, bool trellis, bool last) {
   Array<int16_t> values(rows.size());
   const uint8_t* from = rows.data();
   int16_t* to = values.mutable_data();
   const size_t size = static_cast<size_t>(rows.size());
   const py::gil_scoped_release release;
-  decoder.decode(from, size, to, trellis);
+  decoder.decode(from, size, to, trellis, last);
   return values;
 }
 
@@ -161,7 +161,7 @@ PYBIND11_MODULE(_rans, m) {
   m.def("row_counts", &row_counts, py::arg("rows").noconvert(), py::arg("stride"));
 
   py::class_<rans::Decoder>(m, "Decoder")
-      .def("decode", &decode, py::arg("rows").noconvert(), py::arg("trellis"))
+      .def("decode", &decode, py::arg("rows").noconvert(), py::arg("trellis"), py::arg("last"))
       .def("finish", &rans::Decoder::finish);
 
   py::class_<rans::Tables>(m, "Tables")

@@ -24,7 +24,50 @@ struct Block {
   int16_t values[kBlock + kSlack];
 };
 
-size_t range_begin(size_t size, size_t group, size_t groups) { return size * group / groups; }
+constexpr size_t kStretch = 1 << 12;
+
+// Coded values of at most kStretch positions: as many sums of bytes as compilers like to take at once.
+size_t count_coded(const uint8_t* rows, size_t size) {
+  constexpr size_t kSums = 32;
+  static_assert(kStretch / kSums <= 255);
+  uint8_t sums[kSums] = {};
+  size_t count = 0, i = 0;
+  for (; i + kSums <= size; i += kSums) {
+    for (size_t j = 0; j < kSums; ++j) sums[j] = static_cast<uint8_t>(sums[j] + (rows[i + j] < kRows));
+  }
+  for (const uint8_t sum : sums) count += sum;
+  for (; i < size; ++i) count += rows[i] < kRows;
+  return count;
+}
+
+// How a part is shared out.
+struct Cuts {
+  std::array<size_t, kMaxGroups + 1> begin{};  // the positions from which on each group has its coded values
+  size_t coded = 0;                            // values of all groups
+
+  // Of one group.
+  size_t coded_of(size_t g, size_t groups) const { return coded * (g + 1) / groups - coded * g / groups; }
+  // Chains of each group, if the part is of a trellis.
+  int width(size_t groups) const { return static_cast<int>(chains_of(coded, static_cast<uint32_t>(groups))); }
+};
+
+Cuts cut(const uint8_t* rows, size_t size, size_t groups) {
+  Cuts cuts;
+  cuts.begin[groups] = size;
+  std::vector<size_t> before{0};  // coded values before each stretch
+  for (size_t i = 0; i < size; i += kStretch) {
+    before.push_back(before.back() + count_coded(rows + i, std::min(kStretch, size - i)));
+  }
+  cuts.coded = before.back();
+  for (size_t g = 1; g < groups; ++g) {
+    const size_t rank = cuts.coded * g / groups;
+    const auto beyond = std::upper_bound(before.begin() + 1, before.end(), rank);
+    size_t at = static_cast<size_t>(beyond - before.begin() - 1) * kStretch;
+    for (size_t seen = *(beyond - 1); seen < rank; ++at) seen += rows[at] < kRows;
+    cuts.begin[g] = std::min(at, size);
+  }
+  return cuts;
+}
 
 // Calls work(0) ... work(count - 1), on several threads if that pays. `work` must not throw.
 void for_each(size_t count, size_t positions, int threads, const std::function<void(size_t)>& work) {
@@ -64,8 +107,9 @@ class GroupEncoder {
     std::fill_n(states_, kMaxLanes, kLower);
   }
 
-  // Adds a part in front of those added before.
-  Outcome add(const TableView& tables, const Path& path, int lanes, const Part& part) {
+  // Adds a part in front of those added before. `tail`: its first coded value of the tail; `width`: chains of a trellis,
+  // else kChains.
+  Outcome add(const TableView& tables, const Path& path, int lanes, const Part& part, size_t tail, int width) {
     Block block;
     Chains chains{};
     size_t blocks = 0, at = 0;
@@ -74,17 +118,27 @@ class GroupEncoder {
       starts_[blocks++] = {at, chains};
       read = path.pack_rows(part.rows + at, part.size - at, kBlock, block.rows, count);
       if (count < 0) return Outcome::kBadRow;
-      if (part.trellis && !to_indices(path, part, at, read, count, block, chains)) return Outcome::kOffGrid;
+      if (part.trellis && !to_indices(path, part, at, read, count, block, chains, width)) return Outcome::kOffGrid;
     }
     for (size_t end = part.size; blocks > 0; end = at) {
       at = starts_[--blocks].position;
       path.pack_rows(part.rows + at, end - at, kBlock, block.rows, count);
       if (part.trellis) {
-        to_indices(path, part, at, end - at, count, block, starts_[blocks].chains);
+        to_indices(path, part, at, end - at, count, block, starts_[blocks].chains, width);
       } else {
         path.pack_values(part.rows + at, part.values + at, end - at, block.values);
       }
-      next_ = path.encode(tables, lanes, states_, next_, block.rows, block.values, static_cast<size_t>(count));
+      const size_t first = blocks * kBlock, all = static_cast<size_t>(count);  // all blocks but the last one are full
+      const size_t whole = std::clamp(tail, first, first + all) - first;       // not of the tail
+      const auto encode = [&](size_t from, size_t to, int with) {
+        next_ = path.encode(tables, std::min(with, width), states_, next_, block.rows + from, block.values + from,
+                            to - from);
+      };
+      if (whole < all) {
+        encode(whole, all, static_cast<int>(tail_lanes(static_cast<uint32_t>(lanes))));
+        if (first <= tail) end_tail(lanes);
+      }
+      encode(0, whole, lanes);
     }
     return Outcome::kDone;
   }
@@ -98,6 +152,16 @@ class GroupEncoder {
   const char* data() const { return reinterpret_cast<const char*>(next_); }
 
  private:
+  // Lanes that have no part in the tail begin with its first words.
+  void end_tail(int lanes) {
+    const uint8_t* const end = buffer_.get() + room_;
+    for (uint32_t lane = tail_lanes(static_cast<uint32_t>(lanes)); lane < static_cast<uint32_t>(lanes); ++lane) {
+      if (next_ == end) return;
+      states_[lane] = kLower | next_[0] | static_cast<uint32_t>(next_[1]) << 8;
+      next_ += 2;
+    }
+  }
+
   // The first position of a block, and where its chains stand there.
   struct Start {
     size_t position;
@@ -105,9 +169,9 @@ class GroupEncoder {
   };
 
   static bool to_indices(const Path& path, const Part& part, size_t at, size_t read, ptrdiff_t count, Block& block,
-                         Chains& chains) {
+                         Chains& chains, int width) {
     path.pack_values(part.rows + at, part.values + at, read, block.values);
-    return path.to_indices(block.rows, block.values, static_cast<size_t>(count), chains.data());
+    return path.to_indices(block.rows, block.values, static_cast<size_t>(count), chains.data(), width);
   }
 
   std::vector<Start> starts_;  // of the blocks of one part
@@ -144,40 +208,89 @@ class Scratch {
     return room_ != nullptr;
   }
   T* get() { return room_.get(); }
+  size_t size() const { return count_; }
 
  private:
   std::unique_ptr<T[]> room_;
   size_t count_ = 0;
 };
 
-// The search of one part in one group, which wants all its coded symbols at once. A thread keeps its memory from group
-// to group, and if it is not much from call to call: pages that the system has to clear cost more than the search.
+// The search of the chains of one or more groups that follow each other, at most kChains together: first those that have
+// a symbol in the last round. A thread keeps its memory from call to call if it is not much: pages that the system has
+// to clear cost more than the search.
 class GroupSearch {
  public:
+  // Of `size` positions. Symbols: where those of each group begin among all of them, and where the last one's end.
   Outcome run(const Path& path, const int32_t* residuals, const uint8_t* rows, size_t size, const int32_t* charges,
-              int16_t* values) {
+              const std::vector<size_t>& symbols, size_t width, int16_t* values) {
     ptrdiff_t coded = 0;
     if (!rows_.reserve(size + kSlack)) return Outcome::kNoMemory;
     path.pack_rows(rows, size, size, rows_.get(), coded);
     if (coded < 0) return Outcome::kBadRow;
-    const size_t count = static_cast<size_t>(coded), trail = (count / kChains + 1) * kTrailBytes + kSlack;
-    if (!residuals_.reserve(count + kSlack) || !values_.reserve(count + kSlack) || !trail_.reserve(trail)) {
-      return Outcome::kNoMemory;
-    }
+    const size_t count = static_cast<size_t>(coded);
+    if (!residuals_.reserve(count + kSlack) || !values_.reserve(count + kSlack)) return Outcome::kNoMemory;
     path.pack_residuals(rows, residuals, size, residuals_.get());
-    std::fill_n(rows_.get() + coded, kChains, uint8_t{0});
-    std::fill_n(residuals_.get() + coded, kChains, 0);
-    path.search(charges, residuals_.get(), rows_.get(), count, trail_.get(), values_.get());
+    const Outcome outcome = width == kChains ? search(path, charges, count) : search_few(path, charges, symbols, width);
     path.unpack_values(rows, values_.get(), size, values);
-    if (trail > kKeptTrail) *this = GroupSearch();
-    return Outcome::kDone;
+    if (trail_.size() > kKeptTrail) *this = GroupSearch();
+    return outcome;
   }
 
  private:
+  // A chain: its first symbol, and how many there are.
+  struct Chain {
+    size_t first, count;
+  };
+
+  // Symbols that come in turn from kChains chains.
+  Outcome search(const Path& path, const int32_t* charges, size_t count) {
+    if (!trail_.reserve((count / kChains + 1) * kTrailBytes + kSlack)) return Outcome::kNoMemory;
+    std::fill_n(rows_.get() + count, kChains, uint8_t{0});
+    std::fill_n(residuals_.get() + count, kChains, 0);
+    path.search(charges, residuals_.get(), rows_.get(), count, trail_.get(), values_.get());
+    return Outcome::kDone;
+  }
+
+  Outcome search_few(const Path& path, const int32_t* charges, const std::vector<size_t>& symbols, size_t width) {
+    std::vector<Chain> chains;
+    for (size_t g = 0; g + 1 < symbols.size(); ++g) {
+      const size_t count = symbols[g + 1] - symbols[g];
+      for (size_t c = 0; c < width; ++c) chains.push_back({symbols[g] - symbols[0] + c, (count + width - 1 - c) / width});
+    }
+    size_t rounds = 0, active = 0;
+    for (const Chain& chain : chains) rounds = std::max(rounds, chain.count);
+    const auto longest = [&](const Chain& chain) { return chain.count == rounds; };
+    active = static_cast<size_t>(std::stable_partition(chains.begin(), chains.end(), longest) - chains.begin());
+    if (rounds == 0) return Outcome::kDone;
+
+    GroupSearch& wide = wide_ != nullptr ? *wide_ : *(wide_ = std::make_unique<GroupSearch>());
+    const size_t all = rounds * kChains;
+    if (!wide.rows_.reserve(all + kSlack) || !wide.residuals_.reserve(all + kSlack) ||
+        !wide.values_.reserve(all + kSlack)) {
+      return Outcome::kNoMemory;
+    }
+    std::fill_n(wide.rows_.get(), all, uint8_t{0});
+    std::fill_n(wide.residuals_.get(), all, 0);
+    const auto each = [&](const auto& visit) {
+      for (size_t c = 0; c < chains.size(); ++c) {
+        for (size_t i = 0; i < chains[c].count; ++i) visit(chains[c].first + i * width, i * kChains + c);
+      }
+    };
+    each([&](size_t from, size_t to) {
+      wide.rows_.get()[to] = rows_.get()[from];
+      wide.residuals_.get()[to] = residuals_.get()[from];
+    });
+    const Outcome outcome = wide.search(path, charges, all - kChains + active);
+    each([&](size_t to, size_t from) { values_.get()[to] = wide.values_.get()[from]; });
+    if (wide.trail_.size() > kKeptTrail) wide_.reset();
+    return outcome;
+  }
+
   static constexpr size_t kKeptTrail = 16 << 20;
   Scratch<uint8_t> rows_, trail_;
   Scratch<int32_t> residuals_;
   Scratch<int16_t> values_;
+  std::unique_ptr<GroupSearch> wide_;  // the same, spread over kChains
 };
 
 void require_done(Outcome outcome) {
@@ -231,15 +344,17 @@ std::string encode(const Tables& tables, const Path& path, const std::vector<Par
   const size_t count = static_cast<size_t>(groups);
   size_t positions = 0;
   for (const Part& part : parts) positions += part.size;
-  const auto cut = [&](const Part& part, size_t g) {
-    const size_t begin = range_begin(part.size, g, count), end = range_begin(part.size, g + 1, count);
-    return Part{part.values + begin, part.rows + begin, end - begin, part.trellis};
+  std::vector<Cuts> cuts;
+  for (const Part& part : parts) cuts.push_back(cut(part.rows, part.size, count));
+  const auto own = [&](size_t i, size_t g) {
+    const size_t begin = cuts[i].begin[g];
+    return Part{parts[i].values + begin, parts[i].rows + begin, cuts[i].begin[g + 1] - begin, parts[i].trellis};
   };
   std::vector<GroupEncoder> encoders;
   for (size_t g = 0; g < count; ++g) {
     size_t total = 0, longest = 0;
-    for (const Part& part : parts) {
-      const size_t size = cut(part, g).size;
+    for (size_t i = 0; i < parts.size(); ++i) {
+      const size_t size = own(i, g).size;
       total += size;
       longest = std::max(longest, size);
     }
@@ -247,8 +362,10 @@ std::string encode(const Tables& tables, const Path& path, const std::vector<Par
   }
   std::atomic<Outcome> outcome{Outcome::kDone};
   for_each(count, positions, threads, [&](size_t g) {
-    for (auto part = parts.rbegin(); part != parts.rend() && outcome == Outcome::kDone; ++part) {
-      const Outcome added = encoders[g].add(tables.view(part->trellis), path, lanes, cut(*part, g));
+    for (size_t i = parts.size(); i-- > 0 && outcome == Outcome::kDone;) {
+      const size_t symbols = cuts[i].coded_of(g, count), tail = i + 1 == parts.size() ? tail_begin(symbols) : symbols;
+      const Outcome added = encoders[g].add(tables.view(parts[i].trellis), path, lanes, own(i, g), tail,
+                                            parts[i].trellis ? cuts[i].width(count) : kChains);
       if (added != Outcome::kDone) outcome = added;
     }
     encoders[g].close(lanes);
@@ -261,10 +378,15 @@ void quantise(const Path& path, const int32_t* residuals, const uint8_t* rows, s
               int groups, int threads, int16_t* values) {
   const size_t count = static_cast<size_t>(groups);
   std::atomic<Outcome> outcome{Outcome::kDone};
-  for_each(count, size, threads, [&](size_t g) {
-    const size_t begin = range_begin(size, g, count), end = range_begin(size, g + 1, count);
+  const Cuts cuts = cut(rows, size, count);
+  const size_t width = static_cast<size_t>(cuts.width(count)), each = kChains / width;  // groups
+  for_each((count + each - 1) / each, size, threads, [&](size_t i) {
+    const size_t first = i * each, last = std::min(first + each, count), begin = cuts.begin[first];
+    std::vector<size_t> symbols;
+    for (size_t g = first; g <= last; ++g) symbols.push_back(cuts.coded * g / count);
     thread_local GroupSearch search;
-    const Outcome found = search.run(path, residuals + begin, rows + begin, end - begin, charges, values + begin);
+    const Outcome found = search.run(path, residuals + begin, rows + begin, cuts.begin[last] - begin, charges, symbols,
+                                     width, values + begin);
     if (found != Outcome::kDone) outcome = found;
   });
   require_done(outcome);
@@ -278,39 +400,63 @@ Decoder::Decoder(const Tables& tables, const Path& path, const uint8_t* stream, 
   const Layout layout = read_layout(stream_.data(), size);
   lanes_ = layout.lanes;
   for (int g = 0; g < layout.groups; ++g) {
-    const uint8_t* begin = stream_.data() + layout.begin[g];
-    Group group{{}, begin + 4 * lanes_, stream_.data() + layout.begin[g + 1]};
+    uint8_t* begin = stream_.data() + layout.begin[g];
+    Group group{{}, begin + 4 * lanes_, stream_.data() + layout.begin[g + 1], false};
     for (int lane = 0; lane < lanes_; ++lane) group.states[lane] = get32(begin + 4 * lane);
     groups_.push_back(group);
   }
 }
 
-Outcome Decoder::decode_group(Group& group, const uint8_t* rows, size_t size, int16_t* values, bool trellis) const {
+Outcome Decoder::decode_group(Group& group, const uint8_t* rows, size_t size, int16_t* values, bool trellis,
+                              size_t tail, int width) const {
   const TableView tables = tables_.view(trellis);
   Block block;
   Chains chains{};
   ptrdiff_t count = 0;
-  for (size_t read = 0; size > 0; size -= read, rows += read, values += read) {
+  const auto decode = [&](size_t from, size_t to, int lanes) {
+    const uint8_t* const own = block.rows + from;
+    const uint8_t* const next =
+        trellis ? path_.decode_trellis(tables, std::min(lanes, width), group.states, group.next, group.end, own,
+                                       to - from, block.values + from, chains.data(), width)
+                : path_.decode(tables, lanes, group.states, group.next, group.end, own, to - from, block.values + from);
+    if (next != nullptr) group.next += next - group.next;
+    return next != nullptr;
+  };
+  size_t first = 0;  // coded value of the block
+  for (size_t read = 0; size > 0; size -= read, rows += read, values += read, first += static_cast<size_t>(count)) {
     read = path_.pack_rows(rows, size, kBlock, block.rows, count);
     if (count < 0) return Outcome::kBadRow;
-    const size_t symbols = static_cast<size_t>(count);
-    group.next =
-        trellis ? path_.decode_trellis(tables, lanes_, group.states, group.next, group.end, block.rows, symbols,
-                                       block.values, chains.data())
-                : path_.decode(tables, lanes_, group.states, group.next, group.end, block.rows, symbols, block.values);
-    if (group.next == nullptr) return Outcome::kTruncated;
+    const size_t all = static_cast<size_t>(count), whole = std::clamp(tail, first, first + all) - first;
+    if (!decode(0, whole, lanes_)) return Outcome::kTruncated;
+    if (whole < all && first <= tail) begin_tail(group);
+    const int lanes = static_cast<int>(tail_lanes(static_cast<uint32_t>(lanes_)));
+    if (whole < all && !decode(whole, all, lanes)) return Outcome::kTruncated;
     path_.unpack_values(rows, block.values, read, values);
   }
   return Outcome::kDone;
 }
 
-void Decoder::decode(const uint8_t* rows, size_t size, int16_t* values, bool trellis) {
+// Lanes that have no part in the tail give what their states are above kLower: the words that come next.
+void Decoder::begin_tail(Group& group) const {
+  group.spare = group.next == group.end;
+  for (uint32_t lanes = static_cast<uint32_t>(lanes_), lane = lanes; lane-- > tail_lanes(lanes);) {
+    uint32_t& state = group.states[lane];
+    group.next -= 2;  // over states and words that were read before
+    group.next[0] = static_cast<uint8_t>(state);
+    group.next[1] = static_cast<uint8_t>(state >> 8);
+    state = state >> 16 == 1 ? kLower : 0;  // finish() finds the wrong ones
+  }
+}
+
+void Decoder::decode(const uint8_t* rows, size_t size, int16_t* values, bool trellis, bool last) {
   if (!usable_) throw Error(Fault::kCorrupt, "the decoder stopped at an earlier error");
   Outcome outcomes[kMaxGroups];
   const size_t count = groups_.size();
+  const Cuts cuts = cut(rows, size, count);
   for_each(count, size, threads_, [&](size_t g) {
-    const size_t begin = range_begin(size, g, count), end = range_begin(size, g + 1, count);
-    outcomes[g] = decode_group(groups_[g], rows + begin, end - begin, values + begin, trellis);
+    const size_t begin = cuts.begin[g], tail = last ? tail_begin(cuts.coded_of(g, count)) : SIZE_MAX;
+    outcomes[g] = decode_group(groups_[g], rows + begin, cuts.begin[g + 1] - begin, values + begin, trellis, tail,
+                               cuts.width(count));
   });
   usable_ = std::all_of(outcomes, outcomes + count, [](Outcome outcome) { return outcome == Outcome::kDone; });
   if (usable_) return;
@@ -324,7 +470,8 @@ void Decoder::finish() const {
     if (std::any_of(group.states, group.states + lanes_, [](uint32_t state) { return state != kLower; })) {
       throw Error(Fault::kCorrupt, "the final coder states are wrong");
     }
-    if (group.next != group.end) throw Error(Fault::kCorrupt, "coder words are left over");
+    const bool unused = std::any_of<const uint8_t*>(group.next, group.end, [](uint8_t byte) { return byte != 0; });
+    if (group.spare ? unused : group.next != group.end) throw Error(Fault::kCorrupt, "coder words are left over");
   }
 }
 

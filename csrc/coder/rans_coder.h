@@ -58,18 +58,23 @@ class Decoder {
   Decoder(const Tables& tables, const Path& path, const uint8_t* stream, size_t size, int threads);
   Decoder(const Decoder&) = delete;  // the groups point into the stream
 
-  void decode(const uint8_t* rows, size_t size, int16_t* values, bool trellis = false);
+  // `last`: whether it is the last part.
+  void decode(const uint8_t* rows, size_t size, int16_t* values, bool trellis, bool last);
   // Checks that every lane is back at its start and every word was used.
   void finish() const;
 
  private:
   struct Group {
     uint32_t states[kMaxLanes];
-    const uint8_t* next;
+    uint8_t* next;
     const uint8_t* end;
+    bool spare;  // whether all words that are left come from lanes, which may have more than the tail takes
   };
 
-  Outcome decode_group(Group& group, const uint8_t* rows, size_t size, int16_t* values, bool trellis) const;
+  // `tail`: the first coded value of the tail, counted in the group; none unless it is the last part. `width`: chains.
+  Outcome decode_group(Group& group, const uint8_t* rows, size_t size, int16_t* values, bool trellis, size_t tail,
+                       int width) const;
+  void begin_tail(Group& group) const;
 
   const Tables& tables_;
   const Path& path_;

@@ -6,12 +6,12 @@
 // part lies in a `State` on the device, so that nothing here waits for the device or allocates, and all
 // launches of a decoder are the same for every stream: they can be recorded in a CUDA graph.
 //
-// A batch is one part of pictures of one size, one after the other, and a `State` for each: what range of a part
-// belongs to group g of picture p is that of group p * groups + g of a stream of them all. Its blocks are a picture's
+// A batch is one part of pictures of one size, one after the other, and a `State` for each. Its blocks are a picture's
 // in x (or y), and blockIdx.y (or z) names the picture.
 //
 // Where a part is of a trellis, chain i is lane i of a warp for all but a decoder of fewer lanes. Its search
-// leaves all that does not depend on the path to `scatter`; two blocks per group then only add and compare.
+// leaves all that does not depend on the path to `scatter`; a block for 16 chains, of whatever groups, then only adds
+// and compares.
 //
 // Without nvcc the file compiles against an emulation of the device (tests/cuda/emulation.h).
 #include <cstddef>
@@ -79,8 +79,12 @@ struct Group {
   uint32_t states[kMaxLanes];
   uint64_t begin;  // decoder: its first word, counted from the start of the buffer
   uint32_t words;  // decoder: how many there are; encoder: how many there is room for
-  uint32_t next;   // decoder: words used; encoder: words still free, as they are written from the end
+  uint32_t next;   // decoder: words used, less those from lanes; encoder: words still free, as they are written from
+                   // the end
 };
+
+// How many words a decoder has used too many; below 0: that many are left.
+DCA_HD int32_t beyond(uint32_t next, uint32_t words) { return static_cast<int32_t>(next - words); }
 
 struct State {
   uint32_t status;  // the first three fields are read by the caller
@@ -246,9 +250,9 @@ __global__ void __launch_bounds__(kThreads) scatter_codes(const DeviceTables* ta
   });
 }
 
-// Number of coded positions before `at`, by a whole warp.
+// Number of coded positions before `at`, which may be the end, by a whole warp.
 __device__ __forceinline__ uint32_t rank_of(const Work& work, uint32_t at) {
-  if (at >= work.size) return work.starts[work.tiles];
+  if (at == work.size) return work.starts[work.tiles];
   const uint32_t tile = at / kTile, lane = lane_of_thread(), last = at / kWarp % kWarp;
   const uint32_t mask = work.masks[tile * kWarp + lane];
   const uint32_t bits = lane < last ? mask : lane == last ? mask & below(at % kWarp) : 0;
@@ -259,13 +263,32 @@ struct Range {
   uint32_t first, end;
 };
 
-// The coded symbols of one group of a picture.
-__device__ __forceinline__ Range range_of(const Work& work, uint32_t picture, uint32_t group, uint32_t groups) {
-  const uint32_t size = work.size / work.pictures, each = size / groups, rest = size % groups;
-  const auto begin = [=](uint32_t g) { return each * g + rest * g / groups; };  // size * g / groups, in 32 bits
-  const uint32_t first = picture * size;
-  return {rank_of(work, first + begin(group)), rank_of(work, first + begin(group + 1))};
-}
+// The coded symbols of a picture, and what each of its groups has of them.
+struct Shares {
+  uint32_t first, coded, groups;
+
+  // By a whole warp.
+  __device__ __forceinline__ Shares(const Work& work, uint32_t picture, uint32_t groups_) : groups(groups_) {
+    const uint32_t size = work.size / work.pictures;
+    first = rank_of(work, picture * size);
+    coded = rank_of(work, (picture + 1) * size) - first;
+  }
+
+  __device__ __forceinline__ uint32_t begin(uint32_t group) const {
+    return first + coded / groups * group + coded % groups * group / groups;  // coded * group / groups in 32 bits
+  }
+
+  __device__ __forceinline__ Range of(uint32_t group) const { return {begin(group), begin(group + 1)}; }
+  __device__ __forceinline__ uint32_t chains() const { return chains_of(coded, groups); }
+};
+
+// How many lanes code a part, and how many its tail.
+struct Lanes {
+  uint32_t all, tail;
+
+  __device__ __forceinline__ Lanes(uint32_t lanes, uint32_t most)
+      : all(lanes < most ? lanes : most), tail(tail_lanes(lanes) < most ? tail_lanes(lanes) : most) {}
+};
 
 // ---- Decoding ----
 
@@ -304,6 +327,16 @@ struct WarpReader {
     return i < kWarp ? low : high;
   }
 
+  // Puts the low halves of the states of so many lanes from `from` on before the words that are left: below kWarp.
+  __device__ __forceinline__ void put_back(uint32_t x, uint32_t from, uint32_t count) {
+    const uint32_t given = __shfl_sync(kAll, x, (from + lane) % kWarp) & 0xFFFF;
+    first = position() - count;
+    used = 0;
+    now = lane < count ? given : load(first + lane);
+    next = load(first + kWarp + lane);
+    later = load(first + 2 * kWarp + lane);
+  }
+
   __device__ __forceinline__ uint32_t position() const { return first + used; }
 };
 
@@ -327,7 +360,7 @@ struct Chains {
   uint32_t bits[kSteps] = {};
   uint32_t last;
 
-  __device__ __forceinline__ explicit Chains(uint32_t lanes) : last(kChains / lanes - 1) {}
+  __device__ __forceinline__ Chains(uint32_t chains, uint32_t lanes) : last(chains / lanes - 1) {}
 
   __device__ __forceinline__ uint32_t state() const {
     uint32_t state = 0;
@@ -339,6 +372,18 @@ struct Chains {
 
   __device__ __forceinline__ void step(uint32_t next) {
     for (uint32_t b = 0; b < kSteps; ++b) bits[b] = bits[b] >> 1 | (next >> b & 1) << last;
+  }
+
+  // Deals the chains to fewer lanes, after whole rounds of all of them.
+  __device__ __forceinline__ void deal(uint32_t chains, uint32_t lanes, uint32_t few) {
+    for (uint32_t b = 0; b < kSteps; ++b) {
+      uint32_t dealt = 0;
+      for (uint32_t chain = lane_of_thread() % few, i = 0; i < chains / few; ++i, chain += few) {
+        dealt |= (__shfl_sync(kAll, bits[b], chain % lanes) >> chain / lanes & 1) << i;
+      }
+      bits[b] = dealt;
+    }
+    last = chains / few - 1;
   }
 };
 
@@ -377,21 +422,20 @@ __device__ __forceinline__ uint32_t decode_round(const Search<kSets>* search, ui
     const uint32_t raw = words.take(escape);
     value = escape ? static_cast<int16_t>(raw) : value * (1 << shift) + static_cast<int>(low);
   }
+  if (!place.active) return x;
   if (kSets == 2) {
     chains.step(trellis_next(chains.state(), value));
     value = trellis_value(static_cast<int>(set), value);
   }
-  if (place.active) values[place.position] = static_cast<int16_t>(value);
+  values[place.position] = static_cast<int16_t>(value);
   return x;
 }
 
 template <uint32_t kSets>
-__device__ __forceinline__ void decode_group(const Search<kSets>* search, const uint16_t* stream, State* state,
-                                             Group& group, const Work& work, Range range, int16_t* values) {
-  const uint32_t lane = lane_of_thread(), lanes = state->lanes;
-  WarpReader words(stream + group.begin, group.words, group.next);
-  Chains chains(lanes);
-  uint32_t x = group.states[lane];
+__device__ __forceinline__ uint32_t decode_rounds(const Search<kSets>* search, uint32_t x, const Work& work,
+                                                  Range range, uint32_t lanes, WarpReader& words, Chains& chains,
+                                                  int16_t* values) {
+  const uint32_t lane = lane_of_thread();
   Job<kSets> jobs[kBatch];
   Place coming[kBatch];
 #pragma unroll
@@ -408,24 +452,51 @@ __device__ __forceinline__ void decode_group(const Search<kSets>* search, const 
     }
 #pragma unroll
     for (uint32_t k = 0; k < kBatch; ++k) x = decode_round(search, x, jobs[k], words, chains, values);
-    if (words.position() > group.words) break;
+    if (beyond(words.position(), words.size) > 0) break;
+  }
+  return x;
+}
+
+template <uint32_t kSets>
+__device__ __forceinline__ void decode_group(const Search<kSets>* search, const uint16_t* stream, State* state,
+                                             Group& group, const Work& work, Range range, uint32_t chains_, bool last,
+                                             int16_t* values) {
+  const uint32_t lane = lane_of_thread(), lanes = state->lanes, few = tail_lanes(lanes);
+  const Lanes used(lanes, kSets == 2 ? chains_ : kChains);
+  const uint32_t tail = last ? range.first + static_cast<uint32_t>(tail_begin(range.end - range.first)) : range.end;
+  WarpReader words(stream + group.begin, group.words, group.next);
+  Chains chains(chains_, used.all);
+  uint32_t x = decode_rounds(search, group.states[lane], work, {range.first, tail}, used.all, words, chains, values);
+  if (last && beyond(words.position(), group.words) <= 0) {
+    const bool spare = words.position() == group.words;  // then lanes may have more words than the tail takes
+    words.put_back(x, few, lanes - few);
+    if (lane >= few && lane < lanes) x = x >> 16 == 1 ? kLower : 0;  // finish_kernel finds the wrong ones
+    if (kSets == 2) chains.deal(chains_, used.all, used.tail);
+    x = decode_rounds(search, x, work, {tail, range.end}, used.tail, words, chains, values);
+    if (spare && beyond(words.position(), group.words) < 0) {
+      if (ballot(lane >= words.used && lane < lanes - few && words.now != 0) != 0 && lane == 0) {
+        atomicOr(&state->status, kLeftOver);
+      }
+      words.first = group.words - words.used;
+    }
   }
   group.states[lane] = x;
   if (lane != 0) return;
   group.next = words.position();
-  if (words.position() > group.words) atomicOr(&state->status, kTruncated);
+  if (beyond(group.next, group.words) > 0) atomicOr(&state->status, kTruncated);
 }
 
 // One block per group; all of its threads fetch the tables, then its first warp decodes.
 template <uint32_t kSets, bool kStaged>
 __global__ void __launch_bounds__(kThreads, 1)
     decode_kernel(const Search<kSets>* search, uint32_t search_bytes, const uint16_t* stream, State* states, Work work,
-                  int16_t* values) {
+                  bool last, int16_t* values) {
   State* state = states + blockIdx.y;
   if (blockIdx.x >= state->groups) return;
   Group& group = state->group[blockIdx.x];
-  const Range range = range_of(work, blockIdx.y, blockIdx.x, state->groups);
-  if (range.first == range.end || group.next > group.words) return;  // nothing to do, or an earlier error
+  const Shares shares(work, blockIdx.y, state->groups);
+  const Range range = shares.of(blockIdx.x);
+  if (range.first == range.end || beyond(group.next, group.words) > 0) return;  // nothing to do, or an earlier error
   if (kStaged) {
     DCA_DYNAMIC_SHARED(uint4, staged);
     for (uint32_t i = threadIdx.x; i < search_bytes / 16; i += kThreads) {
@@ -434,38 +505,42 @@ __global__ void __launch_bounds__(kThreads, 1)
     __syncthreads();
     search = reinterpret_cast<const Search<kSets>*>(staged);
   }
-  if (threadIdx.x < kWarp) decode_group(search, stream, state, group, work, range, values);
+  if (threadIdx.x < kWarp) {
+    decode_group(search, stream, state, group, work, range, shares.chains(), last, values);
+  }
 }
 
 __global__ void __launch_bounds__(kWarp) finish_kernel(State* states) {
   State* state = states + blockIdx.y;
   if (blockIdx.x >= state->groups) return;
   const Group& group = state->group[blockIdx.x];
-  if (group.next < group.words && threadIdx.x == 0) atomicOr(&state->status, kLeftOver);
+  if (beyond(group.next, group.words) < 0 && threadIdx.x == 0) atomicOr(&state->status, kLeftOver);
   if (group.states[threadIdx.x] != kLower) atomicOr(&state->status, kWrongState);
 }
 
 // ---- Encoding ----
 
-// Finds the sets of the values of a trellis, packed by scatter_values: one warp per group, a lane per chain.
+// Finds the sets of the values of a trellis, packed by scatter_values: one warp per group, a lane for each chain.
 __global__ void __launch_bounds__(kWarp) follow_kernel(State* states, Work work, uint8_t* sets) {
   State* state = states + blockIdx.y;
   if (blockIdx.x >= state->groups) return;
-  const Range range = range_of(work, blockIdx.y, blockIdx.x, state->groups);
+  const Shares shares(work, blockIdx.y, state->groups);
+  const Range range = shares.of(blockIdx.x);
   const int16_t* values = static_cast<const int16_t*>(work.dense);
   const auto load = [&](uint32_t i) { return i < range.end ? values[i] : int16_t{0}; };
-  const uint32_t first = range.first + lane_of_thread();
+  const uint32_t chains = shares.chains();
+  const uint32_t first = lane_of_thread() < chains ? range.first + lane_of_thread() : range.end;
   uint32_t chain = 0;
   bool off_grid = false;
   int16_t coming[kAhead];
 #pragma unroll
-  for (uint32_t k = 0; k < kAhead; ++k) coming[k] = load(first + k * kChains);
-  for (uint32_t at = first; at < range.end; at += kAhead * kChains) {
+  for (uint32_t k = 0; k < kAhead; ++k) coming[k] = load(first + k * chains);
+  for (uint32_t at = first; at < range.end; at += kAhead * chains) {
 #pragma unroll
     for (uint32_t k = 0; k < kAhead; ++k) {
-      const uint32_t i = at + k * kChains;
+      const uint32_t i = at + k * chains;
       const int value = coming[k], set = static_cast<int>(chain & 1), index = trellis_index(set, value);
-      coming[k] = load(i + kAhead * kChains);
+      coming[k] = load(i + kAhead * chains);
       off_grid |= trellis_value(set, index) != value;
       chain = trellis_next(chain, index);
       if (i < range.end) sets[i] = static_cast<uint8_t>(set);
@@ -505,17 +580,11 @@ __device__ __forceinline__ uint32_t encode_round(uint32_t x, const Code& code, W
   return words.active ? stepped : x;
 }
 
-// One warp per group, from the last round of a part to the first.
-__global__ void __launch_bounds__(kWarp) encode_kernel(State* states, Work work, uint16_t* words) {
-  State* state = states + blockIdx.y;
-  if (blockIdx.x >= state->groups) return;
-  Group& group = state->group[blockIdx.x];
-  const Range range = range_of(work, blockIdx.y, blockIdx.x, state->groups);
-  if (range.first == range.end) return;
-  const uint32_t lane = lane_of_thread(), lanes = state->lanes;
-  const uint32_t rounds = (range.end - range.first + lanes - 1) / lanes;
-  WarpWriter writer(words + (size_t{blockIdx.y} * state->groups + blockIdx.x) * group.words, group.next);
-  uint32_t x = group.states[lane];
+// From the last round to the first.
+__device__ __forceinline__ uint32_t encode_rounds(uint32_t x, const Work& work, Range range, uint32_t lanes,
+                                                  WarpWriter& writer) {
+  if (range.first == range.end) return x;
+  const uint32_t lane = lane_of_thread(), rounds = (range.end - range.first + lanes - 1) / lanes;
   Code codes[kBatch], coming[kBatch];
   // Batch i holds the rounds i * kBatch up to (i + 1) * kBatch; those after the last round are empty.
   const auto load = [&](uint32_t batch, uint32_t k) {
@@ -534,6 +603,30 @@ __global__ void __launch_bounds__(kWarp) encode_kernel(State* states, Work work,
 #pragma unroll
     for (uint32_t k = kBatch; k-- > 0;) x = encode_round(x, codes[k], writer);
   }
+  return x;
+}
+
+// One warp per group.
+__global__ void __launch_bounds__(kWarp)
+    encode_kernel(State* states, Work work, bool trellis, bool last, uint16_t* words) {
+  State* state = states + blockIdx.y;
+  if (blockIdx.x >= state->groups) return;
+  Group& group = state->group[blockIdx.x];
+  const Shares shares(work, blockIdx.y, state->groups);
+  const Range range = shares.of(blockIdx.x);
+  if (range.first == range.end) return;
+  const uint32_t lane = lane_of_thread(), lanes = state->lanes, few = tail_lanes(lanes);
+  const Lanes used(lanes, trellis ? shares.chains() : kChains);
+  const uint32_t tail = last ? range.first + static_cast<uint32_t>(tail_begin(range.end - range.first)) : range.end;
+  WarpWriter writer(words + (size_t{blockIdx.y} * state->groups + blockIdx.x) * group.words, group.next);
+  uint32_t x = encode_rounds(group.states[lane], work, {tail, range.end}, used.tail, writer);
+  if (last) {
+    const uint32_t written = group.words - writer.next, handed = written < lanes - few ? written : lanes - few;
+    __syncwarp();  // before a lane reads what others wrote
+    if (lane >= few && lane - few < handed) x = kLower | writer.words[writer.next + lane - few];
+    writer.next += handed;
+  }
+  x = encode_rounds(x, work, {range.first, tail}, used.all, writer);
   group.states[lane] = x;
   if (lane == 0) group.next = writer.next;
 }
@@ -653,17 +746,27 @@ __device__ uint32_t best_state(const Costs& costs, uint32_t chain) {
   return best;
 }
 
-// Viterbi's algorithm, two blocks per group. Leaves the edge of the best path at each symbol: set << 1 | parity.
+// Rounds of all blocks of a picture together, at most. A group has as many chains as it has kChainSymbols, rounded down
+// to a power of two: so below kChains of them the rounds of a block are at most 2 kChainSymbols, and one block has
+// fewer than kSearchChains.
+DCA_HD uint64_t search_rounds(uint32_t size) {
+  return size / kSearchChains + 2 * kChainSymbols + 2 * kMaxGroups * kChains / kSearchChains;
+}
+
+// Viterbi's algorithm, a block for each kSearchChains chains of a picture. Leaves the edge of the best path at each
+// symbol: set << 1 | parity.
 __global__ void __launch_bounds__(kSearchThreads, 1)
     search_kernel(uint32_t groups, Work work, uint32_t* trail, uint8_t* taken) {
   __shared__ Costs costs[2];
   __shared__ uint32_t traced[kTraced][kTrailWords];
-  const uint32_t g = blockIdx.x / 2, part = blockIdx.x % 2, lane = lane_of_thread();
-  const Range range = range_of(work, blockIdx.y, g, groups);
-  const uint32_t rounds = (range.end - range.first + kChains - 1) / kChains;
-  const uint32_t first = range.first + kSearchChains * part + lane % kSearchChains, set = lane / kSearchChains;
-  // No group's rounds begin before those of the groups before have ended.
-  trail += (size_t{range.first} / kChains + blockIdx.y * groups + g) * 2 * kTrailWords + part * kTrailWords;
+  const uint32_t lane = lane_of_thread(), set = lane / kSearchChains;
+  const Shares shares(work, blockIdx.y, groups);
+  const uint32_t chains = shares.chains(), one = blockIdx.x * kSearchChains + lane % kSearchChains;
+  if (blockIdx.x * kSearchChains >= groups * chains) return;
+  const Range range = one < groups * chains ? shares.of(one / chains) : Range{0, 0};
+  const uint32_t longest = (shares.coded + groups - 1) / groups;  // group
+  const uint32_t rounds = (longest + chains - 1) / chains, first = range.first + one % chains;
+  trail += (blockIdx.y * search_rounds(work.size / work.pictures) + size_t{blockIdx.x} * rounds) * kTrailWords;
   for (uint32_t i = threadIdx.x; i < kTrellisStates * kSearchChains; i += kSearchThreads) {
     costs[0][i / kSearchChains][i % kSearchChains] = i < kSearchChains ? 0 : kUnreached;  // state 0 has place 0
   }
@@ -671,25 +774,25 @@ __global__ void __launch_bounds__(kSearchThreads, 1)
   const auto load = [&](uint32_t i) { return i < range.end ? edges[2 * size_t{i} + set] : 0u; };
   uint32_t coming = load(first);
   __syncthreads();
-  for (uint32_t round = 0, i = first; round < rounds; ++round, i += kChains) {
+  for (uint32_t round = 0, i = first; round < rounds; ++round, i += chains) {
     const uint32_t edge = coming;
-    coming = load(i + kChains);
-    search_step(costs[round % 2], edge, costs[1 - round % 2], trail + 2 * kTrailWords * size_t{round});
+    coming = load(i + chains);
+    search_step(costs[round % 2], edge, costs[1 - round % 2], trail + kTrailWords * size_t{round});
     __syncthreads();
   }
 
   // A chain without a symbol in the last round ends with the costs before it.
-  const uint32_t chain = threadIdx.x, own = first < range.end ? (range.end - first + kChains - 1) / kChains : 0;
+  const uint32_t chain = threadIdx.x, own = first < range.end ? (range.end - first + chains - 1) / chains : 0;
   uint32_t at = chain < kSearchChains ? best_state(costs[own % 2], chain) : 0;
   for (uint32_t end = rounds; end > 0;) {
     const uint32_t begin = end > kTraced ? end - kTraced : 0;
     for (uint32_t i = threadIdx.x; i < (end - begin) * kTrailWords; i += kSearchThreads) {
       const uint32_t round = i / kTrailWords, word = i % kTrailWords;
-      traced[round][word] = trail[2 * kTrailWords * size_t{begin + round} + word];
+      traced[round][word] = trail[kTrailWords * size_t{begin + round} + word];
     }
     __syncthreads();
     for (; chain < kSearchChains && end > begin; --end) {
-      const uint32_t i = first + (end - 1) * kChains;
+      const uint32_t i = first + (end - 1) * chains;
       if (i >= range.end) continue;
       const uint32_t parity = parity_of(traced[end - 1 - begin], at, chain);
       at = trellis_before(at, parity);
@@ -914,10 +1017,10 @@ void launch_mark(const uint8_t* rows, const Work& work, State* states, cudaStrea
 
 template <uint32_t kSets>
 void launch_decode(const Search<kSets>* search, uint32_t staged_bytes, const uint16_t* stream, State* states,
-                   const Work& work, uint32_t groups, int16_t* values, cudaStream_t queue) {
+                   const Work& work, uint32_t groups, bool last, int16_t* values, cudaStream_t queue) {
   const auto kernel = staged_bytes != 0 ? decode_kernel<kSets, true> : decode_kernel<kSets, false>;
   const dim3 grid(groups, work.pictures);
-  DCA_LAUNCH(kernel, grid, kThreads, staged_bytes, queue, search, staged_bytes, stream, states, work, values);
+  DCA_LAUNCH(kernel, grid, kThreads, staged_bytes, queue, search, staged_bytes, stream, states, work, last, values);
 }
 
 }  // namespace
@@ -936,7 +1039,7 @@ uint64_t dca_rans_decode_bytes(uint32_t size) { return index_bytes(size) + 5ull 
 uint64_t dca_rans_encode_bytes(uint32_t size) { return index_bytes(size) + (sizeof(Code) + 1) * uint64_t{size}; }
 uint64_t dca_rans_quantise_bytes(uint32_t size, uint32_t pictures) {
   return round_up(sizeof(State)) + index_bytes(size) + round_up((sizeof(Edges) + 1) * uint64_t{size}) +
-         8 * kTrailWords * (uint64_t{size} / kChains + uint64_t{pictures} * kMaxGroups);
+         4 * kTrailWords * pictures * search_rounds(size / pictures);
 }
 const char* dca_rans_error(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }
 
@@ -992,19 +1095,19 @@ int dca_rans_reset(const uint8_t* host, const uint64_t* ends, uint32_t pictures,
   return static_cast<int>(error);
 }
 
-// Decodes the next part, plain or of a trellis, of streams of at most so many groups; `scratch` has
+// Decodes the next part, or the last one, plain or of a trellis, of streams of at most so many groups; `scratch` has
 // dca_rans_decode_bytes(size).
-int dca_rans_decode(const DeviceTables* tables, uint32_t trellis, uint32_t staged_bytes, const uint16_t* streams,
-                    State* states, uint32_t pictures, uint32_t groups, const uint8_t* rows, uint32_t size,
-                    int16_t* values, void* scratch, cudaStream_t queue) {
+int dca_rans_decode(const DeviceTables* tables, uint32_t trellis, uint32_t last, uint32_t staged_bytes,
+                    const uint16_t* streams, State* states, uint32_t pictures, uint32_t groups, const uint8_t* rows,
+                    uint32_t size, int16_t* values, void* scratch, cudaStream_t queue) {
   if (size == 0) return 0;
   const Work work = work_in(scratch, size, pictures);
   launch_mark(rows, work, states, queue);
   DCA_LAUNCH(scatter_rows, work.tiles, kThreads, 0, queue, rows, values, work);
   if (trellis != 0) {
-    launch_decode(&tables->trellis, staged_bytes, streams, states, work, groups, values, queue);
+    launch_decode(&tables->trellis, staged_bytes, streams, states, work, groups, last != 0, values, queue);
   } else {
-    launch_decode(&tables->plain, staged_bytes, streams, states, work, groups, values, queue);
+    launch_decode(&tables->plain, staged_bytes, streams, states, work, groups, last != 0, values, queue);
   }
   return static_cast<int>(cudaGetLastError());
 }
@@ -1035,10 +1138,11 @@ int dca_rans_encode_open(State* states, uint32_t pictures, const int32_t* lanes,
   return static_cast<int>(cudaGetLastError());
 }
 
-// Puts a part, plain or of a trellis, before those encoded so far; `scratch` has dca_rans_encode_bytes(size).
-int dca_rans_encode(const DeviceTables* tables, uint32_t trellis, State* states, uint32_t pictures, uint32_t groups,
-                    const int16_t* values, const uint8_t* rows, uint32_t size, uint16_t* words, void* scratch,
-                    cudaStream_t queue) {
+// Puts a part, plain or of a trellis, before those encoded so far, none if it is the last one; `scratch` has
+// dca_rans_encode_bytes(size).
+int dca_rans_encode(const DeviceTables* tables, uint32_t trellis, uint32_t last, State* states, uint32_t pictures,
+                    uint32_t groups, const int16_t* values, const uint8_t* rows, uint32_t size, uint16_t* words,
+                    void* scratch, cudaStream_t queue) {
   if (size == 0) return 0;
   const Work work = work_in(scratch, size, pictures);
   const dim3 grid(groups, pictures);
@@ -1050,7 +1154,7 @@ int dca_rans_encode(const DeviceTables* tables, uint32_t trellis, State* states,
     DCA_LAUNCH(follow_kernel, grid, kWarp, 0, queue, states, work, sets);
   }
   DCA_LAUNCH(scatter_codes, work.tiles, kThreads, 0, queue, tables, rows, values, sets, work);
-  DCA_LAUNCH(encode_kernel, grid, kWarp, 0, queue, states, work, words);
+  DCA_LAUNCH(encode_kernel, grid, kWarp, 0, queue, states, work, trellis != 0, last != 0, words);
   return static_cast<int>(cudaGetLastError());
 }
 

@@ -46,16 +46,16 @@ struct Path {
   uint8_t* (*encode)(const TableView& tables, int lanes, uint32_t* states, uint8_t* words, const uint8_t* rows,
                      const int16_t* values, size_t count);
 
-  // Decodes a block of a trellis's part from the states of its kChains chains on, and leaves those at its end.
-  // Whole rounds of chains, except in the last block of a part.
+  // Decodes a block of a trellis's part from the states of `width` chains on, and leaves those at its end. At most
+  // `width` lanes; whole rounds of chains, except in the last block of a part.
   const uint8_t* (*decode_trellis)(const TableView& tables, int lanes, uint32_t* states, const uint8_t* words,
                                    const uint8_t* end, const uint8_t* rows, size_t count, int16_t* values,
-                                   uint16_t* chains);
+                                   uint16_t* chains, int width);
   // Prepares such a block for `encode`: values become indices, and rows get the bits of sets. Returns whether
   // every value was on the grid of its state.
-  bool (*to_indices)(uint8_t* rows, int16_t* values, size_t count, uint16_t* chains);
-  // Finds the values of all symbols of one part in one group. Arrays go on to whole rounds of chains, with rows below
-  // kRows; `trail` is scratch, kTrailBytes for each round.
+  bool (*to_indices)(uint8_t* rows, int16_t* values, size_t count, uint16_t* chains, int width);
+  // Finds the values of kChains chains, whose symbols come in turn. Arrays go on to whole rounds, with rows below kRows;
+  // `trail` is scratch, kTrailBytes for each round.
   void (*search)(const int32_t* charges, const int32_t* residuals, const uint8_t* rows, size_t count, uint8_t* trail,
                  int16_t* values);
 };

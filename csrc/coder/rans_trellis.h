@@ -54,10 +54,14 @@ static inline uint16_t values_to_indices(int count, uint8_t* rows, int16_t* valu
   return off_grid;
 }
 
-static inline bool to_indices(uint8_t* rows, int16_t* values, size_t count, uint16_t* chains) {
+static inline bool to_indices(uint8_t* rows, int16_t* values, size_t count, uint16_t* chains, int width) {
   uint16_t off_grid = 0;
-  for (; count >= kChains; count -= kChains, rows += kChains, values += kChains) {
+  for (; width == kChains && count >= kChains; count -= kChains, rows += kChains, values += kChains) {
     off_grid |= values_to_indices(kChains, rows, values, chains);
+  }
+  const size_t some = static_cast<size_t>(width);
+  for (; count > some; count -= some, rows += some, values += some) {
+    off_grid |= values_to_indices(width, rows, values, chains);
   }
   off_grid |= values_to_indices(static_cast<int>(count), rows, values, chains);
   return (off_grid & 1) == 0;

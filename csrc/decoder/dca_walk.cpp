@@ -33,9 +33,9 @@ class Walk {
   }
 
  private:
-  Words values(const uint8_t* rows, int64_t count, bool trellis) {
+  Words values(const uint8_t* rows, int64_t count, bool trellis, bool last) {
     Words out(count);
-    decoder_.decode(rows, static_cast<size_t>(count), out.data(), trellis);
+    decoder_.decode(rows, static_cast<size_t>(count), out.data(), trellis, last);
     digest_ = crc32(digest_, out.data(), static_cast<size_t>(count) * sizeof(int16_t));
     return out;
   }
@@ -67,7 +67,7 @@ class Walk {
         outside ? std::memset(to, kSkipRow, static_cast<size_t>(map.c))
                 : std::memcpy(to, own + (global ? x * map.c : 0), static_cast<size_t>(map.c));
       }
-    const Words v = values(rows.data(), rows.size(), false);
+    const Words v = values(rows.data(), rows.size(), false, false);
     for (int64_t i = 0; i < v.size(); ++i) {
       const int64_t y = part.top + i / line * part.stride, x = part.left + i % line / map.c * part.stride;
       const int32_t z = int32_t{v[i]} * 256 + (part.kind >= 0 ? mean[i] : 0);
@@ -89,7 +89,7 @@ class Walk {
         coarser_rows(prediction.rows.data(), adaptation.coarse.data(), sites, group, program_.skip(), rows.data());
         prediction.rows = std::move(rows);
       }
-      const Words v = values(prediction.rows.data(), prediction.rows.size(), true);
+      const Words v = values(prediction.rows.data(), prediction.rows.size(), true, step == kSteps - 1);
       reconstruct(v.data(), prediction.mean.data(), program_.inverse(), aq_ > 0 ? adaptation.coarser.data() : nullptr,
                   map, step, y_hat.data());
     }

@@ -294,6 +294,22 @@ def export(args: argparse.Namespace) -> int:
     return OK
 
 
+def compare(args: argparse.Namespace) -> int:
+    """A page with a slider: a picture, and JPEG, WebP, AVIF and JPEG XL at equal bytes."""
+    from dca_fast.cli.compare import compare
+
+    compare(args)
+    return OK
+
+
+def package(args: argparse.Namespace) -> int:
+    """A Python package of weights, to be installed where their files are read."""
+    from dca_fast.cli.package import package
+
+    package(args)
+    return OK
+
+
 def completion(args: argparse.Namespace) -> int:
     """A script that completes commands and options in a shell."""
     try:

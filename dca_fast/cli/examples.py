@@ -33,6 +33,7 @@ EXAMPLES = {
         "dca-fast verify --manifest archive.jsonl --quick",
     ),
     "info": ("dca-fast info photo.dca", "dca-fast info photo.dca --json", "dca-fast info --preset dca-s"),
+    "compare": ("dca-fast compare photo.jpg", "dca-fast compare photo.jpg -q 30 -o beside.html"),
     "eval": (
         "dca-fast eval photos --qualities 20,60 --json results.json",
         "dca-fast eval photos --peers jpeg,webp,avif --plot curves.svg",

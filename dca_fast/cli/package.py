@@ -2,7 +2,7 @@
 
 import argparse
 
-from dca_fast.cli.commands import OK, note
+from dca_fast.cli.commands import note
 from dca_fast.errors import InputError
 from dca_fast.files.atomic import write_atomic
 from dca_fast.network import models, weights
@@ -37,8 +37,8 @@ SHA-256 of what a decoder reads: {identity}
 """
 
 
-def package(args: argparse.Namespace) -> int:
-    """A Python package of weights, to be installed where their files are read."""
+def package(args: argparse.Namespace) -> None:
+    """Write the package of a weights file."""
     path = args.weights or models.named("dca-s")
     loaded = weights.load(path)
     model = loaded.model_id.hex()
@@ -60,4 +60,3 @@ def package(args: argparse.Namespace) -> int:
     write_atomic(folder / "pyproject.toml", PROJECT.format(**facts).encode())
     write_atomic(folder / "README.md", README.format(**facts).encode())
     note(f"{folder}: `pip wheel --no-deps {folder}` makes a wheel of it")
-    return OK

@@ -1,4 +1,4 @@
-"""The command line: `dca-fast encode | decode | verify | info | eval | train | export | package | demo | help ...`.
+"""The command line: `dca-fast encode | decode | verify | info | compare | eval | train | ... | help`.
 
 Exit codes: 0 done; 1 the demo's backends disagree; 2 wrong usage or input; 3 bytes that cannot be decoded;
 4 something this machine lacks (backend, weights, package, memory). Every failure is one line on standard error;
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dca_fast.cli import commands, convert, package, verify
+from dca_fast.cli import commands, convert, verify
 from dca_fast.cli.examples import EXAMPLES
 from dca_fast.config import ALIGN, AQ_ONE, DEFAULT_AQ, DEFAULT_EFFORT, MAX_AQ, MAX_EFFORT, QUALITY_MAX, REDUCTIONS
 
@@ -119,6 +119,7 @@ def make_parser() -> Parser:
     _add_conversion(add("decode", convert.decode, parents=[model]), encoding=False)
     _add_verify(add("verify", verify.verify, parents=[model]))
     _add_info(add("info", commands.info))
+    _add_compare(add("compare", commands.compare, parents=[model]))
     _add_eval(add("eval", commands.evaluate, parents=[model]))
     _add_train(add("train", commands.train))
     _add_ablate(add("ablate", commands.ablate))
@@ -131,7 +132,7 @@ def make_parser() -> Parser:
     p.add_argument("--data", type=Path, metavar="PATH", help="photographs to fit the coder's tables to, as of `train`")
     p.add_argument("--cache", type=Path, metavar="STEM", help="decoded photographs (default: beside OUT)")
     add_force(p)
-    p = add("package", package.package)
+    p = add("package", commands.package)
     p.add_argument(
         "weights", nargs="?", type=Path, metavar="FILE", help="as `export` writes it (default: the shipped ones)"
     )
@@ -231,6 +232,15 @@ def _add_info(p: argparse.ArgumentParser) -> None:
     p.add_argument("file", nargs="?", metavar="FILE", help="a .dca file, '-' for a pipe")
     p.add_argument("--preset", metavar="NAME", help="a model instead of a file")
     p.add_argument("--json", action="store_true", help="the same as JSON")
+
+
+def _add_compare(p: argparse.ArgumentParser) -> None:
+    p.add_argument("image", type=Path, metavar="IMAGE")
+    p.add_argument("-o", "--out", type=Path, metavar="FILE", help="default: IMAGE's name with .html, here")
+    p.add_argument("-q", "--quality", type=quality, default=60.0, help="0 to 100 (default: %(default)g)")
+    p.add_argument("--quiet", action="store_true", help="say only what went wrong")
+    _add_effort(p, "time for fewer bits at equal distortion")
+    add_force(p)
 
 
 def _add_eval(p: argparse.ArgumentParser) -> None:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dca_fast.config import RINGS, TRELLIS_PRICE, Part
+from dca_fast.config import RINGS, STEPS, TRELLIS_PRICE, Part
 from dca_fast.encoder import restoration_fit
 from dca_fast.encoder.effort import Pass, Search, Step, Tools, first_pass, second_pass, step_multipliers, worth
 from dca_fast.encoder.full_gradient import Gradient
@@ -107,7 +107,7 @@ class _DecoderSource:
         return self._decoder.decode(rows.flatten()).view(rows.shape)
 
     def step(self, step: int, mean: Tensor, rows: Tensor, adaptation: Adaptation | None) -> Tensor:
-        return self._decoder.decode(rows.flatten(), trellis=True).view(rows.shape)
+        return self._decoder.decode(rows.flatten(), trellis=True, last=step == STEPS - 1).view(rows.shape)
 
 
 def _analyse(

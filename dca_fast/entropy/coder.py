@@ -43,8 +43,7 @@ MAX_GROUPS = 64
 ISAS = ("auto", "scalar", "neon", "avx2", "avx512", "avx512-tall", "amx")
 # Instruction sets of the networks' kernels, and what the coder has for them.
 _FALLBACK_ISAS = {"neon": "scalar", "avx512-tall": "avx512", "amx": "avx512"}
-STATE_BYTES = 4
-OVERHEAD = 200  # states may take one byte in 200
+LANE_BYTES = 512  # of a group for each lane, which costs some 1.5 of them
 _GROUP_SITES = 1 << 10  # a group is a warp of a GPU or work for a thread
 SAMPLES = 1 << 14  # positions per part that the layout estimate looks at
 _NATIVE_ERRORS = {"input": InputError, "truncated": TruncatedStreamError, "corrupt": CorruptStreamError}
@@ -61,16 +60,16 @@ def choose_groups(height: int, width: int) -> int:
 
 
 def choose_lanes(group_bytes: int) -> int:
-    """Choose lanes so that the coder states stay below 0.5 % of the payload where possible: 1, 2, 4, ... 32.
+    """Choose lanes so that they cost at most 0.3 % of the payload where possible: 1, 2, 4, ... 32.
 
     Args:
         group_bytes: expected size of one group's coded symbols, bytes.
     """
-    return max(n for n in LANES if n == 1 or n * STATE_BYTES * OVERHEAD <= group_bytes)
+    return max(n for n in LANES if n == 1 or n * LANE_BYTES <= group_bytes)
 
 
 class _DecoderImpl(Protocol):
-    def decode(self, rows: Rows, trellis: bool) -> Values: ...
+    def decode(self, rows: Rows, trellis: bool, last: bool) -> Values: ...
 
     def finish(self) -> None: ...
 
@@ -201,12 +200,13 @@ class Decoder:
     def __init__(self, impl: _DecoderImpl) -> None:
         self._impl = impl
 
-    def decode(self, rows: Rows, trellis: bool = False) -> Values:
+    def decode(self, rows: Rows, trellis: bool = False, last: bool = False) -> Values:
         """Decode the next part.
 
         Args:
             rows: [n] uint8, as given to the encoder.
             trellis: whether the part is of a trellis.
+            last: whether it is the last one of the stream.
 
         Returns:
             [n] int16, 0 where the row is 255.
@@ -217,7 +217,7 @@ class Decoder:
         """
         _check("rows", rows, np.uint8)
         with _translated_errors():
-            return self._impl.decode(rows, trellis)
+            return self._impl.decode(rows, trellis, last)
 
     def finish(self) -> None:
         """Check that the stream ends exactly here.

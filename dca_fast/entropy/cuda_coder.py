@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dca_fast.entropy import cuda_library
-from dca_fast.entropy.coder import LANES, MAX_GROUPS, OVERHEAD, SAMPLES, STATE_BYTES
+from dca_fast.entropy.coder import LANE_BYTES, LANES, MAX_GROUPS, SAMPLES
 from dca_fast.entropy.cuda_library import Library
 from dca_fast.entropy.tables import ROWS, SYMBOLS, Tables
 from dca_fast.errors import (
@@ -137,7 +137,7 @@ class DeviceCoder:
             row_bits = np.rint(tables.mean_bits() * 256).astype(np.int64)
             self._row_bits = torch.from_numpy(row_bits).to(self.device)
             # Bytes of a group from which on it has one more doubling of the lanes.
-            enough = [lanes * STATE_BYTES * OVERHEAD for lanes in LANES[1:]]
+            enough = [lanes * LANE_BYTES for lanes in LANES[1:]]
             self._enough = torch.tensor(enough, device=self.device)
 
     def estimate_bytes(self, rows: Sequence[Tensor], plain: int | None = None, pictures: int = 1) -> Tensor:
@@ -267,9 +267,9 @@ class DeviceCoder:
         s, w, tmp = states.data_ptr(), words.data_ptr(), scratch.data_ptr()
         with _queue(self.device) as queue:
             launch("encode_open", s, pictures, chosen.data_ptr(), groups, room, queue)
-            for (values, rows), size, kind in reversed(list(zip(parts, sizes, kinds, strict=True))):
-                v, r = values.data_ptr(), rows.data_ptr()
-                launch("encode", tables, kind, s, pictures, groups, v, r, size, w, tmp, queue)
+            for i, ((values, rows), size, kind) in reversed(list(enumerate(zip(parts, sizes, kinds, strict=True)))):
+                v, r, last = values.data_ptr(), rows.data_ptr(), int(i == len(parts) - 1)
+                launch("encode", tables, kind, last, s, pictures, groups, v, r, size, w, tmp, queue)
             launch("encode_close", s, pictures, groups, w, streams.data_ptr(), stream_room, queue)
             for (values, rows), size in zip(parts, sizes, strict=True):
                 launch("digest", tables, values.data_ptr(), rows.data_ptr(), size, s, pictures, queue)
@@ -402,7 +402,7 @@ class DeviceDecoder:
             raise (TruncatedStreamError if fault == -1 else CorruptStreamError)(text)
         self._opened = True
 
-    def decode(self, rows: Tensor, trellis: bool = False, out: Tensor | None = None) -> Tensor:
+    def decode(self, rows: Tensor, trellis: bool = False, last: bool = False, out: Tensor | None = None) -> Tensor:
         """Decode the next part and go on with the digest. Does not wait for the device.
 
         A damaged stream shows in `finish` or `check`; until then its values are arbitrary.
@@ -410,6 +410,7 @@ class DeviceDecoder:
         Args:
             rows: [n] uint8, as given to the encoder; those of all pictures follow each other.
             trellis: whether the part is of a trellis.
+            last: whether it is the last one of the stream.
             out: [n] int16; default a new tensor.
 
         Returns:
@@ -435,7 +436,7 @@ class DeviceDecoder:
         kind, staged, n = int(trellis), self._coder.staged_bytes[trellis], self.pictures
         with _queue(device) as queue:
             source = words, states, n, self._groups, rows.data_ptr(), size
-            launch("decode", tables, kind, staged, *source, values, tmp, queue)
+            launch("decode", tables, kind, int(last), staged, *source, values, tmp, queue)
             launch("digest", tables, values, None, size, states, n, queue)
         return out
 

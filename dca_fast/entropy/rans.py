@@ -2,27 +2,32 @@
 
 Stream:  byte log2(lanes) | byte groups | LEB128 sizes of all groups but the last | group streams
 Group:   lanes x uint32 final states | uint16 words; all numbers little-endian
-A part of n positions is cut into the ranges [n*g//groups, n*(g+1)//groups). Positions with row 255
-hold value 0 and are not coded; coded symbol j of a range belongs to lane j % lanes, and in parts of a
-trellis to chain j % 32 (`dca_fast.entropy.trellis`). Symbols are processed in rounds of `lanes`. A
-decoder takes the words of one round in three sweeps over the lanes: refills after the frequencies,
-refills after the raw low bits, raw values of escapes. The encoder does exactly the opposite, from the
-last symbol of the last part to the first.
+Positions with row 255 hold value 0 and are not coded. The n coded symbols of a part are cut into the
+ranges [n*g//groups, n*(g+1)//groups); symbol j of a range belongs to lane j % lanes, and in parts of a
+trellis to chain j % chains (`dca_fast.entropy.trellis`), where no more lanes than chains are used.
+Symbols are processed in rounds of one for each lane. A decoder takes the words of one round in three
+sweeps over the lanes: refills after the frequencies, refills after the raw low bits, raw values of
+escapes. The encoder does exactly the opposite, from the last symbol of the last part to the first.
+
+Where an encoder begins, the 17 bits of a lane's state say nothing. So it begins with a quarter of the
+lanes, which code the tail: the last 1/32 of the last part. The other lanes then begin with the words
+written so far, as the low 16 bits of their states, and a decoder has them back when it comes to the tail.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from dca_fast.entropy.tables import CENTER, ESCAPE, PROB_BITS, ROWS, SKIP_ROW, Tables
-from dca_fast.entropy.trellis import CHAINS, index_of, next_state, set_of, value_of
+from dca_fast.entropy.trellis import CHAINS, chains_of, index_of, next_state, set_of, value_of
 from dca_fast.errors import CorruptStreamError, InputError, TruncatedStreamError
 from dca_fast.leb128 import leb128, read_leb128
 
 __all__ = ["Decoder", "encode"]
 
 LOWER = 1 << 16  # states live in [LOWER, LOWER << 16)
+TAIL_SHARE = 32
 MAX_GROUPS = 64
 Values = npt.NDArray[np.int16]
 Rows = npt.NDArray[np.uint8]
@@ -35,9 +40,15 @@ def encode(tables: Tables, parts: Sequence[tuple[Values, Rows]], plain: int, lan
         states, words = [LOWER] * lanes, list[int]()  # words last first: rANS is a stack
         for i, (values, rows) in reversed(list(enumerate(parts))):
             coded = [(int(values[position]), row) for position, row in _coded(rows, g, groups)]
-            coded = coded if i < plain else _indices(coded)
-            for first in reversed(range(0, len(coded), lanes)):
-                _encode_round(tables, coded[first : first + lanes], states, words)
+            chains = CHAINS if i < plain else chains_of(int(np.sum(rows != SKIP_ROW)), groups)
+            coded = coded if i < plain else _indices(coded, chains)
+            tail, few = tail_begin(len(coded)) if i == len(parts) - 1 else len(coded), tail_lanes(lanes)
+            for first, count in reversed(_rounds(tail, len(coded), min(few, chains))):
+                _encode_round(tables, coded[first : first + count], states, words)
+            if i == len(parts) - 1:
+                states[few:] = [LOWER | (words.pop() if words else 0) for _ in range(few, lanes)]
+            for first, count in reversed(_rounds(0, tail, min(lanes, chains))):
+                _encode_round(tables, coded[first : first + count], states, words)
         streams.append(np.array(states, "<u4").tobytes() + np.array(words[::-1], "<u2").tobytes())
     sizes = b"".join(leb128(len(stream)) for stream in streams[:-1])
     return bytes([lanes.bit_length() - 1, groups]) + sizes + b"".join(streams)
@@ -61,17 +72,32 @@ def _encode_round(tables: Tables, coded: list[tuple[int, int]], states: list[int
         states[lane] = (states[lane] // freq << PROB_BITS) + states[lane] % freq + start
 
 
-def _indices(coded: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def _rounds(begin: int, end: int, count: int) -> list[tuple[int, int]]:
+    """Where each round of so many symbols begins, and how many it has."""
+    return [(first, min(count, end - first)) for first in range(begin, end, count)]
+
+
+def _indices(coded: list[tuple[int, int]], chains: int) -> list[tuple[int, int]]:
     """Values and rows of a trellis -> its indices and the rows of its tables."""
-    chains, out = [0] * CHAINS, []
+    states, out = [0] * chains, []
     for j, (value, row) in enumerate(coded):
-        state = chains[j % CHAINS]
+        state = states[j % chains]
         index = index_of(value, set_of(state))
         if value_of(index, set_of(state)) != value:
             raise InputError("a value is not on the grid of its state")
         out.append((index, table_row(row, state)))
-        chains[j % CHAINS] = next_state(state, index)
+        states[j % chains] = next_state(state, index)
     return out
+
+
+def tail_lanes(lanes: int) -> int:
+    """How many lanes the tail has."""
+    return max(1, lanes // 4)
+
+
+def tail_begin(symbols: int) -> int:
+    """Where the tail of so many coded symbols of the last part begins: at a whole round of chains."""
+    return symbols * (TAIL_SHARE - 1) // (TAIL_SHARE * CHAINS) * CHAINS
 
 
 def table_row(row: int, state: int) -> int:
@@ -85,18 +111,28 @@ class Decoder:
     def __init__(self, tables: Tables, stream: bytes) -> None:
         self._tables = tables
         self._lanes, self._states, self._words = _open(stream)
+        self._spare = [False] * len(self._words)  # whether all words that are left come from lanes
 
-    def decode(self, rows: Rows, trellis: bool = False) -> Values:
-        """Decode the next part: rows uint8 [n] -> values int16 [n]."""
+    def decode(self, rows: Rows, trellis: bool = False, last: bool = False) -> Values:
+        """Decode the next part: rows uint8 [n] -> values int16 [n]; `last`: of the stream."""
         values = np.zeros(len(rows), np.int16)
         for g, (states, words) in enumerate(zip(self._states, self._words, strict=True)):
-            coded, chains = list(_coded(rows, g, len(self._states))), [0] * CHAINS
-            for first in range(0, len(coded), self._lanes):
-                positions, round_rows = zip(*coded[first : first + self._lanes], strict=True)
+            coded, count = _coded(rows, g, len(self._states)), CHAINS
+            if trellis:
+                count = chains_of(int(np.sum(rows != SKIP_ROW)), len(self._states))
+            chains = [0] * count
+            tail, few = tail_begin(len(coded)) if last else len(coded), tail_lanes(self._lanes)
+            rounds = _rounds(0, tail, min(self._lanes, count)) + _rounds(tail, len(coded), min(few, count))
+            for first, symbols in rounds:
+                if first == tail:
+                    self._spare[g] = not words
+                    words += [state & 0xFFFF for state in states[: few - 1 : -1]]
+                    states[few:] = [LOWER if state >> 16 == 1 else 0 for state in states[few:]]
+                positions, round_rows = zip(*coded[first : first + symbols], strict=True)
                 if not trellis:
                     values[list(positions)] = self._decode_round(round_rows, states, words)
                     continue
-                used = [(first + lane) % CHAINS for lane in range(len(positions))]
+                used = [(first + lane) % count for lane in range(symbols)]
                 table_rows = [table_row(row, chains[c]) for row, c in zip(round_rows, used, strict=True)]
                 indices = self._decode_round(table_rows, states, words)
                 for position, c, index in zip(positions, used, indices, strict=True):
@@ -134,18 +170,18 @@ class Decoder:
 
     def finish(self) -> None:
         """Raise CorruptStreamError unless the stream ends exactly here."""
-        if any(self._words) or any(state != LOWER for states in self._states for state in states):
+        unused = any(any(words) if spare else words for words, spare in zip(self._words, self._spare, strict=True))
+        if unused or any(state != LOWER for states in self._states for state in states):
             raise CorruptStreamError("coder words are left over or the final states are wrong")
 
 
-def _coded(rows: Rows, group: int, groups: int) -> Iterator[tuple[int, int]]:
+def _coded(rows: Rows, group: int, groups: int) -> list[tuple[int, int]]:
     """Positions and rows of the coded symbols of one group."""
-    n = len(rows)
-    for i in range(n * group // groups, n * (group + 1) // groups):
-        if ROWS <= rows[i] != SKIP_ROW:
-            raise InputError("a row is neither a table row nor 255")
-        if rows[i] != SKIP_ROW:
-            yield i, int(rows[i])
+    if np.any((rows >= ROWS) & (rows != SKIP_ROW)):
+        raise InputError("a row is neither a table row nor 255")
+    coded = np.flatnonzero(rows != SKIP_ROW)
+    own = coded[len(coded) * group // groups : len(coded) * (group + 1) // groups]
+    return list(zip(own.tolist(), rows[own].tolist(), strict=True))
 
 
 def _symbol(tables: Tables, value: int, row: int) -> int:

@@ -10,7 +10,7 @@ Reference: Marcellin and Fischer, "Trellis coded quantization of memoryless and 
 1990; zero in both sets: Marcellin, "On entropy-constrained trellis coded quantization", ibid. 1994; systematic encoders
 with feedback: Ungerboeck, "Channel coding with multilevel/phase signals", IEEE Trans. Inf. Theory 1982.
 
-Coded symbol j of a part in a group belongs to chain j % 32; a chain begins in state 0.
+Coded symbol j of a part in a group belongs to chain j % `chains_of`; a chain begins in state 0.
 """
 
 from itertools import pairwise
@@ -21,9 +21,10 @@ import numpy.typing as npt
 from dca_fast.config import LATENT_ONE, SKIP_ROW, TRELLIS_STEP
 from dca_fast.errors import InputError
 
-__all__ = ["CHAINS", "STATES", "follow", "index_of", "next_state", "quantise", "set_of", "value_of"]
+__all__ = ["CHAINS", "STATES", "chains_of", "follow", "index_of", "next_state", "quantise", "set_of", "value_of"]
 
-CHAINS, STATES = 32, 256
+CHAINS, STATES = 32, 256  # chains: at most
+CHAIN_SYMBOLS = 1024  # of each chain at least, unless there is but one
 BY_SET, BY_PARITY = 173, 69  # what a set of 1 and an odd index turn over in the next state
 LAST_ROW = 127
 LIMIT_RESIDUAL = 8191 * LATENT_ONE
@@ -32,6 +33,15 @@ LIMIT_RESIDUAL = 8191 * LATENT_ONE
 # edges, and fit into 16 bits.
 EDGE_SHIFT, EDGE_LIMIT, MEMORY = 6, 2000, STATES.bit_length() - 1
 _UNREACHED, _NEVER = MEMORY * EDGE_LIMIT + 1, 1 << 40  # costs of a state in which no chain begins, of an index below 0
+
+
+def chains_of(symbols: int, groups: int) -> int:
+    """How many chains each group has in a part of so many coded symbols: 1, 2, 4, ... 32.
+
+    The first symbols of a chain have little choice of sets, which costs as much as some three bits. But a decoder takes
+    no more symbols at once than there are chains.
+    """
+    return 1 << max(1, min(symbols // groups // CHAIN_SYMBOLS, CHAINS)).bit_length() - 1
 
 
 def set_of(state: int) -> int:
@@ -71,13 +81,13 @@ def follow(
     Returns:
         Indices and sets, int64 [coded positions].
     """
-    coded, n = rows != SKIP_ROW, len(rows)
+    coded = rows != SKIP_ROW
     indices, which = np.abs(values[coded].astype(np.int64)), np.zeros(int(coded.sum()), np.int64)
-    ends = [int(coded[: n * g // groups].sum()) for g in range(groups + 1)]
-    for begin, end in pairwise(ends):
-        states = np.zeros(CHAINS, np.int64)
-        for first in range(begin, end, CHAINS):
-            here = slice(first, min(first + CHAINS, end))
+    chains = chains_of(len(indices), groups)
+    for begin, end in pairwise(len(indices) * g // groups for g in range(groups + 1)):
+        states = np.zeros(chains, np.int64)
+        for first in range(begin, end, chains):
+            here = slice(first, min(first + chains, end))
             state = states[: here.stop - first]
             which[here] = state & 1
             indices[here] = (indices[here] + which[here]) >> 1
@@ -101,23 +111,23 @@ def quantise(
     """
     if np.any((rows > LAST_ROW) & (rows != SKIP_ROW)):
         raise InputError("a row is neither a table row nor 255")
-    values, n = np.zeros(len(rows), np.int16), len(rows)
-    for g in range(groups):
-        coded = np.arange(n * g // groups, n * (g + 1) // groups)
-        coded = coded[rows[coded] != SKIP_ROW]
-        values[coded] = _search(residuals[coded].astype(np.int64), rows[coded], charges)
+    values, coded = np.zeros(len(rows), np.int16), np.flatnonzero(rows != SKIP_ROW)
+    chains = chains_of(len(coded), groups)
+    for begin, end in pairwise(len(coded) * g // groups for g in range(groups + 1)):
+        own = coded[begin:end]
+        values[own] = _search(residuals[own].astype(np.int64), rows[own], charges, chains)
     return values
 
 
 def _search(
-    residuals: npt.NDArray[np.int64], rows: npt.NDArray[np.uint8], charges: npt.NDArray[np.int32]
+    residuals: npt.NDArray[np.int64], rows: npt.NDArray[np.uint8], charges: npt.NDArray[np.int32], chains: int
 ) -> npt.NDArray[np.int64]:
     """Values of the coded positions of one group, all chains at once."""
-    costs = np.full((STATES, CHAINS), _UNREACHED, np.int64)
+    costs = np.full((STATES, chains), _UNREACHED, np.int64)
     costs[0] = 0
     decisions: list[npt.NDArray[np.int64]] = []  # for each round: state before and index, [2, state, chain]
-    sizes, lanes = np.minimum(np.abs(residuals), LIMIT_RESIDUAL), np.arange(CHAINS)
-    rounds = [slice(first, first + CHAINS) for first in range(0, len(residuals), CHAINS)]
+    sizes, lanes = np.minimum(np.abs(residuals), LIMIT_RESIDUAL), np.arange(chains)
+    rounds = [slice(first, first + chains) for first in range(0, len(residuals), chains)]
     for here in rounds:
         size, row = sizes[here], rows[here]
         edges = [[_nearest(size, s, parity, charges[s, row]) for parity in (0, 1)] for s in (0, 1)]

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dca_fast.config import ALIGN, QUADTREE, QUALITY_MAX, ModelConfig, coarse_to_fine, preset
+from dca_fast.config import ALIGN, QUADTREE, QUALITY_MAX, STEPS, ModelConfig, coarse_to_fine, preset
 from dca_fast.entropy.coder import Coder, Decoder
 from dca_fast.errors import ConfigError, WeightsError
 from dca_fast.model import trellis
@@ -111,14 +111,16 @@ class Reader:
     """Takes the values of one image from its stream."""
 
     def __init__(self, decoder: Decoder) -> None:
-        self.decoder = decoder
+        self.decoder, self._step = decoder, 0
 
     def hyper(self, name: str, residual: Tensor | None, log2_scale: Tensor, coded: Tensor) -> Tensor:
         symbols = torch.from_numpy(self.decoder.decode(trellis.table_rows(log2_scale, coded)))
         return symbols.to(log2_scale).view(log2_scale.shape)
 
     def step(self, residuals: list[Tensor] | None, log2_scales: list[Tensor], coded: list[Tensor]) -> list[Tensor]:
-        return _in_quantiser_steps(self.decoder.decode(_step_rows(log2_scales, coded), trellis=True), log2_scales)
+        self._step += 1
+        values = self.decoder.decode(_step_rows(log2_scales, coded), trellis=True, last=self._step == STEPS)
+        return _in_quantiser_steps(values, log2_scales)
 
 
 @register_model("dca")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dca_fast.config import LATENT_ONE, ROWS_PER_OCTAVE, SCALE_MIN, SKIP_ROW, TRELLIS_PRICE, TRELLIS_STEP
-from dca_fast.entropy.coder import MAX_GROUPS, Coder
+from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.cuda_coder import DeviceCoder
 from dca_fast.entropy.tables import ROWS, Tables, build_gaussian_tables
 
@@ -59,7 +59,7 @@ def quantise(residuals: Tensor, rows: npt.NDArray[np.uint8], coder: Coder | None
 
 
 class DeviceSearch:
-    """`quantise` for a batch on a CUDA device, without waiting for it: every image is a group of its own.
+    """`quantise` for a batch of at most 1024 images on a CUDA device, without waiting for it.
 
     Args:
         tables: of the search.
@@ -75,11 +75,8 @@ class DeviceSearch:
 
     def __call__(self, residuals: Tensor, rows: Tensor) -> Tensor:
         """Residuals `[N, S]` in quantiser steps, float32, and rows `[N, S]` uint8 -> values `[N, S]` int16."""
-        values = []
-        for group, group_rows in zip(_to_search(residuals).split(MAX_GROUPS), rows.split(MAX_GROUPS), strict=True):
-            flat = self._coder.quantise(group.flatten(), group_rows.flatten(), self._charges, len(group))
-            values.append(flat.view(group.shape))
-        return torch.cat(values)
+        flat = _to_search(residuals).flatten(), rows.flatten()
+        return self._coder.quantise(*flat, self._charges, 1, len(rows)).view(rows.shape)
 
 
 @cache

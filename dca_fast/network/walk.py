@@ -186,8 +186,8 @@ class DecoderSource:
         self._arrays, self._decoder = arrays, decoder
         self.digest = 0
 
-    def _take(self, rows: Array, trellis: bool = False) -> Array:
-        symbols = self._decoder.decode(np.ascontiguousarray(self._arrays.numpy(rows)).ravel(), trellis)
+    def _take(self, rows: Array, trellis: bool = False, last: bool = False) -> Array:
+        symbols = self._decoder.decode(np.ascontiguousarray(self._arrays.numpy(rows)).ravel(), trellis, last)
         self.digest = symbol_digest(symbols, self.digest)
         return self._arrays.array(symbols.reshape(rows.shape))
 
@@ -195,7 +195,7 @@ class DecoderSource:
         return self._take(rows)
 
     def step(self, step: int, mean: Array, rows: Array, adaptation: Adaptation | None) -> Array:
-        return self._take(rows, trellis=True)
+        return self._take(rows, trellis=True, last=step == STEPS - 1)
 
 
 def code(program: Program, source: Source, grid: Grid, pictures: int = 1) -> Array:

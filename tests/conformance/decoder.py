@@ -474,34 +474,49 @@ class Stream:
             self.words.append(iter(np.frombuffer(group, "<u2", offset=4 * self.lanes).tolist()))
             if min(self.states[-1]) < 1 << 16:
                 raise CorruptStreamError("a state is too small")
+        self.unused = [False] * groups  # whether the tail may leave words of lanes
+        self.wrong = False  # a state before the tail
 
-    def part(self, rows: Array, trellis: bool) -> Array:
-        """Values int16 [n] of the next part, whose rows are uint8 [n]."""
-        values, n, groups = np.zeros(len(rows), np.int16), len(rows), len(self.states)
+    def part(self, rows: Array, trellis: bool, last: bool) -> Array:
+        """Values int16 [n] of the next part, or the last one, whose rows are uint8 [n]."""
+        values, coded, groups = np.zeros(len(rows), np.int16), np.flatnonzero(rows != SKIPPED), len(self.states)
+        n, chains = len(coded), 32
+        while trellis and 1024 * groups * chains > n and chains > 1:
+            chains //= 2
         for g in range(groups):
-            coded = np.arange(n * g // groups, n * (g + 1) // groups)
-            coded = coded[rows[coded] != SKIPPED]
-            decode = self.chains if trellis else self.integers
-            values[coded] = np.array(decode(g, rows[coded].tolist()), np.int64).astype(np.int16)
+            own = coded[n * g // groups : n * (g + 1) // groups]
+            integers = self.integers(g, rows[own].tolist(), chains, trellis, last)
+            values[own] = np.array(integers, np.int64).astype(np.int16)
         return values
 
-    def integers(self, g: int, rows: list[int]) -> list[int]:
-        out: list[int] = []
-        for first in range(0, len(rows), self.lanes):
-            out += self.round(g, rows[first : first + self.lanes])
+    def integers(self, g: int, rows: list[int], chains: int, trellis: bool, last: bool) -> list[int]:
+        """Of a part in a group."""
+        n, few, states, out = len(rows), max(1, self.lanes // 4), [0] * chains, list[int]()
+        tail = 31 * n // 1024 * 32 if last else n
+        while len(out) < n:
+            if len(out) == tail:
+                self.begin_tail(g, few)
+            count = min(few if len(out) >= tail else self.lanes, chains)
+            some = rows[len(out) : len(out) + count]
+            out += self.indices(g, some, states, len(out)) if trellis else self.round(g, some)
         return out
 
-    def chains(self, g: int, rows: list[int]) -> list[int]:
-        """Of the trellis."""
-        chains, out = [0] * 32, list[int]()
-        for first in range(0, len(rows), self.lanes):
-            some = rows[first : first + self.lanes]
-            own = [(first + i) % 32 for i in range(len(some))]
-            sets = [chains[j] & 1 for j in own]
-            indices = self.round(g, [row + 128 * (1 + e) for row, e in zip(some, sets, strict=True)])
-            for j, e, i in zip(own, sets, indices, strict=True):
-                out.append(2 * i - e * ((i > 0) - (i < 0)))
-                chains[j] = chains[j] >> 1 ^ 173 * e ^ 69 * (i & 1)
+    def begin_tail(self, g: int, few: int) -> None:
+        words, states = list(self.words[g]), self.states[g]
+        given = [state - (1 << 16) for state in states[few:]]
+        self.unused[g] = not words
+        self.wrong |= any(not 0 <= word < 1 << 16 for word in given)
+        self.words[g] = iter([word & 0xFFFF for word in given] + words)
+        states[few:] = [1 << 16] * len(given)
+
+    def indices(self, g: int, some: list[int], chains: list[int], first: int) -> list[int]:
+        """A round of the trellis, from value `first` on: its values."""
+        own = [(first + i) % len(chains) for i in range(len(some))]
+        sets, out = [chains[j] & 1 for j in own], list[int]()
+        indices = self.round(g, [row + 128 * (1 + e) for row, e in zip(some, sets, strict=True)])
+        for j, e, i in zip(own, sets, indices, strict=True):
+            out.append(2 * i - e * ((i > 0) - (i < 0)))
+            chains[j] = chains[j] >> 1 ^ 173 * e ^ 69 * (i & 1)
         return out
 
     def round(self, g: int, rows: list[int]) -> list[int]:
@@ -532,7 +547,9 @@ class Stream:
         return [(word() ^ 0x8000) - 0x8000 if value == 1 << 16 else value for value in values]
 
     def finish(self) -> None:
-        if any(state != 1 << 16 for states in self.states for state in states) or any(map(list, self.words)):
+        left = map(list, self.words)
+        over = any(any(words) if unused else words for words, unused in zip(left, self.unused, strict=True))
+        if self.wrong or over or any(state != 1 << 16 for states in self.states for state in states):
             raise CorruptStreamError("words are left over, or states are not as in the beginning")
 
 
@@ -730,7 +747,7 @@ class Network:
         rows = ((log2 + 13607) * 12 + 2048) // 4096
         return np.where(rows < self.skip, SKIPPED, np.clip(rows, 0, 127)).astype(np.uint8)
 
-    def hyper(self, take: Callable[[Array, bool], Array], h: int, w: int, valid: tuple[int, int]) -> dict[str, Array]:
+    def hyper(self, take: Callable[..., Array], h: int, w: int, valid: tuple[int, int]) -> dict[str, Array]:
         """z_hat of each hyper latent of h x w sites; `take` decodes values of rows."""
         z, c = {}, self.config
         if "global" in self.latents:
@@ -850,7 +867,7 @@ class Network:
 
     def steps(
         self,
-        take: Callable[[Array, bool], Array],
+        take: Callable[..., Array],
         phi: dict[str, Any],
         h: int,
         w: int,
@@ -866,7 +883,7 @@ class Network:
             if strength and c is None:
                 c = self.coarseness(rows, strength)
                 coarser = self.gain((8192 * c + 12) // 24)[:, :, None]
-            values = 160 * take(rows if c is None else self.coarser_rows(rows, c), True)
+            values = 160 * take(rows if c is None else self.coarser_rows(rows, c), True, i == 3)
             values = means + (values if coarser is None else requantise(values, coarser, 1 << 22))
             for down, across, g in groups(i):
                 channels = slice(g * size, (g + 1) * size)
@@ -929,9 +946,9 @@ def latent(network: Network, file: File, side: int) -> Array:
         values = Stream(network.t["tables.freq"], network.t["tables.shift"], stream)
         digest = 0
 
-        def take(rows: Array, trellis: bool) -> Array:
+        def take(rows: Array, trellis: bool, last: bool = False) -> Array:
             nonlocal digest
-            part = values.part(rows.ravel(), trellis)
+            part = values.part(rows.ravel(), trellis, last)
             digest = zlib.crc32(part.astype("<i2").tobytes(), digest)
             return part.reshape(rows.shape).astype(np.int32)
 

@@ -26,7 +26,7 @@ from dca_fast import Codec
 from dca_fast.config import SKIP_ROW, Part
 from dca_fast.entropy import rans
 from dca_fast.entropy.coder import Coder
-from dca_fast.entropy.trellis import CHAINS, next_state, set_of, value_of
+from dca_fast.entropy.trellis import chains_of, next_state, set_of, value_of
 from dca_fast.errors import BitstreamError
 from dca_fast.exact import coder as colours
 from dca_fast.exact import reference as exact
@@ -140,14 +140,14 @@ class Drawn:
     def step(self, step: int, mean: Any, rows: Any, adaptation: Adaptation | None) -> Any:
         """Values that the trellis can reach; indices beyond 16383 wrap."""
         flat, indices = rows.ravel(), self.integers(rows.size)
-        values, n = np.zeros(len(flat), np.int64), len(flat)
+        values, coded = np.zeros(len(flat), np.int64), np.flatnonzero(flat != SKIP_ROW)
+        n, chains = len(coded), chains_of(len(coded), self.groups)
         for g in range(self.groups):
-            coded = np.arange(n * g // self.groups, n * (g + 1) // self.groups)
-            chains = [0] * CHAINS
-            for j, at in enumerate(coded[flat[coded] != SKIP_ROW].tolist()):
-                state, index = chains[j % CHAINS], int(indices[at])
+            states = [0] * chains
+            for j, at in enumerate(coded[n * g // self.groups : n * (g + 1) // self.groups].tolist()):
+                state, index = states[j % chains], int(indices[at])
                 values[at] = value_of(index, set_of(state))
-                chains[j % CHAINS] = next_state(state, index)
+                states[j % chains] = next_state(state, index)
         return self._keep(values, rows)
 
 
@@ -233,6 +233,9 @@ def streams() -> Iterator[Vector]:
         lanes = 1 << log2
         data = drawn((70, 90), 5000, lanes, groups, 3.0, seed=log2)
         yield Vector(f"stream_{lanes}_lanes", f"{lanes} lanes in {groups} groups, values that were drawn", data)
+    data = drawn((384, 352), 5000, 32, 1, 0.3, seed=6)
+    yield Vector("stream_chains", "32 lanes and as many chains of the trellis, values that were drawn", data)
+    yield Vector("stream_tail", "32 lanes, most of which give words to the tail", drawn((150, 200), 5000, 32, 1, 1.0))
     yield Vector("stream_picture", "a picture in 32 lanes and 5 groups", laid_out(crop(70, 90), 6000, 32, 5))
     yield Vector("stream_escapes", "escapes and values as large as there are", drawn((60, 60), 5000, 4, 2, 40.0, 0.05))
     data = drawn((40, 56), 10000, 2, 1, 300.0, 0.3, seed=3)
@@ -502,6 +505,14 @@ def refused_streams() -> Iterator[Refusal]:
     yield Refusal("stream_words_short", "a group with a word too few", TRUNCATED, less)
     more = changed(sizes=[sizes[0] + 2, sizes[1]], body=body[: sizes[0]] + b"\0\0" + body[sizes[0] :])
     yield Refusal("stream_words_left", "a group with a word too many", CORRUPT, more)
+    idle = parse(drawn((16, 16), 0, 32, 1, 0.0))  # with lanes that code nothing
+    for name, at, breaks in (
+        ("unused", 0, "a word of a lane that the tail does not take, and that is not 0"),
+        ("lane", 2, "a state that is not below 2^17 before the tail"),
+    ):
+        changed_lane = bytearray(idle.stream)
+        changed_lane[2 + 4 * 31 + at] ^= 2
+        yield Refusal(f"stream_{name}", breaks, CORRUPT, pack(idle.header, bytes(changed_lane)))
     with patch.object(rans, "LOWER", rans.LOWER + 1):
         state = drawn((40, 56), 5000, 1, 1, 1.0)
     yield Refusal("stream_end", "a state that is not 2^16 in the end", CORRUPT, state)

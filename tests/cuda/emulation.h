@@ -208,6 +208,7 @@ inline uint32_t __ballot_sync(uint32_t mask, bool predicate) {
   for (unsigned lane = 0; lane < emulation::kWarp; ++lane) bits |= all[lane] << lane;
   return bits;
 }
+inline void __syncwarp() { emulation::exchange("syncwarp", 0xFFFFFFFFu, 0); }
 inline uint32_t __shfl_sync(uint32_t mask, uint32_t value, uint32_t lane) {
   return emulation::exchange("shfl", mask, value)[lane % emulation::kWarp];
 }

@@ -25,13 +25,14 @@ uint64_t dca_rans_quantise_bytes(uint32_t size, uint32_t pictures);
 void dca_rans_tables(const uint16_t* freq, const uint8_t* shift, void* host, uint32_t* searched);
 int dca_rans_reset(const uint8_t* host, const uint64_t* ends, uint32_t pictures, uint8_t* staging, void* opened,
                    uint8_t* streams, void* states, char* message, void*);
-int dca_rans_decode(const void* tables, uint32_t trellis, uint32_t staged, const uint8_t* streams, void* states,
-                    uint32_t pictures, uint32_t groups, const uint8_t* rows, uint32_t size, int16_t* values,
-                    void* scratch, void*);
+int dca_rans_decode(const void* tables, uint32_t trellis, uint32_t last, uint32_t staged, const uint8_t* streams,
+                    void* states, uint32_t pictures, uint32_t groups, const uint8_t* rows, uint32_t size,
+                    int16_t* values, void* scratch, void*);
 int dca_rans_finish(void* states, uint32_t pictures, void*);
 int dca_rans_encode_open(void* states, uint32_t pictures, const int32_t* lanes, uint32_t groups, uint32_t words, void*);
-int dca_rans_encode(const void* tables, uint32_t trellis, void* states, uint32_t pictures, uint32_t groups,
-                    const int16_t* values, const uint8_t* rows, uint32_t size, uint16_t* words, void* scratch, void*);
+int dca_rans_encode(const void* tables, uint32_t trellis, uint32_t last, void* states, uint32_t pictures,
+                    uint32_t groups, const int16_t* values, const uint8_t* rows, uint32_t size, uint16_t* words,
+                    void* scratch, void*);
 int dca_rans_encode_close(void* states, uint32_t pictures, uint32_t groups, const uint16_t* words, uint8_t* out,
                           uint64_t room, void*);
 int dca_rans_quantise(const int32_t* residuals, const uint8_t* rows, uint32_t size, uint32_t pictures,
@@ -107,17 +108,24 @@ struct Signal {
       rows[i] = static_cast<uint8_t>(below(100) < skipped ? kSkipRow : below(kRows));
       values[i] = static_cast<int16_t>(below(wild) == 0 ? below(65536) : below(21) - 10);
     }
-    for (size_t g = 0; g < groups; ++g) put_on_grid(size * g / groups, size * (g + 1) / groups);
+    std::vector<size_t> coded;
+    for (size_t i = 0; i < size; ++i) {
+      if (rows[i] != kSkipRow) coded.push_back(i);
+    }
+    for (size_t g = 0; g < groups; ++g) {
+      const auto own = [&](size_t group) { return coded.begin() + coded.size() * group / groups; };
+      put_on_grid({own(g), own(g + 1)}, chains_of(coded.size(), static_cast<uint32_t>(groups)));
+    }
   }
 
   // The values of one group.
-  void put_on_grid(size_t first, size_t end) {
-    uint32_t chains[kChains] = {}, coded = 0;
-    for (size_t i = first; i < end; ++i) {
-      if (rows[i] == kSkipRow) continue;
-      uint32_t& chain = chains[coded++ % kChains];
-      const int set = static_cast<int>(chain & 1), index = trellis_index(set, values[i]);
-      values[i] = static_cast<int16_t>(trellis_value(set, index));
+  void put_on_grid(const std::vector<size_t>& coded, size_t width) {
+    uint32_t chains[kChains] = {};
+    for (size_t j = 0; j < coded.size(); ++j) {
+      uint32_t& chain = chains[j % width];
+      int16_t& value = values[coded[j]];
+      const int set = static_cast<int>(chain & 1), index = trellis_index(set, value);
+      value = static_cast<int16_t>(trellis_value(set, index));
       chain = trellis_next(chain, index);
     }
   }
@@ -138,8 +146,8 @@ std::string encode_on_device(Model& model, const std::vector<Signal>& signals, i
   for (auto s = signals.rbegin(); s != signals.rend(); ++s) {
     const uint32_t size = static_cast<uint32_t>(s->rows.size());
     Buffer scratch(dca_rans_encode_bytes(size));
-    dca_rans_encode(model.device.as(), s->trellis, state.as(), 1, groups, s->values.data(), s->rows.data(), size,
-                    words.as<uint16_t>(), scratch.as(), nullptr);
+    dca_rans_encode(model.device.as(), s->trellis, s == signals.rbegin(), state.as(), 1, groups, s->values.data(),
+                    s->rows.data(), size, words.as<uint16_t>(), scratch.as(), nullptr);
   }
   dca_rans_encode_close(state.as(), 1, groups, words.as<uint16_t>(), out.as(), 0, nullptr);
   require(state.as<uint32_t>()[0] == 0, "the encoder is content");
@@ -164,8 +172,8 @@ Result decode_on_device(Model& model, const std::string& stream, const std::vect
     const uint32_t size = static_cast<uint32_t>(s.rows.size());
     Buffer scratch(dca_rans_decode_bytes(size));
     std::vector<int16_t> values(size, 0x5A5A);
-    dca_rans_decode(model.device.as(), s.trellis, staged ? model.searched[s.trellis] : 0, device.as(), state.as(), 1,
-                    kMaxGroups, s.rows.data(), size, values.data(), scratch.as(), nullptr);
+    dca_rans_decode(model.device.as(), s.trellis, &s == &signals.back(), staged ? model.searched[s.trellis] : 0,
+                    device.as(), state.as(), 1, kMaxGroups, s.rows.data(), size, values.data(), scratch.as(), nullptr);
     result.values.insert(result.values.end(), values.begin(), values.end());
   }
   dca_rans_finish(state.as(), 1, nullptr);
@@ -181,7 +189,7 @@ Result decode_on_host(const Model& model, const std::string& stream, const std::
     Decoder decoder(*model.host, kScalarPath, reinterpret_cast<const uint8_t*>(stream.data()), stream.size(), 1);
     for (const Signal& s : signals) {
       std::vector<int16_t> values(s.rows.size());
-      decoder.decode(s.rows.data(), values.size(), values.data(), s.trellis);
+      decoder.decode(s.rows.data(), values.size(), values.data(), s.trellis, &s == &signals.back());
       result.values.insert(result.values.end(), values.begin(), values.end());
     }
     decoder.finish();

@@ -112,7 +112,7 @@ Result decode(const Tables& tables, const Path& path, const std::string& stream,
     Decoder decoder(tables, path, bytes.data(), bytes.size(), threads);
     for (const Signal& signal : signals) {
       std::vector<int16_t> values(signal.rows.size());
-      decoder.decode(signal.rows.data(), values.size(), values.data(), signal.trellis);
+      decoder.decode(signal.rows.data(), values.size(), values.data(), signal.trellis, &signal == &signals.back());
       result.values.insert(result.values.end(), values.begin(), values.end());
     }
     decoder.finish();

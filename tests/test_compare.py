@@ -1,0 +1,54 @@
+"""`dca-fast compare`: a page that needs nothing else, and the rule of equal bytes."""
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dca_fast import Codec
+from dca_fast.cli.compare import Shown, at_most, page
+from dca_fast.cli.parser import main
+from dca_fast.testing import photograph
+
+
+@pytest.mark.parametrize("size", [0, 3, 10, 57, 1000])
+def test_the_largest_file_that_is_no_larger(size: int) -> None:
+    data = at_most(lambda quality: bytes(3 + quality), size)
+    assert len(data) == min(103, max(3, size))
+
+
+def test_a_page_has_every_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = tmp_path / "a & b.png", tmp_path / "a & b.html"
+    pixels = photograph(48, 64)
+    Image.fromarray(pixels).save(source)
+    assert main(["compare", str(source), "-o", str(out), "-q", "80", "--threads", "1"]) == 0
+    text = out.read_text("utf-8")
+    assert "<title>a &amp; b.png</title>" in text
+    assert "http" not in text
+    pictures = json.loads(re.findall(r"const pictures = (.*);\n", text)[0])
+    assert [picture["name"].split()[0] for picture in pictures[:4]] == ["original", "dca-fast", "JPEG", "WebP"]
+    shown = [Image.open(io.BytesIO(base64.b64decode(p["url"].partition(",")[2]))).convert("RGB") for p in pictures]
+    assert {image.size for image in shown} == {(64, 48)}
+    codec = Codec(threads=1)
+    assert np.array_equal(np.asarray(shown[0]), pixels)
+    data = codec.encode(pixels, 80)
+    assert np.array_equal(np.asarray(shown[1]), codec.decode(data, "numpy"))
+    assert f"<td>{len(data):,}<td>" in text
+    before = out.read_bytes()
+    assert main(["compare", str(source), "-o", str(out)]) == 2
+    assert "exists" in capsys.readouterr().err
+    assert main(["compare", str(source), "-o", str(source)]) == 2
+    assert out.read_bytes() == before
+
+
+def test_what_no_file_is_small_enough_for_is_said() -> None:
+    pixels = photograph(8, 8)
+    shown = [Shown("ours", 10, 30.0, "data:"), Shown("<b>", 11, 20.0, "data:"), Shown("c", 10, 20.0, "data:")]
+    text = page("x", pixels, shown)
+    assert "&lt;b&gt;: no file is that small." in text
+    assert "<b>" not in text
