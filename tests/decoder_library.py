@@ -140,12 +140,13 @@ class Decoder:
         checked(self.lib.dca_inspect(data, ctypes.c_size_t(len(data)), ctypes.byref(info), ctypes.byref(error)), error)
         return info
 
-    def decode(self, data: bytes) -> np.ndarray:
+    def decode(self, data: bytes, reduce: int = 1) -> np.ndarray:
         info, error, pixels = _Info(), _Error(), ctypes.c_void_p()
-        size = ctypes.c_size_t(len(data))
-        done = self.lib.dca_decode(
-            self.handle, data, size, ctypes.byref(info), ctypes.byref(pixels), ctypes.byref(error)
-        )
+        size, out = ctypes.c_size_t(len(data)), (ctypes.byref(info), ctypes.byref(pixels), ctypes.byref(error))
+        if reduce == 1:
+            done = self.lib.dca_decode(self.handle, data, size, *out)
+        else:
+            done = self.lib.dca_decode_preview(self.handle, data, size, reduce, *out)
         assert bool(pixels) == (done == 0)
         checked(done, error)
         held = ctypes.string_at(pixels, info.row_bytes * info.height)

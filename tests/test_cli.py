@@ -26,6 +26,7 @@ from dca_fast.errors import BackendUnavailableError
 from dca_fast.evaluation import measure
 from dca_fast.files.container import parse
 from dca_fast.files.image_io import load_image
+from dca_fast.network import models
 from dca_fast.testing import photograph
 from tests.optional import torch
 
@@ -607,6 +608,8 @@ def test_examples_run(
             Path(name).write_bytes(codec.encode(photograph(64, 96)))
     if command == "verify":
         assert run("encode", "photos", "-o", "archive", "--manifest", "archive.jsonl") == 0
+    if command == "package":
+        Path("own.safetensors").write_bytes(models.named("dca-s").read_bytes())
     for line in EXAMPLES[command]:
         assert line.startswith(("dca-fast ", "cat "))
         words = shlex.split(line)[1:]

@@ -7,6 +7,7 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -23,7 +24,7 @@ from PIL import Image
 
 from dca_fast import Codec
 from dca_fast.cli.parser import main
-from dca_fast.errors import BitstreamError, OutOfMemoryError
+from dca_fast.errors import BitstreamError
 from dca_fast.files import container
 from dca_fast.testing import photograph
 
@@ -219,31 +220,40 @@ def test_two_writers_of_one_folder(source: Path, expected: dict[str, bytes], tmp
             assert json.loads(line)["status"] in ("done", "kept")
 
 
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from dca_fast import Codec
+from dca_fast.cli.parser import main
+from dca_fast.errors import OutOfMemoryError
+from dca_fast.testing import photograph
+
+codec = Codec(threads=1)
+codec.decode(codec.encode(photograph(64, 64)))  # what every picture needs is there
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+most = pages * resource.getpagesize() + (128 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+try:
+    codec.decode(Path(sys.argv[1]).read_bytes(), "numpy")
+    sys.exit("enough memory")
+except OutOfMemoryError:
+    pass
+sys.exit(main(["encode", sys.argv[2], "-o", sys.argv[3], "--threads", "1"]))
+"""
+
+
 def test_a_lack_of_memory_is_one_error_and_stops_nothing(tmp_path: Path) -> None:
-    """A batch goes on after a picture that is too large for the memory of its process."""
-    folder = tmp_path / "in"
+    """A batch goes on after a picture that is too large for the memory of its process, which is a fresh one."""
+    folder, file = tmp_path / "in", tmp_path / "large.dca"
     folder.mkdir()
     for name, side in (("a_large", 4096), ("b_small", 32)):
         Image.fromarray(np.tile(photograph(32, 32), (side // 32, side // 32, 1))).save(folder / f"{name}.png")
-    data = Codec().encode(np.tile(photograph(64, 64), (48, 48, 1)), 30, effort=0)
-
-    def limited(work: Callable[[], object]) -> int:
-        Codec(threads=1).encode(photograph(64, 64))  # what every picture needs is there
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        most = pages * resource.getpagesize() + (64 << 20)
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
-        return int(work() or 0)  # type: ignore[call-overload]
-
-    def decoded() -> int:
-        try:
-            Codec(threads=1).decode(data, "numpy")
-        except OutOfMemoryError:
-            return 7
-        return 0
-
-    assert code_of(started(lambda: limited(lambda: encode(folder, tmp_path / "out")))) == 4
+    file.write_bytes(Codec().encode(np.tile(photograph(64, 64), (48, 48, 1)), 30, effort=0))
+    command = [sys.executable, "-c", LIMITED, file, folder, tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 4, done.stderr
+    assert done.stderr.count("not enough memory") == 1
     assert set(contents(tmp_path / "out")) == {"b_small.dca"}
-    assert code_of(started(lambda: limited(decoded))) == 7
 
 
 def test_soak(source: Path) -> None:

@@ -30,6 +30,7 @@ from tests.decoder_library import random_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = sorted((ROOT / "tests" / "golden").glob("*.dca"))
+CONFORMANCE = ROOT / "tests" / "conformance"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
     pytest.mark.slow,
@@ -66,9 +67,9 @@ def sha(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def rgba(codec: Codec, data: bytes) -> np.ndarray:
+def rgba(codec: Codec, data: bytes, reduce: int = 1) -> np.ndarray:
     """As a page shows it: eight bits."""
-    pixels = codec.decode(data, "numpy")
+    pixels = codec.decode(data, "numpy", reduce=reduce)
     if pixels.dtype == np.uint16:
         pixels = ((pixels.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
     return pixels if pixels.shape[2] == 4 else np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
@@ -103,6 +104,9 @@ def files(codec: Codec, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
         "strips": codec.encode(np.tile(landscape(256, 384), (5, 3, 1)), 30, effort=1),
     }
     made |= {path.stem: path.read_bytes() for path in GOLDEN if path.stem != "tiles"}
+    table = json.loads((CONFORMANCE / "conformance.json").read_text("utf-8"))
+    rows = [row for key in ("vectors", "refused") for row in table[key] if not row.get("large")]
+    made |= {f"{Path(row['file']).stem}_{row['file'][0]}": (CONFORMANCE / row["file"]).read_bytes() for row in rows}
     data = made["alpha"]
     made["damaged"] = data[:60] + bytes([data[60] ^ 1]) + data[61:]
     made["cut"] = data[:15]
@@ -124,7 +128,8 @@ def wanted(codec: Codec, path: Path) -> dict[str, Any]:
     except BitstreamError as error:
         return {"kind": type(error).__name__.removesuffix("Error")}
     height, width = shown.shape[:2]
-    return {"width": width, "height": height, "rgba": sha(shown), "samples": sha(samples(codec, data))}
+    facts = {"width": width, "height": height, "rgba": sha(shown)}
+    return facts | {"samples": sha(samples(codec, data)), "preview": sha(rgba(codec, data, 8))}
 
 
 @needs_node
@@ -134,7 +139,7 @@ def test_node(site: Path, files: dict[str, Path], codec: Codec, isa: str) -> Non
     command = ["node", ROOT / "tests" / "web" / "decode.mjs", site, weights, *files.values()]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"DCA_ISA": isa})
     assert done.returncode == 0, done.stderr
-    *lines, last = map(json.loads, done.stdout.splitlines())
+    *lines, last = map(json.loads, done.stdout.split("\n")[:-1])
     assert last == {"model": codec.model_id}
     careful = Codec(threads=1, max_pixels=1 << 24)
     for (name, path), line in zip(files.items(), lines, strict=True):
@@ -161,7 +166,7 @@ def test_node_with_another_network(site: Path, tmp_path: Path, isa: str) -> None
         picture.write_bytes(codec.encode(photograph(100, 151), int(picture.stem), effort=0, screen="off"))
     command = ["node", ROOT / "tests" / "web" / "decode.mjs", site, path, *pictures]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"DCA_ISA": isa})
-    *lines, last = map(json.loads, done.stdout.splitlines())
+    *lines, last = map(json.loads, done.stdout.split("\n")[:-1])
     assert last == {"model": codec.model_id}
     assert [line.get("rgba") for line in lines] == [wanted(codec, picture)["rgba"] for picture in pictures]
 
@@ -170,7 +175,7 @@ def test_node_with_another_network(site: Path, tmp_path: Path, isa: str) -> None
 def test_node_without_weights(site: Path, files: dict[str, Path], codec: Codec) -> None:
     command = ["node", ROOT / "tests" / "web" / "decode.mjs", site, "-", files["lossless"], files["low"]]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    lossless, low, model = map(json.loads, done.stdout.splitlines())
+    lossless, low, model = map(json.loads, done.stdout.split("\n")[:-1])
     assert lossless["rgba"] == wanted(codec, files["lossless"])["rgba"]
     assert low["kind"] == "UnknownModel"
     assert model == {"model": "00000000"}
@@ -266,13 +271,16 @@ def test_chromium(site: Path, files: dict[str, Path], codec: Codec, tmp_path: Pa
         report = server.report
     assert "failed" not in report, report["failed"]
     for name, path in files.items():
-        expected = {key: value for key, value in wanted(codec, path).items() if key != "samples"}
+        expected = {
+            key: value for key, value in wanted(codec, path).items() if key in ("width", "height", "rgba", "kind")
+        }
         assert {key: report[name].get(key) for key in expected} == expected, (name, report[name])
     model = next((site / "models").iterdir())
     assert report["fetched"] == model.stat().st_size
     assert report["cached"] == 1
     assert report["element"][:2] == [75, 101]  # turned by its EXIF
     assert report["element"][2] > 0
+    assert report["small"][:2] == [10, 13]
     assert report["broken"] == "CorruptStream"
     assert report["missing"] == "TypeError"
 

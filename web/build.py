@@ -52,7 +52,7 @@ FLAGS = [
     *("-include", str(CSRC / "wasm" / "threads.h")),
 ]
 EXPORTS = ("malloc", "free", "dca_format_version", "dca_decoder_new", "dca_decoder_free", "dca_decoder_model")
-EXPORTS += ("dca_inspect", "dca_decode", "dca_free")
+EXPORTS += ("dca_inspect", "dca_decode_preview", "dca_free")
 
 
 def zig() -> list[str]:

@@ -1,6 +1,7 @@
 // <dca-image src="photo.dca" alt="..."></dca-image>: a .dca file where a page would have an <img>.
 //
-// Attributes: src; alt; loading="lazy" waits until it is near the screen. CSS sets its size as that of an image.
+// Attributes: src; alt; loading="lazy" waits until it is near the screen; reduce="8" shows a preview with a pixel for so
+// many by so many, 2, 4, 8 or 16. CSS sets its size as that of an image.
 // Events: load, error (its detail is the DcaError). Children are shown until the picture is there, and if it fails.
 
 import {decode, draw} from './client.js';
@@ -14,7 +15,7 @@ canvas { display: none; width: 100%; height: 100%; object-fit: inherit; }
 `;
 
 export class DcaImage extends HTMLElement {
-  static observedAttributes = ['src', 'alt', 'loading'];
+  static observedAttributes = ['src', 'alt', 'loading', 'reduce'];
   #canvas = document.createElement('canvas');
   #stop = null;
   #seen = null;
@@ -65,7 +66,8 @@ export class DcaImage extends HTMLElement {
   async #load() {
     const stop = this.#stop = new AbortController();
     try {
-      const picture = await decode(new URL(this.src, document.baseURI), {signal: stop.signal});
+      const reduce = Number(this.getAttribute('reduce') ?? 1);
+      const picture = await decode(new URL(this.src, document.baseURI), {signal: stop.signal, reduce});
       if (stop.signal.aborted) return; // another address came meanwhile
       draw(picture, this.#canvas);
       this.setAttribute('complete', '');

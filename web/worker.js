@@ -1,6 +1,6 @@
 // Decodes beside the page: a module worker with one decoder for each model, whose weights are fetched once.
 //
-// In:  {id, file: ArrayBuffer}
+// In:  {id, file: ArrayBuffer, reduce}
 // Out: {id, picture} with `inspect`'s values, rgba (its buffer is handed over), bytes and milliseconds;
 //      {id, error: {kind, message}}; {id, progress: {loaded, total}} while weights are fetched
 
@@ -54,12 +54,12 @@ function decoderOf(model, progress) {
   return decoders.get(model);
 }
 
-self.onmessage = async ({data: {id, file}}) => {
+self.onmessage = async ({data: {id, file, reduce}}) => {
   try {
     const bytes = new Uint8Array(file), progress = progress => self.postMessage({id, progress});
     const {exact, model} = (await decoderOf('', progress)).inspect(bytes);
     const decoder = await decoderOf(exact ? '' : model, progress);
-    const start = performance.now(), picture = decoder.decode(bytes);
+    const start = performance.now(), picture = decoder.decode(bytes, {reduce});
     picture.milliseconds = performance.now() - start;
     picture.bytes = bytes.length;
     picture.rgba = rgba(picture);

@@ -105,6 +105,12 @@ DCA_API dca_status dca_inspect(const void* file, size_t size, dca_info* info, dc
 DCA_API dca_status dca_decode(const dca_decoder* decoder, const void* file, size_t size, dca_info* info, void** pixels,
                               dca_error* error);
 
+/* Decodes to a small picture with a pixel for `reduce` by `reduce`, 1, 2, 4, 8 or 16; its sides, rounded upwards, stand
+ * in info. At 8 and 16 it comes from the latent where the weights have a layer for it, which takes some 60 % of the
+ * time; else it is the mean of decoded pixels (docs/guide/large.md). */
+DCA_API dca_status dca_decode_preview(const dca_decoder* decoder, const void* file, size_t size, int reduce,
+                                      dca_info* info, void** pixels, dca_error* error);
+
 /* Decodes to info.height rows of the caller, `stride` bytes from one to the next, at least info.row_bytes and a whole
  * number of samples, for which pixels is aligned. What fails has written nothing. */
 DCA_API dca_status dca_decode_to(const dca_decoder* decoder, const void* file, size_t size, void* pixels, size_t stride,

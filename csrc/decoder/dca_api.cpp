@@ -84,17 +84,18 @@ const rans::Path& choose(const char* isa) {
 
 dca_bytes section(const File& file, Tag tag) { return {file.sections[tag].data, file.sections[tag].size}; }
 
-dca_info info_of(const File& file) {
+// Of a picture with a pixel for `reduce` x `reduce`.
+dca_info info_of(const File& file, int reduce) {
   dca_info info{};
-  info.width = static_cast<uint32_t>(file.width);
-  info.height = static_cast<uint32_t>(file.height);
+  info.width = static_cast<uint32_t>(reduced(file.width, reduce));
+  info.height = static_cast<uint32_t>(reduced(file.height, reduce));
   info.channels = channels_of(file);
   info.depth = file.depth;
   info.quality = file.quality;
   info.exact = file.exact;
   std::copy(file.model_id.begin(), file.model_id.end(), info.model_id);
   info.graphic_blocks = static_cast<size_t>(graphic_blocks(file.sections[kLayer]));
-  info.row_bytes = row_bytes(file);
+  info.row_bytes = row_bytes(file, reduce);
   info.icc = section(file, kIcc);
   info.exif = section(file, kExif);
   info.xmp = section(file, kXmp);
@@ -138,25 +139,31 @@ void dca_decoder_model(const dca_decoder* decoder, uint8_t model_id[4]) {
 dca_status dca_inspect(const void* file, size_t size, dca_info* info, dca_error* error) {
   return guarded(error, [&] {
     require(info != nullptr, "there is nowhere to put what the file says");
-    *info = info_of(parse(span_of(file, size), kMostPixels));
+    *info = info_of(parse(span_of(file, size), kMostPixels), 1);
   });
 }
 
 dca_status dca_decode(const dca_decoder* decoder, const void* file, size_t size, dca_info* info, void** pixels,
                       dca_error* error) {
+  return dca_decode_preview(decoder, file, size, 1, info, pixels, error);
+}
+
+dca_status dca_decode_preview(const dca_decoder* decoder, const void* file, size_t size, int reduce, dca_info* info,
+                              void** pixels, dca_error* error) {
   if (pixels != nullptr) *pixels = nullptr;
   return guarded(error, [&] {
     require(decoder != nullptr && pixels != nullptr, "there is no decoder, or nowhere to put the pixels");
+    require(reduce > 0 && reduce <= 16 && (reduce & (reduce - 1)) == 0, "reduce must be 1, 2, 4, 8 or 16");
     const File parsed = parse(span_of(file, size), decoder->max_pixels);
-    const size_t stride = row_bytes(parsed);
-    require(stride <= SIZE_MAX / static_cast<size_t>(parsed.height), "the picture is larger than the address space");
+    const size_t stride = row_bytes(parsed, reduce), rows = static_cast<size_t>(reduced(parsed.height, reduce));
+    require(stride <= SIZE_MAX / rows, "the picture is larger than the address space");
     std::unique_ptr<void, Released> memory;
-    decode_picture(parsed, decoder->programs.get(), decoder->settings, [&] {
-      memory.reset(std::malloc(stride * static_cast<size_t>(parsed.height)));
+    decode_picture(parsed, decoder->programs.get(), decoder->settings, reduce, [&] {
+      memory.reset(std::malloc(stride * rows));
       if (memory == nullptr) throw std::bad_alloc();
       return Target{static_cast<uint8_t*>(memory.get()), stride};
     });
-    if (info != nullptr) *info = info_of(parsed);
+    if (info != nullptr) *info = info_of(parsed, reduce);
     *pixels = memory.release();
   });
 }
@@ -167,9 +174,10 @@ dca_status dca_decode_to(const dca_decoder* decoder, const void* file, size_t si
     require(decoder != nullptr && pixels != nullptr, "there is no decoder, or nowhere to put the pixels");
     const File parsed = parse(span_of(file, size), decoder->max_pixels);
     const size_t sample = static_cast<size_t>(parsed.depth) / 8;
-    require(stride >= row_bytes(parsed) && stride % sample == 0, "the stride is smaller than a row, or splits samples");
+    require(stride >= row_bytes(parsed, 1) && stride % sample == 0,
+            "the stride is smaller than a row, or splits samples");
     require(reinterpret_cast<uintptr_t>(pixels) % sample == 0, "pixels of 16 bits need an even address");
-    decode_picture(parsed, decoder->programs.get(), decoder->settings,
+    decode_picture(parsed, decoder->programs.get(), decoder->settings, 1,
                    [&] { return Target{static_cast<uint8_t*>(pixels), stride}; });
   });
 }

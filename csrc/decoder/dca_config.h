@@ -17,14 +17,14 @@ constexpr int kAnchors = 9;  // knots of gains and scales over the quality axis
 constexpr int kLog2One = 4096;
 
 struct Config {
-  std::string name, transforms = "patch";
-  int width = 128, latent = 384, latent_hidden = 192;
-  std::pair<int, int> analysis_blocks{2, 2}, synthesis_blocks{3, 2};  // at 1/8 and 1/16
-  std::pair<int, int> analysis_hidden{0, 0};                          // zeros: as in f_s
-  int context_width = 160, context_blocks = 2, heads = 5, window = 4, local_blocks = 1;
-  int local = 24, regional = 128, regional_levels = 0, tokens = 8;
-  std::vector<std::string> contexts{"regional", "global", "local"};
-  bool merge_once = false, shared = true;
+  std::string name, transforms;
+  int width = 0, latent = 0, latent_hidden = 0;
+  std::pair<int, int> analysis_blocks, synthesis_blocks;  // at 1/8 and 1/16
+  std::pair<int, int> analysis_hidden;                    // zeros: as in f_s
+  int context_width = 0, context_blocks = 0, heads = 0, window = 0, local_blocks = 0;
+  int local = 0, regional = 0, regional_levels = 0, tokens = 0;
+  std::vector<std::string> contexts;
+  bool merge_once = false, shared = false;
 
   // Throws Error (DCA_BAD_WEIGHTS) for values that make no sense, and for another network than this decoder's.
   static Config of(const Json& values);

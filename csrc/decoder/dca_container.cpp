@@ -12,7 +12,7 @@ constexpr size_t kCrcBytes = 4, kFirstField = sizeof kMagic + 1;
 constexpr int kGray = 1, kSections = 2, kRestoration = 4, kExact = 8, kHighFlags = 4;
 constexpr int kMaxSide = 65535, kMaxQuality = 10000, kMaxCoefficient = 127;
 constexpr uint64_t kMaxSectionBytes = 1 << 24;
-constexpr int kLayerDigestBytes = 4;
+constexpr int kLayerDigestBytes = 4, kLayerNumberBytes = 5;
 constexpr const char* kNames[kTags] = {"", "ICC", "EXIF", "XMP", "ALPHA", "LAYER"};
 
 // Magic and version.
@@ -174,9 +174,10 @@ File parse(Span data, uint64_t max_pixels) {
 }
 
 uint64_t graphic_blocks(Span layer) {
-  return layer.data == nullptr
-             ? 0
-             : Reader(layer, std::min<size_t>(kLayerDigestBytes, layer.size), DCA_TRUNCATED_STREAM).number(4);
+  if (layer.data == nullptr) return 0;
+  Reader reader(layer, 0, DCA_CORRUPT_STREAM);
+  reader.take(kLayerDigestBytes);
+  return reader.number(kLayerNumberBytes);
 }
 
 }  // namespace dca::decoder

@@ -258,12 +258,21 @@ Array<uint8_t> Program::synthesise(const int16_t* y_hat, int h, int w, int first
   depth_to_space(wide(x.data() + int64_t{top - begin} * w * c.latent, sites, "synthesis.split").data(), at_8, 2, 2,
                  split.data());
   const Words y = blocks(std::move(split), at_8, "synthesis.blocks8", fine);
-  const PackedLinear& pixels = linear("synthesis.pixels");
-  const Map picture{1, int64_t{last - first} * kStride, int64_t{w} * kStride, 3};
-  const int64_t skipped = int64_t{first - top} * 2 * at_8.w * c.width, count = int64_t{last - first} * 2 * at_8.w;
-  Array<uint8_t> patches(count * pixels.o), out(picture.h * picture.w * 3);
-  dca::linear(y.data() + skipped, count, pixels, Epilogue::pixels, nullptr, patches.data());
-  depth_to_space(patches.data(), picture, 8, 1, out.data());
+  const int64_t skipped = int64_t{first - top} * 2 * at_8.w * c.width;
+  return pixels(y.data() + skipped, 2 * (last - first), at_8.w, "synthesis.pixels", kStride / 2);
+}
+
+Array<uint8_t> Program::preview(const Words& y_hat, int h, int w, int reduce) const {
+  return pixels(y_hat.data(), h, w, "preview." + std::to_string(reduce), kStride / reduce);
+}
+
+// Of features [h, w, C]: blocks of so many pixels a side.
+Array<uint8_t> Program::pixels(const int16_t* x, int64_t h, int64_t w, const std::string& name, int side) const {
+  const PackedLinear& layer = linear(name);
+  const Map picture{1, h * side, w * side, 3};
+  Array<uint8_t> patches(h * w * layer.o), out(picture.h * picture.w * 3);
+  dca::linear(x, h * w, layer, Epilogue::pixels, nullptr, patches.data());
+  depth_to_space(patches.data(), picture, side, 1, out.data());
   return out;
 }
 

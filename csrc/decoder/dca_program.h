@@ -99,6 +99,10 @@ class Program {
   int reach() const;
   // Pixels of latent rows [first, last) of y_hat [h, w, M]: [16 (last - first), 16 w, 3].
   Array<uint8_t> synthesise(const int16_t* y_hat, int h, int w, int first, int last) const;
+  // Whether the weights have a layer for a preview with a pixel for so many by so many, and its pixels:
+  // [16 h / reduce, 16 w / reduce, 3].
+  bool previews(int reduce) const { return model_->weights.has("preview." + std::to_string(reduce) + ".w"); }
+  Array<uint8_t> preview(const Words& y_hat, int h, int w, int reduce) const;
 
  private:
   const float* floats(const std::string& name) const { return model_->weights.at(name).as<float>(); }
@@ -112,6 +116,7 @@ class Program {
   Words feature(const Operands& x, int64_t rows, const std::string& name) const;
   Words wide(const int16_t* x, int64_t rows, const std::string& name) const;
   Operands operand(const Words& x, int c) const;
+  Array<uint8_t> pixels(const int16_t* x, int64_t h, int64_t w, const std::string& name, int side) const;
   Words scaled(const std::string& latent, const Words& z) const;
   Operands regional_feature(const Words& z, const Map& map) const;
   Words local_feature(const Hyper& hyper, const Words& z) const;

@@ -177,13 +177,15 @@ class Checks {
 
   // Those of every quality: they are linear between knots in octaves.
   void gains(const std::string& name, const Tensor& t) const {
-    const auto* dequantise = tensors_.at("latent.dequantise").as<float>();
     const bool y = name.compare(0, 7, "latent.") == 0;
-    for (int64_t i = 0; i < t.size(); ++i) {
-      const double octaves = double(t.as<int32_t>()[i]) / kLog2One;
-      const double factor = y ? std::abs(double{dequantise[i % t.last()]}) : 1;
-      if (!(std::exp2(-octaves) * factor < kMultiplier) || (!y && !(std::exp2(octaves) < kMultiplier))) {
-        fail(DCA_BAD_WEIGHTS, "%s makes gains beyond %g", name.c_str(), kMultiplier);
+    for (const auto& [sign, with] : {std::pair(1, "latent.quantise"), std::pair(-1, "latent.dequantise")}) {
+      const auto factor = tensors_.find(with);
+      if (y && factor == tensors_.end()) continue;  // weights for decoders alone
+      for (int64_t i = 0; i < t.size(); ++i) {
+        const double gain = std::exp2(sign * double(t.as<int32_t>()[i]) / kLog2One);
+        if (!(gain * (y ? std::abs(double{factor->second.as<float>()[i % t.last()]}) : 1) < kMultiplier)) {
+          fail(DCA_BAD_WEIGHTS, "%s makes gains beyond %g", name.c_str(), kMultiplier);
+        }
       }
     }
   }
@@ -237,7 +239,7 @@ Weights read_weights(Span file) {
   }
   std::copy_n(identity.begin(), 4, weights.model_id.begin());
   for (const auto& [name, tensor] : stock) {
-    if (is_of_encoder(name)) continue;
+    if (is_of_encoder(name) && name != "latent.quantise") continue;
     const auto* bytes = reinterpret_cast<const char*>(tensor.bytes.data);
     weights.tensors[name] = {tensor.spec, {bytes, bytes + tensor.bytes.size}};
   }

@@ -27,7 +27,7 @@ struct Weights {
   Config config;
   int skip = 0;  // first row of the scale table that is coded
   std::array<uint8_t, 4> model_id{};
-  std::map<std::string, Tensor> tensors;  // those that decoders read
+  std::map<std::string, Tensor> tensors;  // those that decoders read, and latent.quantise
 
   const Tensor& at(const std::string& name) const { return tensors.at(name); }
   bool has(const std::string& name) const { return tensors.count(name) != 0; }

@@ -141,6 +141,8 @@ def _open(data: bytes) -> Image.Image:
         return Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError as error:
         raise LimitExceededError(f"{error}; PIL.Image.MAX_IMAGE_PIXELS holds the limit") from error
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's parsers answer damaged headers with many types
         without_exif = re.sub(rb"(infe.{8})Exif", rb"\1none", data, count=1, flags=re.DOTALL)
         if data[4:8] == b"ftyp" and without_exif != data:  # Pillow opens no AVIF with a damaged EXIF block
@@ -233,6 +235,8 @@ def _convert(image: Image.Image, data: bytes, strip: bool, facts: bool, exact: b
         meta.warn("more than 8 bits per sample are reduced to 8")
     try:
         image.load()
+    except MemoryError:
+        raise
     except Exception as error:  # damaged pixel data raises many types
         raise InputError(f"the image is damaged: {error}") from error
     blocks = meta.blocks_of(image, data)
@@ -292,6 +296,8 @@ def _cmyk_to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
             converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
             assert converted is not None  # only in-place conversions return nothing
             return converted
+        except MemoryError:
+            raise
         except Exception as error:  # a damaged profile, one for other inks, or a Pillow without LittleCMS
             meta.warn(f"the CMYK profile cannot be used, the colours are about right at best: {error}")
     return image.convert("RGB")

@@ -73,6 +73,8 @@ def blocks_of(image: Image.Image, data: bytes = b"") -> dict[str, bytes]:
                 info["exif"] = image.getexif().tobytes()
             elif image.format == "TIFF":
                 info["exif"] = _exif_of_tiff(image)
+        except MemoryError:
+            raise
         except Exception as error:  # damaged blocks fail in many ways
             warn(f"EXIF cannot be read and is not kept: {error}")
     for name, key in _INFO_KEYS.items():
@@ -141,6 +143,8 @@ def dropped(image: Image.Image, data: bytes = b"", *, colours_only: bool = False
     try:
         dropped = list(_dropped_colours(image, data))
         return dropped if colours_only else dropped + list(_dropped_facts(image, data))
+    except MemoryError:
+        raise
     except Exception as error:  # an info of an unusual type
         return [f"what cannot be read ({type(error).__name__})"]
 
@@ -197,6 +201,8 @@ def _has_resolution(image: Image.Image) -> bool:
     """Whether the EXIF block that is kept tells it."""
     try:
         return bool(image.info.get("exif")) and 282 in image.getexif()
+    except MemoryError:
+        raise
     except Exception:  # a damaged one does not
         return False
 
@@ -228,6 +234,8 @@ def turned_upright(image: Image.Image) -> Image.Image:
     """The image as its EXIF orientation wants it to be seen; warns where that cannot be read."""
     try:
         return ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
     except Exception as error:  # damaged EXIF blocks fail in many ways
         warn(f"the orientation cannot be read: {error}")
         return image

@@ -15,10 +15,11 @@ const decoder = new Decoder(module, weights === '-' ? null : new Uint8Array(awai
 for (const file of files) {
   let line;
   try {
-    const picture = decoder.decode(new Uint8Array(await readFile(file)));
+    const bytes = new Uint8Array(await readFile(file)), picture = decoder.decode(bytes);
+    const preview = hash(rgba(decoder.decode(bytes, {reduce: 8})));
     const {samples, icc, exif, xmp, ...facts} = picture;
     const text = block => block && Buffer.from(block).toString('latin1');
-    line = {...facts, samples: hash(samples), rgba: hash(rgba(picture)), icc: text(icc), exif: text(exif), xmp: text(xmp)};
+    line = {...facts, preview, samples: hash(samples), rgba: hash(rgba(picture)), icc: text(icc), exif: text(exif), xmp: text(xmp)};
   } catch (error) {
     if (!(error instanceof DcaError)) throw error;
     line = {kind: error.kind, message: error.message};
