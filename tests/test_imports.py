@@ -62,6 +62,7 @@ LAYERS = {
     "backends": 3,
     "engines.*": 4,
     "codec": 5,
+    "bulk": 6,
     "pillow": 6,
     "evaluation.*": 6,
     "train.*": 7,
@@ -74,6 +75,7 @@ LAYERS = {
 TORCH_FREE = [
     "__main__",
     "backends",
+    "bulk",
     "cli",
     "cli.batch",
     "cli.commands",
