@@ -44,7 +44,7 @@ def encode_items(items: Iterable[Item], codec: Codec | None = None, **options: A
     Args:
         items: name and content of each file, of any format that `Codec.encode` reads.
         codec: default: one of the process, with the shipped weights on the CPU.
-        options: of `Codec.encode`, or with `max_bytes`, `bpp`, `psnr` of `Codec.encode_to`.
+        options: of `Codec.encode`, or, with one of its goals, of `Codec.encode_to`.
 
     Yields:
         The name with `.dca` behind it and the file; or the name as it was and the exception. In the order of the items.
