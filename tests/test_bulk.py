@@ -95,7 +95,7 @@ def test_files_are_not_replaced(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["a.png.dca", "b.png.dca"]
 
 
-def test_a_bucket_gets_whole_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bucket_is_written_to() -> None:
     """A store in memory stands for one of objects: what fsspec has, pyarrow writes to."""
     fs = pytest.importorskip("pyarrow.fs")
     memory = pytest.importorskip("fsspec").filesystem("memory")
@@ -175,9 +175,10 @@ def test_dask_maps_partitions(codec: Codec) -> None:
 
 
 @pytest.mark.slow
-def test_spark_maps_partitions(codec: Codec) -> None:
+def test_spark_maps_partitions(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     sql = pytest.importorskip("pyspark.sql", reason="pip install pyspark, and Java")
     items = [(f"{i}.png", png(i)) for i in range(3)] + [("bad.png", b"")]
+    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
     session = sql.SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false").getOrCreate()
     try:
         results = dict(session.sparkContext.parallelize(items, 2).mapPartitions(encode_items).collect())
