@@ -107,13 +107,7 @@ def _each(items: Iterable[Item], convert: Callable[[str, bytes], Item]) -> Itera
 
 
 class _Batches:
-    """What `Dataset.map_batches` calls: a class of an actor pool, or its instance for a pool of tasks.
-
-    A batch has the columns of `ray.data.read_binary_files(..., include_paths=True)`: `path` and `bytes`. The result
-    has a row for each, with `path` as it was and `error`, "" or what went wrong. Without `out` it also has `name`, what
-    the file becomes, and `bytes`, empty after an error. With `out` files are written, and it has `output`, the path of
-    the file, "" after an error, and `output_bytes`, its size.
-    """
+    """What `Encoder` and `Decoder` have in common."""
 
     def __init__(
         self,
@@ -164,6 +158,11 @@ class Encoder(_Batches):
 
     Each actor has one codec, with a thread for each CPU that Ray gives it: Ray sets OMP_NUM_THREADS to `num_cpus`,
     which `dca_fast.threads.default_threads` follows.
+
+    A batch has the columns of `ray.data.read_binary_files(..., include_paths=True)`: `path` and `bytes`. The result
+    has a row for each, with `path` as it was and `error`, "" or what went wrong. Without `out` it also has `name`, what
+    the file becomes, and `bytes`, empty after an error. With `out` files are written, and it has `output`, the path of
+    the file, "" after an error, and `output_bytes`, its size.
 
     Args:
         out: folder or bucket for the files; None: they go on as a column.
