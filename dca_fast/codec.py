@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
+from dca_fast import metrics
 from dca_fast.backends import resolve
 from dca_fast.config import AQ_ONE, DEFAULT_AQ, DEFAULT_EFFORT, MAX_AQ, QUALITY_MAX, RING_REACH, ModelConfig
 from dca_fast.encoder import rate_control
@@ -45,6 +46,7 @@ from dca_fast.ops import Array
 from dca_fast.reduced import box_mean
 from dca_fast.reduced import check as check_reduction
 from dca_fast.region import Region
+from dca_fast.ssimulacra2 import ssimulacra2 as score
 from dca_fast.tensors import need_torch, planes_of, tensor_of
 from dca_fast.threads import check as check_threads
 from dca_fast.threads import default_threads
@@ -54,6 +56,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 Plane = npt.NDArray[Any]  # samples [height, width, ...]
 OUTPUTS = ("pil", "numpy", "torch")
 METADATA = ("icc", "exif", "xmp")
+_LIKENESS: dict[str, Callable[..., float | None]] = {"ms_ssim": metrics.ms_ssim, "ssimulacra2": score}
 
 
 def _quality(quality: float | str) -> int:
@@ -336,6 +339,8 @@ class Codec:
         max_bytes: int | None = None,
         bpp: float | None = None,
         psnr: float | None = None,
+        ms_ssim: float | None = None,
+        ssimulacra2: float | None = None,
         effort: int = DEFAULT_EFFORT,
         aq_strength: float = DEFAULT_AQ,
         screen: str = "auto",
@@ -352,18 +357,26 @@ class Codec:
             max_bytes: of the file, its metadata included.
             bpp: the same in bits per pixel.
             psnr: least peak signal-to-noise ratio of the decoded pixels in dB, over their three colours.
+            ms_ssim: least MS-SSIM of the decoded pixels, below 1, as of `dca_fast.metrics.ms_ssim`; of pictures from
+                161 pixels a side on.
+            ssimulacra2: least score of the decoded pixels, below 100, as of `dca_fast.ssimulacra2`; of pictures from 8
+                pixels a side on.
             progress: of every encoding, 0..1.
-            tolerance: part of the bytes without metadata and alpha, or of the squared error, that may be left unused,
-                between 0 and 1.
+            tolerance: part of the bytes without metadata and alpha, or of the error (the squared one, or what is
+                missing to 1 or 100), that may be left unused, between 0 and 1.
 
         Returns:
-            The .dca file; equal arguments and weights give equal bytes on every machine.
+            The .dca file; equal arguments and weights give equal bytes on every machine, except for `ms_ssim` and
+            `ssimulacra2`, whose last digits depend on the machine.
 
         Raises:
-            InputError: no quality does it; the message tells what the last one gives. Else as `encode`.
-            ConfigError: not one of `max_bytes`, `bpp` and `psnr`, or one that is not a positive number; as `encode`.
+            InputError: no quality does it; the message tells what the last one gives. The picture is too small for the
+                measure. Else as `encode`.
+            ConfigError: not one of the goals, or one that is not a positive number or too large; as `encode`.
+            BackendUnavailableError: `ms_ssim` without its packages, those of `dca-fast[eval]`.
         """
-        goals = {"max_bytes": max_bytes, "bpp": bpp, "psnr": psnr}
+        given = (max_bytes, bpp, psnr, ms_ssim, ssimulacra2)
+        goals = dict(zip(rate_control.GOALS, given, strict=True))
         kind, goal = rate_control.check(goals, tolerance)
         source = self._image(image)
         sections = self._sections(source, metadata)
@@ -382,11 +395,16 @@ class Codec:
         def error(data: bytes) -> float:
             dca = container.parse(data, max_pixels=self.max_pixels)
             decoded = self._decoded(dca)
-            squares = self.engine.ops.squared_error(self.engine.image(source.pixels), decoded, None)
-            return squares / math.prod(source.pixels.shape)
+            if kind == "psnr":
+                squares = self.engine.ops.squared_error(self.engine.image(source.pixels), decoded, None)
+                return squares / math.prod(source.pixels.shape)
+            likeness = _LIKENESS[kind](self._host(source.pixels), self._host(decoded))
+            if likeness is None:
+                raise InputError(f"MS-SSIM is of pictures of {metrics.MS_SSIM_SIDE} pixels a side or more")
+            return rate_control.PERFECT[kind] - likeness
 
-        if kind == "psnr":
-            return rate_control.to_psnr(encoded, error, goal, tolerance)
+        if kind not in ("max_bytes", "bpp"):
+            return rate_control.to_fidelity(encoded, error, kind, goal, tolerance)
         bits = 8.0 if kind == "max_bytes" else float(math.prod(source.pixels.shape[:2]))
         fixed = sum(map(len, sections.values()))
         try:

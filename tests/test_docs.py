@@ -194,6 +194,35 @@ def test_example_own_weights(tmp_path: Path) -> None:
     assert refused.startswith(f"the shipped weights: made with model {coded[:8]}")
 
 
+def test_example_webdataset_shards(tmp_path: Path) -> None:
+    pytest.importorskip("webdataset", reason="pip install webdataset")
+    pytest.importorskip("torch")
+    (tmp_path / "in").mkdir()
+    Image.fromarray(photograph(40, 60)).save(tmp_path / "in" / "photo.png")
+    (tmp_path / "in" / "notes.txt").write_text("no picture")
+    done = run("webdataset_shards.py", "in", "shard.tar", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    left_out, picture = done.stdout.splitlines()
+    assert left_out.startswith("notes.txt: left out")
+    assert picture.startswith("photo.png.dca: (3, 40, 60) torch.uint8 on c")
+
+
+@pytest.mark.slow
+def test_example_ray_data(tmp_path: Path) -> None:
+    pytest.importorskip("ray.data", reason="pip install 'ray[data]'")
+    (tmp_path / "in" / "below").mkdir(parents=True)
+    Image.fromarray(photograph(40, 60)).save(tmp_path / "in" / "below" / "photo.png")
+    (tmp_path / "in" / "bad.png").write_text("no picture")
+    done = run("ray_data.py", "encode", "in", "out", cwd=tmp_path)
+    assert done.returncode == 1, done.stderr[-3000:]
+    bad, good = sorted(done.stdout.splitlines())
+    assert ": InputError: " in bad
+    assert good == f"{tmp_path}/in/below/photo.png: {tmp_path}/out/below/photo.png.dca"
+    assert run("ray_data.py", "decode", "out", "back", cwd=tmp_path).returncode == 0
+    with Image.open(tmp_path / "back" / "below" / "photo.png") as image:
+        assert image.size == (60, 40)
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="pip install 'dca-fast[docs]'; .ci/run builds the site")

@@ -29,6 +29,7 @@ from dca_fast.evaluation.measure import (
 )
 from dca_fast.evaluation.peers import FAMILIES, Peer, make_peers
 from dca_fast.evaluation.report import environment, plot, report, summary
+from dca_fast.ssimulacra2 import ssimulacra2
 from dca_fast.testing import photograph
 
 PEERS = make_peers(FAMILIES)
@@ -121,6 +122,25 @@ def test_rows_that_are_kept_are_not_measured_again(tmp_path: Path) -> None:
     assert run("a", 1, [50])[1] == 1  # other pixels,
     assert run("a", 0, [50], "coarse 2")[1] == 1  # another codec
     assert not list(tmp_path.glob("kept/*.tmp*"))
+
+
+def test_scores_are_measured_where_they_are_wanted(tmp_path: Path) -> None:
+    images, cache = [("a", photograph(40, 60)), ("b", photograph(7, 60))], RowCache(tmp_path, "coarse")
+    assert {row.ssimulacra2 for row in evaluate(Coarse(), images, [50], cache=cache).rows} == {None}
+    curve = evaluate(Coarse(), images, [50, 90], cache=cache, scores=True)
+    a, small = curve.rows[1], curve.rows[3]
+    codec = Coarse()
+    codec.encode(images[0][1], 90)
+    assert a.ssimulacra2 == ssimulacra2(images[0][1], codec.pixels)
+    assert small.ssimulacra2 is None
+    assert curve.points[1].ssimulacra2 == a.ssimulacra2
+    facts = report(curve, [(curve, "1", "none")], {}, "00")
+    assert facts["bd_rate_ssimulacra2"] == {"dca-fast (1)": pytest.approx(0, abs=1e-9)}
+    lines = summary(facts).splitlines()
+    assert lines[0].endswith("SSIMULACRA2")
+    assert lines[2].endswith(f" {a.ssimulacra2:.2f}")
+    plot(facts, tmp_path / "plot.svg")
+    assert "SSIMULACRA2" not in summary(report(evaluate(Coarse(), images, [50]), [], {}, "00"))
 
 
 def test_the_command_keeps_what_peers_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from dca_fast import Codec, inspect
-from dca_fast.encoder.rate_control import largest
+from dca_fast.encoder.rate_control import PERFECT, largest
 from dca_fast.errors import ConfigError, InputError
-from dca_fast.evaluation.measure import psnr
+from dca_fast.metrics import ms_ssim, psnr
+from dca_fast.ssimulacra2 import ssimulacra2
 from dca_fast.testing import photograph
 from tests.optional import torch
 
@@ -92,6 +93,36 @@ def test_a_fidelity_is_reached(codec: Codec, goal: float) -> None:
         assert fidelity(data) < goal + more or fidelity(worse) < goal
 
 
+@pytest.mark.parametrize(("kind", "goal"), [("ms_ssim", 0.97), ("ssimulacra2", 50), ("ssimulacra2", 75)])
+def test_a_likeness_is_reached(codec: Codec, kind: str, goal: float) -> None:
+    image = photograph(170, 200, seed=3)
+    measure: Callable[..., float | None] = {"ms_ssim": ms_ssim, "ssimulacra2": ssimulacra2}[kind]
+
+    def likeness(data: bytes) -> float:
+        if kind == "ms_ssim":
+            assert torch.__version__
+            pytest.importorskip("pytorch_msssim")
+        value = measure(image, codec.decode(data, "numpy"))
+        assert value is not None
+        return value
+
+    likeness(codec.encode(image, 50, effort=0))
+    data = codec.encode_to(image, **{kind: goal}, effort=0)
+    assert data == codec.encode(image, inspect(data).quality, effort=0)
+    worse = codec.encode(image, inspect(data).quality - 0.01, effort=0)
+    assert goal <= likeness(data)
+    assert likeness(data) < goal + 0.01 * (PERFECT[kind] - goal) or likeness(worse) < goal
+
+
+def test_a_likeness_that_cannot_be_had(codec: Codec) -> None:
+    with pytest.raises(InputError, match=r"quality 100 has \d\d\.\d{4} of ssimulacra2, less than 99.99"):
+        codec.encode_to(IMAGE, ssimulacra2=99.99, effort=0)
+    with pytest.raises(InputError, match="MS-SSIM is of pictures of 161 pixels"):
+        codec.encode_to(IMAGE, ms_ssim=0.9, effort=0)
+    with pytest.raises(InputError, match="8 pixels a side or more"):
+        codec.encode_to(IMAGE[:7], ssimulacra2=50, effort=0)
+
+
 def test_more_than_the_highest_quality_is_not_given(codec: Codec) -> None:
     assert codec.encode_to(IMAGE, max_bytes=10**6, effort=0) == codec.encode(IMAGE, 100, effort=0)
     assert codec.encode_to(IMAGE, psnr=1e-3, effort=0) == codec.encode(IMAGE, 0, effort=0)
@@ -129,7 +160,10 @@ def test_metadata_counts(codec: Codec) -> None:
 @pytest.mark.parametrize(
     ("goals", "what"),
     [
-        ({}, "give one of max_bytes, bpp, psnr, got none"),
+        ({}, "give one of max_bytes, bpp, psnr, ms_ssim, ssimulacra2, got none"),
+        ({"ms_ssim": 1.0}, "ms_ssim must be below 1, got 1.0"),
+        ({"ssimulacra2": 100}, "ssimulacra2 must be below 100, got 100"),
+        ({"ssimulacra2": -5}, "ssimulacra2 must be a positive number"),
         ({"bpp": 1.0, "psnr": 30.0}, "got bpp, psnr"),
         ({"bpp": 0.0}, "bpp must be a positive number, got 0.0"),
         ({"max_bytes": True}, "max_bytes must be a positive number, got True"),

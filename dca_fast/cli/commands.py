@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -212,13 +213,15 @@ def evaluate(args: argparse.Namespace) -> int:
     anchors = load_anchors(args.anchors, chosen, args.anchor_names) if args.anchors else {}
     peers = make_peers(args.peers)
     codec = codec_of(args)
-    ours = _curve(codec.config.name, At(codec, args.effort, args.aq_strength), images, args.qualities)
+    measured = partial(_curve, images=images, scores=args.ssimulacra2)
+    ours = measured(codec.config.name, At(codec, args.effort, args.aq_strength), qualities=args.qualities)
     versions = {name: version for name, version in environment()["versions"].items() if name != "dca-fast"}
     rivals = []
     for peer in peers:
         identity = f"{peer.name}, {peer.version}, {peer.settings}, {versions}"
         cache = RowCache(args.peer_cache, identity) if args.peer_cache else None
-        rivals.append((_curve(peer.name, peer, images, peer.ladder, cache), peer.version, peer.settings))
+        curve = measured(peer.name, peer, qualities=peer.ladder, cache=cache)
+        rivals.append((curve, peer.version, peer.settings))
     facts = {
         "backend": codec.backend,
         "threads": codec.threads,
@@ -248,13 +251,22 @@ class At:
 
 
 def _curve(
-    name: str, codec: CodecLike, images: ImageFolder, qualities: Sequence[float], cache: RowCache | None = None
+    name: str,
+    codec: CodecLike,
+    images: ImageFolder,
+    qualities: Sequence[float],
+    scores: bool,
+    cache: RowCache | None = None,
 ) -> Curve:
-    from dca_fast.evaluation.measure import evaluate
+    from dca_fast.evaluation.measure import Row, evaluate
 
     with progress_bar() as bar:
         task = bar.add_task(name, total=len(images) * len(qualities))
-        return evaluate(codec, images, qualities, name=name, on_row=lambda _: bar.advance(task), cache=cache)
+
+        def advance(_: Row) -> None:
+            bar.advance(task)
+
+        return evaluate(codec, images, qualities, name=name, on_row=advance, cache=cache, scores=scores)
 
 
 def train(args: argparse.Namespace) -> int:

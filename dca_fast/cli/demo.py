@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dca_fast.evaluation.measure import Pixels, psnr
 from dca_fast.files.atomic import check_output, write_atomic
 from dca_fast.files.image_io import ImageInput, to_pil
 from dca_fast.files.image_out import image_bytes
+from dca_fast.metrics import Pixels, psnr
 
 if TYPE_CHECKING:
     from dca_fast.codec import Codec

@@ -198,6 +198,8 @@ def _add_conversion(p: argparse.ArgumentParser, encoding: bool) -> None:
         goal.add_argument("--max-bytes", type=count, metavar="N", help="the highest quality with so many bytes")
         goal.add_argument("--bpp", type=positive, metavar="BITS", help="the highest with so many bits per pixel")
         goal.add_argument("--psnr", type=positive, metavar="DB", help="the lowest with such a fidelity")
+        goal.add_argument("--ms-ssim", type=positive, metavar="X", help="the same by MS-SSIM, below 1")
+        goal.add_argument("--ssimulacra2", type=positive, metavar="X", help="the same by SSIMULACRA2, below 100")
         _add_effort(p, "time for fewer bits at equal distortion")
         screen_help = "text, charts and screens by the exact-colour coder where that takes less (default: %(default)s)"
         p.add_argument("--screen", choices=("auto", "off"), default="auto", help=screen_help)
@@ -248,6 +250,7 @@ def _add_eval(p: argparse.ArgumentParser) -> None:
     steps = tuple(float(q) for q in range(0, 101, 10))
     p.add_argument("--qualities", type=qualities, default=steps, metavar="Q,Q", help="default: 0,10,..,100")
     _add_effort(p, "of the encoder")
+    p.add_argument("--ssimulacra2", action="store_true", help="this measure too: a second or two for a megapixel")
     p.add_argument("--peers", type=names, default=(), metavar="NAME,NAME", help="of jpeg,webp,avif,jxl")
     p.add_argument("--peer-cache", type=Path, metavar="DIR", help="keep what peers did: they are not run again")
     p.add_argument("--anchors", type=Path, metavar="FILE", help="JSON with published curves")

@@ -1,7 +1,8 @@
 """The quality that a size or a fidelity asks for, found by encoding a few times.
 
-Bytes and squared errors are nearly exponential in the quality, so their logarithms are interpolated. All of it are
-integers and correctly rounded floats: every machine tries the same qualities and ends with the same file.
+Bytes and errors are nearly exponential in the quality, so their logarithms are interpolated. For sizes and PSNR all of
+it are integers and correctly rounded floats: every machine tries the same qualities and ends with the same file. Of
+MS-SSIM and SSIMULACRA2 the last digits depend on the machine.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from dca_fast.config import QUALITY_MAX
 from dca_fast.errors import ConfigError, InputError
 from dca_fast.network.program import QUALITY_ONE, QUALITY_RANGE
 
-GOALS = ("max_bytes", "bpp", "psnr")  # of `Codec.encode_to`
+GOALS = ("max_bytes", "bpp", "psnr", "ms_ssim", "ssimulacra2")  # of `Codec.encode_to`
+PERFECT = {"ms_ssim": 1.0, "ssimulacra2": 100.0}  # of equal pictures; errors are what is missing
 _OCTAVES = 5.4  # by which bytes grow and squared errors fall over the whole axis, about
 _PEAK, _HIGHEST = 255**2, 300.0  # square, and dB beyond which there is nothing
 _LARGEST = 1e300  # of a goal
@@ -27,7 +29,8 @@ def check(goals: dict[str, float | None], tolerance: float) -> tuple[str, float]
     """The one goal that is given: its name and value.
 
     Raises:
-        ConfigError: there is not one, it is not a positive number, or the tolerance is not within 0..1.
+        ConfigError: there is not one, it is not a positive number below that of equal pictures, or the tolerance is not
+            within 0..1.
     """
     given = {name: goal for name, goal in goals.items() if goal is not None}
     if len(given) != 1:
@@ -39,6 +42,8 @@ def check(goals: dict[str, float | None], tolerance: float) -> tuple[str, float]
         value = math.inf
     if not 0 < value < _LARGEST:
         raise ConfigError(f"{name} must be a positive number, got {goal!r}")
+    if value >= PERFECT.get(name, math.inf):
+        raise ConfigError(f"{name} must be below {PERFECT[name]:g}, got {goal!r}")
     if isinstance(tolerance, bool) or not isinstance(tolerance, Real) or not 0 < tolerance < 1:
         raise ConfigError(f"tolerance must be a number between 0 and 1, got {tolerance!r}")
     return name, value
@@ -64,8 +69,17 @@ def to_size(encode: Callable[[float], bytes], room: float, fixed: int, tolerance
     return files[quality]
 
 
-def to_psnr(encode: Callable[[float], bytes], error: Callable[[bytes], float], psnr: float, tolerance: float) -> bytes:
-    """The file of the lowest quality with a PSNR of at least so many dB; `error` is the mean square of one.
+def to_fidelity(
+    encode: Callable[[float], bytes], error: Callable[[bytes], float], kind: str, goal: float, tolerance: float
+) -> bytes:
+    """The file of the lowest quality whose fidelity is at least the goal.
+
+    Args:
+        encode: the file of a quality.
+        error: of a file: its mean square for "psnr", for others what it lacks to `PERFECT`.
+        kind: "psnr", "ms_ssim" or "ssimulacra2".
+        goal: PSNR in dB, or the measure itself.
+        tolerance: part of the error that may be left unused.
 
     Raises:
         InputError: that of the highest quality has less.
@@ -73,7 +87,8 @@ def to_psnr(encode: Callable[[float], bytes], error: Callable[[bytes], float], p
     files: dict[int, bytes] = {}
     errors: dict[int, float] = {}
     # Alike on all machines: their powers differ beyond a float's digits.
-    most = float(np.float32(_PEAK / 10 ** (min(psnr, _HIGHEST) / 10)))
+    squares = float(np.float32(_PEAK / 10 ** (min(goal, _HIGHEST) / 10)))
+    most = squares if kind == "psnr" else PERFECT[kind] - goal
 
     def ratio(lowered: int) -> float:
         files[lowered] = encode((QUALITY_RANGE - lowered) / QUALITY_ONE)
@@ -82,8 +97,9 @@ def to_psnr(encode: Callable[[float], bytes], error: Callable[[bytes], float], p
 
     quality = largest(ratio, QUALITY_RANGE, tolerance)
     if quality is None:
-        best = 10 * math.log10(_PEAK / errors[0])
-        raise InputError(f"quality {QUALITY_MAX:g} has {best:.4f} dB, less than {psnr:g}")
+        best = 10 * math.log10(_PEAK / errors[0]) if kind == "psnr" else PERFECT[kind] - errors[0]
+        unit = " dB" if kind == "psnr" else f" of {kind}"
+        raise InputError(f"quality {QUALITY_MAX:g} has {best:.4f}{unit}, less than {goal:g}")
     return files[quality]
 
 

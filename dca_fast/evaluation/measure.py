@@ -1,6 +1,6 @@
 """Rate and distortion from real files: rows for each image, their means, BD-rates between curves.
 
-Rate is 8 * bytes of the whole file / pixels. PSNR and MS-SSIM are taken on 8-bit RGB, per image, and then
+Rate is 8 * bytes of the whole file / pixels. PSNR, MS-SSIM and SSIMULACRA2 are taken on 8-bit RGB, per image, and then
 averaged; docs/guide/evaluating.md states every convention.
 """
 
@@ -13,17 +13,17 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from dca_fast.errors import BackendUnavailableError, InputError, InputWarning
 from dca_fast.files.atomic import write_atomic
 from dca_fast.files.image_io import list_images, load_image
+from dca_fast.metrics import MS_SSIM_SIDE, Pixels, ms_ssim, need, psnr
+from dca_fast.ssimulacra2 import SIDE, ssimulacra2
 
 __all__ = [
     "Curve",
@@ -41,9 +41,6 @@ __all__ = [
     "rate_inversions",
 ]
 
-MS_SSIM_SIDE = 161  # five scales under a window of 11 need more than 160 pixels a side
-Pixels = npt.NDArray[np.uint8]
-
 
 class CodecLike(Protocol):
     """What is evaluated: `Codec`, `Peer`, or anything else with these two methods."""
@@ -59,7 +56,7 @@ class CodecLike(Protocol):
 
 @dataclass(frozen=True)
 class Row:
-    """One image at one quality; `ms_ssim` is None below 161 pixels a side."""
+    """One image at one quality; `ms_ssim` is None below 161 pixels a side, `ssimulacra2` below 8 or if not wanted."""
 
     image: str
     quality: float
@@ -69,17 +66,19 @@ class Row:
     ms_ssim: float | None
     encode_ms: float
     decode_ms: float
+    ssimulacra2: float | None = None
 
 
 @dataclass(frozen=True)
 class Point:
-    """Means over the images at one quality; `ms_ssim` over those that have one."""
+    """Means over the images at one quality; `ms_ssim` and `ssimulacra2` over those that have one."""
 
     quality: float
     bpp: float
     psnr: float
     ms_ssim: float | None
     images: int
+    ssimulacra2: float | None = None
 
 
 @dataclass(frozen=True)
@@ -172,21 +171,6 @@ class RowCache:
         write_atomic(self._path, json.dumps(self._facts).encode())
 
 
-def psnr(a: Pixels, b: Pixels) -> float:
-    """Peak signal-to-noise ratio of 8-bit images in dB; infinite for equal ones."""
-    error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
-    return 10 * math.log10(255**2 / error) if error else math.inf
-
-
-def ms_ssim(a: Pixels, b: Pixels) -> float | None:
-    """Multi-scale structural similarity of 8-bit RGB images, 0..1; None below 161 pixels a side."""
-    if min(a.shape[:2]) < MS_SSIM_SIDE:
-        return None
-    torch = need("torch")
-    x, y = (torch.from_numpy(v.copy()).permute(2, 0, 1)[None].float() for v in (a, b))
-    return float(need("pytorch_msssim").ms_ssim(x, y, data_range=255))
-
-
 def evaluate(
     codec: CodecLike,
     images: Iterable[tuple[str, Pixels]],
@@ -195,6 +179,7 @@ def evaluate(
     name: str = "dca-fast",
     on_row: Callable[[Row], None] | None = None,
     cache: RowCache | None = None,
+    scores: bool = False,
 ) -> Curve:
     """Encode and decode every image at every quality.
 
@@ -205,6 +190,7 @@ def evaluate(
         name: of the curve.
         on_row: called after each image and quality, for progress.
         cache: its rows are not measured again, new ones are added.
+        scores: SSIMULACRA2 too, which takes a second or two for a megapixel.
 
     Returns:
         The rows, in the order of images and qualities.
@@ -221,8 +207,8 @@ def evaluate(
     for label, pixels in images:
         for quality in qualities:
             row = cache.find(label, pixels, quality) if cache else None
-            if row is None:
-                row = _measure(codec, label, pixels, quality, similarity)
+            if row is None or (scores and row.ssimulacra2 is None):
+                row = _measure(codec, label, pixels, quality, similarity, scores)
                 if cache:
                     cache.keep(row, pixels)
             rows.append(row)
@@ -243,6 +229,7 @@ def _measure(
     pixels: Pixels,
     quality: float,
     similarity: Callable[[Pixels, Pixels], float | None],
+    scores: bool,
 ) -> Row:
     start = time.perf_counter()
     data = codec.encode(pixels, quality)
@@ -260,11 +247,13 @@ def _measure(
         ms_ssim=similarity(pixels, decoded),
         encode_ms=1e3 * (middle - start),
         decode_ms=1e3 * (end - middle),
+        ssimulacra2=ssimulacra2(pixels, decoded) if scores and min(pixels.shape[:2]) >= SIDE else None,
     )
 
 
 def _mean(rows: Sequence[Row]) -> Point:
     similar = [r.ms_ssim for r in rows if r.ms_ssim is not None]
+    scores = [r.ssimulacra2 for r in rows if r.ssimulacra2 is not None]
     count = len(rows)
     return Point(
         quality=rows[0].quality,
@@ -272,6 +261,7 @@ def _mean(rows: Sequence[Row]) -> Point:
         psnr=sum(r.psnr for r in rows) / count,
         ms_ssim=sum(similar) / len(similar) if similar else None,
         images=count,
+        ssimulacra2=sum(scores) / len(scores) if scores else None,
     )
 
 
@@ -349,15 +339,3 @@ def load_anchors(path: Path, chosen: str, names: Sequence[str] = ()) -> dict[str
     if unknown := [name for name in names if name not in sets[chosen]]:
         raise InputError(f"{path} has no curve {unknown[0]!r} for {chosen}; it has {', '.join(sets[chosen])}")
     return {name: sets[chosen][name] for name in names or sets[chosen]}
-
-
-def need(module: str) -> Any:
-    """Import what only an evaluation needs.
-
-    Raises:
-        BackendUnavailableError: it is not installed; the message says how to get it.
-    """
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise BackendUnavailableError(f"evaluation needs `pip install 'dca-fast[eval]'`: {error}") from error

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from dca_fast.errors import InputError
-from dca_fast.evaluation.measure import MS_SSIM_SIDE, Curve, bd_rate, need, rate_inversions
+from dca_fast.evaluation.measure import Curve, bd_rate, rate_inversions
 from dca_fast.files.atomic import write_atomic
+from dca_fast.metrics import MS_SSIM_SIDE, need
 
 __all__ = ["PLOT_FORMATS", "curves", "environment", "plot", "report", "summary"]
 
@@ -56,6 +57,9 @@ def report(
         "bd_rate_ms_ssim": {
             name: bd_rate(_rate_ms_ssim(ours), _rate_ms_ssim(peer)).rate_percent for name, peer in named.items()
         },
+        "bd_rate_ssimulacra2": {
+            name: bd_rate(_rate_score(ours), _rate_score(peer)).rate_percent for name, peer in named.items()
+        },
     }
     return dict(_finite(facts))
 
@@ -80,23 +84,31 @@ def environment() -> dict[str, Any]:
 
 def summary(facts: dict[str, Any]) -> str:
     """A report as text: the points, then the comparisons."""
-    lines = [f"{'quality':>8}{'bpp':>9}{'PSNR dB':>9}{'MS-SSIM':>9}{'dB':>7}"]
+    scored = any(p.get("ssimulacra2") is not None for p in facts["points"])
+    lines = [f"{'quality':>8}{'bpp':>9}{'PSNR dB':>9}{'MS-SSIM':>9}{'dB':>7}" + "  SSIMULACRA2" * scored]
     for p in facts["points"]:
         similar = p["ms_ssim"]
         tail = "     none      -" if similar is None else f"{similar:9.4f}{decibels(similar):7.2f}"
-        lines.append(f"{p['quality']:8g}{p['bpp']:9.4f}{_number(p['psnr'], 9, 2)}{tail}")
+        score = _number(p["ssimulacra2"], 13, 2) if scored else ""
+        lines.append(f"{p['quality']:8g}{p['bpp']:9.4f}{_number(p['psnr'], 9, 2)}{tail}{score}")
     small = sum(row["ms_ssim"] is None for row in facts["per_image"]) // max(1, len(facts["points"]))
     if small:
         why = f"are below {MS_SSIM_SIDE} pixels a side, or its packages are missing"
         lines.append(f"{small} images {why}: no MS-SSIM for them")
     lines += [f"rate fell with rising quality: {text}" for text in facts["rate_inversions"]]
     if facts["bd_rate"]:
-        lines += ["", f"{'BD-rate %':>10}{'BD-PSNR':>9}{'overlap':>9}{'MS-SSIM %':>11}  against"]
+        lines += [
+            "",
+            f"{'BD-rate %':>10}{'BD-PSNR':>9}{'overlap':>9}{'MS-SSIM %':>11}"
+            + "  SSIMULACRA2 %" * scored
+            + "  against",
+        ]
     for name, d in facts["bd_rate"].items():
         numbers = f"{_number(d['rate_percent'], 10, 1)}{_number(d['psnr_db'], 9, 2)}"
         note = f": {d['note']}" if d["note"] else ""
         similar = _number(facts["bd_rate_ms_ssim"].get(name), 11, 1)
-        lines.append(f"{numbers}{100 * d['overlap']:8.0f}%{similar}  {name}{note}")
+        score = _number(facts["bd_rate_ssimulacra2"].get(name), 15, 1) if scored else ""
+        lines.append(f"{numbers}{100 * d['overlap']:8.0f}%{similar}{score}  {name}{note}")
     return "\n".join(lines)
 
 
@@ -119,9 +131,9 @@ def plot(facts: dict[str, Any], path: Path) -> None:
 
 
 def curves(facts: dict[str, Any], title: str) -> Any:
-    """PSNR and MS-SSIM over bits per pixel as a figure of matplotlib: ours, the peers, published curves dashed.
+    """PSNR, MS-SSIM and SSIMULACRA2 over bits per pixel as a figure: ours, the peers, published curves dashed.
 
-    Published curves have PSNR alone. MS-SSIM is left out where nothing has it.
+    Published curves have PSNR alone. MS-SSIM and SSIMULACRA2 are left out where nothing has them.
 
     Args:
         facts: as of `plot`; "codec", "points", "peers" and "anchors" are drawn.
@@ -137,8 +149,10 @@ def curves(facts: dict[str, Any], title: str) -> Any:
         "PSNR on RGB, dB": lambda point: point["psnr"],
         "MS-SSIM, dB": lambda point: None if point["ms_ssim"] is None else decibels(point["ms_ssim"]),
     }
-    if all(level is None for level in map(levels["MS-SSIM, dB"], facts["points"])):
-        del levels["MS-SSIM, dB"]
+    levels["SSIMULACRA2"] = lambda point: point.get("ssimulacra2")
+    for label in ("MS-SSIM, dB", "SSIMULACRA2"):
+        if all(level is None for level in map(levels[label], facts["points"])):
+            del levels[label]
     figure = need("matplotlib.figure").Figure(figsize=(5.5 * len(levels) + 1, 6), layout="constrained")
     figure.suptitle(title)
     colours = [c for i, c in enumerate(need("matplotlib").colormaps["tab10"].colors) if i != GRAY_LIKE]
@@ -165,6 +179,10 @@ def _rate_psnr(curve: Curve) -> list[tuple[float, float]]:
 
 def _rate_ms_ssim(curve: Curve) -> list[tuple[float, float]]:
     return [(p.bpp, decibels(p.ms_ssim)) for p in curve.points if p.ms_ssim is not None]
+
+
+def _rate_score(curve: Curve) -> list[tuple[float, float]]:
+    return [(p.bpp, p.ssimulacra2) for p in curve.points if p.ssimulacra2 is not None]
 
 
 def decibels(similarity: float) -> float:
