@@ -27,11 +27,11 @@ constexpr int kSkipRow = 255;  // row: nothing is coded, the value is 0
 constexpr int kMaxShift = 8;   // 127 << 8 still fits int16
 constexpr int kMaxLanes = 32;
 constexpr int kMaxGroups = 64;
-constexpr int kWordsPerSymbol = 2;  // at most: one refill, and then low bits or a raw value
-constexpr int kChains = 32;         // most trellis chains of a group: coded symbol j belongs to chain j % chains
+constexpr int kWordsPerSymbol = 2;   // at most: one refill, and then low bits or a raw value
+constexpr int kChains = 32;          // most trellis chains of a group: coded symbol j belongs to chain j % chains
 constexpr int kChainSymbols = 1024;  // of each chain at least, unless there is but one
 constexpr int kTrellisStates = 256;
-constexpr int kTailShare = 32;      // the last one in so many coded symbols of a stream's last part are its tail
+constexpr int kTailShare = 32;  // the last one in so many coded symbols of a stream's last part are its tail
 constexpr uint32_t kLower = 1u << 16;
 
 // The tail has fewer lanes than what comes before it. The encoder, which begins with it, hands the first words that it
@@ -46,9 +46,7 @@ DCA_HD uint32_t chains_of(uint64_t symbols, uint32_t groups) {
 }
 
 // Where the tail of so many symbols begins: at a whole round of chains, before the last symbol.
-DCA_HD uint64_t tail_begin(uint64_t symbols) {
-  return symbols * (kTailShare - 1) / (kTailShare * kChains) * kChains;
-}
+DCA_HD uint64_t tail_begin(uint64_t symbols) { return symbols * (kTailShare - 1) / (kTailShare * kChains) * kChains; }
 
 // Decoder entry of one slot: symbol << 24 | freq << 12 | slot - start.
 DCA_HD uint32_t slot_entry(uint32_t symbol, uint32_t freq, uint32_t bias) { return symbol << 24 | freq << 12 | bias; }

@@ -220,8 +220,8 @@ const uint8_t* decode_chains(const TableView& tables, uint32_t* states, const ui
 }
 
 const uint8_t* decode_trellis(const TableView& tables, int lanes, uint32_t* states, const uint8_t* words,
-                              const uint8_t* end, const uint8_t* rows, size_t count, int16_t* values,
-                              uint16_t* chains, int width) {
+                              const uint8_t* end, const uint8_t* rows, size_t count, int16_t* values, uint16_t* chains,
+                              int width) {
   const size_t some = static_cast<size_t>(width);
   size_t done = count - count % some;
   switch (lanes) {
@@ -238,8 +238,8 @@ const uint8_t* decode_trellis(const TableView& tables, int lanes, uint32_t* stat
       done = 0;
   }
   if (words == nullptr) return nullptr;
-  return kScalarPath.decode_trellis(tables, lanes, states, words, end, rows + done, count - done, values + done,
-                                    chains, width);
+  return kScalarPath.decode_trellis(tables, lanes, states, words, end, rows + done, count - done, values + done, chains,
+                                    width);
 }
 
 inline uint8_t* spill_all(__m256i& x, __m256i limit, uint8_t* words) {

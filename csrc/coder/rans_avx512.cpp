@@ -210,8 +210,8 @@ const uint8_t* decode(const TableView& tables, int lanes, uint32_t* states, cons
 }
 
 const uint8_t* decode_trellis(const TableView& tables, int lanes, uint32_t* states, const uint8_t* words,
-                              const uint8_t* end, const uint8_t* rows, size_t count, int16_t* values,
-                              uint16_t* chains, int width) {
+                              const uint8_t* end, const uint8_t* rows, size_t count, int16_t* values, uint16_t* chains,
+                              int width) {
   if (lanes != kLanes) {
     return avx2_path()->decode_trellis(tables, lanes, states, words, end, rows, count, values, chains, width);
   }
@@ -220,8 +220,8 @@ const uint8_t* decode_trellis(const TableView& tables, int lanes, uint32_t* stat
   all.store(chains);
   const size_t done = count - count % kLanes;
   if (words == nullptr) return nullptr;
-  return kScalarPath.decode_trellis(tables, lanes, states, words, end, rows + done, count - done, values + done,
-                                    chains, width);
+  return kScalarPath.decode_trellis(tables, lanes, states, words, end, rows + done, count - done, values + done, chains,
+                                    width);
 }
 
 // Stores the low halves of the lanes in `need` below `words`, lowest lane first.

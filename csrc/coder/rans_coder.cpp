@@ -107,8 +107,8 @@ class GroupEncoder {
     std::fill_n(states_, kMaxLanes, kLower);
   }
 
-  // Adds a part in front of those added before. `tail`: its first coded value of the tail; `width`: chains of a trellis,
-  // else kChains.
+  // Adds a part in front of those added before. `tail`: its first coded value of the tail; `width`: chains of a
+  // trellis, else kChains.
   Outcome add(const TableView& tables, const Path& path, int lanes, const Part& part, size_t tail, int width) {
     Block block;
     Chains chains{};
@@ -215,9 +215,9 @@ class Scratch {
   size_t count_ = 0;
 };
 
-// The search of the chains of one or more groups that follow each other, at most kChains together: first those that have
-// a symbol in the last round. A thread keeps its memory from call to call if it is not much: pages that the system has
-// to clear cost more than the search.
+// The search of the chains of one or more groups that follow each other, at most kChains together: first those that
+// have a symbol in the last round. A thread keeps its memory from call to call if it is not much: pages that the system
+// has to clear cost more than the search.
 class GroupSearch {
  public:
   // Of `size` positions. Symbols: where those of each group begin among all of them, and where the last one's end.
@@ -255,7 +255,8 @@ class GroupSearch {
     std::vector<Chain> chains;
     for (size_t g = 0; g + 1 < symbols.size(); ++g) {
       const size_t count = symbols[g + 1] - symbols[g];
-      for (size_t c = 0; c < width; ++c) chains.push_back({symbols[g] - symbols[0] + c, (count + width - 1 - c) / width});
+      for (size_t c = 0; c < width; ++c)
+        chains.push_back({symbols[g] - symbols[0] + c, (count + width - 1 - c) / width});
     }
     size_t rounds = 0, active = 0;
     for (const Chain& chain : chains) rounds = std::max(rounds, chain.count);

@@ -54,8 +54,8 @@ struct Path {
   // Prepares such a block for `encode`: values become indices, and rows get the bits of sets. Returns whether
   // every value was on the grid of its state.
   bool (*to_indices)(uint8_t* rows, int16_t* values, size_t count, uint16_t* chains, int width);
-  // Finds the values of kChains chains, whose symbols come in turn. Arrays go on to whole rounds, with rows below kRows;
-  // `trail` is scratch, kTrailBytes for each round.
+  // Finds the values of kChains chains, whose symbols come in turn. Arrays go on to whole rounds, with rows below
+  // kRows; `trail` is scratch, kTrailBytes for each round.
   void (*search)(const int32_t* charges, const int32_t* residuals, const uint8_t* rows, size_t count, uint8_t* trail,
                  int16_t* values);
 };

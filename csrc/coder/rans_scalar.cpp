@@ -148,8 +148,8 @@ const uint8_t* decode(const TableView& tables, int lanes, uint32_t* states, cons
 }
 
 const uint8_t* decode_trellis(const TableView& tables, int lanes, uint32_t* states, const uint8_t* words,
-                              const uint8_t* end, const uint8_t* rows, size_t count, int16_t* values,
-                              uint16_t* chains, int width) {
+                              const uint8_t* end, const uint8_t* rows, size_t count, int16_t* values, uint16_t* chains,
+                              int width) {
   for (size_t done = 0; done < count; done += static_cast<size_t>(width)) {
     const size_t active = std::min(count - done, static_cast<size_t>(width));
     uint8_t chosen[kChains];

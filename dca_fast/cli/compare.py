@@ -14,10 +14,10 @@ from PIL import Image
 
 from dca_fast.cli.commands import codec_of, note, progress_bar, say
 from dca_fast.errors import BackendUnavailableError, InputError
-from dca_fast.metrics import Pixels, psnr
 from dca_fast.evaluation.peers import FAMILIES, Peer, make_peers
 from dca_fast.files.atomic import check_output, identities, write_atomic
 from dca_fast.files.image_io import load_image
+from dca_fast.metrics import Pixels, psnr
 
 __all__ = ["Shown", "at_most", "compare", "page"]
 
