@@ -40,8 +40,9 @@ DCA_HD uint32_t tail_lanes(uint32_t lanes) { return lanes < 4 ? 1 : lanes / 4; }
 
 // How many chains each group has in a part of so many coded symbols.
 DCA_HD uint32_t chains_of(uint64_t symbols, uint32_t groups) {
+  const uint64_t most = symbols / groups / kChainSymbols;
   uint32_t chains = 1;
-  while (chains < kChains && symbols / groups / kChainSymbols >= 2 * chains) chains *= 2;
+  while (chains < kChains && 2 * chains <= most) chains *= 2;
   return chains;
 }
 

@@ -515,8 +515,141 @@ void search(const int32_t* charges, const int32_t* residuals, const uint8_t* row
   }
 }
 
+// A search along the states of one chain. The cost of a state lies where that of its predecessor lay from which an even
+// index leads to it; the other predecessor is found at a distance, by XOR, that depends on the round alone.
+constexpr int kPlaces = kTrellisStates;
+constexpr int kPathVectors = kPlaces / 32;  // the lower five bits of a place are its lane, the others its vector
+
+struct Turn {
+  uint8_t apart;         // between the places of two states from which the same two are entered
+  uint8_t set;           // the set of a state is the parity of its place & set
+  uint8_t place[2][16];  // of a state, after the round: XOR of those of its lower and its upper half
+};
+
+constexpr uint32_t parity_of(uint32_t x) {
+  x ^= x >> 4, x ^= x >> 2;
+  return (x ^ x >> 1) & 1;
+}
+
+// How places turn from round to round, until they are again those of the beginning: all of it is linear.
+struct Turns {
+  Turn of[256];
+  int count = 0;
+
+  Turns() {
+    uint32_t place[kPlaces];  // of each state before a round
+    for (int z = 0; z < kPlaces; ++z) place[z] = static_cast<uint32_t>(z);
+    do {
+      Turn& turn = of[count++];
+      turn.apart = static_cast<uint8_t>(place[trellis_before(0, 0) ^ trellis_before(0, 1)] ^ place[0]);
+      for (uint32_t set = 1; set < kPlaces; ++set) {
+        bool fits = true;
+        for (int bit = 0; bit < 8; ++bit) fits &= parity_of(place[1 << bit] & set) == (bit == 0);
+        if (fits) turn.set = static_cast<uint8_t>(set);
+      }
+      uint32_t after[kPlaces];
+      for (uint32_t z = 0; z < kPlaces; ++z) after[z] = place[trellis_before(z, 0)];
+      std::copy_n(after, kPlaces, place);
+      for (int z = 0; z < 16; ++z) {
+        turn.place[0][z] = static_cast<uint8_t>(place[z]);
+        turn.place[1][z] = static_cast<uint8_t>(place[z << 4]);
+      }
+    } while (count < 256 && !is_first(place));
+  }
+
+ private:
+  static bool is_first(const uint32_t* place) {
+    for (int bit = 0; bit < 8; ++bit) {
+      if (place[1 << bit] != 1u << bit) return false;
+    }
+    return true;
+  }
+};
+
+// Bit i says whether the parity of i & mask is odd.
+inline uint32_t odd_lanes(uint32_t mask) {
+  uint32_t odd = 0;
+  constexpr uint32_t kBits[5] = {0xAAAAAAAA, 0xCCCCCCCC, 0xF0F0F0F0, 0xFF00FF00, 0xFFFF0000};
+  for (int bit = 0; bit < 5; ++bit) odd ^= mask >> bit & 1 ? kBits[bit] : 0;
+  return odd;
+}
+
+// Edges of all symbols, 32 at a time: [set * 2 + parity][32].
+using Edges = uint16_t[4][32];
+
+// One symbol more for all paths.
+inline void extend_chain(__m512i* path, const Edges& edges, size_t i, const Turn& turn, volatile uint32_t* ways) {
+  const __mmask32 sets = odd_lanes(turn.set);
+  __m512i edge[2][2];  // [whether the place of the vector turns sets over][parity]
+  for (int parity = 0; parity < 2; ++parity) {
+    const __m512i first = _mm512_set1_epi16(static_cast<int16_t>(edges[parity][i]));
+    const __m512i second = _mm512_set1_epi16(static_cast<int16_t>(edges[2 + parity][i]));
+    edge[0][parity] = _mm512_mask_mov_epi16(first, sets, second);
+    edge[1][parity] = _mm512_mask_mov_epi16(second, sets, first);
+  }
+  const __m512i lanes = _mm512_set_epi16(31, 30, 29, 28, 27, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 16, 15, 14, 13, 12,
+                                         11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const __m512i other = _mm512_xor_si512(lanes, _mm512_set1_epi16(turn.apart & 31));
+  __m512i next[kPathVectors];
+  for (int v = 0; v < kPathVectors; ++v) {
+    const __m512i* const own = edge[parity_of(static_cast<uint32_t>(v << 5) & turn.set)];
+    const __m512i even = _mm512_add_epi16(_mm512_load_si512(path + v), own[0]);
+    const __m512i partner = _mm512_permutexvar_epi16(other, _mm512_load_si512(path + (v ^ turn.apart >> 5)));
+    next[v] = choose_way(even, _mm512_add_epi16(partner, own[1]), ways + v);
+  }
+  for (int v = 0; v < kPathVectors; ++v) _mm512_store_si512(path + v, next[v]);
+}
+
+void search_one(const int32_t* charges, const int32_t* residuals, const uint8_t* rows, size_t count, uint8_t* bytes,
+                int16_t* values) {
+  static const Turns turns;
+  uint32_t* const trail = reinterpret_cast<uint32_t*>(bytes);
+  uint8_t* const highers = bytes + 4 * kPathVectors * count;
+  __m512i path[kPathVectors];
+  for (__m512i& some : path) some = _mm512_set1_epi16(kUnreached);
+  path[0] = _mm512_mask_mov_epi16(path[0], 1, _mm512_setzero_si512());
+  int turn = 0;
+  for (size_t first = 0; first < count; first += 32) {
+    alignas(64) Edges edges;
+    uint16_t masks[8];
+    for (int h = 0; h < 2; ++h) {
+      __m256i half[4];
+      find_edges(charges, residuals + first + kVector * h, rows + first + kVector * h, half, masks + h);
+      for (int e = 0; e < 4; ++e) _mm256_store_si256(reinterpret_cast<__m256i*>(edges[e] + kVector * h), half[e]);
+    }
+    std::memcpy(highers + first / 2, masks, sizeof masks);
+    for (size_t i = 0; i < std::min<size_t>(32, count - first); ++i) {
+      extend_chain(path, edges, i, turns.of[turn], trail + kPathVectors * (first + i));
+      turn = turn + 1 == turns.count ? 0 : turn + 1;
+    }
+  }
+  alignas(64) uint16_t costs[kPlaces];
+  std::memcpy(costs, path, sizeof costs);
+  turn = turn == 0 ? turns.count - 1 : turn - 1;  // of the last symbol
+  const auto place = [&](uint32_t z) { return turns.of[turn].place[0][z & 15] ^ turns.of[turn].place[1][z >> 4]; };
+  uint32_t state = 0;
+  for (uint32_t z = 1; count > 0 && z < kPlaces; ++z) {
+    const uint16_t more = static_cast<uint16_t>(costs[place(z)] - costs[place(state)]);
+    if (static_cast<int16_t>(more) < 0) state = z;
+  }
+  for (size_t i = count; i-- > 0; turn = turn == 0 ? turns.count - 1 : turn - 1) {
+    const uint32_t at = static_cast<uint32_t>(place(state));
+    const uint32_t odd = trail[kPathVectors * i + (at >> 5)] >> (at & 31) & 1;
+    state = trellis_before(state, odd);
+    const int set = static_cast<int>(state & 1);
+    const int32_t below = rans::index_below(rans::clamped(residuals[i]), set), sign = residuals[i] >> 31;
+    const int32_t other = (below ^ static_cast<int32_t>(odd)) & 1;
+    uint16_t mask;
+    std::memcpy(&mask, highers + i / 32 * 16 + 2 * (4 * set + 2 * other + i / 16 % 2), sizeof mask);
+    const int32_t index = below - other + 2 * (mask >> i % 16 & 1);
+    const int32_t value = 2 * index - (index > 0 ? set : 0);
+    values[i] = static_cast<int16_t>((value ^ sign) - sign);
+  }
+}
+
 const Path kAvx512Path = {"avx512", pack_rows, pack_values,    pack_residuals, unpack_values,
-                          decode,   encode,    decode_trellis, to_indices,     search};
+                          decode,   encode,    decode_trellis, to_indices,     search,
+                          search_one};
 
 }  // namespace
 }  // namespace dca::rans

@@ -258,6 +258,7 @@ class GroupSearch {
       for (size_t c = 0; c < width; ++c)
         chains.push_back({symbols[g] - symbols[0] + c, (count + width - 1 - c) / width});
     }
+    if (path.search_one != nullptr && chains.size() <= kOneByOne) return search_each(path, charges, chains, width);
     size_t rounds = 0, active = 0;
     for (const Chain& chain : chains) rounds = std::max(rounds, chain.count);
     const auto longest = [&](const Chain& chain) { return chain.count == rounds; };
@@ -285,6 +286,27 @@ class GroupSearch {
     each([&](size_t to, size_t from) { values_.get()[to] = wide.values_.get()[from]; });
     if (wide.trail_.size() > kKeptTrail) wide_.reset();
     return outcome;
+  }
+
+  static constexpr size_t kOneByOne = 8;  // chains that are searched sooner one after the other
+
+  Outcome search_each(const Path& path, const int32_t* charges, const std::vector<Chain>& chains, size_t width) {
+    GroupSearch& one = wide_ != nullptr ? *wide_ : *(wide_ = std::make_unique<GroupSearch>());
+    for (const Chain& chain : chains) {
+      const size_t whole = (chain.count + kChains - 1) / kChains * kChains;
+      if (!one.rows_.reserve(whole + kSlack) || !one.residuals_.reserve(whole + kSlack) ||
+          !one.values_.reserve(whole + kSlack) || !one.trail_.reserve(whole / kChains * kTrailBytes + kSlack)) {
+        return Outcome::kNoMemory;
+      }
+      for (size_t i = 0; i < whole; ++i) {
+        const bool there = i < chain.count;
+        one.rows_.get()[i] = there ? rows_.get()[chain.first + i * width] : 0;
+        one.residuals_.get()[i] = there ? residuals_.get()[chain.first + i * width] : 0;
+      }
+      path.search_one(charges, one.residuals_.get(), one.rows_.get(), chain.count, one.trail_.get(), one.values_.get());
+      for (size_t i = 0; i < chain.count; ++i) values_.get()[chain.first + i * width] = one.values_.get()[i];
+    }
+    return Outcome::kDone;
   }
 
   static constexpr size_t kKeptTrail = 16 << 20;
