@@ -3,8 +3,9 @@
 import io
 import tarfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import dca_fast.pillow  # noqa: F401 (what is tested)
 from dca_fast import Codec
 from dca_fast.errors import CorruptStreamError
 from dca_fast.loading import Handler, decoded
+from dca_fast.ssimulacra2 import ssimulacra2
 from dca_fast.testing import photograph
 from tests.optional import torch
 
@@ -126,6 +128,23 @@ def test_hugging_face_datasets(codec: Codec, files: list[bytes], monkeypatch: py
     table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
     assert np.array_equal(table[3]["image"], codec.decode(files[3], "numpy"))
     assert torch.equal(table.with_format("torch")[1]["image"], codec.decode(files[1], "torch"))
+
+
+def test_the_benchmark_compares_like_with_like(
+    files: list[bytes], benchmark_script: Callable[[str], ModuleType]
+) -> None:
+    assert torch.__version__
+    script = benchmark_script("measure/loading")
+
+    def score(quality: int) -> float:
+        return ssimulacra2(PICTURES[0], script.by_pillow(script.jpeg(PICTURES[0], quality)).permute(1, 2, 0).numpy())
+
+    quality = script.as_good(PICTURES[0], 60)
+    assert score(quality - 1) < 60 <= score(quality)
+    assert [script.rate(files, 12, script.Dca(), workers) > 0 for workers in (0, 2)] == [True, True]
+    rates = iter([2.0, 1.0, 4.0, 8.0, 1.0, 1.0])
+    found = script.measured({name: lambda: next(rates) for name in ("a", "b")}, 3, "a")
+    assert found == {"a": {"pictures_per_second": 2, "ratio": 1}, "b": {"pictures_per_second": 1, "ratio": 1}}
 
 
 # Libraries of pictures
