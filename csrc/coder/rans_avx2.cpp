@@ -352,7 +352,8 @@ inline void extend_paths_of_sixteen(SearchRound& round) {
 }
 
 const Path kAvx2Path = {"avx2", pack_rows, pack_values,    pack_residuals, unpack_values,
-                        decode, encode,    decode_trellis, to_indices,     search_chains<extend_paths_of_sixteen>, nullptr};
+                        decode, encode,    decode_trellis, to_indices,     search_chains<extend_paths_of_sixteen>,
+                        nullptr};
 
 }  // namespace
 }  // namespace dca::rans

@@ -647,9 +647,8 @@ void search_one(const int32_t* charges, const int32_t* residuals, const uint8_t*
   }
 }
 
-const Path kAvx512Path = {"avx512", pack_rows, pack_values,    pack_residuals, unpack_values,
-                          decode,   encode,    decode_trellis, to_indices,     search,
-                          search_one};
+const Path kAvx512Path = {"avx512", pack_rows,      pack_values, pack_residuals, unpack_values, decode,
+                          encode,   decode_trellis, to_indices,  search,         search_one};
 
 }  // namespace
 }  // namespace dca::rans

@@ -58,7 +58,8 @@ struct Path {
   // kRows; `trail` is scratch, kTrailBytes for each round.
   void (*search)(const int32_t* charges, const int32_t* residuals, const uint8_t* rows, size_t count, uint8_t* trail,
                  int16_t* values);
-  // The same for one chain, or nullptr: arrays go on to whole rounds of 32, `trail` has kTrailBytes for each 32 symbols.
+  // The same for one chain, or nullptr: arrays go on to whole rounds of 32, `trail` has kTrailBytes for each 32
+  // symbols.
   void (*search_one)(const int32_t* charges, const int32_t* residuals, const uint8_t* rows, size_t count,
                      uint8_t* trail, int16_t* values);
 };

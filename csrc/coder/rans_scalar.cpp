@@ -247,6 +247,7 @@ uint8_t* encode_rest(const TableView& tables, int lanes, uint32_t* states, uint8
 }
 
 const Path kScalarPath = {"scalar", pack_rows, pack<int16_t>,  pack<int32_t>, unpack_values,
-                          decode,   encode,    decode_trellis, to_indices,    search_chains<extend_paths>, nullptr};
+                          decode,   encode,    decode_trellis, to_indices,    search_chains<extend_paths>,
+                          nullptr};
 
 }  // namespace dca::rans
