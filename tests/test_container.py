@@ -250,3 +250,10 @@ def test_inspect_tells_the_facts() -> None:
     assert info.bpp == 8 * len(FULL) / (768 * 5)
     with pytest.raises(CorruptStreamError):
         dca_fast.inspect(FULL[:-1] + b"\x00")
+
+
+@pytest.mark.parametrize("layer", [b"1234", b"1234\x80", b"12", b"1234\x80\x00"])
+def test_a_layer_that_is_cut_is_corrupt(layer: bytes) -> None:
+    """The file itself is whole."""
+    with pytest.raises(CorruptStreamError):
+        inspect(pack(HEADER, b"stream", {Section.LAYER: layer}))

@@ -309,7 +309,7 @@ def inspect(data: _BytesLike) -> Info:
         exact=header.exact,
         # The steps of its stream: docs/spec/exact.md.
         lossless=header.exact and header.quality == MAX_QUALITY and dca.stream[:1] < b"\4",
-        graphic_blocks=0 if layer is None else _Reader(layer, LAYER_DIGEST_BYTES, len(layer)).leb128(),
+        graphic_blocks=0 if layer is None else _blocks_of(layer),
         depth=header.depth,
         model_id=header.model_id.hex(),
         digest=header.digest,
@@ -318,6 +318,14 @@ def inspect(data: _BytesLike) -> Info:
         file_bytes=len(data),
         bpp=8 * len(data) / (header.width * header.height),
     )
+
+
+def _blocks_of(layer: bytes) -> int:
+    """How many blocks a LAYER section says it has."""
+    try:
+        return _Reader(layer, LAYER_DIGEST_BYTES, len(layer)).leb128()
+    except TruncatedStreamError as error:  # of the section, not of the file
+        raise CorruptStreamError("the layer ends inside the number of its blocks") from error
 
 
 def _check_start(data: bytes) -> None:
