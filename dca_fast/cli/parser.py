@@ -250,7 +250,7 @@ def _add_eval(p: argparse.ArgumentParser) -> None:
     steps = tuple(float(q) for q in range(0, 101, 10))
     p.add_argument("--qualities", type=qualities, default=steps, metavar="Q,Q", help="default: 0,10,..,100")
     _add_effort(p, "of the encoder")
-    p.add_argument("--ssimulacra2", action="store_true", help="this measure too: a second or two for a megapixel")
+    p.add_argument("--ssimulacra2", action="store_true", help="this measure too: about a second for a megapixel")
     p.add_argument("--peers", type=names, default=(), metavar="NAME,NAME", help="of jpeg,webp,avif,jxl")
     p.add_argument("--peer-cache", type=Path, metavar="DIR", help="keep what peers did: they are not run again")
     p.add_argument("--anchors", type=Path, metavar="FILE", help="JSON with published curves")

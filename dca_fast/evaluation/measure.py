@@ -190,7 +190,7 @@ def evaluate(
         name: of the curve.
         on_row: called after each image and quality, for progress.
         cache: its rows are not measured again, new ones are added.
-        scores: SSIMULACRA2 too, which takes a second or two for a megapixel.
+        scores: SSIMULACRA2 too, which takes about a second for a megapixel.
 
     Returns:
         The rows, in the order of images and qualities.
