@@ -17,7 +17,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from dca_fast import Codec
+from dca_fast.cli.compare import at_most
 from dca_fast.network.layout import is_of_encoder
 from dca_fast.testing import landscape, page
 
@@ -117,19 +117,6 @@ def chart(height: int = 480, width: int = 720) -> np.ndarray:
     return np.asarray(image)
 
 
-def closest(encode: Callable[[int], bytes], size: int) -> tuple[bytes, int]:
-    """The largest quality, 1 to 100, whose file is no larger, and the file; that of quality 1 if all are."""
-    low, high, best = 1, 100, encode(1)
-    while low < high:
-        middle = (low + high + 1) // 2
-        data = encode(middle)
-        if len(data) <= size:
-            low, best = middle, data
-        else:
-            high = middle - 1
-    return best, low
-
-
 def save_samples(folder: Path) -> None:
     """Pictures at some qualities, beside JPEG and AVIF of as many bytes."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -149,7 +136,7 @@ def save_samples(folder: Path) -> None:
                     image.save(out, kind, quality=q, **options)  # noqa: B023
                     return out.getvalue()
 
-                found, q = closest(encoded, len(data))
+                found, q = at_most(encoded, len(data))
                 entry[kind.lower()] = f"{name}-{quality}.{kind.lower()}"
                 entry[f"{kind.lower()}_bytes"], entry[f"{kind.lower()}_quality"] = len(found), q
                 (folder / entry[kind.lower()]).write_bytes(found)

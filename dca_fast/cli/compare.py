@@ -47,14 +47,15 @@ def _lossless(pixels: Pixels) -> str:
     return _url("image/png", buffer.getvalue())
 
 
-def at_most(encoded: Callable[[int], bytes], size: int) -> bytes:
-    """The file of the highest quality, 0 to 100, that takes no more than so many bytes; the smallest one if none does.
+def at_most(encoded: Callable[[int], bytes], size: int) -> tuple[bytes, int]:
+    """The file of the highest quality, 1 to 100, that takes no more than so many bytes, and that quality; the file of
+    quality 1 if none does.
 
     Args:
         encoded: the file of a quality; larger ones for higher qualities, mostly.
         size: in bytes.
     """
-    low, high, best = 0, MOST, encoded(0)
+    low, high, best = 1, MOST, encoded(1)
     while low < high:
         middle = (low + high + 1) // 2
         data = encoded(middle)
@@ -62,11 +63,11 @@ def at_most(encoded: Callable[[int], bytes], size: int) -> bytes:
             low, best = middle, data
         else:
             high = middle - 1
-    return best
+    return best, low
 
 
 def _beside(peer: Peer, pixels: Pixels, size: int) -> Shown:
-    data = at_most(lambda quality: peer.encode(pixels, quality), size)
+    data, _ = at_most(lambda quality: peer.encode(pixels, quality), size)
     decoded, kind = peer.decode(data), SHOWN_BY_BROWSERS.get(peer.format)
     url = _lossless(decoded) if kind is None else _url(kind, data)
     return Shown(peer.name, len(data), psnr(pixels, decoded), url)
