@@ -50,7 +50,7 @@ from dca_fast.engines.cuda import CudaEngine, _analyse, _synthesise
 from dca_fast.evaluation.report import environment
 from dca_fast.kernels.ops import OPS
 from dca_fast.model.network import Network
-from dca_fast.network import walk, weights
+from dca_fast.network import models, walk, weights
 from dca_fast.network.program import ProgramSet
 from dca_fast.ops import Ops, reference
 from dca_fast.ops.reference import TorchArrays
@@ -343,7 +343,7 @@ def training_speed(device: str, clock: Clock, batch: int, crop: int, turns: int)
     """Pixels per second of the trainer, all modules of dca-s on synthetic photographs: as it is, launch by launch, and
     without fused kernels."""
     data = Images([photograph(512, 512, seed) for seed in range(8)])
-    tables, rows = weights.load(weights.find("dca-s")).tables, {}
+    tables, rows = weights.load(models.named("dca-s")).tables, {}
     for name, record, fused in (("graphs", True, True), ("launches", False, True), ("graphs, eager", True, False)):
         if rows and clock.left() < 0:
             break

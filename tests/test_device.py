@@ -29,7 +29,7 @@ from dca_fast.engines.cuda import (
 )
 from dca_fast.errors import BitstreamError, DeviceMemoryError, InputError
 from dca_fast.files import container
-from dca_fast.network import weights
+from dca_fast.network import models, weights
 from dca_fast.network.program import Model
 from dca_fast.network.walk import Grid
 from dca_fast.ops import Linear, Ops, Params
@@ -47,7 +47,7 @@ on_gpu = pytest.mark.skipif(not OK and not os.environ.get("DCA_REQUIRE_GPU"), re
 
 
 def test_settings_in_fixed_memory_are_those_of_every_quality() -> None:
-    model = Model(weights.load(weights.find("dca-s")), OPS)
+    model = Model(weights.load(models.named("dca-s")), OPS)
     fixed = _Settings(model)
     before = {name: view.data_ptr() for name, view in fixed.views.items()}
     for quality in (0, 6000, 10000, 1):

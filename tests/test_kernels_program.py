@@ -16,7 +16,7 @@ from dca_fast.encoder.full_gradient import Exponents, Gradient
 from dca_fast.encoder.linear_gradient import Adjoint
 from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import build_gaussian_tables
-from dca_fast.network import walk, weights
+from dca_fast.network import models, walk, weights
 from dca_fast.network.program import Program, ProgramSet
 from dca_fast.ops import Ops, reference
 from dca_fast.testing import photograph
@@ -67,7 +67,7 @@ class Checked(Kept):
 @pytest.mark.slow
 def test_the_program_on_kernels_is_the_reference_program(quantise: walk.Quantiser) -> None:
     grid = walk.Grid((4, 8), (4, 7))
-    model = weights.load(weights.find("dca-s"))
+    model = weights.load(models.named("dca-s"))
     program = ProgramSet(model, ops.OPS, DEVICE).at(6000, 3)
     oracle = ProgramSet(model, reference.OPS).at(6000, 3)
     image = torch.from_numpy(photograph(64, 128, seed=7))[None]
@@ -86,7 +86,7 @@ def test_the_program_on_kernels_is_the_reference_program(quantise: walk.Quantise
 @pytest.mark.slow
 def test_a_step_of_effort_on_kernels_is_that_of_the_reference(quantise: walk.Quantiser) -> None:
     """Values of level 1, of a picture that its last site is not full of."""
-    model, image = weights.load(weights.find("dca-s")), torch.from_numpy(photograph(64, 64, seed=8))[None]
+    model, image = weights.load(models.named("dca-s")), torch.from_numpy(photograph(64, 64, seed=8))[None]
     parts, pictures = [], []
     for operations, device in ((reference.OPS, torch.device("cpu")), (ops.OPS, DEVICE)):
         program = ProgramSet(model, operations, device).at(6000)
@@ -104,7 +104,7 @@ def test_a_step_of_effort_on_kernels_is_that_of_the_reference(quantise: walk.Qua
 
 @pytest.mark.slow
 def test_the_gradient_on_kernels_is_that_of_the_reference() -> None:
-    model, slopes = weights.load(weights.find("dca-s")), []
+    model, slopes = weights.load(models.named("dca-s")), []
     exponents: list[Exponents] = []
     y_hat, error = int16(1, 4, 4, 384, limit=400), int16(1, 8, 8, 192, limit=30)
     for operations, device in ((reference.OPS, torch.device("cpu")), (ops.OPS, DEVICE)):
