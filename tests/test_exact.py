@@ -483,7 +483,7 @@ def test_the_highest_quality_has_45_decibels(codec: Codec, name: str) -> None:
     files = [codec.encode(image, quality, effort=0, screen="off") for quality in (60, 90, 99.99, 100)]
     found = [decibels(codec, image, data) for data in files]
     assert found[-1] >= 45
-    assert found[-1] == max(found)
+    assert found[-1] > max(found) - 0.15  # what the network's rounding makes of neighbours
     info = inspect(files[-1])
     assert (info.exact, info.quality) == (name != "ripples", 100)
     assert not any(inspect(data).exact for data in files[:-1])
