@@ -483,7 +483,9 @@ def test_the_highest_quality_has_45_decibels(codec: Codec, name: str) -> None:
     files = [codec.encode(image, quality, effort=0, screen="off") for quality in (60, 90, 99.99, 100)]
     found = [decibels(codec, image, data) for data in files]
     assert found[-1] >= 45
-    assert found[-1] > max(found) - 0.15  # what the network's rounding makes of neighbours
+    neighbour = found.pop(2)  # what rounding makes of a picture may differ by so much from 99.99 to 100
+    assert found[-1] > neighbour - 0.1
+    assert found[-1] == max(found)
     info = inspect(files[-1])
     assert (info.exact, info.quality) == (name != "ripples", 100)
     assert not any(inspect(data).exact for data in files[:-1])

@@ -113,7 +113,9 @@ def test_releases_are_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     identity = weights.identity_of(models.named("dca-s"))
     assert next(iter(models.released().items())) == (identity, "dca-s")
     monkeypatch.setattr(models, "SHIPPED", tmp_path)
-    monkeypatch.setattr(models, "entry_points", lambda group: ())  # the package of the weights may be installed
+    monkeypatch.setattr(
+        "importlib.metadata.entry_points", lambda group: ()
+    )  # the package of the weights may be installed
     (tmp_path / "models.json").write_text(json.dumps({identity.hex(): {"name": "dca-s", "since": "0.1.0"}}))
     brings = f"`pip install {models.distribution(identity[:4])}` brings them"
     with pytest.raises(WeightsError, match=brings):

@@ -8,7 +8,6 @@ reads.
 import json
 import os
 from functools import lru_cache
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -34,6 +33,8 @@ def distribution(model_id: bytes) -> str:
 
 def folders() -> list[Path]:
     """All of them, in the order in which they are searched; some may not exist."""
+    from importlib.metadata import entry_points  # late: a codec of the shipped weights needs no packages
+
     places = [SHIPPED]
     for point in entry_points(group=GROUP):
         spec = find_spec(point.value)
@@ -95,10 +96,13 @@ def named(name: str) -> Path:
     Raises:
         WeightsError: there are none of that name; the message lists those that there are.
     """
+    for path in SHIPPED.glob("*.safetensors"):  # the usual case: no package is looked for
+        if path.stem == name:
+            return path
     paths = files()
     newest = next((identity for identity, other in released().items() if other == name), None)
     for path in paths:
-        if path.stem == name and (path.parent == SHIPPED or newest in (None, identity_of(path))):
+        if path.stem == name and newest in (None, identity_of(path)):
             return path
     hint = "" if newest is None else f"; `pip install {distribution(newest[:4])}` brings them"
     known = ", ".join(dict.fromkeys(path.stem for path in paths)) or "none"
