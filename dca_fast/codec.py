@@ -78,7 +78,7 @@ class _Work(NamedTuple):
 
     source: image_io.ImageInput
     pixels: Array
-    sections: dict[container.Section, bytes]
+    sections: dict[int, bytes]
 
 
 def _in_memory(method: Method) -> Method:
@@ -203,6 +203,7 @@ class Codec:
         effort: int = DEFAULT_EFFORT,
         aq_strength: float = DEFAULT_AQ,
         screen: str = "auto",
+        alpha_quality: float = 100.0,
         metadata: Mapping[str, bytes] | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> bytes:
@@ -214,7 +215,7 @@ class Codec:
                 array [N, H, W, C] or tensor [N, C, H, W], gives a list of N files.
             quality: 0..100, continuous; one step is 1/100. 100 has at least 45 dB of PSNR: where the model stays below,
                 the exact-colour coder takes its place. Or "lossless": every sample comes back as it was, also those
-                under alpha 0; arrays may then be uint16, Pillow images I;16. `effort` and `aq_strength` are not used.
+                under alpha 0; arrays may then be uint16, Pillow images I;16. Other options are not used then.
             effort: 0..9, time for fewer bits at equal distortion; no decoder sees a difference. The default, 1, takes
                 two to three times as long as 0; from 2 on latents follow gradients of the decoder, and every level
                 takes up to some two times as long as the one before (docs/guide/encoding.md).
@@ -224,6 +225,8 @@ class Codec:
             screen: "auto": screens, text and charts, or the blocks of them in a picture, are coded by the exact-colour
                 coder, nearly without loss, where that takes fewer bits at equal distortion; or "off". Photographs are
                 the same files with both.
+            alpha_quality: 0..100. 100 keeps alpha as it is; below, it is rounded to fewer levels, of which transparent
+                and opaque always are two: 91 of them at 79, 23 at 50, two at 0.
             metadata: replaces the image's own "icc", "exif", "xmp" blocks.
             progress: told how much is done, 0..1.
 
@@ -233,19 +236,22 @@ class Codec:
         Raises:
             InputError: wrong type, shape or dtype, or an empty image.
             LimitExceededError: more than `max_pixels`.
-            ConfigError: quality, effort, aq_strength or screen out of range.
+            ConfigError: quality, effort, aq_strength, screen or alpha_quality out of range.
+            WeightsError: the weights have no encoder, or one of a later version.
             OutOfMemoryError: there is too little memory.
         """
         lossless = isinstance(quality, str) and quality == LOSSLESS
         q, level, aq = _quality(QUALITY_MAX if lossless else quality), check_effort(effort), _aq(aq_strength)
         look = graphics.check(screen) and q < container.MAX_QUALITY
+        levels = picture.alpha_levels(100 if lossless else alpha_quality)
         batch = images_of(image)
         if batch is not None:
             options: dict[str, Any] = {"effort": effort, "aq_strength": aq_strength, "screen": screen}
+            options["alpha_quality"] = alpha_quality
             return [self.encode(one, quality, **options) for one in batch]  # type: ignore[return-value]
         if lossless:
             return self._encode_exact(image, metadata)
-        work = self._prepared(image, q, aq, look, metadata)
+        work = self._prepared(image, q, aq, look, levels, metadata)
         if isinstance(work, bytes):
             data = work
         else:
@@ -255,11 +261,19 @@ class Codec:
         return data
 
     def _prepared(
-        self, image: ImageLike, quality: int, aq: int, look: bool, metadata: Mapping[str, bytes] | None
+        self,
+        image: ImageLike,
+        quality: int,
+        aq: int,
+        look: bool,
+        levels: int,
+        metadata: Mapping[str, bytes] | None = None,
     ) -> _Work | bytes:
         """What the engine codes of an image, and what goes beside it; or the file, if it is all graphics."""
+        if not self._weights.encodes:
+            raise WeightsError(f"the weights of model {self.model_id} have no encoder that this version knows")
         source = self._image(image)
-        sections, pixels = self._sections(source, metadata), source.pixels
+        sections, pixels = self._sections(source, metadata, levels), source.pixels
         chosen = self._graphics(source, quality, aq) if look else None
         if chosen is not None and chosen.whole:
             return container.pack(picture.header_of(source, chosen.samples, quality), chosen.stream, sections)
@@ -292,9 +306,7 @@ class Codec:
             return 8 * len(coded.stream), self._host(decoded[..., :channels])
 
         samples, price = self._host(source.pixels[..., :channels]), graphics.price_of(quality, channels)
-        chosen = graphics.choose(samples, price, network, threads=self.threads, python=self._python)
-        fits = chosen is None or chosen.whole or len(chosen.payload) <= container.MAX_SECTION_BYTES
-        return chosen if fits else None
+        return graphics.choose(samples, price, network, threads=self.threads, python=self._python)
 
     def _encode_exact(self, image: ImageLike, metadata: Mapping[str, bytes] | None) -> bytes:
         source = picture.source_of(image, max_pixels=self.max_pixels)
@@ -304,9 +316,7 @@ class Codec:
         stream = picture.coder.encode(samples, threads=self.threads, python=self._python)
         return container.pack(header, stream, self._sections(source, metadata))
 
-    def _at_the_top(
-        self, source: image_io.ImageInput, sections: Mapping[container.Section, bytes], data: bytes
-    ) -> bytes:
+    def _at_the_top(self, source: image_io.ImageInput, sections: Mapping[int, bytes], data: bytes) -> bytes:
         """A file of the highest quality: that of the model, unless it is not enough or longer than one without loss."""
         dca, engine = container.parse(data, max_pixels=self.max_pixels), self.engine
         decoded = self._decoded(dca)
@@ -344,6 +354,7 @@ class Codec:
         effort: int = DEFAULT_EFFORT,
         aq_strength: float = DEFAULT_AQ,
         screen: str = "auto",
+        alpha_quality: float = 100.0,
         metadata: Mapping[str, bytes] | None = None,
         progress: Callable[[float], None] | None = None,
         tolerance: float = 0.01,
@@ -353,7 +364,7 @@ class Codec:
         Takes a few encodings.
 
         Args:
-            image, effort, aq_strength, screen, metadata: as of `encode`.
+            image, effort, aq_strength, screen, alpha_quality, metadata: as of `encode`.
             max_bytes: of the file, its metadata included.
             bpp: the same in bits per pixel.
             psnr: least peak signal-to-noise ratio of the decoded pixels in dB, over their three colours.
@@ -379,7 +390,7 @@ class Codec:
         goals = dict(zip(rate_control.GOALS, given, strict=True))
         kind, goal = rate_control.check(goals, tolerance)
         source = self._image(image)
-        sections = self._sections(source, metadata)
+        sections = self._sections(source, metadata, picture.alpha_levels(alpha_quality))
 
         def encoded(quality: float) -> bytes:
             return self.encode(
@@ -388,6 +399,7 @@ class Codec:
                 effort=effort,
                 aq_strength=aq_strength,
                 screen=screen,
+                alpha_quality=alpha_quality,
                 metadata=metadata,
                 progress=progress,
             )
@@ -416,16 +428,17 @@ class Codec:
         return rate_control.to_size(encoded, goal * bits / 8, fixed, tolerance)
 
     def _sections(
-        self, source: image_io.ImageInput, metadata: Mapping[str, bytes] | None
-    ) -> dict[container.Section, bytes]:
+        self, source: image_io.ImageInput, metadata: Mapping[str, bytes] | None, levels: int = picture.ALL_LEVELS
+    ) -> dict[int, bytes]:
         blocks = metadata if metadata is not None else source.metadata
         for key, value in blocks.items():
             if key not in METADATA or not isinstance(value, bytes):
                 kind = type(value).__name__
                 raise InputError(f"metadata holds bytes under {', '.join(METADATA)}, got {kind} under {key!r}")
-        sections = {container.Section[key.upper()]: value for key, value in blocks.items()}
+        sections: dict[int, bytes] = {container.Section[key.upper()]: value for key, value in blocks.items()}
         if source.alpha is not None:
-            alpha = picture.coder.pack_plane(source.alpha, threads=self.threads, python=self._python)
+            plane = picture.with_levels(source.alpha, levels)
+            alpha = picture.coder.pack_plane(plane, threads=self.threads, python=self._python)
             sections[container.Section.ALPHA] = alpha
         container.check_sections(sections)
         return sections
@@ -601,6 +614,7 @@ class Codec:
         effort: int = DEFAULT_EFFORT,
         aq_strength: float = DEFAULT_AQ,
         screen: str = "auto",
+        alpha_quality: float = 100.0,
     ) -> list[bytes]:
         """`encode` of each, with the same bytes.
 
@@ -609,7 +623,7 @@ class Codec:
 
         Args:
             images: as of `encode`; or an array [N, H, W, C], or a tensor [N, C, H, W].
-            quality, effort, aq_strength, screen: as of `encode`.
+            quality, effort, aq_strength, screen, alpha_quality: as of `encode`.
 
         Returns:
             The files, in the order of the images.
@@ -619,13 +633,15 @@ class Codec:
         """
         q = _quality(QUALITY_MAX if quality == LOSSLESS else quality)
         level, aq, look = check_effort(effort), _aq(aq_strength), graphics.check(screen) and q < container.MAX_QUALITY
+        levels = picture.alpha_levels(alpha_quality)
         files: list[bytes] = []
         for some in _some(images, self.engine.together):
             if len(some) == 1 or quality == LOSSLESS:
                 options: dict[str, Any] = {"effort": effort, "aq_strength": aq_strength, "screen": screen}
+                options["alpha_quality"] = alpha_quality
                 files += [self.encode(image, quality, **options) for image in some]
                 continue
-            prepared = [self._prepared(image, q, aq, look, None) for image in some]
+            prepared = [self._prepared(image, q, aq, look, levels) for image in some]
             works = [work for work in prepared if isinstance(work, _Work)]
             coded = iter(self.engine.encode_batch([self.engine.image(work.pixels) for work in works], q, level, aq))
             files += [w if isinstance(w, bytes) else self._packed(w, next(coded), q, aq) for w in prepared]

@@ -8,10 +8,10 @@
 `Image.open` reads size, mode and metadata; pixels are decoded when they are needed. `crop` before that decodes no more
 than it shows, and `draft`, which `thumbnail` calls, makes it a preview (docs/guide/large.md). Options of `save`:
 `quality`, or `lossless=True` (16 bits of mode I;16, too), or a goal (`max_bytes`, `bpp`, `psnr`, `ms_ssim`,
-`ssimulacra2`); `effort`, `aq_strength` and `screen`, as of `Codec.encode` and `Codec.encode_to`; `icc_profile`, `exif`
-and `xmp`, bytes that replace those of the image (None: none). Others are a `ConfigError`. A file that cannot be decoded
-is an OSError, as Pillow's users expect, with the `BitstreamError` as its cause. A file is replaced when its new bytes
-are there: where they cannot be made, the old ones stay.
+`ssimulacra2`); `effort`, `aq_strength`, `screen` and `alpha_quality`, as of `Codec.encode` and `Codec.encode_to`;
+`icc_profile`, `exif` and `xmp`, bytes that replace those of the image (None: none). Others are a `ConfigError`. A file
+that cannot be decoded is an OSError, as Pillow's users expect, with the `BitstreamError` as its cause. A file is
+replaced when its new bytes are there: where they cannot be made, the old ones stay.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class DcaImageFile(ImageFile.ImageFile):
         """Pillow would map the file instead of reading what was decoded, were this not here."""
 
 
-_OPTIONS = ("quality", "lossless", "effort", "aq_strength", "screen", *GOALS)
+_OPTIONS = ("quality", "lossless", "effort", "aq_strength", "screen", "alpha_quality", *GOALS)
 
 
 def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:

@@ -149,7 +149,7 @@ def test_other_formats_are_named_as_such() -> None:
         (b"\x02\x01x\x02\x01x\x00", "tag 2 after 2"),
         (b"\x02\x01x\x01\x01x\x00", "tag 1 after 2"),
         (b"\x01\x81\x00x\x00", "malformed number"),
-        (b"\x01\x80\x80\x80\x80\x01", "malformed number"),
+        (b"\x01\x80\x80\x80\x80\x80\x01", "malformed number"),
     ],
 )
 def test_sections_have_one_form(tail: bytes, match: str) -> None:
@@ -163,12 +163,38 @@ def test_sections_cannot_run_into_the_checksum() -> None:
         parse(with_flags(2, b"\x01\x05abcd\x00"[:-1]))
 
 
-@pytest.mark.parametrize(
-    "fields", [b"\x00\x01\x00\x00", b"\x01\x00\x00\x00", b"\x80\x80\x04\x01\x00\x00", b"\x01\x01\x11\x27"]
-)
+@pytest.mark.parametrize("fields", [b"\x00\x01\x00\x00", b"\x01\x00\x00\x00", b"\x01\x01\x11\x27"])
 def test_impossible_values_are_refused(fields: bytes) -> None:
     with pytest.raises(CorruptStreamError, match="outside"):
         parse(sealed(PLAIN[:12] + fields + bytes(4)))
+
+
+def test_sides_and_bits_of_later_formats_are_not_called_damage() -> None:
+    with pytest.raises(LimitExceededError, match="a side has at most 65535"):
+        parse(sealed(PLAIN[:12] + b"\x80\x80\x04\x01\x00\x00" + bytes(4)), max_pixels=1 << 40)
+    for bit in (14, 15):
+        with pytest.raises(UnsupportedVersionError, match="quality"):
+            parse(sealed(PLAIN[:12] + b"\x01\x01" + (1 << bit).to_bytes(2, "little") + bytes(4)))
+
+
+def test_ancillary_sections_are_passed_over_and_kept() -> None:
+    sections = {2: b"exif", 128: b"later", 255: b"own\0"}
+    data = pack(HEADER, b"stream", sections)
+    dca = parse(data)
+    assert (dca.sections, dca.metadata) == (sections, {"exif": b"exif"})
+    assert pack(dca.header, dca.stream, dca.sections) == data
+    assert inspect(data).section_bytes == {"exif": 4, "ancillary 128": 5, "ancillary 255": 4}
+
+
+def test_alpha_and_layer_may_be_longer_than_metadata() -> None:
+    much = bytes(container.MAX_SECTION_BYTES + 1)
+    for tag in (Section.ALPHA, Section.LAYER):
+        assert parse(pack(HEADER, b"", {tag: much})).sections[tag] == much
+    for tag in (Section.ICC, 200):
+        with pytest.raises(InputError, match="allowed"):
+            pack(HEADER, b"", {tag: much})
+    with pytest.raises(InputError, match="tag 6"):
+        pack(HEADER, b"", {6: b"x"})
 
 
 def test_limits() -> None:

@@ -51,10 +51,13 @@ uint32_t little32(const uint8_t* from) {
          static_cast<uint32_t>(from[3]) << 24;
 }
 
-Span Reader::take(size_t size) {
-  if (size > bytes_.size - at_) fail(cut_, "the file ends early: %zu bytes wanted at byte %zu", size, at_);
-  at_ += size;
-  return {bytes_.data + at_ - size, size};
+Span Reader::take(uint64_t size) {
+  if (size > bytes_.size - at_) {
+    fail(cut_, "the file ends early: %llu bytes wanted at byte %zu", static_cast<unsigned long long>(size), at_);
+  }
+  const Span taken{bytes_.data + at_, static_cast<size_t>(size)};
+  at_ += taken.size;
+  return taken;
 }
 
 uint64_t Reader::number(int most) {

@@ -48,7 +48,7 @@ class Reader {
   size_t at() const { return at_; }
   Span bytes() const { return bytes_; }
   uint8_t byte() { return *take(1).data; }
-  Span take(size_t size);
+  Span take(uint64_t size);
   Span rest() { return take(bytes_.size - at_); }
   // A LEB128 number in the fewest bytes, at most so many.
   uint64_t number(int most);

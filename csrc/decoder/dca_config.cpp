@@ -57,12 +57,8 @@ bool take(Config& c, const std::string& name, const Json& value) {
     c.name = text(name, value);
   } else if (name == "transforms") {
     c.transforms = text(name, value);
-  } else if (name == "analysis_blocks") {
-    c.analysis_blocks = two(name, value, 0, kMostBlocks);
   } else if (name == "synthesis_blocks") {
     c.synthesis_blocks = two(name, value, 0, kMostBlocks);
-  } else if (name == "analysis_hidden") {
-    if (value.kind != Json::Kind::null) c.analysis_hidden = two(name, value, 1, kMostWidth);
   } else if (name == "contexts") {
     require(value.kind == Json::Kind::array, "contexts must be names");
     c.contexts.clear();
@@ -76,11 +72,10 @@ bool take(Config& c, const std::string& name, const Json& value) {
   return true;
 }
 
-constexpr const char* kNames[] = {"analysis_blocks", "analysis_hidden", "context_blocks", "context_width",
-                                  "contexts",        "heads",           "latent",         "latent_hidden",
-                                  "local",           "local_blocks",    "merge_once",     "name",
-                                  "regional",        "regional_levels", "shared",         "synthesis_blocks",
-                                  "tokens",          "transforms",      "width",          "window"};
+constexpr const char* kNames[] = {
+    "context_blocks", "context_width",    "contexts",   "heads",      "latent",   "latent_hidden",
+    "local",          "local_blocks",     "merge_once", "name",       "regional", "regional_levels",
+    "shared",         "synthesis_blocks", "tokens",     "transforms", "width",    "window"};
 
 }  // namespace
 
@@ -88,6 +83,7 @@ Config Config::of(const Json& values) {
   Config c;
   require(values.kind == Json::Kind::object && values.find("name") != nullptr, "not a model configuration");
   for (const auto& [name, value] : values.members) {
+    if (name.rfind("analysis_", 0) == 0) continue;  // the encoder's
     if (!take(c, name, value)) fail(DCA_BAD_WEIGHTS, "bad metadata: unknown %s", name.c_str());
   }
   for (const char* name : kNames) {
@@ -223,26 +219,17 @@ struct Layers {
 
   void transforms(const Config& c) {
     const int pixels = 3 * 8 * 8;
-    const bool own = c.analysis_hidden.first != 0;
-    blocks("analysis.blocks8", c.analysis_blocks.first, c.width, own ? c.analysis_hidden.first : c.width);
-    blocks("analysis.blocks16", c.analysis_blocks.second, c.latent, own ? c.analysis_hidden.second : c.latent_hidden);
     blocks("synthesis.blocks8", c.synthesis_blocks.first, c.width, c.width);
     blocks("synthesis.blocks16", c.synthesis_blocks.second, c.latent, c.latent_hidden);
-    linear("analysis.embed", pixels, c.width, true);
-    linear("analysis.merge", 4 * c.width, c.latent, true);
     linear("synthesis.split", c.latent, 4 * c.width, true);
     linear("synthesis.pixels", c.width, pixels, true);
-    for (const char* name : {"operand8", "operand16", "quantise", "dequantise"}) {
-      put(std::string("latent.") + name, Type::float32, {c.latent});
-    }
+    put("latent.operand16", Type::float32, {c.latent});
+    put("latent.dequantise", Type::float32, {c.latent});
     put("latent.log2_gain", Type::int32, {kAnchors, c.latent});
   }
 
   void local(const Config& c) {
     const std::string name = "hyper.local";
-    linear(name + ".analysis_in", c.latent, c.context_width, false, true);
-    windows(name + ".analysis_blocks", c);
-    linear(name + ".analysis_out", c.context_width, c.local);
     linear(name + ".synthesis_in", c.local, c.context_width, true);
     windows(name + ".synthesis_blocks", c);
   }
@@ -250,10 +237,7 @@ struct Layers {
   void regional(const Config& c) {
     const std::string name = "hyper.regional";
     const int r = c.regional;
-    linear(name + ".analysis_in", c.latent, r, false, true);
-    for (const char* part : {".analysis_block", ".analysis_block2", ".synthesis_block"}) block(name + part, r, r);
-    linear(name + ".analysis_down", 4 * r, r);
-    linear(name + ".analysis_out", 4 * r, r);
+    block(name + ".synthesis_block", r, r);
     linear(name + ".synthesis_in", r, 4 * r, true);
     linear(name + ".synthesis_up", r, 4 * c.context_width);
   }
@@ -261,11 +245,6 @@ struct Layers {
   void global(const Config& c) {
     const std::string name = "hyper.global";
     const int d = c.context_width, size = c.latent / c.tokens;
-    put(name + ".queries", Type::int8, {c.tokens, d});
-    linear(name + ".analysis_kv", c.latent, 2 * d, false, true);
-    linear(name + ".analysis_merge", d, d);
-    gated(name + ".analysis_ffn", d, d);
-    linear(name + ".analysis_out", d, size);
     linear(name + ".synthesis_in", size, d, true);
     linear(name + ".synthesis_kv", d, 2 * d);
   }

@@ -19,8 +19,7 @@ constexpr int kLog2One = 4096;
 struct Config {
   std::string name, transforms;
   int width = 0, latent = 0, latent_hidden = 0;
-  std::pair<int, int> analysis_blocks, synthesis_blocks;  // at 1/8 and 1/16
-  std::pair<int, int> analysis_hidden;                    // zeros: as in f_s
+  std::pair<int, int> synthesis_blocks;  // at 1/8 and 1/16
   int context_width = 0, context_blocks = 0, heads = 0, window = 0, local_blocks = 0;
   int local = 0, regional = 0, regional_levels = 0, tokens = 0;
   std::vector<std::string> contexts;

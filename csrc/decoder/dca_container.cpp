@@ -10,9 +10,10 @@ namespace {
 constexpr uint8_t kMagic[6] = {0x89, 'D', 'C', 'A', '\r', '\n'};
 constexpr size_t kCrcBytes = 4, kFirstField = sizeof kMagic + 1;
 constexpr int kGray = 1, kSections = 2, kRestoration = 4, kExact = 8, kHighFlags = 4;
-constexpr int kMaxSide = 65535, kMaxQuality = 10000, kMaxCoefficient = 127;
-constexpr uint64_t kMaxSectionBytes = 1 << 24;
-constexpr int kLayerDigestBytes = 4, kLayerNumberBytes = 5;
+constexpr int kMaxSide = 65535, kMaxQuality = 10000, kReservedQuality = 0xc000, kMaxCoefficient = 127;
+constexpr uint64_t kMaxSectionBytes = 1 << 24;  // of all but alpha and layer, which grow with the picture
+constexpr int kAncillary = 128;                 // the first tag of sections that a reader passes over
+constexpr int kLayerDigestBytes = 4, kNumberBytes = 5;
 constexpr const char* kNames[kTags] = {"", "ICC", "EXIF", "XMP", "ALPHA", "LAYER"};
 
 // Magic and version.
@@ -108,14 +109,16 @@ std::array<Span, kTags> read_sections(Reader& reader) {
     if (tag <= previous) {
       reader.refuse(DCA_CORRUPT_STREAM, "section tag %d after %d at byte %zu", tag, previous, reader.at() - 1);
     }
-    if (tag >= kTags) reader.refuse(DCA_UNSUPPORTED_VERSION, "unknown section tag %d", tag);
-    const uint64_t size = reader.number(4);
-    if (size == 0) reader.refuse(DCA_CORRUPT_STREAM, "empty %s section at byte %zu", kNames[tag], reader.at());
-    if (size > kMaxSectionBytes) {
-      reader.refuse(DCA_LIMIT_EXCEEDED, "%s section of %llu bytes, %llu allowed", kNames[tag],
+    if (tag >= kTags && tag < kAncillary) reader.refuse(DCA_UNSUPPORTED_VERSION, "unknown section tag %d", tag);
+    const char* name = tag < kTags ? kNames[tag] : "ancillary";
+    const uint64_t size = reader.number(kNumberBytes);
+    if (size == 0) reader.refuse(DCA_CORRUPT_STREAM, "empty %s section at byte %zu", name, reader.at());
+    if (size > kMaxSectionBytes && tag != kAlpha && tag != kLayer) {
+      reader.refuse(DCA_LIMIT_EXCEEDED, "%s section of %llu bytes, %llu allowed", name,
                     static_cast<unsigned long long>(size), static_cast<unsigned long long>(kMaxSectionBytes));
     }
-    sections[static_cast<size_t>(tag)] = reader.take(static_cast<size_t>(size));
+    const Span payload = reader.take(size);
+    if (tag < kTags) sections[static_cast<size_t>(tag)] = payload;
   }
   if (previous == 0) reader.refuse(DCA_CORRUPT_STREAM, "the flags promise sections, but there are none");
   return sections;
@@ -131,12 +134,19 @@ File read_fields(Reader& reader, uint64_t max_pixels) {
   }
   (file.exact ? file.depth : file.aq) = file.exact ? 8 * (1 + high) : high;
   std::memcpy(file.model_id.data(), reader.take(4).data, 4);
-  const uint64_t width = reader.number(4), height = reader.number(4);
+  const uint64_t width = reader.number(kNumberBytes), height = reader.number(kNumberBytes);
   const Span quality = reader.take(2);
   file.quality = quality.data[0] | quality.data[1] << 8;
-  if (width < 1 || width > kMaxSide || height < 1 || height > kMaxSide) {
-    reader.refuse(DCA_CORRUPT_STREAM, "size %llu x %llu is outside 1..%d", static_cast<unsigned long long>(width),
-                  static_cast<unsigned long long>(height), kMaxSide);
+  if (file.quality & kReservedQuality) {
+    reader.refuse(DCA_UNSUPPORTED_VERSION, "unknown bits of the quality, %#06x", static_cast<unsigned>(file.quality));
+  }
+  if (width > kMaxSide || height > kMaxSide) {
+    reader.refuse(DCA_LIMIT_EXCEEDED, "%llu x %llu pixels: a side has at most %d",
+                  static_cast<unsigned long long>(width), static_cast<unsigned long long>(height), kMaxSide);
+  }
+  if (width < 1 || height < 1) {
+    reader.refuse(DCA_CORRUPT_STREAM, "size %llu x %llu", static_cast<unsigned long long>(width),
+                  static_cast<unsigned long long>(height));
   }
   file.width = static_cast<int>(width);
   file.height = static_cast<int>(height);
@@ -177,7 +187,7 @@ uint64_t graphic_blocks(Span layer) {
   if (layer.data == nullptr) return 0;
   Reader reader(layer, 0, DCA_CORRUPT_STREAM);
   reader.take(kLayerDigestBytes);
-  return reader.number(kLayerNumberBytes);
+  return reader.number(kNumberBytes);
 }
 
 }  // namespace dca::decoder

@@ -9,7 +9,7 @@
 
 namespace dca::decoder {
 
-constexpr int kFormatVersion = 10;
+constexpr int kFormatVersion = 10;  // format 1.0
 constexpr uint64_t kDefaultMaxPixels = uint64_t{1} << 28;
 constexpr uint64_t kMostPixels = uint64_t{65535} * 65535;
 

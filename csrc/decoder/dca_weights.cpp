@@ -12,6 +12,7 @@ namespace dca::decoder {
 namespace {
 
 constexpr int kWeightsFormat = 3;
+constexpr int kIdentityFormat = 3;  // stays, so that a model keeps its id in other files
 constexpr uint64_t kMostHeader = uint64_t{1} << 24;
 constexpr double kAccumulator = 2147483647.0, kResult = 2147483648.0 - 1024;  // the latter's float is below 2^31
 constexpr double kMultiplier = 65504;  // of 16-bit values, so that no result leaves 32 bits
@@ -37,7 +38,8 @@ Stored stored(const std::string& name, const Json& entry, Span data) {
                      type->kind == Json::Kind::string && shape->kind == Json::Kind::array && range->items.size() == 2;
   if (!whole) fail(DCA_BAD_WEIGHTS, "%s is not described", name.c_str());
   Stored out{{type_named(type->string), {}}, {}};
-  if (out.spec.type == Type::other) fail(DCA_BAD_WEIGHTS, "%s is of another type", name.c_str());
+  const bool skipped = is_of_encoder(name);  // which may be of any type
+  if (out.spec.type == Type::other && !skipped) fail(DCA_BAD_WEIGHTS, "%s is of another type", name.c_str());
   uint64_t bytes = bytes_of(out.spec.type);
   for (const Json& length : shape->items) {
     if (length.kind != Json::Kind::number || length.number < 1 || length.number > 1 << 20 || bytes > data.size) {
@@ -49,10 +51,10 @@ Stored stored(const std::string& name, const Json& entry, Span data) {
   const Json &begin = range->items[0], &end = range->items[1];
   if (begin.kind != Json::Kind::number || end.kind != Json::Kind::number || begin.number < 0 ||
       end.number < begin.number || static_cast<uint64_t>(end.number) > data.size ||
-      static_cast<uint64_t>(end.number - begin.number) != bytes) {
+      (!skipped && static_cast<uint64_t>(end.number - begin.number) != bytes)) {
     fail(DCA_BAD_WEIGHTS, "%s does not lie within the file", name.c_str());
   }
-  out.bytes = data.part(static_cast<size_t>(begin.number), static_cast<size_t>(bytes));
+  out.bytes = data.part(static_cast<size_t>(begin.number), static_cast<size_t>(end.number - begin.number));
   return out;
 }
 
@@ -69,10 +71,10 @@ void check_cover(const Stock& stock, Span data) {
   if (at != data.data + data.size) fail(DCA_BAD_WEIGHTS, "bytes are left over behind the tensors");
 }
 
-// Of what decoders read (docs/spec/bitstream.md).
+// Of what decoders read (docs/spec/weights.md).
 std::string identity_of(const Config& config, int skip, const Stock& stock) {
   Sha256 hash;
-  hash.add("{\"config\": " + config.decoder_text() + ", \"format\": " + std::to_string(kWeightsFormat) +
+  hash.add("{\"config\": " + config.decoder_text() + ", \"format\": " + std::to_string(kIdentityFormat) +
            ", \"skip\": " + std::to_string(skip) + "}");
   for (const auto& [name, tensor] : stock) {
     if (is_of_encoder(name)) continue;
@@ -98,15 +100,13 @@ void check_layout(const Config& config, const Stock& stock) {
     const bool any = std::any_of(preview.begin(), preview.end(), [&](const auto& t) { return stock.count(t.first); });
     if (any) wanted.insert(preview.begin(), preview.end());
   }
-  const bool encoder = std::any_of(stock.begin(), stock.end(), [](const auto& t) { return is_of_encoder(t.first); });
   for (const auto& [name, spec] : wanted) {
     const auto given = stock.find(name);
-    if (given == stock.end() && !encoder && is_of_encoder(name)) continue;  // weights for decoders alone
     if (given == stock.end()) fail(DCA_BAD_WEIGHTS, "the file lacks %s", name.c_str());
     if (!(given->second.spec == spec)) fail(DCA_BAD_WEIGHTS, "%s has another type or shape", name.c_str());
   }
   for (const auto& [name, tensor] : stock) {
-    if (!wanted.count(name)) fail(DCA_BAD_WEIGHTS, "the network has no %s", name.c_str());
+    if (!wanted.count(name) && !is_of_encoder(name)) fail(DCA_BAD_WEIGHTS, "the network has no %s", name.c_str());
   }
 }
 
@@ -178,14 +178,12 @@ class Checks {
   // Those of every quality: they are linear between knots in octaves.
   void gains(const std::string& name, const Tensor& t) const {
     const bool y = name.compare(0, 7, "latent.") == 0;
-    for (const auto& [sign, with] : {std::pair(1, "latent.quantise"), std::pair(-1, "latent.dequantise")}) {
-      const auto factor = tensors_.find(with);
-      if (y && factor == tensors_.end()) continue;  // weights for decoders alone
-      for (int64_t i = 0; i < t.size(); ++i) {
-        const double gain = std::exp2(sign * double(t.as<int32_t>()[i]) / kLog2One);
-        if (!(gain * (y ? std::abs(double{factor->second.as<float>()[i % t.last()]}) : 1) < kMultiplier)) {
-          fail(DCA_BAD_WEIGHTS, "%s makes gains beyond %g", name.c_str(), kMultiplier);
-        }
+    const auto* factors = y ? tensors_.at("latent.dequantise").as<float>() : nullptr;
+    for (int64_t i = 0; i < t.size(); ++i) {
+      const double octaves = double(t.as<int32_t>()[i]) / kLog2One;
+      const double inverse = std::exp2(-octaves) * (y ? std::abs(double{factors[i % t.last()]}) : 1);
+      if (!(std::exp2(octaves) < kMultiplier && inverse < kMultiplier)) {
+        fail(DCA_BAD_WEIGHTS, "%s makes gains beyond %g", name.c_str(), kMultiplier);
       }
     }
   }
@@ -239,7 +237,7 @@ Weights read_weights(Span file) {
   }
   std::copy_n(identity.begin(), 4, weights.model_id.begin());
   for (const auto& [name, tensor] : stock) {
-    if (is_of_encoder(name) && name != "latent.quantise") continue;
+    if (is_of_encoder(name)) continue;
     const auto* bytes = reinterpret_cast<const char*>(tensor.bytes.data);
     weights.tensors[name] = {tensor.spec, {bytes, bytes + tensor.bytes.size}};
   }

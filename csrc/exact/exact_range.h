@@ -65,6 +65,7 @@ class Decoder {
     next_ = bytes;
     left_ = size;
     for (int i = 0; i < 4; ++i) code_ = code_ << 8 | take();
+    proper_ = code_ < range_;
   }
 
   int code(int, int p) {
@@ -83,7 +84,8 @@ class Decoder {
     return bit;
   }
 
-  bool finished() const { return left_ == 0; }
+  // Whether all bytes were used, and were such as an encoder makes.
+  bool finished() const { return left_ == 0 && proper_; }
 
  private:
   uint32_t take() {
@@ -95,6 +97,7 @@ class Decoder {
   uint32_t code_ = 0, range_ = 0xffffffff;
   const uint8_t* next_ = nullptr;
   size_t left_ = 0;
+  bool proper_ = false;
 };
 
 }  // namespace dca::exact

@@ -55,7 +55,7 @@ def encode(args: argparse.Namespace) -> int:
         image = image_io.load_image(data, strip=args.strip, exact=args.lossless, max_pixels=codec.max_pixels)
         with _effort_bar(args) as progress:
             goals = {name: getattr(args, name) for name in GOALS}
-            options = {name: getattr(args, name) for name in ("effort", "aq_strength", "screen")}
+            options = {name: getattr(args, name) for name in ("effort", "aq_strength", "screen", "alpha_quality")}
             options["progress"] = progress
             if any(goal is not None for goal in goals.values()):
                 encoded = codec.encode_to(image, **goals, **options)

@@ -203,6 +203,8 @@ def _add_conversion(p: argparse.ArgumentParser, encoding: bool) -> None:
         _add_effort(p, "time for fewer bits at equal distortion")
         screen_help = "text, charts and screens by the exact-colour coder where that takes less (default: %(default)s)"
         p.add_argument("--screen", choices=("auto", "off"), default="auto", help=screen_help)
+        alpha_help = "100 keeps alpha as it is, below it has fewer levels (default: 100)"
+        p.add_argument("--alpha-quality", type=quality, default=100.0, metavar="Q", help=alpha_help)
         p.add_argument("--strip", action="store_true", help="drop EXIF and XMP, turn the picture upright")
         verify = p.add_mutually_exclusive_group()
         verify.add_argument("--verify", action="store_const", const="itself", help="decode before writing")

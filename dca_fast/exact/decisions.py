@@ -145,6 +145,8 @@ class Decoder:
     def __init__(self, data: bytes) -> None:
         self._data, self._at, self._range = data, 4, 0xFFFFFFFF
         self._code = int.from_bytes(data[:4].ljust(4, b"\0"), "big")
+        self._proper = self._code < self._range
+        self._code *= self._proper  # else it would never come down again
 
     def code(self, _: int, p: int) -> int:
         bound = self._range * p >> 16
@@ -163,8 +165,8 @@ class Decoder:
 
     @property
     def finished(self) -> bool:
-        """Whether all bytes were used."""
-        return self._at >= len(self._data)
+        """Whether all bytes were used, and were such as an encoder makes."""
+        return self._at >= len(self._data) and self._proper
 
 
 RangeCoder = Encoder | Decoder

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from dca_fast.errors import InputError
+from dca_fast.errors import ConfigError, InputError
 from dca_fast.exact import coder
 from dca_fast.exact.colours import Samples
 from dca_fast.files import container, image_io
@@ -18,12 +18,47 @@ from dca_fast.inputs import ImageLike, content_of
 from dca_fast.tensors import is_tensor
 from dca_fast.tensors import pixels_of as pixels_of_tensor
 
-__all__ = ["LOSSLESS", "coder", "header_of", "is_enough", "near", "pixels_of", "samples_of", "source_of", "to_pil"]
+__all__ = [
+    "ALL_LEVELS",
+    "LOSSLESS",
+    "alpha_levels",
+    "coder",
+    "header_of",
+    "is_enough",
+    "near",
+    "pixels_of",
+    "samples_of",
+    "source_of",
+    "to_pil",
+    "with_levels",
+]
 
 LOSSLESS = "lossless"  # as a quality
+ALL_LEVELS = 256  # of alpha
 # What the highest quality has at least: a PSNR of 45 dB, 255^2 / 10^4.5 of squared error per sample, in 1/100000.
 MOST_ERROR = 205627
 NEAR_STEP = 3  # samples are off by at most 1 in gray and green, by 2 in red and blue; about 48 dB
+
+
+def alpha_levels(quality: object) -> int:
+    """How many values alpha has at a quality: 2 at 0, twice as many each seventh of the way, all 256 at 100.
+
+    Raises:
+        ConfigError: not a number within 0..100.
+    """
+    if isinstance(quality, bool) or not isinstance(quality, int | float) or not 0 <= quality <= 100:
+        raise ConfigError(f"alpha_quality must be within 0..100, got {quality!r}")
+    return round(2 ** (1 + 7 * quality / 100))
+
+
+def with_levels(alpha: npt.NDArray[Any], levels: int) -> npt.NDArray[Any]:
+    """A plane of alpha, uint8, in the nearest of so many values, 2..256, at equal distances from 0 to 255."""
+    if levels == ALL_LEVELS:
+        return alpha
+    steps, values = levels - 1, np.arange(ALL_LEVELS)
+    level = (2 * values * steps + 255) // 510
+    rounded: npt.NDArray[Any] = ((2 * level * 255 + steps) // (2 * steps)).astype(np.uint8)[alpha]
+    return rounded
 
 
 def source_of(image: ImageLike, *, max_pixels: int) -> image_io.ImageInput:

@@ -4,6 +4,7 @@ magic | version | flags | model id | width | height | quality | digest | restora
 """
 
 import struct
+import sys
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -37,12 +38,15 @@ __all__ = [
 ]
 
 MAGIC = b"\x89DCA\r\n"
-VERSION = 10
+VERSION = 10  # format 1.0
 MAX_SIDE = 65535
 MAX_QUALITY = 10000
-MAX_SECTION_BYTES = 1 << 24
+_RESERVED_QUALITY = 0xC000  # bits of its field that later formats may use
+MAX_SECTION_BYTES = 1 << 24  # of all but alpha and layer, which grow with the picture
+ANCILLARY = 128  # the first tag of sections that a reader passes over
 DEFAULT_MAX_PIXELS = 1 << 28
 LAYER_DIGEST_BYTES = 4  # at the start of a LAYER section; the number of its blocks follows
+_ALPHA_DIGEST_BYTES = 4  # at the start of an ALPHA section; the stream follows
 
 _GRAYSCALE = 0x01
 _SECTIONS = 0x02
@@ -57,13 +61,16 @@ _BytesLike = bytes | bytearray | memoryview
 
 
 class Section(IntEnum):
-    """Tags of the optional sections, in file order."""
+    """Tags of the sections that this package knows, in file order."""
 
     ICC = 1
     EXIF = 2
     XMP = 3
     ALPHA = 4
     LAYER = 5
+
+
+_TAGS = frozenset(Section)
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,7 @@ class Header:
         width: columns of the image, 1..65535.
         height: rows of the image, 1..65535.
         quality: hundredths, 0..10000.
-        model_id: 4 bytes, the start of the SHA-256 of the integer weights.
+        model_id: 4 bytes, the start of the SHA-256 of what a decoder reads of the weights.
         digest: 32-bit digest of the decoded symbols. The file holds it under a checksum of the header, so that a reader
             of a changed header finds another one.
         grayscale: the source had one colour channel.
@@ -120,16 +127,16 @@ class Header:
 
 @dataclass(frozen=True)
 class Dca:
-    """A file taken apart: header, entropy stream, sections by tag."""
+    """A file taken apart: header, entropy stream, sections by tag. Those from `ANCILLARY` on mean nothing here."""
 
     header: Header
     stream: bytes
-    sections: Mapping[Section, bytes] = field(default_factory=dict)
+    sections: Mapping[int, bytes] = field(default_factory=dict)
 
     @property
     def metadata(self) -> dict[str, bytes]:
         """Raw blocks by name, as in `ImageInput`."""
-        return {tag.name.lower(): block for tag, block in self.sections.items() if tag <= Section.XMP}
+        return {Section(tag).name.lower(): block for tag, block in self.sections.items() if tag <= Section.XMP}
 
 
 @dataclass(frozen=True)
@@ -158,13 +165,13 @@ class Info:
     bpp: float
 
 
-def pack(header: Header, stream: bytes, sections: Mapping[Section, bytes] | None = None) -> bytes:
+def pack(header: Header, stream: bytes, sections: Mapping[int, bytes] | None = None) -> bytes:
     """Assemble a .dca file.
 
     Args:
         header: the fixed fields.
         stream: the entropy stream, any length.
-        sections: payload by tag, at most 16 MiB each; empty payloads are left out.
+        sections: payload by tag, at most 16 MiB each but for alpha and layer; empty payloads are left out.
 
     Returns:
         The whole file. Equal arguments give equal bytes.
@@ -174,7 +181,7 @@ def pack(header: Header, stream: bytes, sections: Mapping[Section, bytes] | None
     """
     if problem := header.problem():
         raise InputError(problem)
-    present = sorted((Section(tag), payload) for tag, payload in (sections or {}).items() if payload)
+    present = sorted((int(tag), payload) for tag, payload in (sections or {}).items() if payload)
     flags = (_GRAYSCALE if header.grayscale else 0) | (_SECTIONS if present else 0)
     flags |= (_RESTORATION if header.restoration else 0) | (_EXACT if header.exact else 0)
     flags |= (header.aq or header.depth == 16) << _AQ_SHIFT
@@ -245,15 +252,25 @@ def _read_restoration(reader: "_Reader") -> tuple[int, ...]:
     return coefficients
 
 
-def check_sections(sections: Mapping[Section, bytes]) -> None:
+def check_sections(sections: Mapping[int, bytes]) -> None:
     """Refuse what `pack` could not hold.
 
     Raises:
-        InputError: a section is too large.
+        InputError: a section is too large, or its tag is none.
     """
     for tag, payload in sections.items():
-        if len(payload) > MAX_SECTION_BYTES:
-            raise InputError(f"{Section(tag).name} section of {len(payload)} bytes, {MAX_SECTION_BYTES} allowed")
+        if not (tag in _TAGS or ANCILLARY <= tag < 256):
+            raise InputError(f"no section has tag {tag}")
+        if len(payload) > _most_bytes(tag):
+            raise InputError(f"{_name_of(tag)} section of {len(payload)} bytes, {_most_bytes(tag)} allowed")
+
+
+def _most_bytes(tag: int) -> int:
+    return sys.maxsize if tag in (Section.ALPHA, Section.LAYER) else MAX_SECTION_BYTES
+
+
+def _name_of(tag: int) -> str:
+    return Section(tag).name if tag in _TAGS else f"ancillary {tag}"
 
 
 def parse(data: _BytesLike, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Dca:
@@ -308,12 +325,15 @@ def inspect(data: _BytesLike) -> Info:
         grayscale=header.grayscale,
         exact=header.exact,
         # The steps of its stream: docs/spec/exact.md.
-        lossless=header.exact and header.quality == MAX_QUALITY and dca.stream[:1] < b"\4",
+        lossless=header.exact
+        and header.quality == MAX_QUALITY
+        and dca.stream[:1] < b"\4"
+        and dca.sections.get(Section.ALPHA, b"")[_ALPHA_DIGEST_BYTES:][:1] < b"\4",
         graphic_blocks=0 if layer is None else _blocks_of(layer),
         depth=header.depth,
         model_id=header.model_id.hex(),
         digest=header.digest,
-        section_bytes={tag.name.lower(): len(payload) for tag, payload in dca.sections.items()},
+        section_bytes={_name_of(tag).lower(): len(payload) for tag, payload in dca.sections.items()},
         stream_bytes=len(dca.stream),
         file_bytes=len(data),
         bpp=8 * len(data) / (header.width * header.height),
@@ -348,6 +368,10 @@ def _read_fields(reader: "_Reader", max_pixels: int) -> Dca:
     model_id = reader.take(4)
     width, height = reader.leb128(), reader.leb128()
     (quality,) = struct.unpack("<H", reader.take(2))
+    if quality & _RESERVED_QUALITY:
+        raise UnsupportedVersionError(f"unknown bits of the quality, {quality:#06x}")
+    if max(width, height) > MAX_SIDE:
+        raise LimitExceededError(f"{width} x {height} pixels: a side has at most {MAX_SIDE}")
     header = Header(
         width,
         height,
@@ -374,20 +398,20 @@ def _read_fields(reader: "_Reader", max_pixels: int) -> Dca:
     return Dca(header, reader.rest(), sections)
 
 
-def _read_sections(reader: "_Reader") -> dict[Section, bytes]:
-    sections: dict[Section, bytes] = {}
+def _read_sections(reader: "_Reader") -> dict[int, bytes]:
+    sections: dict[int, bytes] = {}
     previous = 0
     while (tag := reader.take(1)[0]) != _END_OF_SECTIONS:
         if tag <= previous:
             raise CorruptStreamError(f"section tag {tag} after {previous} at byte {reader.position - 1}")
-        if tag > max(Section):
+        if tag not in _TAGS and tag < ANCILLARY:
             raise UnsupportedVersionError(f"unknown section tag {tag}")
-        section, size = Section(tag), reader.leb128()
+        size = reader.leb128()
         if size == 0:
-            raise CorruptStreamError(f"empty {section.name} section at byte {reader.position}")
-        if size > MAX_SECTION_BYTES:
-            raise LimitExceededError(f"{section.name} section of {size} bytes, {MAX_SECTION_BYTES} allowed")
-        sections[section] = reader.take(size)
+            raise CorruptStreamError(f"empty {_name_of(tag)} section at byte {reader.position}")
+        if size > _most_bytes(tag):
+            raise LimitExceededError(f"{_name_of(tag)} section of {size} bytes, {_most_bytes(tag)} allowed")
+        sections[tag] = reader.take(size)
         previous = tag
     if not sections:
         raise CorruptStreamError("the flags promise sections, but there are none")
@@ -409,11 +433,11 @@ class _Reader:
         return self.data[self.position - size : self.position]
 
     def leb128(self) -> int:
-        """Read a canonical LEB128 number of at most four bytes."""
-        window = self.data[self.position : min(self.position + 4, self.end)]
+        """Read a canonical LEB128 number of at most five bytes."""
+        window = self.data[self.position : min(self.position + 5, self.end)]
         cut = TruncatedStreamError(f"the file ends early: inside the number at byte {self.position}")
         malformed = CorruptStreamError(f"malformed number at byte {self.position}")
-        value, size = read_leb128(window, 0, 4, cut, malformed)
+        value, size = read_leb128(window, 0, 5, cut, malformed)
         self.position += size
         return value
 

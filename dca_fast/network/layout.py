@@ -29,7 +29,7 @@ Layout = dict[str, Spec]
 PREVIEWS = (8, 16)  # pixels of a side that become one, where weights may have a layer for it
 
 
-ENCODER_ONLY = ("analysis_blocks", "analysis_hidden")  # keys of a configuration that no decoder looks at
+ENCODER_ONLY = "analysis_"  # how those keys of a configuration begin that no decoder looks at
 
 
 def is_of_encoder(name: str) -> bool:

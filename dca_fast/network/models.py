@@ -75,12 +75,15 @@ def of_id(model_id: bytes) -> Path:
         model_id: four bytes, as the file names them.
 
     Raises:
-        WeightsError: there are none; the message says which there are, and where they were looked for.
+        WeightsError: there are none, and the message says which there are, and where they were looked for; or there
+            are two different ones.
     """
     known, problems = listed()
-    for identity, path in known.items():
-        if identity.startswith(model_id):
-            return path
+    fitting = [path for identity, path in known.items() if identity.startswith(model_id)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise WeightsError(f"{' and '.join(map(str, fitting))} differ and are both of model {model_id.hex()}")
     ids = ", ".join(f"{identity[:4].hex()} ({path.stem})" for identity, path in known.items()) or "none"
     message = f"made with model {model_id.hex()}; the only weights here are of {ids}"
     if any(identity.startswith(model_id) for identity in released()):

@@ -91,10 +91,8 @@ def settings(weights: Weights, quality: int) -> dict[str, npt.NDArray[Any]]:
 
     log2 = log2_of("latent.log2_gain")
     gain = exp2(table, log2)
-    out["gain"], out["inverse"] = (
-        t["latent.quantise"] * gain,
-        t["latent.dequantise"] * exp2(table, -log2),
-    )
+    quantise = t.get("latent.quantise", np.zeros_like(t["latent.dequantise"]))  # weights without an encoder lack it
+    out["gain"], out["inverse"] = quantise * gain, t["latent.dequantise"] * exp2(table, -log2)
     groups = gain.reshape(4, -1)
     offset = ((log2 + _ROW_OFFSET) * 16 * ROWS_PER_OCTAVE + LOG2_ONE // 2) // LOG2_ONE
     for i in range(1 if weights.config.shared else 4):

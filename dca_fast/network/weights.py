@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from dca_fast.network.layout import ENCODER_ONLY, LOG2_ONE, Layout, Spec, is_of_
 from dca_fast.ops.limits import MAX_ROW
 
 FORMAT = 3
+IDENTITY_FORMAT = 3  # stays, so that a model keeps its id in other files
 ACCUMULATOR = 2**31 - 1
 RESULT = 2**31 - 1024  # so that its float is below 2^31
 SCORE_LIMIT = 2**20
@@ -59,6 +60,11 @@ class Weights:
         return self.identity[:4]
 
     @property
+    def encodes(self) -> bool:
+        """Whether the tensors of an encoder are there; a file may lack them, or have those of a later version."""
+        return "latent.quantise" in self.tensors
+
+    @property
     def tables(self) -> Tables:
         """Those of the entropy coder, validated."""
         freq, shift = self.tensors["tables.freq"], self.tensors["tables.shift"]
@@ -75,9 +81,9 @@ def _digest(tensors: Tensors, metadata: str) -> bytes:
 
 
 def _identity(tensors: Tensors, config: Mapping[str, Any], skip: int) -> bytes:
-    """SHA-256 of what a decoder reads (docs/spec/bitstream.md)."""
-    seen = {name: value for name, value in config.items() if name not in ENCODER_ONLY}
-    metadata = json.dumps({"config": seen, "format": FORMAT, "skip": skip}, sort_keys=True)
+    """SHA-256 of what a decoder reads (docs/spec/weights.md)."""
+    seen = {name: value for name, value in config.items() if not name.startswith(ENCODER_ONLY)}
+    metadata = json.dumps({"config": seen, "format": IDENTITY_FORMAT, "skip": skip}, sort_keys=True)
     return _digest({name: tensor for name, tensor in tensors.items() if not is_of_encoder(name)}, metadata)
 
 
@@ -122,20 +128,24 @@ def _check_gains(tensors: Tensors) -> None:
             raise WeightsError(f"{name} is beyond {LOG2_LIMIT // LOG2_ONE} octaves")
         if name.endswith(".log2_gain"):
             octaves = t.astype(np.float64) / LOG2_ONE
-            y = name.startswith("latent.")
-            for sign, factor in ((1, "latent.quantise"), (-1, "latent.dequantise")):
-                gains = np.exp2(sign * octaves) * (np.abs(tensors[factor].astype(np.float64)) if y else 1)
-                if not (gains < MULTIPLIER).all():
-                    raise WeightsError(f"{name} makes gains beyond {MULTIPLIER:g}")
+            gains = [np.exp2(octaves), np.exp2(-octaves)]
+            if name.startswith("latent."):
+                gains[1] *= np.abs(tensors["latent.dequantise"].astype(np.float64))
+                if "latent.quantise" in tensors:
+                    gains.append(gains[0] * np.abs(tensors["latent.quantise"].astype(np.float64)))
+            if not all((gain < MULTIPLIER).all() for gain in gains):
+                raise WeightsError(f"{name} makes gains beyond {MULTIPLIER:g}")
 
 
-def _check_layout(path: Path, given: Layout, config: ModelConfig) -> None:
-    """Refuse tensors that are not exactly those of the configuration, before any is read."""
+def _check_layout(path: Path, given: Layout, config: ModelConfig, *, encoder: bool = True) -> None:
+    """Refuse tensors that are not exactly those of the configuration, before any is read; or of its decoder alone."""
     wanted = layout(config)
     for preview in previews(config):
         if given.keys() & preview.keys():
             wanted |= preview
     for name in sorted(wanted.keys() | given.keys()):
+        if is_of_encoder(name) and not encoder:
+            continue
         if name not in wanted:
             raise WeightsError(f"{path} holds {name}, which {config.name} does not have")
         if name not in given:
@@ -163,7 +173,7 @@ def save(path: Path, tensors: Tensors, config: ModelConfig, skip: int) -> Weight
 
 
 def load(path: Path) -> Weights:
-    """Read and check.
+    """Read and check. Of an encoder that this version does not know nothing is kept (`Weights.encodes`).
 
     Raises:
         WeightsError: missing, not such a file, other format, or failing `check`.
@@ -176,13 +186,13 @@ def load(path: Path) -> Weights:
                 name: Spec(DTYPES.get(part.get_dtype(), part.get_dtype()), tuple(part.get_shape()))
                 for name, part in slices.items()
             }
-            config, skip, metadata = _facts(path, stored)
-            _check_layout(path, given, config)
-            tensors = {name: f.get_tensor(name) for name in slices}
+            config, skip, metadata, known = _facts(path, stored)
+            encoder = known and any(map(is_of_encoder, given)) and "sha256" in stored
+            _check_layout(path, given, config, encoder=encoder)
+            tensors = {name: f.get_tensor(name) for name in slices if encoder or not is_of_encoder(name)}
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"cannot read weights {path}: {error}") from error
-    digest = _digest(tensors, metadata)
-    if digest.hex() != stored.get("sha256"):
+    if encoder and _digest(tensors, metadata).hex() != stored["sha256"]:
         raise WeightsError(f"{path} is damaged: its tensors do not have the digest it was written with")
     check(tensors)
     weights = Weights(tensors, config, skip, _identity(tensors, config.to_dict(), skip))
@@ -213,8 +223,8 @@ def identity_of(path: Path) -> bytes:
     return identity
 
 
-def _facts(path: Path, stored: Mapping[str, str]) -> tuple[ModelConfig, int, str]:
-    """Configuration, skip row and the metadata that a digest is of."""
+def _facts(path: Path, stored: Mapping[str, str]) -> tuple[ModelConfig, int, str, bool]:
+    """Configuration, skip row, the metadata that a digest is of, and whether this version knows the encoder."""
     if "dca_fast" not in stored:
         raise WeightsError(f"{path} holds no dca-fast weights")
     metadata = stored["dca_fast"]
@@ -222,11 +232,16 @@ def _facts(path: Path, stored: Mapping[str, str]) -> tuple[ModelConfig, int, str
         facts: dict[str, Any] = json.loads(metadata)
         if facts["format"] != FORMAT:
             raise WeightsError(f"{path} has weights format {facts['format']}, this version reads {FORMAT}")
-        config, skip = ModelConfig.from_dict(dict(facts["config"])), facts["skip"]
-        if lacking := config.to_dict().keys() - facts["config"].keys():
+        given, skip = dict(facts["config"]), facts["skip"]
+        own = {field.name for field in fields(ModelConfig)}
+        known = {key for key in own ^ given.keys() if key.startswith(ENCODER_ONLY)} == set()
+        if not known:
+            given = {key: value for key, value in given.items() if not key.startswith(ENCODER_ONLY)}
+        config = ModelConfig.from_dict(given)
+        if lacking := {key for key in own - given.keys() if known or not key.startswith(ENCODER_ONLY)}:
             raise WeightsError(f"{path}: bad metadata: the configuration lacks {', '.join(sorted(lacking))}")
     except (ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
         raise WeightsError(f"{path}: bad metadata: {error}") from error
     if type(skip) is not int or not 0 <= skip <= MAX_ROW + 1:
         raise WeightsError(f"{path}: bad metadata: rows are coded from {skip!r} on")
-    return config, skip, metadata
+    return config, skip, metadata, known

@@ -75,6 +75,7 @@ VERSION = 10
 MAX_PIXELS, MAX_SECTION = 1 << 28, 1 << 24
 ICC, EXIF, XMP, ALPHA, LAYER = range(1, 6)
 TAGS = {ICC: "icc", EXIF: "exif", XMP: "xmp", ALPHA: "alpha", LAYER: "layer"}
+ANCILLARY = 128  # the first tag of sections that a reader passes over
 
 
 class Reader:
@@ -95,9 +96,9 @@ class Reader:
     def rest(self) -> bytes:
         return self.take(len(self.data) - self.at)
 
-    def leb128(self, most: int = 5) -> int:
+    def leb128(self) -> int:
         value = 0
-        for i in range(most):
+        for i in range(5):
             byte = self.byte()
             value |= (byte & 127) << 7 * i
             if byte < 128:
@@ -157,9 +158,13 @@ def read_fields(reader: Reader, max_pixels: int) -> File:
     if exact and (flags & 4 or high > 1):
         raise UnsupportedVersionError(f"flags {flags:#x}")
     model = reader.take(4)
-    width, height = reader.leb128(4), reader.leb128(4)
+    width, height = reader.leb128(), reader.leb128()
     (quality,) = struct.unpack("<H", reader.take(2))
-    if not (1 <= width <= 65535 and 1 <= height <= 65535 and quality <= 10000):
+    if quality >> 14:
+        raise UnsupportedVersionError(f"quality {quality}")
+    if max(width, height) > 65535:
+        raise LimitExceededError(f"{width} x {height} pixels")
+    if not (width and height and quality <= 10000):
         raise CorruptStreamError("size or quality out of range")
     if exact and model != bytes(4):
         raise CorruptStreamError("an exact file with a model")
@@ -216,15 +221,17 @@ def read_sections(reader: Reader) -> dict[int, bytes]:
     while tag := reader.byte():
         if tag <= last:
             raise CorruptStreamError(f"section {tag} after {last}")
-        if tag not in TAGS:
+        if tag not in TAGS and tag < ANCILLARY:
             raise UnsupportedVersionError(f"section {tag}")
-        size = reader.leb128(4)
+        size = reader.leb128()
         if not size:
             raise CorruptStreamError(f"section {tag} is empty")
-        if size > MAX_SECTION:
+        if size > MAX_SECTION and tag not in (ALPHA, LAYER):
             raise LimitExceededError(f"section {tag} has {size} bytes")
-        sections[tag], last = reader.take(size), tag
-    if not sections:
+        payload, last = reader.take(size), tag
+        if tag in TAGS:
+            sections[tag] = payload
+    if not last:
         raise CorruptStreamError("no sections")
     return sections
 
@@ -239,7 +246,7 @@ NUMBERS = (
     "width", "latent", "latent_hidden", "context_width", "context_blocks", "heads", "window", "local_blocks", "local",
     "regional", "regional_levels", "tokens",
 )  # fmt: skip
-OF_ENCODER = ("analysis_blocks", "analysis_hidden")  # of the configuration
+OF_ENCODER = "analysis_"  # how its keys of the configuration begin
 
 
 def is_of_encoder(name: str) -> bool:
@@ -259,13 +266,13 @@ class Weights:
             facts: dict[str, str] = head.pop("__metadata__")
             told = json.loads(facts["dca_fast"])
             self.config, self.skip = told["config"], told["skip"]
-            self.t = {name: self.tensor(memoryview(data)[8 + size :], entry) for name, entry in head.items()}
+            self.check_cover([entry["data_offsets"] for entry in head.values()], len(data) - 8 - size)
+            tensors = memoryview(data)[8 + size :]
+            self.t = {name: self.tensor(tensors, entry) for name, entry in head.items() if not is_of_encoder(name)}
         except (struct.error, ValueError, KeyError, TypeError) as error:
             raise WeightsError(f"no weights file: {error}") from error
         if told["format"] != WEIGHTS_FORMAT or type(self.skip) is not int or not 0 <= self.skip <= 128:
             raise WeightsError("another format, or another first row")
-        if self.digest(facts["dca_fast"], self.t).hex() != facts.get("sha256"):
-            raise WeightsError("the tensors have another digest")
         self.check_layout()
         self.check_ranges()
         if self.identity().hex() != facts.get("identity"):
@@ -274,22 +281,29 @@ class Weights:
 
     def identity(self) -> bytes:
         """SHA-256 of what a decoder reads."""
-        seen = {key: value for key, value in self.config.items() if key not in OF_ENCODER}
-        line = json.dumps({"config": seen, "format": WEIGHTS_FORMAT, "skip": self.skip}, sort_keys=True)
-        return self.digest(line, {name: t for name, t in self.t.items() if not is_of_encoder(name)})
+        seen = {key: value for key, value in self.config.items() if not key.startswith(OF_ENCODER)}
+        line = json.dumps({"config": seen, "format": 3, "skip": self.skip}, sort_keys=True)
+        digest = hashlib.sha256(line.encode())
+        for name in sorted(self.t):
+            t = self.t[name]
+            digest.update(f"\n{name} torch.{t.dtype.name} {t.shape}\n".encode() + t.tobytes())
+        return digest.digest()
+
+    @staticmethod
+    def check_cover(places: list[list[int]], size: int) -> None:
+        """Tensors follow each other to the end of the file."""
+        at = 0
+        for begin, end in sorted(places):
+            if begin != at or end < begin:
+                raise WeightsError("tensors overlap, or leave holes")
+            at = end
+        if at != size:
+            raise WeightsError("bytes behind the tensors")
 
     @staticmethod
     def tensor(data: memoryview, entry: dict[str, Any]) -> Array:
         begin, end = entry["data_offsets"]
         return np.frombuffer(data[begin:end], TYPES[entry["dtype"]]).reshape(entry["shape"])
-
-    @staticmethod
-    def digest(line: str, tensors: dict[str, Array]) -> bytes:
-        digest = hashlib.sha256(line.encode())
-        for name in sorted(tensors):
-            t = tensors[name]
-            digest.update(f"\n{name} torch.{t.dtype.name} {t.shape}\n".encode() + t.tobytes())
-        return digest.digest()
 
     @property
     def latents(self) -> list[str]:
@@ -382,7 +396,7 @@ class Weights:
     def check_layout(self) -> None:
         self.check_configuration()
         wanted = {name: (dtype, shape) for name, dtype, shape in self.layout()}
-        given = {n: (t.dtype.name, t.shape) for n, t in self.t.items() if not is_of_encoder(n)}
+        given = {name: (t.dtype.name, t.shape) for name, t in self.t.items()}
         if wanted != given:
             raise WeightsError(f"other tensors: {sorted(dict(wanted.items() ^ given.items()))[:3]}")
 
@@ -395,8 +409,9 @@ class Weights:
             least, most = {"regional_levels": (0, 6), 0: (0, 64), 1: (0, 64)}.get(name, (1, 4096))
             if type(value) is not int or not least <= value <= most:
                 raise WeightsError(f"{name} is {value}")
-        others = {"name", "transforms", "synthesis_blocks", "contexts", "merge_once", "shared", *OF_ENCODER}
-        if c.keys() != {*NUMBERS, *others} or len(c["synthesis_blocks"]) != 2 or c["transforms"] != "patch":
+        others = {"name", "transforms", "synthesis_blocks", "contexts", "merge_once", "shared"}
+        seen = {key for key in c if not key.startswith(OF_ENCODER)}
+        if seen != {*NUMBERS, *others} or len(c["synthesis_blocks"]) != 2 or c["transforms"] != "patch":
             raise WeightsError("another configuration")
         if type(c["merge_once"]) is not bool or type(c["shared"]) is not bool or 4 % c["window"]:
             raise WeightsError("no such configuration")
@@ -416,10 +431,9 @@ class Weights:
             if ".log2_" in name and np.abs(t.astype(np.int64)).max() > 1 << 18:
                 raise WeightsError(f"{name} is too large")
             if name.endswith(".log2_gain"):
-                for sign, factor in ((1, "latent.quantise"), (-1, "latent.dequantise")):
-                    size = np.abs(self.t[factor].astype(np.float64)) if name.startswith("latent.") else 1
-                    if not (np.exp2(sign * t / 4096) * size < LARGEST).all():
-                        raise WeightsError(f"{name} is too large")
+                size = np.abs(self.t["latent.dequantise"].astype(np.float64)) if name.startswith("latent.") else 1
+                if not (np.exp2(t / 4096) < LARGEST).all() or not (np.exp2(-t / 4096) * size < LARGEST).all():
+                    raise WeightsError(f"{name} is too large")
         exp2, softmax = self.t["tables.exp2"], self.t["tables.softmax"]
         frequencies, shift = self.t["tables.freq"].astype(np.int64), self.t["tables.shift"]
         if not ((exp2 >= 1) & (exp2 < 2)).all() or softmax[0] != 127 or softmax.max() > 127:
@@ -1002,6 +1016,8 @@ class Decisions:
     def __init__(self, data: bytes) -> None:
         self.data, self.at, self.range = data, 4, 0xFFFFFFFF
         self.code = int.from_bytes(data[:4].ljust(4, b"\0"), "big")
+        if self.code == self.range:
+            raise CorruptStreamError("the first number is too large")
 
     def bit(self, p: int) -> int:
         bound = self.range * p >> 16

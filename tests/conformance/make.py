@@ -1,7 +1,7 @@
 """Write the conformance files and their table, `conformance.json`: docs/spec/conformance.md says what they are for.
 
-    python -m tests.conformance.make            # all of them, when the format or the shipped weights change
-    python -m tests.conformance.make --check    # says which files are others than it makes, and fails if there are any
+    python -m tests.conformance.make            # those that are missing; files that are there stay as they are
+    python -m tests.conformance.make --check    # fails and says so if files are missing, or not in the table
 
 Pictures are drawn with sums, products and quotients alone, so every machine draws the same. Whatever is written was
 decoded by the package and by `decoder.py`, to the same pixels or to the same error.
@@ -169,7 +169,7 @@ def drawn(
     return pack(Header(size[1], size[0], quality, model, source.digest, aq=strength), stream)
 
 
-def exactly(samples: Pixels, mode: Mode, quality: int = 10000, sections: dict[Section, bytes] | None = None) -> bytes:
+def exactly(samples: Pixels, mode: Mode, quality: int = 10000, sections: dict[int, bytes] | None = None) -> bytes:
     """An exact file in a mode that the encoder may not choose. samples [H, W, 1 or 3]."""
     height, width, channels = samples.shape
     deep = samples.dtype == np.uint16
@@ -261,6 +261,16 @@ def channels() -> Iterator[Vector]:
     yield Vector("metadata", "ICC, EXIF and XMP sections", modelled(picture, 50, metadata=some))
     long = {"icc": bytes(range(256)) * 64 + b"\0", "xmp": b" " * 128}
     yield Vector("metadata_long", "sections whose sizes take two and three bytes", modelled(picture, 50, metadata=long))
+    stepped = {Section.ALPHA: struct.pack("<I", zlib.crc32(near(ramp, 5))) + colours.encode(ramp[..., None], step=5)}
+    dca = parse(modelled(picture, 70))
+    yield Vector("alpha_steps", "alpha in steps of 5", pack(dca.header, dca.stream, stepped))
+    stepped = {Section.ALPHA: struct.pack("<I", zlib.crc32(near(ramp, 3))) + colours.encode(ramp[..., None], step=3)}
+    data = exactly(picture, Mode(), sections=stepped)
+    yield Vector("exact_alpha_steps", "samples without loss, alpha in steps of 3", data)
+    other = {128: b"of a later format", 240: b"owner\0anything", 255: b"\0"}
+    yield Vector("ancillary", "ancillary sections, which change nothing", pack(dca.header, dca.stream, other))
+    both = {Section.XMP: b"<x:xmpmeta/>"} | other
+    yield Vector("exact_ancillary", "the same and XMP in an exact file", exactly(picture, Mode(), sections=both))
     gray_alpha = with_header(modelled(np.dstack([gray, gray, gray, ramp]), 60), grayscale=True)
     yield Vector("gray_alpha", "a gray picture with alpha", gray_alpha)
 
@@ -280,10 +290,21 @@ def layers() -> Iterator[Vector]:
     yield Vector("layer_one_block", "one block, in the middle of the picture", one)
     corner = blocks(crop(40, 56), [(0, 0), (2, 3)])
     yield Vector("layer_corners", "blocks in two corners, one of them cut by the border", corner)
+    places = [(0, 1), (1, 1), (1, 2), (2, 3)]
+    for name, mode in (("residuals", Mode()), ("steps", Mode(step=3)), ("candidates", Mode(candidates=True))):
+        covers = f"blocks by {name}" if name != "steps" else "blocks by residuals in steps of 3"
+        yield Vector(f"layer_by_{name}", covers, blocks(crop(40, 56), places, mode))
+    gray = crop(40, 56)[..., :1]
+    yield Vector("layer_gray_residuals", "gray blocks by residuals", blocks(gray, places, Mode()))
 
 
-def blocks(picture: Pixels, places: list[tuple[int, int]]) -> bytes:
-    """A picture of the network with some blocks of its own exact colours, posterised."""
+def near(plane: Pixels, step: int) -> bytes:
+    """What a plane decodes to when it was coded in steps."""
+    return colours.decode(colours.encode(plane[..., None], step=step), (*plane.shape, 1), 8, None).tobytes()
+
+
+def blocks(picture: Pixels, places: list[tuple[int, int]], mode: Mode | None = None) -> bytes:
+    """A picture of the network with some blocks of its own exact colours, posterised; `mode`: not the encoder's."""
     from dca_fast.exact import layer
 
     dca = parse(modelled(picture, 50))
@@ -293,6 +314,9 @@ def blocks(picture: Pixels, places: list[tuple[int, int]]) -> bytes:
         inside[place] = True
     samples = np.where(colours.pixels_inside(inside, height, width)[:, :, None], picture // 64 * 64, 0).astype(np.uint8)
     stream, _ = colours.encode_blocks(samples, inside)
+    if mode is not None:
+        stream = exact.encode(samples, mode, inside)
+        samples = exact.decode(stream, height, width, samples.shape[2], 8, inside)
     return pack(dca.header, dca.stream, {Section.LAYER: layer.pack(samples, stream, inside)})
 
 
@@ -406,10 +430,12 @@ def refused_headers(data: bytes, plain: bytes) -> Iterator[Refusal]:
     yield Refusal("trailing", "a byte behind the checksum", CORRUPT, data + b"\0")
     yield Refusal("width_zero", "no columns", CORRUPT, assembled(data, width=b"\0"))
     yield Refusal("height_zero", "no rows", CORRUPT, assembled(data, height=b"\0"))
-    yield Refusal("width_65536", "65536 columns", CORRUPT, assembled(data, width=leb128(65536)))
+    yield Refusal("width_65536", "65536 columns", LIMIT, assembled(data, width=leb128(65536)))
     yield Refusal("width_malformed", "a width with a byte too many", CORRUPT, assembled(data, width=b"\xb8\x00"))
     five = b"\x81\x80\x80\x80\x01"
-    yield Refusal("width_long", "a width of five bytes", CORRUPT, assembled(data, width=five))
+    yield Refusal("width_long", "a width of five bytes", LIMIT, assembled(data, width=five))
+    yield Refusal("width_six", "a width of six bytes", CORRUPT, assembled(data, width=b"\x80" + five))
+    yield Refusal("quality_reserved", "a reserved bit of the quality", VERSIONS, assembled(data, quality=1 << 14))
     yield Refusal("quality_10001", "quality above 10000", CORRUPT, assembled(data, quality=10001))
     big = assembled(data, width=leb128(65535), height=leb128(65535))
     yield Refusal("pixels", "more than 2^28 pixels", LIMIT, big)
@@ -458,6 +484,10 @@ def refused_sections(data: bytes) -> Iterator[Refusal]:
         ("twice", "a tag twice", CORRUPT, b"\1\1x\1\1x\0"),
         ("empty", "an empty section", CORRUPT, b"\1\0\0"),
         ("tag", "an unknown tag", VERSIONS, b"\x63\1x\0"),
+        ("tag_127", "the last critical tag", VERSIONS, b"\x7f\1x\0"),
+        ("ancillary_order", "ancillary tags that decrease", CORRUPT, b"\x81\1x\x80\1x\0"),
+        ("ancillary_empty", "an empty ancillary section", CORRUPT, b"\x80\0\0"),
+        ("ancillary_large", "an ancillary section above 2^24 bytes", LIMIT, b"\x80" + leb128((1 << 24) + 1) + b"x\0"),
         ("size", "a size with a byte too many", CORRUPT, b"\1\x81\0x\0"),
         ("large", "a section above 2^24 bytes", LIMIT, b"\1" + leb128((1 << 24) + 1) + b"x\0"),
         ("cut", "a section that is longer than the file", TRUNCATED, b"\1" + leb128(1 << 20) + b"x\0"),
@@ -552,6 +582,7 @@ def refused_exact(plain: bytes, deep: bytes) -> Iterator[Refusal]:
         ("mode", "residuals that are read as candidates", b"\3" + stream[1:]),
         ("noise", "bytes that no encoder makes", b"\0" + bytes(range(255, 55, -1))),
         ("noise_index", "bytes that no encoder makes, by index", b"\3" + bytes(range(3, 203))),
+        ("code", "a band whose first number is 2^32 - 1", stream[:1] + b"\xff" * 4 + stream[5:]),
     )
     for name, breaks, changed in cases:
         yield Refusal(f"exact_{name}", breaks, CORRUPT, assembled(plain, stream=changed))
@@ -598,6 +629,7 @@ def refused_layers() -> Iterator[Refusal]:
         ("map", "a map that is longer than the layer", digest + count + leb128(4000) + rest),
         ("map_zero", "a map whose last byte is zero", digest + count + bytes([size + 1]) + map_ + b"\0" + stream),
         ("map_left", "a byte behind the map", digest + count + bytes([size + 4]) + map_ + b"\1" * 4 + stream),
+        ("map_code", "a map whose first number is 2^32 - 1", digest + count + b"\4" + b"\xff" * 4 + stream),
         ("cut", "cut inside the digest", digest[:3]),
         ("stream", "no stream of colours", payload[: 6 + size]),
     )
@@ -640,6 +672,8 @@ def row_of(vector: Vector, other: second.Decoder) -> dict[str, Any]:
         raise SystemExit(f"{vector.name}: the two decoders differ")
     height, width, channels = picture.shape
     row = {"file": f"vectors/{vector.name}.dca", "covers": vector.covers}
+    if not parse(vector.data).header.exact:
+        row["model"] = CODEC.model_id
     row |= {"width": width, "height": height, "channels": channels, "bits": 8 * picture.itemsize}
     row["sha256"] = digest_of(picture)
     metadata = parse(vector.data).metadata
@@ -675,7 +709,7 @@ def refused_row(refusal: Refusal, other: second.Decoder) -> dict[str, Any]:
 
 def text_of(table: dict[str, Any]) -> str:
     """JSON with a line for each file."""
-    head = "".join(f'"{key}": {json.dumps(table[key])},\n' for key in ("format", "model"))
+    head = f'"format": {json.dumps(table["format"])},\n'
     lists = (
         f'"{key}": [\n' + ",\n".join(f"  {json.dumps(row)}" for row in table[key]) + "\n]"
         for key in ("vectors", "refused")
@@ -685,26 +719,28 @@ def text_of(table: dict[str, Any]) -> str:
 
 def main() -> None:
     check, other = "--check" in sys.argv[1:], second.Decoder(WEIGHTS)
-    made: dict[Path, bytes] = {}
-    table: dict[str, Any] = {"format": VERSION, "model": CODEC.model_id, "vectors": [], "refused": []}
+    table: dict[str, Any] = {"format": VERSION, "vectors": [], "refused": []}
+    if TABLE.exists():
+        table |= json.loads(TABLE.read_text("utf-8"))
+    known = {row["file"] for row in (*table["vectors"], *table["refused"])}
+    made: dict[str, bytes] = {}
     for vector in vectors():
-        made[HERE / "vectors" / f"{vector.name}.dca"] = vector.data
-        table["vectors"].append(row_of(vector, other))
+        if (file := f"vectors/{vector.name}.dca") not in known:
+            made[file] = vector.data
+            table["vectors"].append(row_of(vector, other))
     for refusal in refusals():
-        made[HERE / "refused" / f"{refusal.name}.dca"] = refusal.data
-        table["refused"].append(refused_row(refusal, other))
-    made[TABLE] = text_of(table).encode()
-    paths = (TABLE, *HERE.glob("vectors/*.dca"), *HERE.glob("refused/*.dca"))
-    there = {path: path.read_bytes() for path in paths if path.exists()}
-    others = [path for path in sorted(made.keys() | there.keys()) if made.get(path) != there.get(path)]
-    for path in others:
-        print(path.relative_to(HERE), "is another one" if check else "written" if path in made else "removed")
-        if path in made and not check:
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(made[path])
-        elif not check:
-            path.unlink()
-    sys.exit(int(check and bool(others)))
+        if (file := f"refused/{refusal.name}.dca") not in known:
+            made[file] = refusal.data
+            table["refused"].append(refused_row(refusal, other))
+    strange = {str(path.relative_to(HERE)) for path in HERE.glob("*/*.dca")} ^ known
+    for file in sorted(strange | made.keys()):
+        print(file, "is missing" if check and file in made else "written" if file in made else "is not as in the table")
+    if not check:
+        for file, data in made.items():
+            (HERE / file).parent.mkdir(exist_ok=True)
+            (HERE / file).write_bytes(data)
+        TABLE.write_text(text_of(table), "utf-8")
+    sys.exit(int(bool(strange) or (check and bool(made))))
 
 
 if __name__ == "__main__":
