@@ -304,7 +304,8 @@ def exact(load: Load) -> str:
     text = prose(
         "Bytes as a share of those of others, geometric means; every stream was decoded and compared. Photographs are"
         " Kodak's, graphics and masks are drawn. Speed is megapixels per second of processor time, 1 thread of"
-        f" {machine(facts)}."
+        f" {machine(facts)}. Rounded to the levels of `alpha_quality` {', '.join(facts['alpha'])}, masks take"
+        f" {', '.join(f'{share:.2f}' for share in facts['alpha'].values())} of their bytes without loss."
     )
     heads = ["", "pictures", "of PNG", "of WebP method 6", "of JPEG XL effort 7", "encode", "decode"]
     return f"{text}\n{table(heads, rows)}"

@@ -293,8 +293,8 @@ def residuals_of(paths: Sequence[Path], quality: int) -> tuple[Residuals, Rows]:
     def keeping(groups: int) -> Quantiser:
         quantise = quantiser(groups)
 
-        def call(residuals: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-            seen.append((residuals.flatten().numpy(), rows.flatten().numpy()))
+        def call(residuals: Residuals, rows: Rows) -> Any:
+            seen.append((np.ravel(residuals), np.ravel(rows)))
             return quantise(residuals, rows)
 
         return call

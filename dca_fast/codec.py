@@ -226,7 +226,7 @@ class Codec:
                 coder, nearly without loss, where that takes fewer bits at equal distortion; or "off". Photographs are
                 the same files with both.
             alpha_quality: 0..100. 100 keeps alpha as it is; below, it is rounded to fewer levels, of which transparent
-                and opaque always are two: 91 of them at 79, 23 at 50, two at 0.
+                and opaque always are two: 92 of them at 79, 23 at 50, two at 0.
             metadata: replaces the image's own "icc", "exif", "xmp" blocks.
             progress: told how much is done, 0..1.
 

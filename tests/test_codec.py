@@ -292,6 +292,30 @@ def test_wrong_arguments_are_refused_by_name(native: Codec, tmp_path: Path) -> N
         Codec(max_pixels=63).decode(native.encode(image))
 
 
+def test_alpha_quality_rounds_alpha_to_fewer_levels(native: Codec) -> None:
+    generator = np.random.default_rng(5)
+    soft = np.add.outer(np.arange(64) * 2, np.arange(96)) + generator.integers(-2, 3, (64, 96))
+    alpha = np.where(np.arange(96) < 8, 0, np.where(np.arange(96) > 90, 255, soft.clip(1, 254))).astype(np.uint8)
+    picture = np.dstack([photograph(64, 96), alpha])
+    sizes = []
+    for quality, levels in ((100, 256), (79, 92), (50, 23), (0, 2)):
+        data = native.encode(picture, 60, effort=0, alpha_quality=quality)
+        got = native.decode(data, "numpy")[..., 3]
+        sizes.append(len(data))
+        assert len(np.unique(got)) <= levels
+        assert np.abs(got.astype(int) - alpha).max() <= -(-255 // (levels - 1)) // 2 * (levels < 256) + (levels == 2)
+        assert (got[alpha == 0] == 0).all()
+        assert (got[alpha == 255] == 255).all()
+        assert native.encode_batch([picture, picture], 60, effort=0, alpha_quality=quality) == [data, data]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) == 4
+    exact = native.encode(picture, "lossless", alpha_quality=0)
+    assert np.array_equal(native.decode(exact, "numpy"), picture)
+    for bad in (-1, 101, float("nan"), "high", True):
+        with pytest.raises(ConfigError, match="alpha_quality"):
+            native.encode(picture, alpha_quality=bad)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("metadata", [{"foo": b"x"}, {"xmp": "text"}, {"alpha": b"junk"}])
 def test_wrong_metadata_is_refused_by_name(native: Codec, metadata: dict) -> None:
     with pytest.raises(InputError, match="metadata"):

@@ -152,6 +152,16 @@ def test_a_false_identity_is_refused(
             weights.identity_of(tmp_path / "false.safetensors")
 
 
+def test_two_models_of_one_id_are_refused(
+    other: Path, theirs: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_id = container.parse(theirs).header.model_id
+    both = {model_id + bytes(28): other, model_id + bytes([1] * 28): tmp_path / "forged.safetensors"}
+    monkeypatch.setattr(models, "listed", lambda: (both, []))
+    with pytest.raises(UnknownModelError, match=r"other\.safetensors and .*forged\.safetensors differ"):
+        Codec().decode(theirs)
+
+
 def test_shipped_weights_have_names() -> None:
     with pytest.raises(WeightsError, match="no weights are called 'dca-x'; those here: dca-s"):
         models.named("dca-x")

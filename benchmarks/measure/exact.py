@@ -27,10 +27,12 @@ from rich.progress import track
 
 from dca_fast.evaluation.report import environment
 from dca_fast.exact import coder
+from dca_fast.exact.picture import alpha_levels, with_levels
 from dca_fast.files.image_io import list_images, load_image
 
 Picture = Any  # uint8 or uint16 [H, W] or [H, W, 3]
 SIZE = (768, 512)
+ALPHA_QUALITIES = (90, 79, 50, 20)
 
 
 def graphics(count: int) -> Iterator[tuple[str, Picture]]:
@@ -110,6 +112,19 @@ def measure(picture: Picture) -> dict[str, Any]:
     return row
 
 
+def rounded_alpha() -> dict[str, float]:
+    """Bytes of masks at qualities of alpha, as a share of those without loss: geometric means."""
+    shares = {}
+    for quality in ALPHA_QUALITIES:
+        levels = alpha_levels(quality)
+        logs = []
+        for _, mask in masks():
+            fewer = with_levels(mask, levels)
+            logs.append(math.log(len(coder.encode(fewer[:, :, None])) / len(coder.encode(mask[:, :, None]))))
+        shares[str(quality)] = round(math.exp(sum(logs) / len(logs)), 4)
+    return shares
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photographs", type=Path, required=True)
@@ -136,6 +151,8 @@ def main() -> int:
         result[kind] = {"means": means, "rows": {name: _rounded(row) for name, row in rows.items()}}
         sys.stdout.write(f"{kind}: {json.dumps(means)}\n")
         sys.stdout.flush()
+    result["alpha"] = rounded_alpha()
+    sys.stdout.write(f"masks at qualities of alpha: {json.dumps(result['alpha'])}\n")
     result |= environment()
     result["versions"]["pillow-jxl-plugin"] = version("pillow-jxl-plugin")
     if args.out:
