@@ -46,7 +46,8 @@ def test_it_shares_nothing_with_the_package() -> None:
 
 def test_the_tables_of_the_page_are_the_decoders() -> None:
     page = (ROOT / "docs" / "spec" / "exact.md").read_text("utf-8")
-    knots, neighbours = (re.sub(r"\s+", " ", block).strip() for block in re.findall(r"(?:^    .+\n)+", page, re.M))
+    blocks = re.findall(r"(?:^    [\d(][-\d,() ]*\n)+", page, re.M)
+    knots, neighbours = (re.sub(r"\s+", " ", block).strip() for block in blocks)
     assert knots == " ".join(map(str, second.KNOTS))
     assert neighbours == " ".join(map(str, second.NEIGHBOURS))
     divisors = re.search(r"65536 // d for d = ([\d,\s]+)\.", page)
@@ -189,6 +190,100 @@ def test_it_reads_bands(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
             data = reader.take(min(size, len(stream) - reader.at))
             band = second.Band(data, bottom - top, 40, 3, 8, mode.byte())
             assert np.array_equal(band.decode(None), picture[top:bottom])
+
+
+# The page of examples.
+
+
+def table(heading: str, number: int) -> list[list[str]]:
+    """Cells of a table below a heading of docs/spec/examples.md, without its head."""
+    page = (ROOT / "docs" / "spec" / "examples.md").read_text("utf-8")
+    tables = re.findall(r"(?:^\|.*\n)+", page.split(f"\n## {heading}\n")[1].split("\n## ")[0], re.M)
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in tables[number].splitlines()[2:]]
+
+
+def example(name: str) -> bytes:
+    return (ROOT / "tests" / "conformance" / "vectors" / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["size_1x1.dca", "exact_1x1.dca"])
+def test_the_bytes_of_the_examples(name: str) -> None:
+    """Bytes are the file's, and a number that a value begins with is that of the bytes."""
+    data, at, says = example(name), 0, dict[str, str]()
+    for place, digits, field, value in table(name, 0):
+        field_bytes = bytes.fromhex(digits.strip("`"))
+        assert (int(place), data[at : at + len(field_bytes)]) == (at, field_bytes)
+        number = re.match(r"0x[\dA-F]+|\d+", value)
+        assert number is None or int(number[0], 0) == int.from_bytes(field_bytes, "little")
+        at, says[field] = at + len(field_bytes), value
+    assert at == len(data)
+    file = second.parse(data)
+    assert (says["width"], says["height"]) == (str(file.width), str(file.height))
+    assert says["quality"] == f"{file.quality}, which is {file.quality / 100:g}"
+    assert says["model id"] == f"`{file.model.hex()}`"
+    assert f"the value digest is 0x{file.digest:08X}" in says["digest"]
+    assert f"0x{zlib.crc32(data[:16]):08X}" in says["digest"]
+
+
+def test_the_values_of_the_example(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the tables of size_1x1.dca say of its parts and first rounds."""
+    parts: list[list[str]] = []
+    rounds: list[list[str]] = []
+    part, decode_round = second.Stream.part, second.Stream.round
+
+    def traced_part(self: second.Stream, rows: Any, trellis: bool, last: bool) -> Any:
+        values = part(self, rows, trellis, last)
+        found = ", ".join(f"{values[i]} at {i}" for i in np.flatnonzero(values))
+        coded = int((rows != second.SKIPPED).sum())
+        parts.append([str(len(rows)), str(coded), found or "none", f"`{self.states[0][0]:08X}`"])
+        return values
+
+    def traced_round(self: second.Stream, g: int, rows: list[int]) -> list[int]:
+        (row,), (before,) = rows, self.states[g]
+        integers = decode_round(self, g, rows)
+        symbol = second.bisect_right(self.starts[row], before % 4096) - 1
+        about = [row, before % 4096, symbol, self.frequencies[row][symbol], self.starts[row][symbol]]
+        rounds.append([*map(str, [*about, self.shifts[row], *integers]), f"`{self.states[g][0]:08X}`"])
+        return integers
+
+    monkeypatch.setattr(second.Stream, "part", traced_part)
+    monkeypatch.setattr(second.Stream, "round", traced_round)
+    (pixel,) = decoder.decode(example("size_1x1.dca"))[0].tolist()
+    assert [row[1:] for row in table("size_1x1.dca", 1)] == parts
+    shown = table("size_1x1.dca", 2)
+    assert len(shown) > 3
+    assert shown == rounds[: len(shown)]
+    page = (ROOT / "docs" / "spec" / "examples.md").read_text("utf-8")
+    assert f"The pixel is red {pixel[0]}, green {pixel[1]}, blue {pixel[2]}." in page
+
+
+def test_the_decisions_of_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the table of exact_1x1.dca says of its planes."""
+    planes: list[list[str]] = []
+    bits = ""
+    decode_bit, sample = second.Decisions.bit, second.Residuals.sample
+
+    def traced_bit(self: second.Decisions, p: int) -> int:
+        nonlocal bits
+        assert p == 32768
+        bits += str(bit := decode_bit(self, p))
+        return bit
+
+    def traced_sample(self: second.Residuals, k: int, x: int, before: Any, values: list[int], noise: int) -> int:
+        nonlocal bits
+        bits = ""
+        residual = sample(self, k, x, before, values, noise)
+        planes.append([bits, str(residual), str(values[-1])])
+        return residual
+
+    monkeypatch.setattr(second.Decisions, "bit", traced_bit)
+    monkeypatch.setattr(second.Residuals, "sample", traced_sample)
+    pixel = Decoder().decode(example("exact_1x1.dca"))[0, 0].tolist()
+    shown = table("exact_1x1.dca", 1)
+    assert [[re.sub(r"[` ]", "", row[-3]), *row[-2:]] for row in shown] == planes
+    assert [int(row[1]) + int(row[-2]) for row in shown] == [int(row[-1]) for row in shown]
+    page = (ROOT / "docs" / "spec" / "examples.md").read_text("utf-8")
+    assert f"The pixel is red {pixel[0]}, green {pixel[1]}, blue {pixel[2]}." in page
 
 
 # Damage.

@@ -1073,7 +1073,7 @@ def weights_of(mixers: Places, place: tuple[Any, ...], n: int) -> list[int]:
 
 
 def half_octaves(x: int) -> int:
-    """L(x)."""
+    """half_octaves(x)."""
     n = (x + 1).bit_length()
     return 2 * n - 3 + (x + 1 >> n - 2 & 1) if n > 1 else 0
 
@@ -1233,7 +1233,7 @@ class Residuals:
         e: int,
         edge: int,
     ) -> int:
-        """The residual: "Coding r" of the page, with D and E, and edge = abs(n - ne)."""
+        """The residual of the page, with its words expected (d) and sum (e), and edge = abs(n - ne)."""
         other = noise if k == 0 else min(7, half_octaves(abs(before[0])))
         if k == 2:
             other = min(7, half_octaves(2 * abs(before[0]) + abs(before[1])))
@@ -1311,13 +1311,13 @@ FIRST, LATER, RESIDUAL = range(3)
 
 
 def scrambled(x: int) -> int:
-    """H(x)."""
+    """scrambled(x)."""
     x = (x ^ x >> 32) * GOLDEN & WORD
     return x ^ x >> 29
 
 
 def hashed(a: int, b: int, n: int) -> int:
-    """G(a, b, n)."""
+    """hashed(a, b, n)."""
     return (scrambled(a * FACTORS[0] + b * FACTORS[1] & WORD) * GOLDEN & WORD) >> 64 - n
 
 
