@@ -11,7 +11,6 @@ from dca_fast.ops.reference import (  # a few launches of PyTorch each; exact on
     hyper_symbols,
     hyper_values,
     luma,
-    restore_sums,
     squared_error,
 )
 
@@ -46,6 +45,7 @@ from .pointwise import (
     reconstruct,
     residuals,
     restore,
+    restore_sums,
     space_to_depth2,
 )
 

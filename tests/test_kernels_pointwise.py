@@ -166,6 +166,18 @@ def test_restoration(size: tuple[int, int], rings: int) -> None:
         same(pointwise.restore, reference.restore, picture, torch.full((3, 6 * rings), weight, dtype=torch.int8))
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 2), (40, 33), (5, 430)])
+def test_sums_of_the_restoration(size: tuple[int, int]) -> None:
+    picture, image = (torch.randint(0, 256, (*size, 3)).to(torch.uint8) for _ in range(2))
+    picture[: size[0] // 2].clamp_(100, 110)
+    for stride in (1, 3):
+        same(pointwise.restore_sums, reference.restore_sums, picture, image, stride)
+    rows, columns = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
+    dots = ((rows % 3 == 1) & (columns % 3 == 1)).to(torch.uint8).mul(255)[:, :, None].repeat(1, 1, 3)
+    for extreme in (dots, 255 - dots):  # the largest features of both signs
+        same(pointwise.restore_sums, reference.restore_sums, extreme, 255 - extreme, 1)
+
+
 # Compilation, with the shapes of dca-s.
 
 
@@ -196,8 +208,15 @@ def dca_s_calls() -> None:
     pointwise.restore(image[0], torch.ones(3, 18, dtype=torch.int8, device=image.device))
 
 
+def restoration_sums() -> None:
+    image = torch.zeros(128, 192, 3, dtype=torch.uint8)
+    pointwise.restore_sums(image, image, 2)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_kernels_compile(architecture: int) -> None:
     for record in compiled(__name__, "dca_s_calls", architecture):
         check_compiled(record, architecture, tensor_core=False)
+    for record in compiled(__name__, "restoration_sums", architecture):
+        check_compiled(record, architecture, tensor_core=True)
