@@ -39,6 +39,7 @@ __all__ = [
     "neighbour_mean",
     "operand8",
     "operand16",
+    "pad_edges",
     "patches_from_image",
     "quadtree_gather",
     "reconstruct",
@@ -310,6 +311,28 @@ def reconstruct(q: Tensor, mean: Tensor, inv: Tensor, step: int, y_hat: Tensor, 
     w, g = mean.shape[2:]
     args = (q, mean, inv, coarser, y_hat, w, coarser is not None, QUADTREE[step], g)
     _launch(_reconstruct_kernel, q.numel(), *args)
+
+
+# Pictures.
+
+
+@triton.jit(do_not_specialize=["height", "width", "across", "line", "column", "colour"])
+def _pad_kernel(
+    count, image, out, height, width, across, line, column, colour, LONG: tl.constexpr, BLOCK: tl.constexpr
+):
+    at = _indices(LONG, BLOCK)
+    inside = at < count
+    pixel, c = at // 3, at % 3
+    y = tl.minimum(pixel // across, height - 1).to(tl.int64)
+    x = tl.minimum(pixel % across, width - 1).to(tl.int64)
+    tl.store(out + at, tl.load(image + (y * line + x * column + c * colour), inside, 0), inside)
+
+
+def pad_edges(image: Tensor, height: int, width: int, out: Tensor | None = None) -> Tensor:
+    if out is None:
+        out = torch.empty(1, height, width, 3, dtype=torch.uint8, device=image.device)
+    _launch(_pad_kernel, out.numel(), image, out, *image.shape[:2], width, *image.stride())
+    return out
 
 
 # Pixels and sites to channels and back: both sides move in runs of SIZE * C values.

@@ -153,7 +153,15 @@ def test_pixels_and_sites(n: int, h: int, w: int) -> None:
         same(pointwise.depth_to_space2, reference.depth_to_space2, reference.space_to_depth2(x))
 
 
-# Packing.
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (9, 130)])
+def test_padding(size: tuple[int, int]) -> None:
+    image = torch.randint(0, 256, (*size, 3), dtype=torch.uint8)
+    for padded in (size, (16, 192), (size[0] + 1, size[1])):
+        same(pointwise.pad_edges, reference.pad_edges, image, *padded)
+        same(pointwise.pad_edges, reference.pad_edges, image, *padded, torch.zeros(1, *padded, 3, dtype=torch.uint8))
+        for other in (image.permute(2, 0, 1).contiguous().permute(1, 2, 0), image.flip(2), image[:, ::2]):
+            expected = reference.pad_edges(other, *padded)
+            assert torch.equal(pointwise.pad_edges(other.to(DEVICE), *padded).cpu(), expected)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (9, 130), (40, 33)])
@@ -203,6 +211,7 @@ def dca_s_calls() -> None:
     for adapted in ((), (factor,)):
         pointwise.residuals(y, mean, m, 1, *adapted)
         pointwise.reconstruct(y[..., :96].contiguous(), mean, m, 1, y, *adapted)
+    pointwise.pad_edges(image[0], 192, 256)
     pointwise.image_from_patches(pointwise.patches_from_image(image).to(torch.uint8))
     pointwise.depth_to_space2(pointwise.space_to_depth2(int8(1, h, w, 160)))
     pointwise.restore(image[0], torch.ones(3, 18, dtype=torch.int8, device=image.device))

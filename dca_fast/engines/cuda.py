@@ -337,19 +337,17 @@ class CudaEngine:
                 except DeviceMemoryError:
                     on_cpu = self._on_cpu()  # searches need more memory than encoders that go by strips
                     return on_cpu.encode(on_cpu.image(image), quality, effort, aq, progress)
-            padded = self._padded(image, grid)
-            make = partial(
-                _EncoderGraph, self.model, padded, (height, width), step, partial(self._started, grid), effort, aq
-            )
+            make = self._recorder([image], grid, step, effort, aq)
             graph = self._graph(_encoder_key((height, width), effort, aq), grid, make)
             if isinstance(graph, _EncoderGraph):
                 with graph.lock:  # until the outputs are read: the next replay overwrites them
                     graph.settings.load(quality)
-                    graph.image.copy_(padded)
+                    self._padded([image], grid, graph.image)
                     graph.replay(fit)
                     ((stream, digest),) = self._joined(graph.streams)
                     return Encoded(stream, digest, self._restoration(graph.picture, image, quality))
             program, at = self._programs.at(quality, aq), step(self._multipliers(quality))
+            padded = self._padded([image], grid)
             work = partial(_analyse, program, padded, (height, width), at, fit if effort else None)
             sources, picture = self._in_memory(work)
             ((stream, digest),) = self._joined(self._started(grid, sources))
@@ -370,29 +368,36 @@ class CudaEngine:
     def _encode_together(self, images: list[Tensor], grid: walk.Grid, quality: int, aq: int) -> list[Encoded]:
         step, size = partial(Step, self._adjoint, self.quantiser), (images[0].shape[0], images[0].shape[1])
         with torch.cuda.device(self.device):
-            padded = torch.cat([self._padded(image, grid) for image in images])
-            make = partial(_EncoderGraph, self.model, padded, size, step, partial(self._started, grid), 0, aq)
+            make = self._recorder(images, grid, step, 0, aq)
             graph = self._graph((f"encode {len(images)}", grid.valid, 0, aq), grid, make)
             if isinstance(graph, _EncoderGraph):
                 with graph.lock:
                     graph.settings.load(quality)
-                    graph.image.copy_(padded)
+                    self._padded(images, grid, graph.image)
                     graph.replay(lambda picture: picture)
                     return [Encoded(*coded, ()) for coded in self._joined(graph.streams)]
             at = step(self._multipliers(quality))
-            work = partial(_plain, self._programs.at(quality, aq), padded, size, at)
+            work = partial(_plain, self._programs.at(quality, aq), self._padded(images, grid), size, at)
             return [Encoded(*coded, ()) for coded in self._joined(self._started(grid, self._in_memory(work)))]
 
-    def _padded(self, image: Tensor, grid: walk.Grid) -> Tensor:
-        down, across = (
-            torch.arange(padded, device=self.device).clamp_(max=side - 1)
-            for padded, side in zip(grid.padded, image.shape, strict=False)
-        )
-        return image[down][:, across][None]
+    def _recorder(
+        self, images: list[Tensor], grid: walk.Grid, step: Callable[[Tensor], Step], effort: int, aq: int
+    ) -> Callable[[], _EncoderGraph]:
+        """What makes the graph of pictures like these."""
+        size, code = (images[0].shape[0], images[0].shape[1]), partial(self._started, grid)
+        return lambda: _EncoderGraph(self.model, self._padded(images, grid), size, step, code, effort, aq)
+
+    def _padded(self, images: list[Tensor], grid: walk.Grid, out: Tensor | None = None) -> Tensor:
+        """Pictures of one grid with its padding, uint8 [N, H, W, 3]; into `out`, if given."""
+        if out is None:
+            out = torch.empty(len(images), *grid.padded, 3, dtype=torch.uint8, device=self.device)
+        for i, image in enumerate(images):
+            self.ops.pad_edges(image, *grid.padded, out[i : i + 1])
+        return out
 
     def _search(self, image: Tensor, quality: int, effort: int, aq: int, progress: Progress | None) -> Encoded:
         height, width = image.shape[:2]
-        padded = self._padded(image, walk.Grid.of(height, width))
+        padded = self._padded([image], walk.Grid.of(height, width))
         tools = Tools(self.quantiser, _EncoderSource, self.code, tiles.join, self._adjoint, self._gradient)
         search = Search(tools, self._programs.at(quality, aq), padded, (height, width), quality / QUALITY_ONE)
         best = search.run(effort, progress)
