@@ -486,7 +486,7 @@ def assert_quantised_as_on_cpu(
 
 @pytest.mark.parametrize("chains", [1, 2, 4, 8, 16, 32])
 def test_every_number_of_chains(coder: DeviceCoder, chains: int) -> None:
-    """Search, streams and values; blocks of the search with chains of several groups, and with some left free."""
+    """Search, streams and values; groups with a symbol more in some of their chains."""
     rng = np.random.default_rng(chains)
     for groups, extra, lanes in ((1, 5, 32), (3, 1, 8)):
         size = groups * chains * trellis.CHAIN_SYMBOLS + extra
@@ -496,6 +496,18 @@ def test_every_number_of_chains(coder: DeviceCoder, chains: int) -> None:
         got = coder.quantise(*to_search(coder, residuals, rows, charges), groups)
         np.testing.assert_array_equal(got.cpu().numpy(), want)
         assert_same_as_cpu(coder, [(want, rows)], lanes, groups, plain=0)
+
+
+def test_chains_of_every_length(coder: DeviceCoder) -> None:
+    """Whole blocks of a search and all rests; one and two chains; with edges at their limits, too."""
+    rng, gaussian = np.random.default_rng(25), TABLES.charges(0.1)
+    for size in (*range(1, 50), *range(120, 128), 496, 497, 2048, 2049, 2050, 2079, 2081, 2096):
+        rows = rng.integers(0, 100, size).astype(np.uint8)
+        residuals = random_residuals(rng, rows)
+        for charges in (gaussian, rng.choice([0, 1 << 24], gaussian.shape).astype(np.int32)):
+            want = CPU.quantise(residuals, rows, charges, 1)
+            got = coder.quantise(*to_search(coder, residuals, rows, charges), 1)
+            np.testing.assert_array_equal(got.cpu().numpy(), want, err_msg=str(size))
 
 
 @pytest.mark.parametrize("groups", [1, 3, 64])

@@ -10,8 +10,7 @@
 // in x (or y), and blockIdx.y (or z) names the picture.
 //
 // Where a part is of a trellis, chain i is lane i of a warp for all but a decoder of fewer lanes. Its search
-// leaves all that does not depend on the path to `scatter`; a block for 16 chains, of whatever groups, then only adds
-// and compares.
+// leaves all that does not depend on the path to `scatter`; a warp for each chain then only adds and compares.
 //
 // Without nvcc the file compiles against an emulation of the device (tests/cuda/emulation.h).
 #include <cstddef>
@@ -44,10 +43,9 @@ constexpr uint32_t kDigestBlocks = 256;
 constexpr uint32_t kJoinBlocks = 16;  // per group
 constexpr int kTrellisStep = 160;     // between the values of a trellis, in 1/256 quantiser steps
 constexpr uint32_t kLargestResidual = 8191 * 256;
-constexpr uint32_t kSearchThreads = 512;
-constexpr uint32_t kSearchChains = kWarp / 2;  // of a block, so that twice as many multiprocessors work
-constexpr uint32_t kTrailWords = kTrellisStates * kSearchChains / 32;  // of a round
-constexpr uint32_t kTraced = 32;                                       // rounds that the way back fetches at once
+constexpr uint32_t kPaths = kTrellisStates / kWarp;  // that a lane searches
+constexpr uint32_t kTraced = 16;                     // symbols whose parities a path carries along
+constexpr uint32_t kFetched = 4;                     // blocks of so many symbols that the way back fetches ahead
 
 enum Status : uint32_t { kBadRow = 1, kTruncated = 2, kLeftOver = 4, kWrongState = 8, kOffGrid = 16 };
 
@@ -113,7 +111,7 @@ struct alignas(16) Code {
 
 // What the edges of the trellis add to a path at one symbol.
 struct alignas(8) Edges {
-  uint16_t of[2][2];  // set, parity of the index
+  uint32_t of[2];  // by the set: for an even index | for an odd one << 16
 };
 
 // ---- Warps and blocks ----
@@ -689,117 +687,199 @@ __global__ void __launch_bounds__(kThreads)
       metrics[i >> 1][i & 1] = metric;
       least = metric < least ? metric : least;
     }
-    Edges all;
-    for (int i = 0; i < 4; ++i) all.of[i >> 1][i & 1] = trellis_edge(metrics[i >> 1][i & 1], least);
-    edges[to] = all;
+    const auto edge = [&](int set, int parity) { return uint32_t{trellis_edge(metrics[set][parity], least)}; };
+    edges[to] = {{edge(0, 0) | edge(0, 1) << 16, edge(1, 0) | edge(1, 1) << 16}};
   });
 }
 
-using Costs = uint16_t[kTrellisStates][kSearchChains];  // of the best paths to all states
+// The 256 paths of a chain lie in places: kWarp * path + lane, kPaths in each lane. The one to the state after an even
+// index stays where that to the state before it was. All this is linear modulo 2: the place of a state is the sum of
+// those of its bits, the two ways into a state come from places at one distance in each step, and the set of a place is
+// the parity of some of its bits. After kPeriod steps every state is back in its place.
+constexpr uint32_t kPeriod = 124;
+constexpr uint32_t kStateBits = kSteps;
 
-// Where the costs of a state lie: those of z and z + kTrellisStates / 2, which are written together, in other banks.
-__device__ __forceinline__ uint32_t place_of(uint32_t state) { return state ^ state / (kTrellisStates / 2); }
+struct Walk {
+  uint8_t place[kPeriod][kStateBits];               // by the step: of the state with one bit
+  uint8_t apart[kPeriod];                           // distance of the places that lead to one state
+  uint8_t set_lanes[kPeriod], set_paths[kPeriod];   // bits of a lane that count for the set; which paths turn it over
+  // The way back through kTraced symbols: which bits of `state | parities << kStateBits` make, by the lane, the set of
+  // each symbol, then each bit of the state before them.
+  uint32_t back[kWarp];
+};
 
-// The cheaper way to a state, an even index if they are equal; returns for which lanes the odd one is taken.
-__device__ __forceinline__ uint32_t choose_way(uint32_t even, uint32_t odd, uint16_t& next) {
-  const bool is_odd = static_cast<int16_t>(odd - even) < 0;
-  next = static_cast<uint16_t>(is_odd ? odd : even);
-  return ballot(is_odd);
+constexpr uint32_t parity_of(uint32_t x) {
+  uint32_t parity = 0;
+  for (; x != 0; x &= x - 1) parity ^= 1;
+  return parity;
 }
 
-// Takes the costs one symbol on, of each chain of the block. Half a warp takes them to the states z and z ^ kByParity,
-// which are entered from the same two, the other half to z + kTrellisStates / 2 and its other one. The words of the
-// trail tell for both halves which way was taken.
-__device__ __forceinline__ void search_step(const Costs& costs, uint32_t edge, Costs& next, uint32_t* trail) {
-  static_assert(kApart <= kByParity && kByParity < 2 * kApart && 4 * kApart == kTrellisStates, "");
-  constexpr uint32_t kPairs = kApart / (kSearchThreads / kWarp);
-  const uint32_t lane = lane_of_thread(), chain = lane % kSearchChains, set = lane / kSearchChains;
-  const uint32_t warp = threadIdx.x / kWarp, even = edge & 0xFFFF, odd = edge >> 16;
-  uint32_t mine = 0;
+constexpr Walk make_walk() {
+  Walk walk{};
+  uint32_t sets[kPeriod] = {}, apart = trellis_before(0, 1);
+  for (uint32_t bit = 0; bit < kStateBits; ++bit) {
+    for (uint32_t step = 0, place = 1u << bit; step < kPeriod; ++step, place = trellis_before(place, 0)) {
+      walk.place[step][bit] = static_cast<uint8_t>(place);
+      sets[(kPeriod - step) % kPeriod] |= (place & 1) << bit;
+    }
+  }
+  for (uint32_t step = 0; step < kPeriod; ++step, apart = trellis_before(apart, 0)) {
+    walk.apart[step] = static_cast<uint8_t>(apart);
+    walk.set_lanes[step] = static_cast<uint8_t>(sets[step] % kWarp);
+    for (uint32_t path = 0; path < kPaths; ++path) {
+      walk.set_paths[step] |= static_cast<uint8_t>(parity_of(path & sets[step] / kWarp) << path);
+    }
+  }
+  for (uint32_t bit = 0; bit < kStateBits + kTraced; ++bit) {
+    const uint32_t one = 1u << bit;
+    uint32_t state = one % kTrellisStates;
+    for (uint32_t symbol = kTraced; symbol-- > 0;) {
+      state = trellis_before(state, one >> (kStateBits + symbol) & 1);
+      walk.back[symbol] |= (state & 1) << bit;
+    }
+    for (uint32_t i = 0; i < kStateBits; ++i) walk.back[kTraced + i] |= (state >> i & 1) << bit;
+  }
+  return walk;
+}
+
+constexpr bool returns(uint32_t state) {
+  uint32_t place = state;
+  for (uint32_t step = 0; step < kPeriod; ++step) place = trellis_before(place, 0);
+  return place == state;
+}
+
+static_assert(returns(1) && returns(2) && returns(4) && returns(8) && returns(16) && returns(32) && returns(64) &&
+                  returns(128) && kTrellisStates == 256 && kPaths == 8 && kTraced + kStateBits <= kWarp,
+              "");
+
+__constant__ constexpr Walk kWalk = make_walk();
+
+// The place of a state at a step; that of a place, at kPeriod less the step, is its state.
+__device__ __forceinline__ uint32_t place_of(uint32_t state, uint32_t step) {
+  uint32_t place = 0;
+  for (uint32_t bit = 0; bit < kStateBits; ++bit) place ^= (0u - (state >> bit & 1)) & kWalk.place[step][bit];
+  return place;
+}
+
+// A path is its cost << 16 | the parities of its last indices, kTraced at most. One signed comparison finds the cheaper
+// way to a state, and an even index if both cost the same, as the last parity is the highest bit. At every kTraced-th
+// symbol the cost of state 0 becomes 0. From there the least cost rises by at most kEdgeLimit a symbol. No cost is more
+// than kSteps edges above the least one of kSteps symbols before, or, without such, more than kUnreached and those.
+static_assert(kTraced <= 2 * kSteps && 2 * kSteps * kEdgeLimit < 1 << 15, "");
+using Paths = uint32_t[kPaths];
+
+__device__ __forceinline__ uint32_t better(uint32_t even, uint32_t odd) {
+  return static_cast<int32_t>(odd) < static_cast<int32_t>(even) ? odd : even;
+}
+
+// Takes the paths one symbol on; `parity` is the bit of an odd index.
+__device__ __forceinline__ void search_step(Paths& paths, const Edges& edge, uint32_t step, uint32_t parity) {
+  const uint32_t apart = kWalk.apart[step], turning = kWalk.set_paths[step];
+  const bool turned = (count_bits(lane_of_thread() & kWalk.set_lanes[step]) & 1) != 0;
+  const uint32_t own = turned ? edge.of[1] : edge.of[0], other = turned ? edge.of[0] : edge.of[1];
+  const uint32_t own_odd = (own & 0xFFFF0000u) | parity, other_odd = (other & 0xFFFF0000u) | parity;
+  Paths from;
 #pragma unroll
-  for (uint32_t k = 0; k < kPairs; ++k) {
-    const uint32_t z = (kPairs * warp + k) | set * (kTrellisStates / 2), other = z ^ kByParity;
-    const uint32_t first = costs[place_of(trellis_before(z, 0))][chain];
-    const uint32_t second = costs[place_of(trellis_before(z, 1))][chain];
-    const uint32_t ways = choose_way(first + even, second + odd, next[place_of(z)][chain]);
-    const uint32_t other_ways = choose_way(second + even, first + odd, next[place_of(other)][chain]);
-    if (lane == 2 * k) mine = ways;
-    if (lane == 2 * k + 1) mine = other_ways;
+  for (uint32_t i = 0; i < kPaths; ++i) from[i] = paths[i];
+#pragma unroll
+  for (uint32_t bit = 1; bit < kPaths; bit *= 2) {
+    const bool swapped = (apart & bit * kWarp) != 0;  // in all lanes
+#pragma unroll
+    for (uint32_t i = 0; i < kPaths; ++i) {
+      if ((i & bit) != 0) continue;
+      const uint32_t first = from[i], second = from[i | bit];
+      from[i] = swapped ? second : first;
+      from[i | bit] = swapped ? first : second;
+    }
   }
-  if (lane < 2 * kPairs) trail[2 * kPairs * warp + lane] = mine;
-}
-
-// Whether the index on the best way to a state is odd.
-__device__ __forceinline__ uint32_t parity_of(const uint32_t* trail, uint32_t state, uint32_t chain) {
-  const uint32_t set = state / (kTrellisStates / 2), other = state / kApart % 2;
-  const uint32_t z = (other != 0 ? state ^ kByParity : state) % kApart;
-  return trail[2 * z + other] >> (chain + kSearchChains * set) & 1;
-}
-
-// The state of least cost, the lowest of equals.
-__device__ uint32_t best_state(const Costs& costs, uint32_t chain) {
-  uint32_t best = 0;
-  for (uint32_t z = 1; z < kTrellisStates; ++z) {
-    const uint16_t more = static_cast<uint16_t>(costs[place_of(z)][chain] - costs[place_of(best)][chain]);
-    if (static_cast<int16_t>(more) < 0) best = z;
+#pragma unroll
+  for (uint32_t i = 0; i < kPaths; ++i) {
+    const bool turns = (turning & 1u << i) != 0;
+    const uint32_t odd = __shfl_xor_sync(kAll, from[i], apart % kWarp) + (turns ? other_odd : own_odd);
+    paths[i] = better(paths[i] + ((turns ? other : own) << 16), odd);
   }
-  return best;
 }
 
-// Rounds of all blocks of a picture together, at most. A group has as many chains as it has kChainSymbols, rounded down
-// to a power of two: so below kChains of them the rounds of a block are at most 2 kChainSymbols, and one block has
-// fewer than kSearchChains.
-DCA_HD uint64_t search_rounds(uint32_t size) {
-  return size / kSearchChains + 2 * kChainSymbols + 2 * kMaxGroups * kChains / kSearchChains;
+// Blocks of kTraced symbols of all chains of a picture together, at most. Each chain has room for those of the longest
+// one: less than one block more than its share, and that of a symbol for each group. A chain has kChainSymbols symbols,
+// or is the only one of its group.
+DCA_HD uint64_t search_blocks(uint32_t size) {
+  return size / kTraced + size / kChainSymbols + kMaxGroups + kMaxGroups / kTraced + 1;
 }
 
-// Viterbi's algorithm, a block for each kSearchChains chains of a picture. Leaves the edge of the best path at each
-// symbol: set << 1 | parity.
-__global__ void __launch_bounds__(kSearchThreads, 1)
-    search_kernel(uint32_t groups, Work work, uint32_t* trail, uint8_t* taken) {
-  __shared__ Costs costs[2];
-  __shared__ uint32_t traced[kTraced][kTrailWords];
-  const uint32_t lane = lane_of_thread(), set = lane / kSearchChains;
+// Viterbi's algorithm, a warp for each chain of a picture. Leaves the edge of the best path at each symbol:
+// set << 1 | parity. `trail` has the parities of all paths, kTraced symbols at a time; the first block may have fewer,
+// which are its last ones.
+__global__ void __launch_bounds__(kWarp) search_kernel(uint32_t groups, Work work, uint4* trail, uint8_t* taken) {
   const Shares shares(work, blockIdx.y, groups);
-  const uint32_t chains = shares.chains(), one = blockIdx.x * kSearchChains + lane % kSearchChains;
-  if (blockIdx.x * kSearchChains >= groups * chains) return;
-  const Range range = one < groups * chains ? shares.of(one / chains) : Range{0, 0};
-  const uint32_t longest = (shares.coded + groups - 1) / groups;  // group
-  const uint32_t rounds = (longest + chains - 1) / chains, first = range.first + one % chains;
-  trail += (blockIdx.y * search_rounds(work.size / work.pictures) + size_t{blockIdx.x} * rounds) * kTrailWords;
-  for (uint32_t i = threadIdx.x; i < kTrellisStates * kSearchChains; i += kSearchThreads) {
-    costs[0][i / kSearchChains][i % kSearchChains] = i < kSearchChains ? 0 : kUnreached;  // state 0 has place 0
-  }
-  const uint32_t* edges = static_cast<const uint32_t*>(work.dense);
-  const auto load = [&](uint32_t i) { return i < range.end ? edges[2 * size_t{i} + set] : 0u; };
-  uint32_t coming = load(first);
-  __syncthreads();
-  for (uint32_t round = 0, i = first; round < rounds; ++round, i += chains) {
-    const uint32_t edge = coming;
-    coming = load(i + chains);
-    search_step(costs[round % 2], edge, costs[1 - round % 2], trail + kTrailWords * size_t{round});
-    __syncthreads();
+  const uint32_t lane = lane_of_thread(), chains = shares.chains(), one = blockIdx.x;
+  if (one >= groups * chains) return;
+  const Range range = shares.of(one / chains);
+  const uint32_t first = range.first + one % chains;
+  if (first >= range.end) return;
+  const uint32_t steps = (range.end - first + chains - 1) / chains;
+  const uint32_t blocks = (steps + kTraced - 1) / kTraced, missing = kTraced * blocks - steps;
+  const uint32_t longest = ((shares.coded + groups - 1) / groups + chains - 1) / chains;  // chain of the picture
+  trail += (blockIdx.y * search_blocks(work.size / work.pictures) +
+            size_t{one} * ((longest + kTraced - 1) / kTraced)) * kWarp + lane;
+  const Edges* edges = static_cast<const Edges*>(work.dense) + first;
+  const auto load = [&](uint32_t i) {  // symbol i of all blocks
+    return i >= missing && i - missing < steps ? edges[size_t{i - missing} * chains] : Edges{};
+  };
+  Paths paths;
+  for (uint32_t i = 0; i < kPaths; ++i) paths[i] = i == 0 && lane == 0 ? 0 : uint32_t{kUnreached} << 16;
+  Edges coming[kAhead];
+#pragma unroll
+  for (uint32_t k = 0; k < kAhead; ++k) coming[k] = load(k);
+  uint32_t step = 0;
+  for (uint32_t at = 0; at < kTraced * blocks; at += kAhead) {
+#pragma unroll
+    for (uint32_t k = 0; k < kAhead; ++k) {
+      const Edges edge = coming[k];
+      coming[k] = load(at + kAhead + k);
+      if (at + k < missing) continue;
+      search_step(paths, edge, step, 1u << (at + k) % kTraced);
+      step = step + 1 < kPeriod ? step + 1 : 0;
+    }
+    if ((at + kAhead) % kTraced != 0) continue;
+    const auto parities = [&](uint32_t i) { return (paths[i] & 0xFFFF) | paths[i + 1] << 16; };
+    trail[at / kTraced * kWarp] = {parities(0), parities(2), parities(4), parities(6)};
+    const uint32_t base = __shfl_sync(kAll, paths[0], 0) & 0xFFFF0000u;
+#pragma unroll
+    for (uint32_t i = 0; i < kPaths; ++i) paths[i] = (paths[i] & 0xFFFF0000u) - base;
   }
 
-  // A chain without a symbol in the last round ends with the costs before it.
-  const uint32_t chain = threadIdx.x, own = first < range.end ? (range.end - first + chains - 1) / chains : 0;
-  uint32_t at = chain < kSearchChains ? best_state(costs[own % 2], chain) : 0;
-  for (uint32_t end = rounds; end > 0;) {
-    const uint32_t begin = end > kTraced ? end - kTraced : 0;
-    for (uint32_t i = threadIdx.x; i < (end - begin) * kTrailWords; i += kSearchThreads) {
-      const uint32_t round = i / kTrailWords, word = i % kTrailWords;
-      traced[round][word] = trail[kTrailWords * size_t{begin + round} + word];
+  uint32_t best = 0x7FFFFFFF;  // cost << 16 | state: the lowest of equals
+  for (uint32_t i = 0; i < kPaths; ++i) {
+    best = better(best, paths[i] | place_of(kWarp * i + lane, (kPeriod - step) % kPeriod));
+  }
+  for (uint32_t lanes = 1; lanes < kWarp; lanes *= 2) best = better(best, __shfl_xor_sync(kAll, best, lanes));
+  uint32_t state = best % kTrellisStates;
+  const uint32_t back = kWalk.back[lane];
+  uint4 fetched[kFetched] = {};
+#pragma unroll
+  for (uint32_t k = 0; k < kFetched; ++k) {
+    if (k < blocks) fetched[k] = trail[(blocks - 1 - k) * kWarp];
+  }
+  for (uint32_t done = 0; done < blocks; done += kFetched) {
+#pragma unroll
+    for (uint32_t k = 0; k < kFetched; ++k) {
+      if (done + k >= blocks) break;
+      const uint32_t block = blocks - 1 - done - k;
+      const uint4 words = fetched[k];
+      if (block >= kFetched) fetched[k] = trail[(block - kFetched) * kWarp];
+      const uint32_t place = place_of(state, step), path = place / kWarp;
+      const uint32_t low = path < 2 ? words.x : words.y, high = path < 6 ? words.z : words.w;
+      const uint32_t pair = __shfl_sync(kAll, path < 4 ? low : high, place % kWarp);
+      const uint32_t parities = pair >> 16 * (path % 2) & 0xFFFF;
+      const uint32_t found = ballot((count_bits((parities << kStateBits | state) & back) & 1) != 0);
+      const uint32_t i = kTraced * block + lane, edge_taken = (found >> lane & 1) << 1 | (parities >> lane & 1);
+      if (lane < kTraced && i >= missing) {
+        taken[first + size_t{i - missing} * chains] = static_cast<uint8_t>(edge_taken);
+      }
+      state = found >> kTraced & (kTrellisStates - 1);
+      step = step >= kTraced ? step - kTraced : step + kPeriod - kTraced;
     }
-    __syncthreads();
-    for (; chain < kSearchChains && end > begin; --end) {
-      const uint32_t i = first + (end - 1) * chains;
-      if (i >= range.end) continue;
-      const uint32_t parity = parity_of(traced[end - 1 - begin], at, chain);
-      at = trellis_before(at, parity);
-      taken[i] = static_cast<uint8_t>((at & 1) << 1 | parity);
-    }
-    end = begin;
-    __syncthreads();
   }
 }
 
@@ -1039,7 +1119,7 @@ uint64_t dca_rans_decode_bytes(uint32_t size) { return index_bytes(size) + 5ull 
 uint64_t dca_rans_encode_bytes(uint32_t size) { return index_bytes(size) + (sizeof(Code) + 1) * uint64_t{size}; }
 uint64_t dca_rans_quantise_bytes(uint32_t size, uint32_t pictures) {
   return round_up(sizeof(State)) + index_bytes(size) + round_up((sizeof(Edges) + 1) * uint64_t{size}) +
-         4 * kTrailWords * pictures * search_rounds(size / pictures);
+         sizeof(uint4) * kWarp * pictures * search_blocks(size / pictures);
 }
 const char* dca_rans_error(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }
 
@@ -1174,15 +1254,15 @@ int dca_rans_quantise(const int32_t* residuals, const uint8_t* rows, uint32_t si
   State* state = static_cast<State*>(scratch);  // of the packing, whichever picture a bad row belongs to
   Work work = work_in(static_cast<uint8_t*>(scratch) + round_up(sizeof(State)), size, 1);
   uint8_t* taken = static_cast<uint8_t*>(work.dense) + sizeof(Edges) * size_t{size};
-  uint32_t* trail =
-      reinterpret_cast<uint32_t*>(static_cast<uint8_t*>(work.dense) + round_up((sizeof(Edges) + 1) * size_t{size}));
+  uint4* trail =
+      reinterpret_cast<uint4*>(static_cast<uint8_t*>(work.dense) + round_up((sizeof(Edges) + 1) * size_t{size}));
   const int32_t* any_lanes = nullptr;
   DCA_LAUNCH(open_kernel, 1, kWarp, 0, queue, state, any_lanes, groups, 0);
   launch_mark(rows, work, state, queue);
   DCA_LAUNCH(scatter_edges, work.tiles, kThreads, 0, queue, residuals, rows, charges, work);
   work.pictures = pictures;
-  const dim3 grid(2 * groups, pictures);
-  DCA_LAUNCH(search_kernel, grid, kSearchThreads, 0, queue, groups, work, trail, taken);
+  const dim3 grid(groups * kChains, pictures);
+  DCA_LAUNCH(search_kernel, grid, kWarp, 0, queue, groups, work, trail, taken);
   DCA_LAUNCH(gather_values, work.tiles, kThreads, 0, queue, residuals, rows, charges, taken, values, work);
   return static_cast<int>(cudaGetLastError());
 }
