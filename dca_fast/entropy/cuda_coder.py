@@ -130,9 +130,10 @@ class DeviceCoder:
         shift = np.ascontiguousarray(tables.shift)
         searched = np.zeros(2, np.uint32)  # in plain parts, in those of a trellis
         self.library.call("tables", freq.ctypes.data, shift.ctypes.data, host.data_ptr(), searched.ctypes.data)
+        self.searched = [int(size) for size in searched]
         with _queue(self.device):
             # 0: too large for shared memory
-            self.staged_bytes = [self.library.call("stage", trellis, int(searched[trellis])) for trellis in (0, 1)]
+            self.staged_bytes = [self.library.call("stage", *of) for of in enumerate(self.searched)]
             self.tables = host.to(self.device)
             row_bits = np.rint(tables.mean_bits() * 256).astype(np.int64)
             self._row_bits = torch.from_numpy(row_bits).to(self.device)
@@ -433,10 +434,11 @@ class DeviceDecoder:
         scratch = self._scratch_for(size) if self._scratch is None else self._scratch
         tables, states, values = self._coder.tables.data_ptr(), self._states.data_ptr(), out.data_ptr()
         launch, words, tmp = self._library.launch, self._streams.data_ptr(), scratch.data_ptr()
-        kind, staged, n = int(trellis), self._coder.staged_bytes[trellis], self.pictures
+        kind, n = int(trellis), self.pictures
+        tables_for = self._coder.searched[kind], self._coder.staged_bytes[kind]
         with _queue(device) as queue:
             source = words, states, n, self._groups, rows.data_ptr(), size
-            launch("decode", tables, kind, int(last), staged, *source, values, tmp, queue)
+            launch("decode", tables, kind, int(last), *tables_for, *source, values, tmp, queue)
             launch("digest", tables, values, None, size, states, n, queue)
         return out
 
