@@ -26,7 +26,7 @@ from dca_fast.encoder.full_gradient import Gradient
 from dca_fast.encoder.linear_gradient import Adjoint
 from dca_fast.engines import Encoded, Engine, Progress, tiles
 from dca_fast.engines.graphs import CAPTURE, record
-from dca_fast.entropy.cuda_coder import DeviceCoder, DeviceDecoder
+from dca_fast.entropy.cuda_coder import DeviceCoder, DeviceDecoder, Fetched
 from dca_fast.entropy.cuda_coder import Encoded as Streams
 from dca_fast.entropy.tables import Tables
 from dca_fast.errors import DeviceMemoryError
@@ -49,7 +49,7 @@ _PACKED_QUALITIES = 64  # kept on the host, about 100 KiB each
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
 Size = tuple[int, int]
-Fit = Callable[[Tensor], Tensor]  # of a restoration filter to a picture, see `CudaEngine._fitted`
+Fit = Callable[[Tensor], Callable[[], tuple[int, ...]]]  # of a restoration filter to a picture: `CudaEngine._fitting`
 # Of a graph: way, size in pixels and effort, or latent grid and valid sites, and strength of adaptive quantisation.
 Key = tuple[str, Size, Size | int, int]
 
@@ -123,7 +123,13 @@ def _analyse(
     if fit is None:
         return _plain(program, image, size, step, lines), None
     first = first_pass(program, step, image, size, _EncoderSource, lines)
-    return second_pass(program, step, first, fit(first.picture), image, size, lines)
+    return second_pass(program, step, first, _filter(program, fit(first.picture)()), image, size, lines)
+
+
+def _filter(program: Program, coefficients: tuple[int, ...]) -> Tensor:
+    """As the operation takes it; zeros, of rings that are left out, change nothing."""
+    w: Tensor = restoration_fit.as_array(program.arrays, coefficients, len(RINGS))
+    return w
 
 
 def _plain(
@@ -156,7 +162,8 @@ def _synthesise(program: Program, decoders: list[DeviceDecoder], grid: walk.Grid
 class _EncoderGraph:
     """Recorded analysis, walk and coder for pictures [N, H, W, 3] of one size and a level of effort.
 
-    At effort 1, of one picture, the host fits the filter that the step sees, between two graphs.
+    At effort 1, of one picture, the host fits the filter that the step sees between two graphs, and the one of the
+    picture that it makes while a third graph codes.
 
     Args:
         step: takes `multipliers`.
@@ -179,28 +186,27 @@ class _EncoderGraph:
         work = program, step(self.settings.views["step"])
         self._kept = work, code  # as in `_DecoderGraph`
         self._first: tuple[torch.cuda.CUDAGraph, Pass] | None = None
-        self.picture: Tensor | None = None
         self.streams: list[Streams]  # of each tile
         if effort:
             self._first = record(partial(first_pass, *work, self.image, size, _EncoderSource))
             self._w = torch.zeros(3, 6 * len(RINGS), dtype=torch.int8, device=model.device)
-            second = partial(second_pass, *work, self._first[1], self._w, self.image, size)
-
-            def coded() -> tuple[list[Streams], Tensor]:
-                sources, picture = second()
-                return code(sources), picture
-
-            self._graph, (self.streams, self.picture) = record(coded)
+            self._second = record(partial(second_pass, *work, self._first[1], self._w, self.image, size))
+            self._graph, self.streams = record(partial(code, self._second[1][0]))
         else:
             self._graph, self.streams = record(lambda: code(_plain(work[0], self.image, size, work[1])))
 
-    def replay(self, fit: Fit) -> None:
-        """Everything, of the settings and the image that were copied here."""
+    def replay(self, fit: Fit) -> Callable[[], tuple[int, ...]]:
+        """Everything, of the settings and the image that were copied here; returns what waits for the filter."""
+        fitting: Callable[[], tuple[int, ...]] = tuple
         if self._first is not None:
             graph, first = self._first
             graph.replay()
-            self._w.copy_(fit(first.picture))
+            self._w.copy_(_filter(self._kept[0][0], fit(first.picture)()))
+            graph, (_, picture) = self._second
+            graph.replay()
+            fitting = fit(picture)
         self._graph.replay()
+        return fitting
 
 
 class _DecoderGraph:
@@ -329,7 +335,7 @@ class CudaEngine:
         height, width = image.shape[:2]
         grid = walk.Grid.of(height, width)
         step = partial(Step, self._adjoint, self.quantiser)
-        fit = partial(self._fitted, image, quality)
+        fit = partial(self._fitting, image, quality)
         with torch.cuda.device(self.device):
             if effort > 1:
                 try:
@@ -343,15 +349,18 @@ class CudaEngine:
                 with graph.lock:  # until the outputs are read: the next replay overwrites them
                     graph.settings.load(quality)
                     self._padded([image], grid, graph.image)
-                    graph.replay(fit)
+                    coefficients = graph.replay(fit)()
                     ((stream, digest),) = self._joined(graph.streams)
-                    return Encoded(stream, digest, self._restoration(graph.picture, image, quality))
+                    return Encoded(stream, digest, coefficients)
             program, at = self._programs.at(quality, aq), step(self._multipliers(quality))
             padded = self._padded([image], grid)
             work = partial(_analyse, program, padded, (height, width), at, fit if effort else None)
             sources, picture = self._in_memory(work)
-            ((stream, digest),) = self._joined(self._started(grid, sources))
-            return Encoded(stream, digest, self._restoration(picture, image, quality))
+            fitting: Callable[[], tuple[int, ...]] = tuple if picture is None else fit(picture)
+            streams = self._started(grid, sources)
+            coefficients = fitting()
+            ((stream, digest),) = self._joined(streams)
+            return Encoded(stream, digest, coefficients)
 
     def encode_batch(self, images: Sequence[Tensor], quality: int, effort: int, aq: int) -> list[Encoded]:
         """See `Engine`. At effort 0 pictures with the same latent sites, of one tile, go through one graph together."""
@@ -374,7 +383,7 @@ class CudaEngine:
                 with graph.lock:
                     graph.settings.load(quality)
                     self._padded(images, grid, graph.image)
-                    graph.replay(lambda picture: picture)
+                    graph.replay(lambda picture: tuple)
                     return [Encoded(*coded, ()) for coded in self._joined(graph.streams)]
             at = step(self._multipliers(quality))
             work = partial(_plain, self._programs.at(quality, aq), self._padded(images, grid), size, at)
@@ -403,17 +412,11 @@ class CudaEngine:
         best = search.run(effort, progress)
         return Encoded(best.stream, best.digest, best.coefficients)
 
-    def _restoration(self, picture: Tensor | None, image: Tensor, quality: int) -> tuple[int, ...]:
-        if picture is None:
-            return ()
-        bits = worth(quality / QUALITY_ONE)
-        return restoration_fit.fit(self.ops, self.model.arrays, picture[0], image.contiguous(), bits)
-
-    def _fitted(self, image: Tensor, quality: int, picture: Tensor) -> Tensor:
-        """`_restoration` as the operation takes it, int8 on the device; zeros change nothing."""
-        coefficients = self._restoration(picture, image, quality)
-        w: Tensor = restoration_fit.as_array(self.model.arrays, coefficients, len(RINGS))
-        return w
+    def _fitting(self, image: Tensor, quality: int, picture: Tensor) -> Callable[[], tuple[int, ...]]:
+        """Starts `restoration_fit.fit`; what it returns waits for the sums, not for what is launched after them."""
+        sums = Fetched(restoration_fit.sums_of(self.ops, self.model.arrays, picture[0], image.contiguous()))
+        size, bits = (image.shape[0], image.shape[1]), worth(quality / QUALITY_ONE)
+        return lambda: restoration_fit.chosen(sums.numpy(), size, bits)
 
     def quantiser(self, groups: int) -> walk.Quantiser:
         """That of a trellis of streams of so many groups, see `latents.quantiser`."""
