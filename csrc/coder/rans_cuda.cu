@@ -814,7 +814,8 @@ __device__ __forceinline__ void search_step(Paths& paths, const Edges& edge, uin
   const uint32_t apart = kWalk.apart[step], turning = kWalk.set_paths[step];
   const bool turned = (count_bits(lane_of_thread() & kWalk.set_lanes[step]) & 1) != 0;
   const uint32_t own = turned ? edge.of[1] : edge.of[0], other = turned ? edge.of[0] : edge.of[1];
-  const uint32_t own_odd = (own & 0xFFFF0000u) | parity, other_odd = (other & 0xFFFF0000u) | parity;
+  const uint32_t own_even = own << 16, own_odd = (own & 0xFFFF0000u) | parity;
+  const uint32_t other_even = other << 16, other_odd = (other & 0xFFFF0000u) | parity;
   Paths from;
 #pragma unroll
   for (uint32_t i = 0; i < kPaths; ++i) from[i] = paths[i];
@@ -833,7 +834,7 @@ __device__ __forceinline__ void search_step(Paths& paths, const Edges& edge, uin
   for (uint32_t i = 0; i < kPaths; ++i) {
     const bool turns = (turning & 1u << i) != 0;
     const uint32_t odd = __shfl_xor_sync(kAll, from[i], apart % kWarp) + (turns ? other_odd : own_odd);
-    paths[i] = better(paths[i] + ((turns ? other : own) << 16), odd);
+    paths[i] = better(paths[i] + (turns ? other_even : own_even), odd);
   }
 }
 
@@ -860,30 +861,37 @@ __global__ void __launch_bounds__(kWarp) search_kernel(uint32_t groups, Work wor
   const size_t before = size_t{one} * ((longest + kTraced - 1) / kTraced);
   trail += kWarp * (blockIdx.y * search_blocks(work.size / work.pictures) + before) + lane;
   const Edges* edges = static_cast<const Edges*>(work.dense) + first;
-  const auto load = [&](uint32_t i) {  // symbol i of all blocks
-    return i >= missing && i - missing < steps ? edges[size_t{i - missing} * chains] : Edges{};
-  };
+  const auto load = [&](uint32_t i) { return i < steps ? edges[size_t{i} * chains] : Edges{}; };
   Paths paths;
   for (uint32_t i = 0; i < kPaths; ++i) paths[i] = i == 0 && lane == 0 ? 0 : uint32_t{kUnreached} << 16;
-  Edges coming[kAhead];
-#pragma unroll
-  for (uint32_t k = 0; k < kAhead; ++k) coming[k] = load(k);
   uint32_t step = 0;
-  for (uint32_t at = 0; at < kTraced * blocks; at += kAhead) {
-#pragma unroll
-    for (uint32_t k = 0; k < kAhead; ++k) {
-      const Edges edge = coming[k];
-      coming[k] = load(at + kAhead + k);
-      if (at + k < missing) continue;
-      search_step(paths, edge, step, 1u << (at + k) % kTraced);
-      step = step + 1 < kPeriod ? step + 1 : 0;
-    }
-    if ((at + kAhead) % kTraced != 0) continue;
+  const auto take_on = [&](const Edges& edge, uint32_t symbol) {
+    search_step(paths, edge, step, 1u << symbol);
+    step = step + 1 < kPeriod ? step + 1 : 0;
+  };
+  const auto store = [&](uint32_t block) {
     const auto parities = [&](uint32_t i) { return (paths[i] & 0xFFFF) | paths[i + 1] << 16; };
-    trail[at / kTraced * kWarp] = {parities(0), parities(2), parities(4), parities(6)};
+    trail[block * kWarp] = {parities(0), parities(2), parities(4), parities(6)};
     const uint32_t base = __shfl_sync(kAll, paths[0], 0) & 0xFFFF0000u;
 #pragma unroll
     for (uint32_t i = 0; i < kPaths; ++i) paths[i] = (paths[i] & 0xFFFF0000u) - base;
+  };
+  const Edges early = load(lane - missing);
+  Edges coming[kAhead];
+#pragma unroll
+  for (uint32_t k = 0; k < kAhead; ++k) coming[k] = load(kTraced - missing + k);
+  for (uint32_t symbol = missing; symbol < kTraced; ++symbol) {
+    take_on({{__shfl_sync(kAll, early.of[0], symbol), __shfl_sync(kAll, early.of[1], symbol)}}, symbol);
+  }
+  store(0);
+  for (uint32_t at = kTraced; at < kTraced * blocks; at += kAhead) {
+#pragma unroll
+    for (uint32_t k = 0; k < kAhead; ++k) {
+      const Edges edge = coming[k];
+      coming[k] = load(at - missing + kAhead + k);
+      take_on(edge, at % kTraced + k);
+    }
+    if (at % kTraced == kTraced - kAhead) store(at / kTraced);
   }
 
   uint32_t best = 0x7FFFFFFF;  // cost << 16 | state: the lowest of equals
