@@ -260,42 +260,11 @@ def _describe(kernel: Any) -> dict[str, Any]:
     }
 
 
-class _Driver:
-    """The little that Triton asks of a driver before it compiles."""
-
-    def __init__(self, architecture: int) -> None:
-        from triton.backends.compiler import GPUTarget
-
-        self._target = GPUTarget("cuda", architecture, 32)
-
-    def get_current_target(self) -> Any:
-        return self._target
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-
 def _compile_launches(module: str, function: str, architecture: int) -> list[dict[str, Any]]:
-    from triton.runtime.driver import driver
-    from triton.runtime.jit import JITFunction
+    from dca_fast.engines.ahead import compiling_only
 
-    from dca_fast.kernels import choices
-
-    driver.set_active(_Driver(architecture))
-    choices.architecture = lambda device: f"sm_{architecture}"  # of CPU tensors
-    seen: dict[str, Any] = {}
-    run = JITFunction.run
-
-    def record(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
-        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
-        seen[kernel.hash] = kernel
-        return kernel
-
-    JITFunction.run = record
-    getattr(importlib.import_module(module), function)()
+    with compiling_only(architecture) as seen:
+        getattr(importlib.import_module(module), function)()
     return [_describe(kernel) for kernel in seen.values()]
 
 
