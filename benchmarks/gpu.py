@@ -41,7 +41,7 @@ from torch import Tensor
 from dca_fast import Codec
 from dca_fast.backends import resolve
 from dca_fast.codec import _aq
-from dca_fast.config import DEFAULT_AQ, RINGS, TRELLIS_STEP, preset
+from dca_fast.config import DEFAULT_AQ, TRELLIS_STEP, preset
 from dca_fast.encoder import restoration_fit
 from dca_fast.encoder.effort import Step, step_multipliers, worth
 from dca_fast.encoder.linear_gradient import Adjoint
@@ -228,9 +228,8 @@ def collect(gpu: Codec, image: np.ndarray) -> dict[str, Call]:
     step = Step(Adjoint(weights, kept, engine.device), engine.quantiser, m)
     target = torch.from_numpy(image).cuda()
 
-    def fit(picture: Tensor) -> Tensor:
-        coefficients = restoration_fit.fit(kept, engine.arrays, picture[0], target, worth(QUALITY))
-        return restoration_fit.as_array(engine.arrays, coefficients, len(RINGS))
+    def fit(picture: Tensor) -> Callable[[], tuple[int, ...]]:
+        return partial(restoration_fit.fit, kept, engine.arrays, picture[0], target, worth(QUALITY))
 
     sources, _ = _analyse(program, torch.from_numpy(padded).cuda()[None], size, step, fit, None)
     coded = [engine.code(source, tile.grid) for source, tile in zip(sources, grid.tiles(), strict=True)]

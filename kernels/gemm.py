@@ -432,15 +432,33 @@ def _map_tile(height, width, BM: tl.constexpr, TX: tl.constexpr):
     return ((tile // (across * down)).to(tl.int64) * height + y) * width + x, y, x, (y < height) & (x < width)
 
 
+def _pack_depthwise(p: Depthwise, size: int) -> Tensor:
+    """Weights [3, 3, C] as int8 matrices [9, C, size], output channel by input channel of its block of `size` channels:
+    of each row one value counts. Made once for a layer."""
+    key = f"{NAME}.{size}"
+    if key not in p.cache:
+        channels = torch.arange(p.w.shape[2], device=p.w.device)
+        packed = torch.zeros(9, len(channels), size, dtype=torch.int8, device=p.w.device)
+        packed[:, channels, channels % size] = p.w.view(9, -1)
+        TorchArrays(p.w.device).settle()
+        p.cache[key] = packed
+    packed = p.cache[key]
+    return packed
+
+
 @triton.jit
-def _depthwise(a, w, b, m, r, y, x, inside, height, width, c, C: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr):
-    """int8 tile of the 3x3 layer at the sites r, channels c."""
+def _depthwise(
+    a, w, b, m, r, y, x, inside, height, width, first, C: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr
+):  # fmt: skip
+    """int8 tile of the 3x3 layer at the sites r, BC channels from `first` on, a multiple of BC: nine products with
+    diagonal matrices. Widening each value for a product of its own takes far more instructions."""
+    c, k = first + tl.arange(0, BC), tl.arange(0, BC)
     acc = tl.zeros([BM, BC], tl.int32)
     for i in tl.static_range(9):
         dy, dx = i // 3 - 1, i % 3 - 1
         near = inside & (y + dy >= 0) & (y + dy < height) & (x + dx >= 0) & (x + dx < width)
-        tap = tl.load(w + i * C + c, c < C, 0).to(tl.int32)
-        acc += _load(a, r + (dy * width + dx), near, c, C, C).to(tl.int32) * tap[None, :]
+        tile = _load(a, r + (dy * width + dx), near, c, C, C)
+        acc = tl.dot(tile, _weights(w + i * C * BC, c, C, k, BC, BC), acc, out_dtype=tl.int32)
     return _requantised(acc, b, m, c, C, _LIMIT8, False).to(tl.int8)
 
 
@@ -449,8 +467,9 @@ def _depthwise_kernel(
     a, w, b, m, out, height, width, C: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, TX: tl.constexpr
 ):
     r, y, x, inside = _map_tile(height, width, BM, TX)
-    c = tl.program_id(1) * BC + tl.arange(0, BC)
-    tile = _depthwise(a, w, b, m, r, y, x, inside, height, width, c, C, BM, BC)
+    first = tl.program_id(1) * BC
+    c = first + tl.arange(0, BC)
+    tile = _depthwise(a, w, b, m, r, y, x, inside, height, width, first, C, BM, BC)
     tl.store((out + r * C)[:, None] + c[None, :], tile, inside[:, None] & (c < C)[None, :])
 
 
@@ -463,9 +482,8 @@ def _depth_kernel(
     r, line, column, inside = _map_tile(height, width, BM, TX)
     acc = _zeros(C, BM, BC)
     for first in range(0, E, BE):
-        e = first + tl.arange(0, BE)
-        hidden = _depthwise(a, w, b, m, r, line, column, inside, height, width, e, E, BM, BE)
-        acc = _project(acc, hidden, w_out, C, e, E, BC)
+        hidden = _depthwise(a, w, b, m, r, line, column, inside, height, width, first, E, BM, BE)
+        acc = _project(acc, hidden, w_out, C, first + tl.arange(0, BE), E, BC)
     _store_block(acc, b_out, m_out, x, out, r, inside, C, BC)
 
 
@@ -482,7 +500,7 @@ def depthwise3x3(x: Tensor, p: Depthwise) -> Tensor:
     if x.numel():
         t = choose("depthwise", x.numel() // c, c, c, x.device)
         grid = (_map_tiles(x, t), triton.cdiv(c, t["BC"]))
-        _depthwise_kernel[grid](x, *p.tensors(), out, h, w, c, **t, **EXACT)
+        _depthwise_kernel[grid](x, _pack_depthwise(p, t["BC"]), p.b, p.m, out, h, w, c, **t, **EXACT)
     return out
 
 
@@ -496,8 +514,9 @@ def depth_block(x: Tensor, p: DepthBlockParams) -> Tensor:
     if x.numel():
         t = choose("depth", x.numel() // c, c, e, x.device)
         _depth_kernel[(_map_tiles(x, t),)](
-            hidden, *p.depthwise.tensors(), *p.project.tensors(), x, out, h, w, c, e, **t, **EXACT
-        )
+            hidden, _pack_depthwise(p.depthwise, t["BE"]), p.depthwise.b, p.depthwise.m, *p.project.tensors(), x, out,
+            h, w, c, e, **t, **EXACT,
+        )  # fmt: skip
     return out
 
 

@@ -11,7 +11,6 @@ from dca_fast.ops.reference import (  # a few launches of PyTorch each; exact on
     hyper_symbols,
     hyper_values,
     luma,
-    restore_sums,
     squared_error,
 )
 
@@ -41,11 +40,13 @@ from .pointwise import (
     neighbour_mean,
     operand8,
     operand16,
+    pad_edges,
     patches_from_image,
     quadtree_gather,
     reconstruct,
     residuals,
     restore,
+    restore_sums,
     space_to_depth2,
 )
 
@@ -76,6 +77,7 @@ __all__ = [
     "neighbour_mean",
     "operand8",
     "operand16",
+    "pad_edges",
     "patches_from_image",
     "quadtree_gather",
     "reconstruct",

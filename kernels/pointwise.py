@@ -18,6 +18,7 @@ from dca_fast.config import (
     AQ_REACH,
     QUADTREE,
     RING_LIMIT,
+    RINGS,
     SKIP_ROW,
     TRELLIS_STEP,
     Part,
@@ -38,10 +39,13 @@ __all__ = [
     "neighbour_mean",
     "operand8",
     "operand16",
+    "pad_edges",
     "patches_from_image",
     "quadtree_gather",
     "reconstruct",
     "residuals",
+    "restore",
+    "restore_sums",
     "space_to_depth2",
 ]
 
@@ -309,6 +313,28 @@ def reconstruct(q: Tensor, mean: Tensor, inv: Tensor, step: int, y_hat: Tensor, 
     _launch(_reconstruct_kernel, q.numel(), *args)
 
 
+# Pictures.
+
+
+@triton.jit(do_not_specialize=["height", "width", "across", "line", "column", "colour"])
+def _pad_kernel(
+    count, image, out, height, width, across, line, column, colour, LONG: tl.constexpr, BLOCK: tl.constexpr
+):
+    at = _indices(LONG, BLOCK)
+    inside = at < count
+    pixel, c = at // 3, at % 3
+    y = tl.minimum(pixel // across, height - 1).to(tl.int64)
+    x = tl.minimum(pixel % across, width - 1).to(tl.int64)
+    tl.store(out + at, tl.load(image + (y * line + x * column + c * colour), inside, 0), inside)
+
+
+def pad_edges(image: Tensor, height: int, width: int, out: Tensor | None = None) -> Tensor:
+    if out is None:
+        out = torch.empty(1, height, width, 3, dtype=torch.uint8, device=image.device)
+    _launch(_pad_kernel, out.numel(), image, out, *image.shape[:2], width, *image.stride())
+    return out
+
+
 # Pixels and sites to channels and back: both sides move in runs of SIZE * C values.
 
 
@@ -420,3 +446,59 @@ def restore(picture: Tensor, w: Tensor) -> Tensor:
         count, picture, w, out, height, width, w.shape[1] // 6, 4 * count >= 1 << 31, block, num_warps=4, **EXACT
     )
     return out
+
+
+@triton.jit
+def _digits(x):
+    """int32 in -2048..2047 as two int8 digits: x = 16 high + low."""
+    return (x >> 4).to(tl.int8), (x & 15).to(tl.int8)
+
+
+@triton.jit(do_not_specialize=["height", "width", "stride"])
+def _restore_sums_kernel(
+    count, picture, image, sums, height, width, stride, RINGS: tl.constexpr, EACH: tl.constexpr, LONG: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Of EACH samples, BLOCK at a time: products of the 6 RINGS features and the error, as rows of a tile."""
+    row = tl.arange(0, 32)[:, None]
+    ring, clamped, c = row // 6, row // 3 % 2 == 1, row % 3
+    is_feature, is_error = ring < RINGS, (ring == RINGS) & (row % 6 < 3)
+    highest, middle, lowest = tl.zeros([32, 32], tl.int32), tl.zeros([32, 32], tl.int32), tl.zeros([32, 32], tl.int32)
+    for first in range(0, EACH, BLOCK):
+        at = (tl.program_id(0) * EACH + first + tl.arange(0, BLOCK))[None, :]
+        inside = (at < count) & (is_feature | is_error)
+        y, x = at // width * stride, at % width
+        if LONG:
+            y = y.to(tl.int64)
+        here = tl.load(picture + (y * width + x) * 3 + c, inside, 0).to(tl.int32)
+        value = tl.load(image + (y * width + x) * 3 + c, inside & is_error, 0).to(tl.int32) - here
+        value = tl.where(is_error, value, 0)
+        for n in tl.static_range(8):
+            used = is_feature & ((ring == 0) | (n < 4))
+            reach = ring * (1 - n % 2 * 2)
+            dy = tl.where(ring == 0, (n + n // 4) // 3 - 1, reach * (n // 2))
+            dx = tl.where(ring == 0, (n + n // 4) % 3 - 1, reach * (1 - n // 2))
+            d = _difference(picture, y, x, dy, dx, height, width, c, here, inside & used)
+            d = tl.where(clamped, tl.minimum(tl.maximum(d, -_RING_LIMIT), _RING_LIMIT), d)
+            value += tl.where(inside & used, d, 0)
+        high, low = _digits(tl.where(inside, value, 0))
+        high_t, low_t = tl.trans(high), tl.trans(low)
+        highest = tl.dot(high, high_t, highest, out_dtype=tl.int32)
+        middle = tl.dot(high, low_t, middle, out_dtype=tl.int32)
+        middle = tl.dot(low, high_t, middle, out_dtype=tl.int32)
+        lowest = tl.dot(low, low_t, lowest, out_dtype=tl.int32)
+    total = highest.to(tl.int64) * 256 + middle.to(tl.int64) * 16 + lowest.to(tl.int64)
+    column = tl.arange(0, 32)[None, :]
+    counts = (row < 6 * RINGS) & (column < 6 * RINGS + 3)
+    tl.atomic_add(sums + row * (6 * RINGS + 3) + column, total, counts)  # integers: in any order
+
+
+def restore_sums(picture: Tensor, image: Tensor, stride: int) -> Tensor:
+    height, width = image.shape[:2]
+    count, each, block = triton.cdiv(height, stride) * width, 1024, 128
+    sums = torch.zeros(6 * len(RINGS), 6 * len(RINGS) + 3, dtype=torch.int64, device=picture.device)
+    _restore_sums_kernel[triton.cdiv(count, each),](
+        count, picture, image, sums, height, width, stride, len(RINGS), each, 4 * height * width >= 1 << 31, block,
+        num_warps=4, **EXACT,
+    )  # fmt: skip
+    return sums

@@ -206,12 +206,14 @@ def compiled(module: str, function: str, architecture: int) -> list[dict[str, An
 
     Args:
         module: for example "tests.test_kernels_gemm". It is imported in a process without interpreter and GPU.
-        function: calls kernels with CPU tensors of real shapes and types; nothing is computed.
+        function: calls kernels with CPU tensors of real shapes and types, which get the tile sizes of the architecture;
+            nothing is computed.
         architecture: compute capability times ten.
 
     Returns:
         One record for each launch: "kernel", "tensor_core" (an s8 matrix instruction is in the PTX), "fma" (a fused
-        multiply-add of floats is), "local" (bytes of stack and spilled registers), "registers", "shared" (bytes).
+        multiply-add of floats is), "local" (bytes of stack and spilled registers), "registers", "shared" (bytes),
+        "instructions" (of the machine code), "loop" (those of its longest loop), "warps".
     """
     command = [sys.executable, "-m", "tests.kernel_tools", module, function, str(architecture)]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {TRIAL: "1"}
@@ -235,8 +237,14 @@ def _describe(kernel: Any) -> dict[str, Any]:
 
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     path = next(p for p in kernel.metadata_group.values() if str(p).endswith(".cubin"))
-    usage = subprocess.run([tool, "--dump-resource-usage", path], capture_output=True, text=True, check=True).stdout
-    found = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+
+    def dumped(what: str) -> str:
+        return subprocess.run([tool, what, path], capture_output=True, text=True, check=True).stdout
+
+    found = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", dumped("--dump-resource-usage"))}
+    code = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", dumped("-sass"))]
+    size = code[1][0] - code[0][0]  # bytes of an instruction
+    jumps = [(at, int(to, 16)) for at, text in code for to in re.findall(r"\bBRA\b.*0x([0-9a-f]+)", text)]
     ptx = kernel.asm["ptx"]
     return {
         "kernel": kernel.metadata.name,
@@ -245,42 +253,18 @@ def _describe(kernel: Any) -> dict[str, Any]:
         "local": found["STACK"] + found["LOCAL"],
         "registers": found["REG"],
         "shared": kernel.metadata.shared,
+        "instructions": len(code),
+        # A branch to itself, behind the end, is none.
+        "loop": max((1 + (at - to) // size for at, to in jumps if to < at), default=0),
+        "warps": kernel.metadata.num_warps,
     }
 
 
-class _Driver:
-    """The little that Triton asks of a driver before it compiles."""
-
-    def __init__(self, architecture: int) -> None:
-        from triton.backends.compiler import GPUTarget
-
-        self._target = GPUTarget("cuda", architecture, 32)
-
-    def get_current_target(self) -> Any:
-        return self._target
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-
 def _compile_launches(module: str, function: str, architecture: int) -> list[dict[str, Any]]:
-    from triton.runtime.driver import driver
-    from triton.runtime.jit import JITFunction
+    from dca_fast.engines.ahead import compiling_only
 
-    driver.set_active(_Driver(architecture))
-    seen: dict[str, Any] = {}
-    run = JITFunction.run
-
-    def record(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
-        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
-        seen[kernel.hash] = kernel
-        return kernel
-
-    JITFunction.run = record
-    getattr(importlib.import_module(module), function)()
+    with compiling_only(architecture) as seen:
+        getattr(importlib.import_module(module), function)()
     return [_describe(kernel) for kernel in seen.values()]
 
 

@@ -38,7 +38,9 @@ choices = kernels("choices")
 autotune = kernels("autotune")
 
 pytestmark = INFINITE_PRODUCTS
-DEFAULTS: dict[str, list[dict[str, int]]] = json.loads(choices.CHOICES.read_text("utf-8"))["default"]
+ENTRIES: dict[str, dict[str, list[dict[str, int]]]] = json.loads(choices.CHOICES.read_text("utf-8"))
+DEFAULTS = ENTRIES["default"]
+EVERY_ENTRY = [(op, entry) for ops in ENTRIES.values() for op, entries in ops.items() for entry in entries]
 
 
 def agree(name: str, *args: Any) -> None:
@@ -126,8 +128,8 @@ def call(op: str) -> tuple[str, tuple[Any, ...]]:
     return calls[op]
 
 
-@pytest.mark.parametrize(("op", "entry"), [(op, entry) for op, entries in DEFAULTS.items() for entry in entries])
-def test_every_default_choice(op: str, entry: dict[str, int]) -> None:
+@pytest.mark.parametrize(("op", "entry"), EVERY_ENTRY)
+def test_every_choice(op: str, entry: dict[str, int]) -> None:
     name, args = call(op)
     with choices.forced(op, {key: value for key, value in entry.items() if key not in choices.LIMITS}):
         agree(name, *args)
@@ -193,6 +195,11 @@ def test_weights_are_packed_once() -> None:
     gemm.wide_linear(x, p)
     assert list(p.cache) == ["triton.1"]
     assert p.cache["triton.1"] is before["triton.1"]
+    layer, operand = depthwise(40).to(DEVICE), int8(1, 3, 4, 40).to(DEVICE)
+    gemm.depthwise3x3(operand, layer)
+    ((name, packed),) = layer.cache.items()
+    gemm.depthwise3x3(operand, layer)
+    assert layer.cache[name] is packed
 
 
 def test_wrong_tensors_are_refused() -> None:
@@ -261,10 +268,11 @@ def test_the_file_of_choices_is_as_autotune_writes_it(tmp_path: Path) -> None:
     path.write_text(choices.CHOICES.read_text("utf-8"), "utf-8")
     autotune.save(path, "default", "ffn", DEFAULTS["ffn"])
     assert path.read_text("utf-8") == choices.CHOICES.read_text("utf-8")
-    assert all(isinstance(value, int) for entries in DEFAULTS.values() for entry in entries for value in entry.values())
+    assert all(isinstance(value, int) for _, entry in EVERY_ENTRY for value in entry.values())
 
 
 def test_every_width_has_a_default() -> None:
+    assert all(ops.keys() <= DEFAULTS.keys() for ops in ENTRIES.values())
     for op in DEFAULTS:
         assert choices.choose(op, 1 << 40, 4096, 4096, torch.device("cpu"))
 
@@ -353,4 +361,4 @@ LAUNCHES = [
 @pytest.mark.parametrize(("function", "architecture"), LAUNCHES)
 def test_kernels_compile(function: str, architecture: int) -> None:
     for record in compiled(__name__, function, architecture):
-        check_compiled(record, architecture, tensor_core=function != "depthwise_of_4k")
+        check_compiled(record, architecture, tensor_core=True)

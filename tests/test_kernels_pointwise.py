@@ -153,7 +153,15 @@ def test_pixels_and_sites(n: int, h: int, w: int) -> None:
         same(pointwise.depth_to_space2, reference.depth_to_space2, reference.space_to_depth2(x))
 
 
-# Packing.
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (9, 130)])
+def test_padding(size: tuple[int, int]) -> None:
+    image = torch.randint(0, 256, (*size, 3), dtype=torch.uint8)
+    for padded in (size, (16, 192), (size[0] + 1, size[1])):
+        same(pointwise.pad_edges, reference.pad_edges, image, *padded)
+        same(pointwise.pad_edges, reference.pad_edges, image, *padded, torch.zeros(1, *padded, 3, dtype=torch.uint8))
+        for other in (image.permute(2, 0, 1).contiguous().permute(1, 2, 0), image.flip(2), image[:, ::2]):
+            expected = reference.pad_edges(other, *padded)
+            assert torch.equal(pointwise.pad_edges(other.to(DEVICE), *padded).cpu(), expected)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (9, 130), (40, 33)])
@@ -164,6 +172,18 @@ def test_restoration(size: tuple[int, int], rings: int) -> None:
     same(pointwise.restore, reference.restore, picture, torch.randint(-127, 128, (3, 6 * rings)).to(torch.int8))
     for weight in (-127, 127):
         same(pointwise.restore, reference.restore, picture, torch.full((3, 6 * rings), weight, dtype=torch.int8))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 2), (40, 33), (5, 430)])
+def test_sums_of_the_restoration(size: tuple[int, int]) -> None:
+    picture, image = (torch.randint(0, 256, (*size, 3)).to(torch.uint8) for _ in range(2))
+    picture[: size[0] // 2].clamp_(100, 110)
+    for stride in (1, 3):
+        same(pointwise.restore_sums, reference.restore_sums, picture, image, stride)
+    rows, columns = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
+    dots = ((rows % 3 == 1) & (columns % 3 == 1)).to(torch.uint8).mul(255)[:, :, None].repeat(1, 1, 3)
+    for extreme in (dots, 255 - dots):  # the largest features of both signs
+        same(pointwise.restore_sums, reference.restore_sums, extreme, 255 - extreme, 1)
 
 
 # Compilation, with the shapes of dca-s.
@@ -191,9 +211,15 @@ def dca_s_calls() -> None:
     for adapted in ((), (factor,)):
         pointwise.residuals(y, mean, m, 1, *adapted)
         pointwise.reconstruct(y[..., :96].contiguous(), mean, m, 1, y, *adapted)
+    pointwise.pad_edges(image[0], 192, 256)
     pointwise.image_from_patches(pointwise.patches_from_image(image).to(torch.uint8))
     pointwise.depth_to_space2(pointwise.space_to_depth2(int8(1, h, w, 160)))
     pointwise.restore(image[0], torch.ones(3, 18, dtype=torch.int8, device=image.device))
+
+
+def restoration_sums() -> None:
+    image = torch.zeros(128, 192, 3, dtype=torch.uint8)
+    pointwise.restore_sums(image, image, 2)
 
 
 @pytest.mark.slow
@@ -201,3 +227,5 @@ def dca_s_calls() -> None:
 def test_kernels_compile(architecture: int) -> None:
     for record in compiled(__name__, "dca_s_calls", architecture):
         check_compiled(record, architecture, tensor_core=False)
+    for record in compiled(__name__, "restoration_sums", architecture):
+        check_compiled(record, architecture, tensor_core=True)

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +19,7 @@ from dca_fast.encoder import restoration_fit
 from dca_fast.encoder.effort import Step, first_pass, second_pass, step_multipliers
 from dca_fast.encoder.full_gradient import Exponents, Gradient
 from dca_fast.encoder.linear_gradient import Adjoint
+from dca_fast.engines import ahead
 from dca_fast.entropy.coder import Coder
 from dca_fast.entropy.tables import build_gaussian_tables
 from dca_fast.network import models, walk, weights
@@ -115,6 +121,34 @@ def test_the_gradient_on_kernels_is_that_of_the_reference() -> None:
     assert torch.equal(*slopes)
     assert slopes[0].count_nonzero() > 5000
     assert exponents[0] == exponents[1]
+
+
+@pytest.mark.slow
+def test_kernels_are_compiled_ahead(tmp_path: Path) -> None:
+    """Into Triton's cache, several at a time; what is there is not compiled again."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "dca_fast.engines.ahead", "sm_90", "--size", "64x64", "--jobs", "2"]
+
+    def compiled() -> tuple[int, dict[str, int]]:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        count = re.fullmatch(r"(\d+) kernels for sm_90\n", done.stdout)
+        assert count is not None, done.stdout
+        return int(count[1]), {str(path): path.stat().st_mtime_ns for path in tmp_path.glob("*/*.cubin")}
+
+    count, files = compiled()
+    assert len(files) == count > 40
+    assert compiled() == (count, files)
+    names = {Path(path).stem for path in files}
+    for name in ("_depth_kernel", "_head_kernel", "_restore_sums_kernel", "_pad_kernel", "_reconstruct_kernel"):
+        assert name in names
+
+
+@pytest.mark.parametrize("arguments", [["90"], ["sm_90", "--size", "64"]])
+def test_what_to_compile_is_told_apart(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        ahead.main(arguments)
+    assert "an architecture is sm_ and a number" in capsys.readouterr().err
 
 
 def test_operations_have_the_names_and_signatures_of_the_reference() -> None:

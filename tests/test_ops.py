@@ -182,6 +182,15 @@ def test_slopes_are_gradients() -> None:
     assert reference.add_slope(torch.full_like(d, 1000), d, h).tolist() == [1000, *[32767] * 5, 1000]
 
 
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (40, 33)])
+def test_padding(size: tuple[int, int]) -> None:
+    image = torch.randint(0, 256, (*size, 3), dtype=torch.uint8)
+    for padded in (size, (64, 64)):
+        every_backend("pad_edges", image, *padded)
+        every_backend("pad_edges", image, *padded, torch.zeros(1, *padded, 3, dtype=torch.uint8))
+    assert reference.pad_edges(image[:1, :1], 2, 3).equal(image[:1, :1].expand(2, 3, 3)[None])
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (3, 2), (40, 33), (5, 1030), (100, 31)])
 def test_restoration(size: tuple[int, int]) -> None:
     picture, image = (torch.randint(0, 256, (*size, 3)).to(torch.uint8) for _ in range(2))

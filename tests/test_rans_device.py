@@ -3,6 +3,7 @@
 The emulation (tests/cuda) runs csrc/coder/rans_cuda.cu itself, every kernel and every thread; only the launches differ.
 """
 
+import ctypes
 import os
 import re
 import shutil
@@ -229,11 +230,21 @@ def test_rows_with_many_low_bits_and_gaps(machine: str, staged: bool) -> None:
     assert_same_as_cpu(coder, [(values, rows), of_trellis(values >> 1, rows, 2)], 32, 2, Coder(odd), plain=1)
 
 
-def test_what_a_decoder_searches_fits_into_shared_memory(coder: DeviceCoder) -> None:
-    """Also of the smaller cards, whose blocks have 64 or 99 KiB."""
-    plain, of_a_trellis = coder.staged_bytes
-    assert plain <= 64 << 10
-    assert of_a_trellis <= 99 << 10
+@needs_gcc
+@pytest.mark.parametrize("kib", [48, 64, 99, 163, 227])
+def test_what_a_decoder_searches_fits_into_shared_memory(
+    emulation: None, emulated_library: Library, monkeypatch: pytest.MonkeyPatch, kib: int
+) -> None:
+    """Of a block, on cards small and large: there are shorter runs where there is more of it."""
+    limit = ctypes.c_int.in_dll(emulated_library._functions, "emulated_shared_limit")
+    monkeypatch.setattr(limit, "value", kib << 10)
+    coder, rng = DeviceCoder(TABLES), np.random.default_rng(kib)
+    for sets, (searched, staged) in enumerate(zip(coder.searched, coder.staged_bytes, strict=True), 1):
+        runs = (staged - searched) // (4 * sets * tables.ROWS)
+        assert runs in (8, 16, 32, 64, 128)
+        assert staged < kib << 10
+        assert runs == 128 or staged + (staged - searched) + 1024 > kib << 10
+    assert_same_as_cpu(coder, [random_part(rng, 700), random_trellis(rng, 900, 2)], 8, 2, plain=1)
 
 
 def test_nothing_to_code(coder: DeviceCoder) -> None:
@@ -486,7 +497,7 @@ def assert_quantised_as_on_cpu(
 
 @pytest.mark.parametrize("chains", [1, 2, 4, 8, 16, 32])
 def test_every_number_of_chains(coder: DeviceCoder, chains: int) -> None:
-    """Search, streams and values; blocks of the search with chains of several groups, and with some left free."""
+    """Search, streams and values; groups with a symbol more in some of their chains."""
     rng = np.random.default_rng(chains)
     for groups, extra, lanes in ((1, 5, 32), (3, 1, 8)):
         size = groups * chains * trellis.CHAIN_SYMBOLS + extra
@@ -496,6 +507,18 @@ def test_every_number_of_chains(coder: DeviceCoder, chains: int) -> None:
         got = coder.quantise(*to_search(coder, residuals, rows, charges), groups)
         np.testing.assert_array_equal(got.cpu().numpy(), want)
         assert_same_as_cpu(coder, [(want, rows)], lanes, groups, plain=0)
+
+
+def test_chains_of_every_length(coder: DeviceCoder) -> None:
+    """Whole blocks of a search and all rests; one and two chains; with edges at their limits, too."""
+    rng, gaussian = np.random.default_rng(25), TABLES.charges(0.1)
+    for size in (*range(1, 50), *range(120, 128), 496, 497, 2048, 2049, 2050, 2079, 2081, 2096):
+        rows = rng.integers(0, 100, size).astype(np.uint8)
+        residuals = random_residuals(rng, rows)
+        for charges in (gaussian, rng.choice([0, 1 << 24], gaussian.shape).astype(np.int32)):
+            want = CPU.quantise(residuals, rows, charges, 1)
+            got = coder.quantise(*to_search(coder, residuals, rows, charges), 1)
+            np.testing.assert_array_equal(got.cpu().numpy(), want, err_msg=str(size))
 
 
 @pytest.mark.parametrize("groups", [1, 3, 64])

@@ -10,8 +10,7 @@
 // in x (or y), and blockIdx.y (or z) names the picture.
 //
 // Where a part is of a trellis, chain i is lane i of a warp for all but a decoder of fewer lanes. Its search
-// leaves all that does not depend on the path to `scatter`; a block for 16 chains, of whatever groups, then only adds
-// and compares.
+// leaves all that does not depend on the path to `scatter`; a warp for each chain then only adds and compares.
 //
 // Without nvcc the file compiles against an emulation of the device (tests/cuda/emulation.h).
 #include <cstddef>
@@ -36,18 +35,18 @@ constexpr uint32_t kAll = 0xFFFFFFFFu;
 constexpr uint32_t kWarp = 32;
 constexpr uint32_t kTile = kWarp * kWarp;  // positions that one warp marks; lane i keeps the bits of the i-th 32
 constexpr uint32_t kThreads = 256;
-constexpr uint32_t kBatch = 4;  // rounds between two requests for symbols; hides the latency of memory
-constexpr uint32_t kAhead = 8;  // the same for the short rounds of a trellis
-constexpr uint32_t kCoarseBits = 8;
-constexpr uint32_t kCoarseShift = kProbBits - kCoarseBits;
+constexpr uint32_t kBatch = 4;         // rounds between two requests for symbols; hides the latency of memory
+constexpr uint32_t kAhead = 8;         // the same for the short rounds of a trellis
+constexpr uint32_t kRunBits = 7;       // of a slot name the run in which it lies
+constexpr uint32_t kRing = 4 * kWarp;  // words of a stream that lie in shared memory
+constexpr uint32_t kNoJob = 0xFFFF;
 constexpr uint32_t kDigestBlocks = 256;
 constexpr uint32_t kJoinBlocks = 16;  // per group
 constexpr int kTrellisStep = 160;     // between the values of a trellis, in 1/256 quantiser steps
 constexpr uint32_t kLargestResidual = 8191 * 256;
-constexpr uint32_t kSearchThreads = 512;
-constexpr uint32_t kSearchChains = kWarp / 2;  // of a block, so that twice as many multiprocessors work
-constexpr uint32_t kTrailWords = kTrellisStates * kSearchChains / 32;  // of a round
-constexpr uint32_t kTraced = 32;                                       // rounds that the way back fetches at once
+constexpr uint32_t kPaths = kTrellisStates / kWarp;  // that a lane searches
+constexpr uint32_t kTraced = 16;                     // symbols whose parities a path carries along
+constexpr uint32_t kFetched = 4;                     // blocks of so many symbols that the way back fetches ahead
 
 enum Status : uint32_t { kBadRow = 1, kTruncated = 2, kLeftOver = 4, kWrongState = 8, kOffGrid = 16 };
 
@@ -55,13 +54,14 @@ enum Status : uint32_t { kBadRow = 1, kTruncated = 2, kLeftOver = 4, kWrongState
 
 // ---- What lies on the device ----
 
-// Where the symbols of the rows of one or both sets start: from the first symbol that has a frequency to the last
-// one, then the escape and kSlots. A search starts at the symbol of the slot rounded down to 16 and seldom goes on.
-// This fits into shared memory, a table of all slots (2 MiB) does not: it would make every round wait for L2.
+// What a decoder searches, for the rows of one or both sets: of each run of slots the symbol of the first one, which
+// mostly is that of all; else the search goes on in the starts of the symbols, from the first one that has a frequency
+// to the last one, then the escape and kSlots. It lies in shared memory, with longer runs where there is little of it;
+// a table of all slots (2 MiB) would make every round wait for L2.
 template <uint32_t kSets>
 struct alignas(16) Search {
-  uint32_t rows[kSets * kRows];  // shift << 28 | first symbol << 20 | index of its start
-  uint8_t coarse[kSets * kRows << kCoarseBits];
+  uint32_t runs[kSets * kRows << kRunBits];  // symbol << 24 | freq << 12 | start
+  uint32_t rows[kSets * kRows];              // first symbol << 20 | index of its start
   uint16_t starts[kSets * kRows * (kSymbols + 1)];
 };
 
@@ -113,7 +113,7 @@ struct alignas(16) Code {
 
 // What the edges of the trellis add to a path at one symbol.
 struct alignas(8) Edges {
-  uint16_t of[2][2];  // set, parity of the index
+  uint32_t of[2];  // by the set: for an even index | for an odd one << 16
 };
 
 // ---- Warps and blocks ----
@@ -213,17 +213,27 @@ __device__ __forceinline__ void scatter(const Work& work, const Sink& sink) {
   }
 }
 
-DCA_HD uint8_t* dense_rows(const Work& work) { return static_cast<uint8_t*>(work.dense) + 4ull * work.size; }
+// Of a decoder the coded values follow what it is told of them.
+DCA_HD int16_t* dense_values(const Work& work) { return static_cast<int16_t*>(work.dense) + work.size; }
 
-__global__ void __launch_bounds__(kThreads) scatter_rows(const uint8_t* rows, int16_t* values, Work work) {
-  uint32_t* positions = static_cast<uint32_t*>(work.dense);
-  uint8_t* packed = dense_rows(work);
+// A job is row | shift << 8, of a trellis also that of its other set << 12; never kNoJob, for shifts are small.
+__global__ void __launch_bounds__(kThreads)
+    scatter_jobs(const uint8_t* shifts, bool trellis, const uint8_t* rows, Work work) {
+  static_assert(kMaxShift < 15 && kRows <= 256, "");
+  uint16_t* jobs = static_cast<uint16_t*>(work.dense);
+  int16_t* decoded = dense_values(work);
   scatter(work, [=](uint32_t at, bool coded, uint32_t to) {
-    values[at] = 0;  // also where a value follows: after an error there may be none
     if (!coded) return;
-    positions[to] = at;
-    packed[to] = rows[at];
+    const uint32_t row = rows[at], first = trellis ? kRows : 0;
+    const uint32_t other = trellis ? shifts[2 * kRows + row] : 0;
+    jobs[to] = static_cast<uint16_t>(row | uint32_t{shifts[first + row]} << 8 | other << 12);
+    decoded[to] = 0;  // after an error nothing follows
   });
+}
+
+__global__ void __launch_bounds__(kThreads) gather_decoded(int16_t* values, Work work) {
+  const int16_t* decoded = dense_values(work);
+  scatter(work, [=](uint32_t at, bool coded, uint32_t to) { values[at] = coded ? decoded[to] : int16_t{0}; });
 }
 
 __global__ void __launch_bounds__(kThreads) scatter_values(const int16_t* values, Work work) {
@@ -292,129 +302,136 @@ struct Lanes {
 
 // ---- Decoding ----
 
-// Words of the stream for the lanes that need one, in the order of the lanes. All lanes of the warp take part
-// in every call. Two words per lane wait in registers, a third is on its way.
+// Words of the stream for the lanes that need one, in the order of the lanes. All lanes of the warp take part in every
+// call. The next words, kWarp at least, lie in a ring in shared memory; two more for each lane are on their way.
 struct WarpReader {
   const uint16_t* words;
-  uint32_t size, first, lane;  // words of the group; place of `now`; this lane
-  uint32_t used = 0;           // words after `first`, below kWarp between calls
-  uint32_t now, next, later;
+  uint16_t* ring;
+  uint32_t size, lane;    // words of the group; this lane
+  uint32_t next, filled;  // the word that comes next, and that from which on none lies in the ring
+  uint32_t coming[2];     // the words `filled` + lane and kWarp further
   bool active = false;
 
-  __device__ __forceinline__ WarpReader(const uint16_t* words_, uint32_t size_, uint32_t first_)
-      : words(words_), size(size_), first(first_), lane(lane_of_thread()) {
-    now = load(first + lane);
-    next = load(first + kWarp + lane);
-    later = load(first + 2 * kWarp + lane);
+  __device__ __forceinline__ WarpReader(const uint16_t* words_, uint16_t* ring_, uint32_t size_, uint32_t next_)
+      : words(words_), ring(ring_), size(size_), lane(lane_of_thread()), next(next_), filled(next_) {
+    coming[0] = load(filled + lane);
+    coming[1] = load(filled + kWarp + lane);
+    fill();
   }
 
   __device__ __forceinline__ uint32_t load(uint32_t i) const {
-    return i < size ? words[i] : 0u;  // a caller that comes to use the 0 finds position() beyond the size
+    return i < size ? words[i] : 0u;  // a caller that comes to use the 0 finds `next` beyond the size
+  }
+
+  __device__ __forceinline__ void fill() {
+    ring[(filled + lane) % kRing] = static_cast<uint16_t>(coming[0]);
+    coming[0] = coming[1];
+    filled += kWarp;
+    coming[1] = load(filled + kWarp + lane);
+    __syncwarp();  // nobody reads any more what was overwritten: it is words before `next` since an earlier `take`
   }
 
   __device__ __forceinline__ uint32_t take(bool need) {
     const uint32_t mask = ballot(need && active);
-    const uint32_t i = used + count_bits(mask & below(lane));
-    const uint32_t low = __shfl_sync(kAll, now, i % kWarp), high = __shfl_sync(kAll, next, i % kWarp);
-    used += count_bits(mask);
-    if (used >= kWarp) {
-      used -= kWarp;
-      first += kWarp;
-      now = next;
-      next = later;
-      later = load(first + 2 * kWarp + lane);
-    }
-    return i < kWarp ? low : high;
+    const uint32_t word = ring[(next + count_bits(mask & below(lane))) % kRing];
+    next += count_bits(mask);
+    if (filled - next < kWarp) fill();
+    return word;
   }
 
   // Puts the low halves of the states of so many lanes from `from` on before the words that are left: below kWarp.
   __device__ __forceinline__ void put_back(uint32_t x, uint32_t from, uint32_t count) {
-    const uint32_t given = __shfl_sync(kAll, x, (from + lane) % kWarp) & 0xFFFF;
-    first = position() - count;
-    used = 0;
-    now = lane < count ? given : load(first + lane);
-    next = load(first + kWarp + lane);
-    later = load(first + 2 * kWarp + lane);
+    const uint32_t given = __shfl_sync(kAll, x, (from + lane) % kWarp);
+    next -= count;
+    if (lane < count) ring[(next + lane) % kRing] = static_cast<uint16_t>(given);
+    __syncwarp();
   }
 
-  __device__ __forceinline__ uint32_t position() const { return first + used; }
+  // Whether all words that are left, which were put back, are 0; skips them.
+  __device__ __forceinline__ bool skip_zeros() {
+    const bool wrong = lane < size - next && ring[(next + lane) % kRing] != 0;
+    next = size;
+    return ballot(wrong) == 0;
+  }
 };
 
-// The entry of a slot as slot_entry has it; `row` with its word of `rows`.
-template <uint32_t kSets>
-__device__ __forceinline__ uint32_t find(const Search<kSets>* search, uint32_t row, uint32_t word, uint32_t slot) {
-  const uint16_t* starts = search->starts + (word & 0xFFFFF);
-  uint32_t i = search->coarse[row << kCoarseBits | slot >> kCoarseShift];
-  uint32_t start = starts[i], end = starts[i + 1];
-  while (slot >= end) {
-    start = end;
-    end = starts[++i + 1];
-  }
-  const uint32_t symbol = end == kSlots ? kEscape : (word >> 20 & 0xFF) + i;
-  return slot_entry(symbol, (end - start) & 0xFFF, (slot - start) & 0xFFF);
-}
+// `Search`, wherever it lies, with runs of so many bits.
+struct Searched {
+  const uint32_t* runs;
+  const uint32_t* rows;
+  const uint16_t* starts;
+  uint32_t bits;
 
-// The trellis chains of one lane, which takes them in turn: bit i of bits[b] is bit b of the state of the chain i
-// rounds on.
+  // The entry of a slot as slot_entry has it.
+  __device__ __forceinline__ uint32_t find(uint32_t row, uint32_t slot) const {
+    const uint32_t run = runs[row << bits | slot >> (kProbBits - bits)];
+    uint32_t symbol = run >> 24, freq = run >> 12 & 0xFFF, start = run & 0xFFF;
+    if (slot - start >= freq) {
+      const uint32_t word = rows[row], first = word >> 20;
+      const uint16_t* ends = starts + (word & 0xFFFFF) + 1;
+      uint32_t i = symbol - first, end = start + freq;
+      do {
+        start = end;
+        end = ends[++i];
+      } while (slot >= end);
+      symbol = end == kSlots ? kEscape : first + i;
+      freq = end - start;
+    }
+    return slot_entry(symbol, freq & 0xFFF, (slot - start) & 0xFFF);
+  }
+};
+
+// The trellis chains of one lane, which takes them in turn: a byte for the state of each, that of this round first.
+template <uint32_t kQueue>
 struct Chains {
-  uint32_t bits[kSteps] = {};
+  uint64_t bytes[kQueue] = {};
   uint32_t last;
 
-  __device__ __forceinline__ Chains(uint32_t chains, uint32_t lanes) : last(chains / lanes - 1) {}
-
-  __device__ __forceinline__ uint32_t state() const {
-    uint32_t state = 0;
-    for (uint32_t b = 0; b < kSteps; ++b) state |= (bits[b] & 1) << b;
-    return state;
+  // Lane i of so many lanes takes states[i], states[i + lanes] ...
+  __device__ __forceinline__ Chains(const uint8_t* states, uint32_t chains, uint32_t lanes) : last(chains / lanes - 1) {
+    for (uint32_t i = 0; i <= last; ++i) step(states[i * lanes + lane_of_thread() % lanes]);
   }
 
-  __device__ __forceinline__ uint32_t set() const { return bits[0] & 1; }
+  __device__ __forceinline__ uint32_t state() const { return static_cast<uint32_t>(bytes[0]) & 0xFF; }
 
+  // Takes the first state away and puts one behind the others.
   __device__ __forceinline__ void step(uint32_t next) {
-    for (uint32_t b = 0; b < kSteps; ++b) bits[b] = bits[b] >> 1 | (next >> b & 1) << last;
-  }
-
-  // Deals the chains to fewer lanes, after whole rounds of all of them.
-  __device__ __forceinline__ void deal(uint32_t chains, uint32_t lanes, uint32_t few) {
-    for (uint32_t b = 0; b < kSteps; ++b) {
-      uint32_t dealt = 0;
-      for (uint32_t chain = lane_of_thread() % few, i = 0; i < chains / few; ++i, chain += few) {
-        dealt |= (__shfl_sync(kAll, bits[b], chain % lanes) >> chain / lanes & 1) << i;
-      }
-      bits[b] = dealt;
+#pragma unroll
+    for (uint32_t w = 0; w < kQueue; ++w) {
+      const uint64_t from_next = w + 1 < kQueue ? bytes[w + 1] << 56 : 0, added = uint64_t{next} << 8 * (last % 8);
+      bytes[w] = bytes[w] >> 8 | from_next | (kQueue == 1 || w == last / 8 ? added : 0);
     }
-    last = chains / few - 1;
+  }
+
+  // The opposite of the constructor, after whole rounds of all chains.
+  __device__ __forceinline__ void store(uint8_t* states, uint32_t lanes) {
+    const uint32_t lane = lane_of_thread();
+    for (uint32_t i = 0; i <= last; ++i, step(state())) {
+      if (lane < lanes) states[i * lanes + lane] = static_cast<uint8_t>(state());
+    }
   }
 };
 
-struct Place {
-  uint32_t position, row;
-  bool active;
+// Of a plain part.
+template <>
+struct Chains<0> {
+  __device__ __forceinline__ Chains(const uint8_t*, uint32_t, uint32_t) {}
+  __device__ __forceinline__ uint32_t state() const { return 0; }
+  __device__ __forceinline__ void step(uint32_t) {}
+  __device__ __forceinline__ void store(uint8_t*, uint32_t) const {}
 };
 
-// What a round needs to know of one lane, besides its state.
-template <uint32_t kSets>
-struct Job {
-  Place place;
-  uint32_t words[kSets];  // of the row in each set
-};
-
-__device__ __forceinline__ Place load_place(const Work& work, uint32_t i, uint32_t end, bool lane_in_use) {
-  if (!lane_in_use || i >= end) return {0, 0, false};
-  return {static_cast<const uint32_t*>(work.dense)[i], dense_rows(work)[i], true};
-}
-
-template <uint32_t kSets>
-__device__ __forceinline__ uint32_t decode_round(const Search<kSets>* search, uint32_t x, const Job<kSets>& job,
-                                                 WarpReader& words, Chains& chains, int16_t* values) {
-  const Place& place = job.place;
-  words.active = place.active;
-  const uint32_t set = kSets == 1 ? 0 : chains.set(), word = set == 0 ? job.words[0] : job.words[kSets - 1];
-  const uint32_t entry = find(search, set * kRows + place.row, word, x & (kSlots - 1));
+// Decodes the value of a lane, unless it has no job.
+template <uint32_t kQueue>
+__device__ __forceinline__ uint32_t decode_round(const Searched& search, uint32_t x, uint32_t job, WarpReader& words,
+                                                 Chains<kQueue>& chains, int16_t* to) {
+  words.active = job != kNoJob;
+  const uint32_t set = chains.state() & 1;
+  const uint32_t entry = search.find(set * kRows + job % kRows, x & (kSlots - 1));
   const uint32_t stepped = decode_step(x, entry, words);
-  x = place.active ? stepped : x;
-  const bool escape = place.active && entry >> 24 == kEscape;
-  const int shift = place.active && !escape ? static_cast<int>(word >> 28) : 0;
+  x = words.active ? stepped : x;
+  const bool escape = words.active && entry >> 24 == kEscape;
+  const int shift = words.active && !escape ? static_cast<int>(job >> (8 + 4 * set) & 15) : 0;
   int value = static_cast<int>(entry >> 24) - kCenter;
   if (ballot(escape || shift != 0) != 0) {
     uint32_t low = 0;
@@ -422,92 +439,110 @@ __device__ __forceinline__ uint32_t decode_round(const Search<kSets>* search, ui
     const uint32_t raw = words.take(escape);
     value = escape ? static_cast<int16_t>(raw) : value * (1 << shift) + static_cast<int>(low);
   }
-  if (!place.active) return x;
-  if (kSets == 2) {
+  if (!words.active) return x;
+  if (kQueue != 0) {
     chains.step(trellis_next(chains.state(), value));
     value = trellis_value(static_cast<int>(set), value);
   }
-  values[place.position] = static_cast<int16_t>(value);
+  *to = static_cast<int16_t>(value);
   return x;
 }
 
-template <uint32_t kSets>
-__device__ __forceinline__ uint32_t decode_rounds(const Search<kSets>* search, uint32_t x, const Work& work,
-                                                  Range range, uint32_t lanes, WarpReader& words, Chains& chains,
-                                                  int16_t* values) {
+// `states` are those of the chains, before and, after whole rounds of all of them, behind the range.
+template <uint32_t kQueue>
+__device__ __forceinline__ uint32_t decode_rounds(const Searched& search, uint32_t x, const Work& work, Range range,
+                                                  uint32_t lanes, WarpReader& words, uint32_t chains_,
+                                                  uint8_t* states) {
   const uint32_t lane = lane_of_thread();
-  Job<kSets> jobs[kBatch];
-  Place coming[kBatch];
+  Chains<kQueue> chains(states, chains_, lanes);
+  const uint16_t* jobs = static_cast<const uint16_t*>(work.dense);
+  int16_t* values = dense_values(work);
+  const uint32_t end = lane < lanes ? range.end : 0;
+  const auto load = [&](uint32_t i) { return i < end ? jobs[i] : kNoJob; };
+  uint32_t coming[kBatch];
 #pragma unroll
-  for (uint32_t k = 0; k < kBatch; ++k) {
-    coming[k] = load_place(work, range.first + k * lanes + lane, range.end, lane < lanes);
-  }
-  for (uint32_t at = range.first; at < range.end; at += kBatch * lanes) {
+  for (uint32_t k = 0; k < kBatch; ++k) coming[k] = load(range.first + k * lanes + lane);
+  for (uint32_t at = range.first + lane; at - lane < range.end; at += kBatch * lanes) {
 #pragma unroll
     for (uint32_t k = 0; k < kBatch; ++k) {
-      jobs[k].place = coming[k];
-#pragma unroll
-      for (uint32_t set = 0; set < kSets; ++set) jobs[k].words[set] = search->rows[set * kRows + coming[k].row];
-      coming[k] = load_place(work, at + (kBatch + k) * lanes + lane, range.end, lane < lanes);
+      const uint32_t job = coming[k];
+      coming[k] = load(at + (kBatch + k) * lanes);
+      x = decode_round(search, x, job, words, chains, values + at + k * lanes);
     }
-#pragma unroll
-    for (uint32_t k = 0; k < kBatch; ++k) x = decode_round(search, x, jobs[k], words, chains, values);
-    if (beyond(words.position(), words.size) > 0) break;
+    if (beyond(words.next, words.size) > 0) break;
   }
+  chains.store(states, lanes);
+  __syncwarp();
   return x;
 }
 
 template <uint32_t kSets>
-__device__ __forceinline__ void decode_group(const Search<kSets>* search, const uint16_t* stream, State* state,
-                                             Group& group, const Work& work, Range range, uint32_t chains_, bool last,
-                                             int16_t* values) {
+__device__ __forceinline__ uint32_t decode_range(const Searched& search, uint32_t x, const Work& work, Range range,
+                                                 uint32_t lanes, WarpReader& words, uint32_t chains, uint8_t* states) {
+  if constexpr (kSets == 1) {
+    return decode_rounds<0>(search, x, work, range, lanes, words, chains, states);
+  } else if (chains / lanes <= 8) {
+    return decode_rounds<1>(search, x, work, range, lanes, words, chains, states);
+  } else {
+    return decode_rounds<kChains / 8>(search, x, work, range, lanes, words, chains, states);
+  }
+}
+
+template <uint32_t kSets>
+__device__ __forceinline__ void decode_group(const Searched& search, const uint16_t* stream, State* state, Group& group,
+                                             const Work& work, Range range, uint32_t chains, bool last) {
+  __shared__ uint16_t ring[kRing];
+  __shared__ uint8_t states[kChains];
   const uint32_t lane = lane_of_thread(), lanes = state->lanes, few = tail_lanes(lanes);
-  const Lanes used(lanes, kSets == 2 ? chains_ : kChains);
+  const Lanes used(lanes, kSets == 2 ? chains : kChains);
   const uint32_t tail = last ? range.first + static_cast<uint32_t>(tail_begin(range.end - range.first)) : range.end;
-  WarpReader words(stream + group.begin, group.words, group.next);
-  Chains chains(chains_, used.all);
-  uint32_t x = decode_rounds(search, group.states[lane], work, {range.first, tail}, used.all, words, chains, values);
-  if (last && beyond(words.position(), group.words) <= 0) {
-    const bool spare = words.position() == group.words;  // then lanes may have more words than the tail takes
+  states[lane] = 0;
+  __syncwarp();
+  WarpReader words(stream + group.begin, ring, group.words, group.next);
+  uint32_t x = group.states[lane];
+  x = decode_range<kSets>(search, x, work, {range.first, tail}, used.all, words, chains, states);
+  if (last && beyond(words.next, group.words) <= 0) {
+    const bool spare = words.next == group.words;  // then lanes may have more words than the tail takes
     words.put_back(x, few, lanes - few);
     if (lane >= few && lane < lanes) x = x >> 16 == 1 ? kLower : 0;  // finish_kernel finds the wrong ones
-    if (kSets == 2) chains.deal(chains_, used.all, used.tail);
-    x = decode_rounds(search, x, work, {tail, range.end}, used.tail, words, chains, values);
-    if (spare && beyond(words.position(), group.words) < 0) {
-      if (ballot(lane >= words.used && lane < lanes - few && words.now != 0) != 0 && lane == 0) {
-        atomicOr(&state->status, kLeftOver);
-      }
-      words.first = group.words - words.used;
+    x = decode_range<kSets>(search, x, work, {tail, range.end}, used.tail, words, chains, states);
+    if (spare && beyond(words.next, group.words) < 0 && !words.skip_zeros() && lane == 0) {
+      atomicOr(&state->status, kLeftOver);
     }
   }
   group.states[lane] = x;
   if (lane != 0) return;
-  group.next = words.position();
+  group.next = words.next;
   if (beyond(group.next, group.words) > 0) atomicOr(&state->status, kTruncated);
 }
 
-// One block per group; all of its threads fetch the tables, then its first warp decodes.
+// One block per group; all of its threads fetch the tables, then its first warp decodes. `staged_bytes`: of `stage`.
 template <uint32_t kSets, bool kStaged>
 __global__ void __launch_bounds__(kThreads, 1)
-    decode_kernel(const Search<kSets>* search, uint32_t search_bytes, const uint16_t* stream, State* states, Work work,
-                  bool last, int16_t* values) {
+    decode_kernel(const Search<kSets>* tables, uint32_t searched, uint32_t staged_bytes, const uint16_t* stream,
+                  State* states, Work work, bool last) {
   State* state = states + blockIdx.y;
   if (blockIdx.x >= state->groups) return;
   Group& group = state->group[blockIdx.x];
   const Shares shares(work, blockIdx.y, state->groups);
   const Range range = shares.of(blockIdx.x);
   if (range.first == range.end || beyond(group.next, group.words) > 0) return;  // nothing to do, or an earlier error
+  Searched search{tables->runs, tables->rows, tables->starts, kRunBits};
   if (kStaged) {
     DCA_DYNAMIC_SHARED(uint4, staged);
-    for (uint32_t i = threadIdx.x; i < search_bytes / 16; i += kThreads) {
-      staged[i] = reinterpret_cast<const uint4*>(search)[i];
+    const uint32_t runs = (staged_bytes - searched) / sizeof(uint32_t);
+    while (kSets * kRows << search.bits > runs) --search.bits;
+    uint32_t* to = reinterpret_cast<uint32_t*>(staged);
+    for (uint32_t i = threadIdx.x; i < runs; i += kThreads) to[i] = tables->runs[i << (kRunBits - search.bits)];
+    for (uint32_t i = threadIdx.x; i < searched / sizeof(uint4); i += kThreads) {
+      staged[runs / 4 + i] = reinterpret_cast<const uint4*>(tables->rows)[i];
     }
     __syncthreads();
-    search = reinterpret_cast<const Search<kSets>*>(staged);
+    search.runs = to;
+    search.rows = to + runs;
+    search.starts = reinterpret_cast<const uint16_t*>(search.rows + kSets * kRows);
   }
-  if (threadIdx.x < kWarp) {
-    decode_group(search, stream, state, group, work, range, shares.chains(), last, values);
-  }
+  if (threadIdx.x < kWarp) decode_group<kSets>(search, stream, state, group, work, range, shares.chains(), last);
 }
 
 __global__ void __launch_bounds__(kWarp) finish_kernel(State* states) {
@@ -689,117 +724,207 @@ __global__ void __launch_bounds__(kThreads)
       metrics[i >> 1][i & 1] = metric;
       least = metric < least ? metric : least;
     }
-    Edges all;
-    for (int i = 0; i < 4; ++i) all.of[i >> 1][i & 1] = trellis_edge(metrics[i >> 1][i & 1], least);
-    edges[to] = all;
+    const auto edge = [&](int set, int parity) { return uint32_t{trellis_edge(metrics[set][parity], least)}; };
+    edges[to] = {{edge(0, 0) | edge(0, 1) << 16, edge(1, 0) | edge(1, 1) << 16}};
   });
 }
 
-using Costs = uint16_t[kTrellisStates][kSearchChains];  // of the best paths to all states
+// The 256 paths of a chain lie in places: kWarp * path + lane, kPaths in each lane. The one to the state after an even
+// index stays where that to the state before it was. All this is linear modulo 2: the place of a state is the sum of
+// those of its bits, the two ways into a state come from places at one distance in each step, and the set of a place is
+// the parity of some of its bits. After kPeriod steps every state is back in its place.
+constexpr uint32_t kPeriod = 124;
+constexpr uint32_t kStateBits = kSteps;
 
-// Where the costs of a state lie: those of z and z + kTrellisStates / 2, which are written together, in other banks.
-__device__ __forceinline__ uint32_t place_of(uint32_t state) { return state ^ state / (kTrellisStates / 2); }
+struct Walk {
+  uint8_t place[kPeriod][kStateBits];              // by the step: of the state with one bit
+  uint8_t apart[kPeriod];                          // distance of the places that lead to one state
+  uint8_t set_lanes[kPeriod], set_paths[kPeriod];  // bits of a lane that count for the set; which paths turn it over
+  // The way back through kTraced symbols: which bits of `state | parities << kStateBits` make, by the lane, the set of
+  // each symbol, then each bit of the state before them.
+  uint32_t back[kWarp];
+};
 
-// The cheaper way to a state, an even index if they are equal; returns for which lanes the odd one is taken.
-__device__ __forceinline__ uint32_t choose_way(uint32_t even, uint32_t odd, uint16_t& next) {
-  const bool is_odd = static_cast<int16_t>(odd - even) < 0;
-  next = static_cast<uint16_t>(is_odd ? odd : even);
-  return ballot(is_odd);
+constexpr uint32_t parity_of(uint32_t x) {
+  uint32_t parity = 0;
+  for (; x != 0; x &= x - 1) parity ^= 1;
+  return parity;
 }
 
-// Takes the costs one symbol on, of each chain of the block. Half a warp takes them to the states z and z ^ kByParity,
-// which are entered from the same two, the other half to z + kTrellisStates / 2 and its other one. The words of the
-// trail tell for both halves which way was taken.
-__device__ __forceinline__ void search_step(const Costs& costs, uint32_t edge, Costs& next, uint32_t* trail) {
-  static_assert(kApart <= kByParity && kByParity < 2 * kApart && 4 * kApart == kTrellisStates, "");
-  constexpr uint32_t kPairs = kApart / (kSearchThreads / kWarp);
-  const uint32_t lane = lane_of_thread(), chain = lane % kSearchChains, set = lane / kSearchChains;
-  const uint32_t warp = threadIdx.x / kWarp, even = edge & 0xFFFF, odd = edge >> 16;
-  uint32_t mine = 0;
+constexpr Walk make_walk() {
+  Walk walk{};
+  uint32_t sets[kPeriod] = {}, apart = trellis_before(0, 1);
+  for (uint32_t bit = 0; bit < kStateBits; ++bit) {
+    for (uint32_t step = 0, place = 1u << bit; step < kPeriod; ++step, place = trellis_before(place, 0)) {
+      walk.place[step][bit] = static_cast<uint8_t>(place);
+      sets[(kPeriod - step) % kPeriod] |= (place & 1) << bit;
+    }
+  }
+  for (uint32_t step = 0; step < kPeriod; ++step, apart = trellis_before(apart, 0)) {
+    walk.apart[step] = static_cast<uint8_t>(apart);
+    walk.set_lanes[step] = static_cast<uint8_t>(sets[step] % kWarp);
+    for (uint32_t path = 0; path < kPaths; ++path) {
+      walk.set_paths[step] |= static_cast<uint8_t>(parity_of(path & sets[step] / kWarp) << path);
+    }
+  }
+  for (uint32_t bit = 0; bit < kStateBits + kTraced; ++bit) {
+    const uint32_t one = 1u << bit;
+    uint32_t state = one % kTrellisStates;
+    for (uint32_t symbol = kTraced; symbol-- > 0;) {
+      state = trellis_before(state, one >> (kStateBits + symbol) & 1);
+      walk.back[symbol] |= (state & 1) << bit;
+    }
+    for (uint32_t i = 0; i < kStateBits; ++i) walk.back[kTraced + i] |= (state >> i & 1) << bit;
+  }
+  return walk;
+}
+
+constexpr bool returns(uint32_t state) {
+  uint32_t place = state;
+  for (uint32_t step = 0; step < kPeriod; ++step) place = trellis_before(place, 0);
+  return place == state;
+}
+
+static_assert(returns(1) && returns(2) && returns(4) && returns(8) && returns(16) && returns(32) && returns(64) &&
+                  returns(128) && kTrellisStates == 256 && kPaths == 8 && kTraced + kStateBits <= kWarp,
+              "");
+
+__constant__ constexpr Walk kWalk = make_walk();
+
+// The place of a state at a step; that of a place, at kPeriod less the step, is its state.
+__device__ __forceinline__ uint32_t place_of(uint32_t state, uint32_t step) {
+  uint32_t place = 0;
+  for (uint32_t bit = 0; bit < kStateBits; ++bit) place ^= (0u - (state >> bit & 1)) & kWalk.place[step][bit];
+  return place;
+}
+
+// A path is its cost << 16 | the parities of its last indices, kTraced at most. One signed comparison finds the cheaper
+// way to a state, and an even index if both cost the same, as the last parity is the highest bit. At every kTraced-th
+// symbol the cost of state 0 becomes 0. From there the least cost rises by at most kEdgeLimit a symbol. No cost is more
+// than kSteps edges above the least one of kSteps symbols before, or, without such, more than kUnreached and those.
+static_assert(kTraced <= 2 * kSteps && 2 * kSteps * kEdgeLimit < 1 << 15, "");
+using Paths = uint32_t[kPaths];
+
+__device__ __forceinline__ uint32_t better(uint32_t even, uint32_t odd) {
+  return static_cast<int32_t>(odd) < static_cast<int32_t>(even) ? odd : even;
+}
+
+// Takes the paths one symbol on; `parity` is the bit of an odd index.
+__device__ __forceinline__ void search_step(Paths& paths, const Edges& edge, uint32_t step, uint32_t parity) {
+  const uint32_t apart = kWalk.apart[step], turning = kWalk.set_paths[step];
+  const bool turned = (count_bits(lane_of_thread() & kWalk.set_lanes[step]) & 1) != 0;
+  const uint32_t own = turned ? edge.of[1] : edge.of[0], other = turned ? edge.of[0] : edge.of[1];
+  const uint32_t own_even = own << 16, own_odd = (own & 0xFFFF0000u) | parity;
+  const uint32_t other_even = other << 16, other_odd = (other & 0xFFFF0000u) | parity;
+  Paths from;
 #pragma unroll
-  for (uint32_t k = 0; k < kPairs; ++k) {
-    const uint32_t z = (kPairs * warp + k) | set * (kTrellisStates / 2), other = z ^ kByParity;
-    const uint32_t first = costs[place_of(trellis_before(z, 0))][chain];
-    const uint32_t second = costs[place_of(trellis_before(z, 1))][chain];
-    const uint32_t ways = choose_way(first + even, second + odd, next[place_of(z)][chain]);
-    const uint32_t other_ways = choose_way(second + even, first + odd, next[place_of(other)][chain]);
-    if (lane == 2 * k) mine = ways;
-    if (lane == 2 * k + 1) mine = other_ways;
+  for (uint32_t i = 0; i < kPaths; ++i) from[i] = paths[i];
+#pragma unroll
+  for (uint32_t bit = 1; bit < kPaths; bit *= 2) {
+    const bool swapped = (apart & bit * kWarp) != 0;  // in all lanes
+#pragma unroll
+    for (uint32_t i = 0; i < kPaths; ++i) {
+      if ((i & bit) != 0) continue;
+      const uint32_t first = from[i], second = from[i | bit];
+      from[i] = swapped ? second : first;
+      from[i | bit] = swapped ? first : second;
+    }
   }
-  if (lane < 2 * kPairs) trail[2 * kPairs * warp + lane] = mine;
-}
-
-// Whether the index on the best way to a state is odd.
-__device__ __forceinline__ uint32_t parity_of(const uint32_t* trail, uint32_t state, uint32_t chain) {
-  const uint32_t set = state / (kTrellisStates / 2), other = state / kApart % 2;
-  const uint32_t z = (other != 0 ? state ^ kByParity : state) % kApart;
-  return trail[2 * z + other] >> (chain + kSearchChains * set) & 1;
-}
-
-// The state of least cost, the lowest of equals.
-__device__ uint32_t best_state(const Costs& costs, uint32_t chain) {
-  uint32_t best = 0;
-  for (uint32_t z = 1; z < kTrellisStates; ++z) {
-    const uint16_t more = static_cast<uint16_t>(costs[place_of(z)][chain] - costs[place_of(best)][chain]);
-    if (static_cast<int16_t>(more) < 0) best = z;
+#pragma unroll
+  for (uint32_t i = 0; i < kPaths; ++i) {
+    const bool turns = (turning & 1u << i) != 0;
+    const uint32_t odd = __shfl_xor_sync(kAll, from[i], apart % kWarp) + (turns ? other_odd : own_odd);
+    paths[i] = better(paths[i] + (turns ? other_even : own_even), odd);
   }
-  return best;
 }
 
-// Rounds of all blocks of a picture together, at most. A group has as many chains as it has kChainSymbols, rounded down
-// to a power of two: so below kChains of them the rounds of a block are at most 2 kChainSymbols, and one block has
-// fewer than kSearchChains.
-DCA_HD uint64_t search_rounds(uint32_t size) {
-  return size / kSearchChains + 2 * kChainSymbols + 2 * kMaxGroups * kChains / kSearchChains;
+// Blocks of kTraced symbols of all chains of a picture together, at most. Each chain has room for those of the longest
+// one: less than one block more than its share, and that of a symbol for each group. A chain has kChainSymbols symbols,
+// or is the only one of its group.
+DCA_HD uint64_t search_blocks(uint32_t size) {
+  return size / kTraced + size / kChainSymbols + kMaxGroups + kMaxGroups / kTraced + 1;
 }
 
-// Viterbi's algorithm, a block for each kSearchChains chains of a picture. Leaves the edge of the best path at each
-// symbol: set << 1 | parity.
-__global__ void __launch_bounds__(kSearchThreads, 1)
-    search_kernel(uint32_t groups, Work work, uint32_t* trail, uint8_t* taken) {
-  __shared__ Costs costs[2];
-  __shared__ uint32_t traced[kTraced][kTrailWords];
-  const uint32_t lane = lane_of_thread(), set = lane / kSearchChains;
+// Viterbi's algorithm, a warp for each chain of a picture. Leaves the edge of the best path at each symbol:
+// set << 1 | parity. `trail` has the parities of all paths, kTraced symbols at a time; the first block may have fewer,
+// which are its last ones.
+__global__ void __launch_bounds__(kWarp) search_kernel(uint32_t groups, Work work, uint4* trail, uint8_t* taken) {
   const Shares shares(work, blockIdx.y, groups);
-  const uint32_t chains = shares.chains(), one = blockIdx.x * kSearchChains + lane % kSearchChains;
-  if (blockIdx.x * kSearchChains >= groups * chains) return;
-  const Range range = one < groups * chains ? shares.of(one / chains) : Range{0, 0};
-  const uint32_t longest = (shares.coded + groups - 1) / groups;  // group
-  const uint32_t rounds = (longest + chains - 1) / chains, first = range.first + one % chains;
-  trail += (blockIdx.y * search_rounds(work.size / work.pictures) + size_t{blockIdx.x} * rounds) * kTrailWords;
-  for (uint32_t i = threadIdx.x; i < kTrellisStates * kSearchChains; i += kSearchThreads) {
-    costs[0][i / kSearchChains][i % kSearchChains] = i < kSearchChains ? 0 : kUnreached;  // state 0 has place 0
+  const uint32_t lane = lane_of_thread(), chains = shares.chains(), one = blockIdx.x;
+  if (one >= groups * chains) return;
+  const Range range = shares.of(one / chains);
+  const uint32_t first = range.first + one % chains;
+  if (first >= range.end) return;
+  const uint32_t steps = (range.end - first + chains - 1) / chains;
+  const uint32_t blocks = (steps + kTraced - 1) / kTraced, missing = kTraced * blocks - steps;
+  const uint32_t longest = ((shares.coded + groups - 1) / groups + chains - 1) / chains;  // chain of the picture
+  const size_t before = size_t{one} * ((longest + kTraced - 1) / kTraced);
+  trail += kWarp * (blockIdx.y * search_blocks(work.size / work.pictures) + before) + lane;
+  const Edges* edges = static_cast<const Edges*>(work.dense) + first;
+  const auto load = [&](uint32_t i) { return i < steps ? edges[size_t{i} * chains] : Edges{}; };
+  Paths paths;
+  for (uint32_t i = 0; i < kPaths; ++i) paths[i] = i == 0 && lane == 0 ? 0 : uint32_t{kUnreached} << 16;
+  uint32_t step = 0;
+  const auto take_on = [&](const Edges& edge, uint32_t symbol) {
+    search_step(paths, edge, step, 1u << symbol);
+    step = step + 1 < kPeriod ? step + 1 : 0;
+  };
+  const auto store = [&](uint32_t block) {
+    const auto parities = [&](uint32_t i) { return (paths[i] & 0xFFFF) | paths[i + 1] << 16; };
+    trail[block * kWarp] = {parities(0), parities(2), parities(4), parities(6)};
+    const uint32_t base = __shfl_sync(kAll, paths[0], 0) & 0xFFFF0000u;
+#pragma unroll
+    for (uint32_t i = 0; i < kPaths; ++i) paths[i] = (paths[i] & 0xFFFF0000u) - base;
+  };
+  const Edges early = load(lane - missing);
+  Edges coming[kAhead];
+#pragma unroll
+  for (uint32_t k = 0; k < kAhead; ++k) coming[k] = load(kTraced - missing + k);
+  for (uint32_t symbol = missing; symbol < kTraced; ++symbol) {
+    take_on({{__shfl_sync(kAll, early.of[0], symbol), __shfl_sync(kAll, early.of[1], symbol)}}, symbol);
   }
-  const uint32_t* edges = static_cast<const uint32_t*>(work.dense);
-  const auto load = [&](uint32_t i) { return i < range.end ? edges[2 * size_t{i} + set] : 0u; };
-  uint32_t coming = load(first);
-  __syncthreads();
-  for (uint32_t round = 0, i = first; round < rounds; ++round, i += chains) {
-    const uint32_t edge = coming;
-    coming = load(i + chains);
-    search_step(costs[round % 2], edge, costs[1 - round % 2], trail + kTrailWords * size_t{round});
-    __syncthreads();
+  store(0);
+  for (uint32_t at = kTraced; at < kTraced * blocks; at += kAhead) {
+#pragma unroll
+    for (uint32_t k = 0; k < kAhead; ++k) {
+      const Edges edge = coming[k];
+      coming[k] = load(at - missing + kAhead + k);
+      take_on(edge, at % kTraced + k);
+    }
+    if (at % kTraced == kTraced - kAhead) store(at / kTraced);
   }
 
-  // A chain without a symbol in the last round ends with the costs before it.
-  const uint32_t chain = threadIdx.x, own = first < range.end ? (range.end - first + chains - 1) / chains : 0;
-  uint32_t at = chain < kSearchChains ? best_state(costs[own % 2], chain) : 0;
-  for (uint32_t end = rounds; end > 0;) {
-    const uint32_t begin = end > kTraced ? end - kTraced : 0;
-    for (uint32_t i = threadIdx.x; i < (end - begin) * kTrailWords; i += kSearchThreads) {
-      const uint32_t round = i / kTrailWords, word = i % kTrailWords;
-      traced[round][word] = trail[kTrailWords * size_t{begin + round} + word];
+  uint32_t best = 0x7FFFFFFF;  // cost << 16 | state: the lowest of equals
+  for (uint32_t i = 0; i < kPaths; ++i) {
+    best = better(best, paths[i] | place_of(kWarp * i + lane, (kPeriod - step) % kPeriod));
+  }
+  for (uint32_t lanes = 1; lanes < kWarp; lanes *= 2) best = better(best, __shfl_xor_sync(kAll, best, lanes));
+  uint32_t state = best % kTrellisStates;
+  const uint32_t back = kWalk.back[lane];
+  uint4 fetched[kFetched] = {};
+#pragma unroll
+  for (uint32_t k = 0; k < kFetched; ++k) {
+    if (k < blocks) fetched[k] = trail[(blocks - 1 - k) * kWarp];
+  }
+  for (uint32_t done = 0; done < blocks; done += kFetched) {
+#pragma unroll
+    for (uint32_t k = 0; k < kFetched; ++k) {
+      if (done + k >= blocks) break;
+      const uint32_t block = blocks - 1 - done - k;
+      const uint4 words = fetched[k];
+      if (block >= kFetched) fetched[k] = trail[(block - kFetched) * kWarp];
+      const uint32_t place = place_of(state, step), path = place / kWarp;
+      const uint32_t low = path < 2 ? words.x : words.y, high = path < 6 ? words.z : words.w;
+      const uint32_t pair = __shfl_sync(kAll, path < 4 ? low : high, place % kWarp);
+      const uint32_t parities = pair >> 16 * (path % 2) & 0xFFFF;
+      const uint32_t found = ballot((count_bits((parities << kStateBits | state) & back) & 1) != 0);
+      const uint32_t i = kTraced * block + lane, edge_taken = (found >> lane & 1) << 1 | (parities >> lane & 1);
+      if (lane < kTraced && i >= missing) {
+        taken[first + size_t{i - missing} * chains] = static_cast<uint8_t>(edge_taken);
+      }
+      state = found >> kTraced & (kTrellisStates - 1);
+      step = step >= kTraced ? step - kTraced : step + kPeriod - kTraced;
     }
-    __syncthreads();
-    for (; chain < kSearchChains && end > begin; --end) {
-      const uint32_t i = first + (end - 1) * chains;
-      if (i >= range.end) continue;
-      const uint32_t parity = parity_of(traced[end - 1 - begin], at, chain);
-      at = trellis_before(at, parity);
-      taken[i] = static_cast<uint8_t>((at & 1) << 1 | parity);
-    }
-    end = begin;
-    __syncthreads();
   }
 }
 
@@ -951,25 +1076,28 @@ void fill_symbols(DeviceTables& tables, uint32_t row, const uint16_t* freq, uint
   tables.shift[row] = static_cast<uint8_t>(shift);
 }
 
-// Returns how many bytes are used.
+// Returns how many bytes are used behind the runs.
 template <uint32_t kSets>
-uint32_t fill_search(Search<kSets>& search, const uint16_t* freq, const uint8_t* shift) {
+uint32_t fill_search(Search<kSets>& search, const uint16_t* freq) {
   uint32_t count = 0;
   for (uint32_t row = 0; row < kSets * kRows; ++row, freq += kSymbols) {
     uint32_t first = 0, escape = kEscape, start = 0;
     while (freq[first] == 0) ++first;
     while (freq[escape - 1] == 0) --escape;  // comes right after the last one that has a frequency
-    search.rows[row] = static_cast<uint32_t>(shift[row]) << 28 | first << 20 | count;
+    search.rows[row] = first << 20 | count;
     for (uint32_t symbol = first; symbol <= escape; ++symbol) {
       const uint32_t end = symbol == escape ? kSlots : start + freq[symbol];
-      for (uint32_t i = (start + (1 << kCoarseShift) - 1) >> kCoarseShift; i << kCoarseShift < end; ++i)
-        search.coarse[row << kCoarseBits | i] = static_cast<uint8_t>(symbol - first);
+      const uint32_t entry = slot_entry(symbol == escape ? kEscape : symbol, end - start, start);
+      constexpr uint32_t kShift = kProbBits - kRunBits;
+      for (uint32_t i = (start + (1 << kShift) - 1) >> kShift; i << kShift < end; ++i) {
+        search.runs[row << kRunBits | i] = entry;
+      }
       search.starts[count++] = static_cast<uint16_t>(start);
       start = end;
     }
     search.starts[count++] = kSlots;
   }
-  return static_cast<uint32_t>(round_up(offsetof(Search<kSets>, starts) + sizeof(uint16_t) * count));
+  return static_cast<uint32_t>(round_up(sizeof search.rows + sizeof(uint16_t) * count));
 }
 
 void fill_digest(DeviceTables& tables) {
@@ -999,15 +1127,19 @@ void open_groups(State& state, const uint8_t* stream, const Layout& layout, uint
   }
 }
 
-// Returns `search_bytes` if the present device has so much shared memory for the kernel, else 0.
-uint32_t stage(const void* kernel, uint32_t search_bytes) {
+// Bytes of shared memory that the kernel gets on the present device, with the shortest runs that find room, or 0.
+uint32_t stage(const void* kernel, uint32_t sets, uint32_t searched) {
+  constexpr uint32_t kOwn = 1024;  // of the kernel itself, and more
   int device = 0, limit = 0;
   if (cudaGetDevice(&device) != cudaSuccess) return 0;
   if (cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) return 0;
-  if (search_bytes > static_cast<uint32_t>(limit)) return 0;
+  uint32_t bits = kRunBits;
+  const auto bytes = [&] { return searched + (sets * kRows << bits) * sizeof(uint32_t); };
+  while (bits > 0 && bytes() + kOwn > static_cast<uint32_t>(limit)) --bits;
+  if (bits == 0) return 0;
   const auto attribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
-  const cudaError_t error = cudaFuncSetAttribute(kernel, attribute, static_cast<int>(search_bytes));
-  return error == cudaSuccess ? search_bytes : 0;
+  const cudaError_t error = cudaFuncSetAttribute(kernel, attribute, static_cast<int>(bytes()));
+  return error == cudaSuccess ? static_cast<uint32_t>(bytes()) : 0;
 }
 
 void launch_mark(const uint8_t* rows, const Work& work, State* states, cudaStream_t queue) {
@@ -1016,11 +1148,11 @@ void launch_mark(const uint8_t* rows, const Work& work, State* states, cudaStrea
 }
 
 template <uint32_t kSets>
-void launch_decode(const Search<kSets>* search, uint32_t staged_bytes, const uint16_t* stream, State* states,
-                   const Work& work, uint32_t groups, bool last, int16_t* values, cudaStream_t queue) {
+void launch_decode(const Search<kSets>* search, uint32_t searched, uint32_t staged_bytes, const uint16_t* stream,
+                   State* states, const Work& work, uint32_t groups, bool last, cudaStream_t queue) {
   const auto kernel = staged_bytes != 0 ? decode_kernel<kSets, true> : decode_kernel<kSets, false>;
   const dim3 grid(groups, work.pictures);
-  DCA_LAUNCH(kernel, grid, kThreads, staged_bytes, queue, search, staged_bytes, stream, states, work, last, values);
+  DCA_LAUNCH(kernel, grid, kThreads, staged_bytes, queue, search, searched, staged_bytes, stream, states, work, last);
 }
 
 }  // namespace
@@ -1035,29 +1167,29 @@ using namespace dca::rans;
 
 uint64_t dca_rans_table_bytes() { return sizeof(DeviceTables); }
 uint64_t dca_rans_state_bytes() { return sizeof(State); }
-uint64_t dca_rans_decode_bytes(uint32_t size) { return index_bytes(size) + 5ull * size; }
+uint64_t dca_rans_decode_bytes(uint32_t size) { return index_bytes(size) + 4ull * size; }
 uint64_t dca_rans_encode_bytes(uint32_t size) { return index_bytes(size) + (sizeof(Code) + 1) * uint64_t{size}; }
 uint64_t dca_rans_quantise_bytes(uint32_t size, uint32_t pictures) {
   return round_up(sizeof(State)) + index_bytes(size) + round_up((sizeof(Edges) + 1) * uint64_t{size}) +
-         4 * kTrailWords * pictures * search_rounds(size / pictures);
+         sizeof(uint4) * kWarp * pictures * search_blocks(size / pictures);
 }
 const char* dca_rans_error(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }
 
-// Fills `host` (zeros) from valid tables; how many bytes of it a decoder searches in a plain part and in one of a
-// trellis goes to `searched`.
+// Fills `host` (zeros) from valid tables; how many bytes of it a decoder searches beside its runs of slots, in a plain
+// part and in one of a trellis, goes to `searched`.
 void dca_rans_tables(const uint16_t* freq, const uint8_t* shift, void* host, uint32_t* searched) {
   DeviceTables& tables = *static_cast<DeviceTables*>(host);
   for (uint32_t row = 0; row < kTableRows; ++row) fill_symbols(tables, row, freq + row * kSymbols, shift[row]);
-  searched[0] = fill_search(tables.plain, freq, shift);
-  searched[1] = fill_search(tables.trellis, freq + kRows * kSymbols, shift + kRows);
+  searched[0] = fill_search(tables.plain, freq);
+  searched[1] = fill_search(tables.trellis, freq + kRows * kSymbols);
   fill_digest(tables);
 }
 
-// Prepares the present device for plain parts or those of a trellis; returns `search_bytes` if they fit into its
-// shared memory, else 0.
-uint32_t dca_rans_stage(uint32_t trellis, uint32_t search_bytes) {
-  return trellis != 0 ? stage(reinterpret_cast<const void*>(decode_kernel<2, true>), search_bytes)
-                      : stage(reinterpret_cast<const void*>(decode_kernel<1, true>), search_bytes);
+// Prepares the present device for plain parts or those of a trellis; returns how many bytes its shared memory has for
+// `searched` bytes of tables and their runs, 0 if too few.
+uint32_t dca_rans_stage(uint32_t trellis, uint32_t searched) {
+  return trellis != 0 ? stage(reinterpret_cast<const void*>(decode_kernel<2, true>), 2, searched)
+                      : stage(reinterpret_cast<const void*>(decode_kernel<1, true>), 1, searched);
 }
 
 // Opens streams for decoding: checks those that lie in `host` one behind the other, up to `ends`, copies them to
@@ -1096,19 +1228,20 @@ int dca_rans_reset(const uint8_t* host, const uint64_t* ends, uint32_t pictures,
 }
 
 // Decodes the next part, or the last one, plain or of a trellis, of streams of at most so many groups; `scratch` has
-// dca_rans_decode_bytes(size).
-int dca_rans_decode(const DeviceTables* tables, uint32_t trellis, uint32_t last, uint32_t staged_bytes,
-                    const uint16_t* streams, State* states, uint32_t pictures, uint32_t groups, const uint8_t* rows,
-                    uint32_t size, int16_t* values, void* scratch, cudaStream_t queue) {
+// dca_rans_decode_bytes(size). `searched`, `staged_bytes`: of dca_rans_tables and dca_rans_stage.
+int dca_rans_decode(const DeviceTables* tables, uint32_t trellis, uint32_t last, uint32_t searched,
+                    uint32_t staged_bytes, const uint16_t* streams, State* states, uint32_t pictures, uint32_t groups,
+                    const uint8_t* rows, uint32_t size, int16_t* values, void* scratch, cudaStream_t queue) {
   if (size == 0) return 0;
   const Work work = work_in(scratch, size, pictures);
   launch_mark(rows, work, states, queue);
-  DCA_LAUNCH(scatter_rows, work.tiles, kThreads, 0, queue, rows, values, work);
+  DCA_LAUNCH(scatter_jobs, work.tiles, kThreads, 0, queue, tables->shift, trellis != 0, rows, work);
   if (trellis != 0) {
-    launch_decode(&tables->trellis, staged_bytes, streams, states, work, groups, last != 0, values, queue);
+    launch_decode(&tables->trellis, searched, staged_bytes, streams, states, work, groups, last != 0, queue);
   } else {
-    launch_decode(&tables->plain, staged_bytes, streams, states, work, groups, last != 0, values, queue);
+    launch_decode(&tables->plain, searched, staged_bytes, streams, states, work, groups, last != 0, queue);
   }
+  DCA_LAUNCH(gather_decoded, work.tiles, kThreads, 0, queue, values, work);
   return static_cast<int>(cudaGetLastError());
 }
 
@@ -1174,15 +1307,15 @@ int dca_rans_quantise(const int32_t* residuals, const uint8_t* rows, uint32_t si
   State* state = static_cast<State*>(scratch);  // of the packing, whichever picture a bad row belongs to
   Work work = work_in(static_cast<uint8_t*>(scratch) + round_up(sizeof(State)), size, 1);
   uint8_t* taken = static_cast<uint8_t*>(work.dense) + sizeof(Edges) * size_t{size};
-  uint32_t* trail =
-      reinterpret_cast<uint32_t*>(static_cast<uint8_t*>(work.dense) + round_up((sizeof(Edges) + 1) * size_t{size}));
+  uint4* trail =
+      reinterpret_cast<uint4*>(static_cast<uint8_t*>(work.dense) + round_up((sizeof(Edges) + 1) * size_t{size}));
   const int32_t* any_lanes = nullptr;
   DCA_LAUNCH(open_kernel, 1, kWarp, 0, queue, state, any_lanes, groups, 0);
   launch_mark(rows, work, state, queue);
   DCA_LAUNCH(scatter_edges, work.tiles, kThreads, 0, queue, residuals, rows, charges, work);
   work.pictures = pictures;
-  const dim3 grid(2 * groups, pictures);
-  DCA_LAUNCH(search_kernel, grid, kSearchThreads, 0, queue, groups, work, trail, taken);
+  const dim3 grid(groups * kChains, pictures);
+  DCA_LAUNCH(search_kernel, grid, kWarp, 0, queue, groups, work, trail, taken);
   DCA_LAUNCH(gather_values, work.tiles, kThreads, 0, queue, residuals, rows, charges, taken, values, work);
   return static_cast<int>(cudaGetLastError());
 }

@@ -32,11 +32,23 @@ def fit(ops: Ops, arrays: Arrays, picture: Array, image: Array, bits: float) -> 
     Returns:
         As `Header.restoration`: none where no coefficients are worth their bits.
     """
+    return chosen(arrays.numpy(sums_of(ops, arrays, picture, image)), (image.shape[0], image.shape[1]), bits)
+
+
+def _stride(height: int, width: int) -> int:
+    return max(1, height * width // SAMPLES)
+
+
+def sums_of(ops: Ops, arrays: Arrays, picture: Array, image: Array) -> Array:
+    """What `fit` looks at: int64 [18, 21] on the device of its pictures."""
     height, width = image.shape[:2]
-    stride = max(1, height * width // SAMPLES)
-    inside = arrays.contiguous(picture[:height, :width])
-    sums = arrays.numpy(ops.restore_sums(inside, image, stride))
-    rows = -(-height // stride)
+    return ops.restore_sums(arrays.contiguous(picture[:height, :width]), image, _stride(height, width))
+
+
+def chosen(sums: npt.NDArray[np.int64], size: tuple[int, int], bits: float) -> tuple[int, ...]:
+    """`fit`, from `sums_of` a picture of this height and width."""
+    height, width = size
+    rows = -(-height // _stride(height, width))
     return choose(sums, rows * width, bits * height / rows)
 
 

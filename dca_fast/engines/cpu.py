@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dca_fast.config import ALIGN, STRIDE, TRELLIS_PRICE
+from dca_fast.config import STRIDE, TRELLIS_PRICE
 from dca_fast.encoder import restoration_fit
 from dca_fast.encoder.effort import Search, Step, Tools, first_pass, second_pass, step_multipliers, worth
 from dca_fast.encoder.full_gradient import Gradient
@@ -66,11 +66,7 @@ class CpuEngine:
 
     def padded(self, image: Array) -> Array:
         """uint8 [1, H, W, 3] with sides that are multiples of 64."""
-        height, width = image.shape[:2]
-        if height % ALIGN or width % ALIGN:
-            host = self.arrays.numpy(image)
-            image = self.arrays.array(np.pad(host, ((0, -height % ALIGN), (0, -width % ALIGN), (0, 0)), mode="edge"))
-        return image[None]
+        return self.ops.pad_edges(image, *walk.Grid.of(*image.shape[:2]).padded)
 
     def encode(self, image: Array, quality: int, effort: int, aq: int, progress: Progress | None = None) -> Encoded:
         size = image.shape[0], image.shape[1]

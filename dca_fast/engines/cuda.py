@@ -26,7 +26,7 @@ from dca_fast.encoder.full_gradient import Gradient
 from dca_fast.encoder.linear_gradient import Adjoint
 from dca_fast.engines import Encoded, Engine, Progress, tiles
 from dca_fast.engines.graphs import CAPTURE, record
-from dca_fast.entropy.cuda_coder import DeviceCoder, DeviceDecoder
+from dca_fast.entropy.cuda_coder import DeviceCoder, DeviceDecoder, Fetched
 from dca_fast.entropy.cuda_coder import Encoded as Streams
 from dca_fast.entropy.tables import Tables
 from dca_fast.errors import DeviceMemoryError
@@ -49,7 +49,7 @@ _PACKED_QUALITIES = 64  # kept on the host, about 100 KiB each
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
 Size = tuple[int, int]
-Fit = Callable[[Tensor], Tensor]  # of a restoration filter to a picture, see `CudaEngine._fitted`
+Fit = Callable[[Tensor], Callable[[], tuple[int, ...]]]  # of a restoration filter to a picture: `CudaEngine._fitting`
 # Of a graph: way, size in pixels and effort, or latent grid and valid sites, and strength of adaptive quantisation.
 Key = tuple[str, Size, Size | int, int]
 
@@ -123,7 +123,13 @@ def _analyse(
     if fit is None:
         return _plain(program, image, size, step, lines), None
     first = first_pass(program, step, image, size, _EncoderSource, lines)
-    return second_pass(program, step, first, fit(first.picture), image, size, lines)
+    return second_pass(program, step, first, _filter(program, fit(first.picture)()), image, size, lines)
+
+
+def _filter(program: Program, coefficients: tuple[int, ...]) -> Tensor:
+    """As the operation takes it; zeros, of rings that are left out, change nothing."""
+    w: Tensor = restoration_fit.as_array(program.arrays, coefficients, len(RINGS))
+    return w
 
 
 def _plain(
@@ -156,7 +162,8 @@ def _synthesise(program: Program, decoders: list[DeviceDecoder], grid: walk.Grid
 class _EncoderGraph:
     """Recorded analysis, walk and coder for pictures [N, H, W, 3] of one size and a level of effort.
 
-    At effort 1, of one picture, the host fits the filter that the step sees, between two graphs.
+    At effort 1, of one picture, the host fits the filter that the step sees between two graphs, and the one of the
+    picture that it makes while a third graph codes.
 
     Args:
         step: takes `multipliers`.
@@ -179,28 +186,27 @@ class _EncoderGraph:
         work = program, step(self.settings.views["step"])
         self._kept = work, code  # as in `_DecoderGraph`
         self._first: tuple[torch.cuda.CUDAGraph, Pass] | None = None
-        self.picture: Tensor | None = None
         self.streams: list[Streams]  # of each tile
         if effort:
             self._first = record(partial(first_pass, *work, self.image, size, _EncoderSource))
             self._w = torch.zeros(3, 6 * len(RINGS), dtype=torch.int8, device=model.device)
-            second = partial(second_pass, *work, self._first[1], self._w, self.image, size)
-
-            def coded() -> tuple[list[Streams], Tensor]:
-                sources, picture = second()
-                return code(sources), picture
-
-            self._graph, (self.streams, self.picture) = record(coded)
+            self._second = record(partial(second_pass, *work, self._first[1], self._w, self.image, size))
+            self._graph, self.streams = record(partial(code, self._second[1][0]))
         else:
             self._graph, self.streams = record(lambda: code(_plain(work[0], self.image, size, work[1])))
 
-    def replay(self, fit: Fit) -> None:
-        """Everything, of the settings and the image that were copied here."""
+    def replay(self, fit: Fit) -> Callable[[], tuple[int, ...]]:
+        """Everything, of the settings and the image that were copied here; returns what waits for the filter."""
+        fitting: Callable[[], tuple[int, ...]] = tuple
         if self._first is not None:
             graph, first = self._first
             graph.replay()
-            self._w.copy_(fit(first.picture))
+            self._w.copy_(_filter(self._kept[0][0], fit(first.picture)()))
+            graph, (_, picture) = self._second
+            graph.replay()
+            fitting = fit(picture)
         self._graph.replay()
+        return fitting
 
 
 class _DecoderGraph:
@@ -329,7 +335,7 @@ class CudaEngine:
         height, width = image.shape[:2]
         grid = walk.Grid.of(height, width)
         step = partial(Step, self._adjoint, self.quantiser)
-        fit = partial(self._fitted, image, quality)
+        fit = partial(self._fitting, image, quality)
         with torch.cuda.device(self.device):
             if effort > 1:
                 try:
@@ -337,23 +343,24 @@ class CudaEngine:
                 except DeviceMemoryError:
                     on_cpu = self._on_cpu()  # searches need more memory than encoders that go by strips
                     return on_cpu.encode(on_cpu.image(image), quality, effort, aq, progress)
-            padded = self._padded(image, grid)
-            make = partial(
-                _EncoderGraph, self.model, padded, (height, width), step, partial(self._started, grid), effort, aq
-            )
+            make = self._recorder([image], grid, step, effort, aq)
             graph = self._graph(_encoder_key((height, width), effort, aq), grid, make)
             if isinstance(graph, _EncoderGraph):
                 with graph.lock:  # until the outputs are read: the next replay overwrites them
                     graph.settings.load(quality)
-                    graph.image.copy_(padded)
-                    graph.replay(fit)
+                    self._padded([image], grid, graph.image)
+                    coefficients = graph.replay(fit)()
                     ((stream, digest),) = self._joined(graph.streams)
-                    return Encoded(stream, digest, self._restoration(graph.picture, image, quality))
+                    return Encoded(stream, digest, coefficients)
             program, at = self._programs.at(quality, aq), step(self._multipliers(quality))
+            padded = self._padded([image], grid)
             work = partial(_analyse, program, padded, (height, width), at, fit if effort else None)
             sources, picture = self._in_memory(work)
-            ((stream, digest),) = self._joined(self._started(grid, sources))
-            return Encoded(stream, digest, self._restoration(picture, image, quality))
+            fitting: Callable[[], tuple[int, ...]] = tuple if picture is None else fit(picture)
+            streams = self._started(grid, sources)
+            coefficients = fitting()
+            ((stream, digest),) = self._joined(streams)
+            return Encoded(stream, digest, coefficients)
 
     def encode_batch(self, images: Sequence[Tensor], quality: int, effort: int, aq: int) -> list[Encoded]:
         """See `Engine`. At effort 0 pictures with the same latent sites, of one tile, go through one graph together."""
@@ -370,45 +377,46 @@ class CudaEngine:
     def _encode_together(self, images: list[Tensor], grid: walk.Grid, quality: int, aq: int) -> list[Encoded]:
         step, size = partial(Step, self._adjoint, self.quantiser), (images[0].shape[0], images[0].shape[1])
         with torch.cuda.device(self.device):
-            padded = torch.cat([self._padded(image, grid) for image in images])
-            make = partial(_EncoderGraph, self.model, padded, size, step, partial(self._started, grid), 0, aq)
+            make = self._recorder(images, grid, step, 0, aq)
             graph = self._graph((f"encode {len(images)}", grid.valid, 0, aq), grid, make)
             if isinstance(graph, _EncoderGraph):
                 with graph.lock:
                     graph.settings.load(quality)
-                    graph.image.copy_(padded)
-                    graph.replay(lambda picture: picture)
+                    self._padded(images, grid, graph.image)
+                    graph.replay(lambda picture: tuple)
                     return [Encoded(*coded, ()) for coded in self._joined(graph.streams)]
             at = step(self._multipliers(quality))
-            work = partial(_plain, self._programs.at(quality, aq), padded, size, at)
+            work = partial(_plain, self._programs.at(quality, aq), self._padded(images, grid), size, at)
             return [Encoded(*coded, ()) for coded in self._joined(self._started(grid, self._in_memory(work)))]
 
-    def _padded(self, image: Tensor, grid: walk.Grid) -> Tensor:
-        down, across = (
-            torch.arange(padded, device=self.device).clamp_(max=side - 1)
-            for padded, side in zip(grid.padded, image.shape, strict=False)
-        )
-        return image[down][:, across][None]
+    def _recorder(
+        self, images: list[Tensor], grid: walk.Grid, step: Callable[[Tensor], Step], effort: int, aq: int
+    ) -> Callable[[], _EncoderGraph]:
+        """What makes the graph of pictures like these."""
+        size, code = (images[0].shape[0], images[0].shape[1]), partial(self._started, grid)
+        return lambda: _EncoderGraph(self.model, self._padded(images, grid), size, step, code, effort, aq)
+
+    def _padded(self, images: list[Tensor], grid: walk.Grid, out: Tensor | None = None) -> Tensor:
+        """Pictures of one grid with its padding, uint8 [N, H, W, 3]; into `out`, if given."""
+        if out is None:
+            out = torch.empty(len(images), *grid.padded, 3, dtype=torch.uint8, device=self.device)
+        for i, image in enumerate(images):
+            self.ops.pad_edges(image, *grid.padded, out[i : i + 1])
+        return out
 
     def _search(self, image: Tensor, quality: int, effort: int, aq: int, progress: Progress | None) -> Encoded:
         height, width = image.shape[:2]
-        padded = self._padded(image, walk.Grid.of(height, width))
+        padded = self._padded([image], walk.Grid.of(height, width))
         tools = Tools(self.quantiser, _EncoderSource, self.code, tiles.join, self._adjoint, self._gradient)
         search = Search(tools, self._programs.at(quality, aq), padded, (height, width), quality / QUALITY_ONE)
         best = search.run(effort, progress)
         return Encoded(best.stream, best.digest, best.coefficients)
 
-    def _restoration(self, picture: Tensor | None, image: Tensor, quality: int) -> tuple[int, ...]:
-        if picture is None:
-            return ()
-        bits = worth(quality / QUALITY_ONE)
-        return restoration_fit.fit(self.ops, self.model.arrays, picture[0], image.contiguous(), bits)
-
-    def _fitted(self, image: Tensor, quality: int, picture: Tensor) -> Tensor:
-        """`_restoration` as the operation takes it, int8 on the device; zeros change nothing."""
-        coefficients = self._restoration(picture, image, quality)
-        w: Tensor = restoration_fit.as_array(self.model.arrays, coefficients, len(RINGS))
-        return w
+    def _fitting(self, image: Tensor, quality: int, picture: Tensor) -> Callable[[], tuple[int, ...]]:
+        """Starts `restoration_fit.fit`; what it returns waits for the sums, not for what is launched after them."""
+        sums = Fetched(restoration_fit.sums_of(self.ops, self.model.arrays, picture[0], image.contiguous()))
+        size, bits = (image.shape[0], image.shape[1]), worth(quality / QUALITY_ONE)
+        return lambda: restoration_fit.chosen(sums.numpy(), size, bits)
 
     def quantiser(self, groups: int) -> walk.Quantiser:
         """That of a trellis of streams of so many groups, see `latents.quantiser`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ from dca_fast.errors import (
     TruncatedStreamError,
 )
 
-__all__ = ["DeviceCoder", "DeviceDecoder", "Encoded", "available"]
+__all__ = ["DeviceCoder", "DeviceDecoder", "Encoded", "Fetched", "available"]
 
 MAX_POSITIONS = 1 << 30  # of all parts of a batch
 MAX_PICTURES = 1 << 10  # of a batch
@@ -88,10 +89,27 @@ def _check_pictures(pictures: int, sizes: Sequence[int]) -> None:
             raise InputError(f"{size} positions are not those of {pictures} pictures of one size")
 
 
+class Fetched:
+    """A copy of a tensor on its way to the host, in pinned memory; later work on its CUDA stream is not waited for."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.is_cuda)
+        self._host.copy_(tensor, non_blocking=True)
+        self._copied: torch.cuda.Event | None = torch.cuda.Event() if tensor.is_cuda else None  # type: ignore[no-untyped-call]
+        if self._copied is not None:
+            self._copied.record()
+
+    def numpy(self) -> npt.NDArray[Any]:
+        """Waits for it."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._host.numpy()
+
+
 def _read_heads(states: Tensor) -> npt.NDArray[np.void]:
     """Wait for the device and read how the states of a batch begin. Raises what a status says, of the first that is
     not 0."""
-    heads: npt.NDArray[np.void] = np.frombuffer(states[:, : _HEAD.itemsize].cpu().numpy().tobytes(), _HEAD)
+    heads: npt.NDArray[np.void] = np.frombuffer(Fetched(states[:, : _HEAD.itemsize]).numpy().tobytes(), _HEAD)
     status = next((int(head["status"]) for head in heads if head["status"]), 0)
     if status & _BAD_ROW:
         raise InputError("a row is neither a table row nor 255")
@@ -130,9 +148,10 @@ class DeviceCoder:
         shift = np.ascontiguousarray(tables.shift)
         searched = np.zeros(2, np.uint32)  # in plain parts, in those of a trellis
         self.library.call("tables", freq.ctypes.data, shift.ctypes.data, host.data_ptr(), searched.ctypes.data)
+        self.searched = [int(size) for size in searched]
         with _queue(self.device):
             # 0: too large for shared memory
-            self.staged_bytes = [self.library.call("stage", trellis, int(searched[trellis])) for trellis in (0, 1)]
+            self.staged_bytes = [self.library.call("stage", *of) for of in enumerate(self.searched)]
             self.tables = host.to(self.device)
             row_bits = np.rint(tables.mean_bits() * 256).astype(np.int64)
             self._row_bits = torch.from_numpy(row_bits).to(self.device)
@@ -335,7 +354,7 @@ class Encoded:
             InputError: a row is neither a table row nor 255, or a value is not on the grid of its state.
         """
         heads = _read_heads(self._states)
-        host = self.streams[:, : int(heads["size"].max())].cpu().numpy()
+        host = Fetched(self.streams[:, : int(heads["size"].max())]).numpy()
         return [(s[: int(head["size"])].tobytes(), int(head["digest"])) for s, head in zip(host, heads, strict=True)]
 
 
@@ -433,10 +452,11 @@ class DeviceDecoder:
         scratch = self._scratch_for(size) if self._scratch is None else self._scratch
         tables, states, values = self._coder.tables.data_ptr(), self._states.data_ptr(), out.data_ptr()
         launch, words, tmp = self._library.launch, self._streams.data_ptr(), scratch.data_ptr()
-        kind, staged, n = int(trellis), self._coder.staged_bytes[trellis], self.pictures
+        kind, n = int(trellis), self.pictures
+        tables_for = self._coder.searched[kind], self._coder.staged_bytes[kind]
         with _queue(device) as queue:
             source = words, states, n, self._groups, rows.data_ptr(), size
-            launch("decode", tables, kind, int(last), staged, *source, values, tmp, queue)
+            launch("decode", tables, kind, int(last), *tables_for, *source, values, tmp, queue)
             launch("digest", tables, values, None, size, states, n, queue)
         return out
 

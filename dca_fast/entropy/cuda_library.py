@@ -41,7 +41,7 @@ _SIZES = {
 }
 _LAUNCHES = {
     "dca_rans_reset": [ctypes.c_char_p, _P, _U32, _P, _P, _P, _P, ctypes.c_char_p, _P],
-    "dca_rans_decode": [_P, _U32, _U32, _U32, _P, _P, _U32, _U32, _P, _U32, _P, _P, _P],
+    "dca_rans_decode": [_P, _U32, _U32, _U32, _U32, _P, _P, _U32, _U32, _P, _U32, _P, _P, _P],
     "dca_rans_finish": [_P, _U32, _P],
     "dca_rans_digest": [_P, _P, _P, _U32, _P, _U32, _P],
     "dca_rans_encode_open": [_P, _U32, _P, _U32, _U32, _P],

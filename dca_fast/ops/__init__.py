@@ -240,6 +240,8 @@ class Ops:
     # coarser float32 [N, H, W] or None): writes the group of this step into y_hat; `coarser`: q in quantiser steps so
     # many times as large
     reconstruct: Callable[..., None]
+    # (image uint8 [H, W, 3] of any strides, height, width, out or None) -> uint8 [1, height, width, 3], `out` if given
+    pad_edges: Callable[..., Array]
     # (image uint8 [N, H, W, 3], size) -> int16 [N, H/size, W/size, 3 size^2], and back from uint8
     patches_from_image: Callable[..., Array]
     image_from_patches: Callable[..., Array]

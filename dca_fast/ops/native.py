@@ -247,6 +247,16 @@ def reconstruct(q: Array, mean: Array, inv: Array, step: int, y_hat: Array, coar
     _cpu.reconstruct(q, mean, inv, step, y_hat, coarser)
 
 
+def pad_edges(image: Array, height: int, width: int, out: Array | None = None) -> Array:
+    if image.shape[:2] == (height, width) and out is None:
+        return np.ascontiguousarray(image)[None]
+    padded = np.pad(image, ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)), mode="edge")[None]
+    if out is None:
+        return padded
+    out[...] = padded
+    return out
+
+
 def patches_from_image(image: Array, size: int = 8) -> Array:
     return _cpu.patches_from_image(image, size)
 

@@ -441,6 +441,25 @@ def reconstruct(q: Tensor, mean: Tensor, inv: Tensor, step: int, y_hat: Tensor, 
         y_hat[:, py::2, px::2, group] = r.to(torch.int16)
 
 
+def pad_edges(image: Tensor, height: int, width: int, out: Tensor | None = None) -> Tensor:
+    """An image with its last line and column repeated.
+
+    Args:
+        image: uint8 [H, W, 3], of any strides.
+        height, width: of the result, at least H and W.
+        out: where it goes, contiguous uint8 [1, height, width, 3]; None: new memory.
+
+    Returns:
+        uint8 [1, height, width, 3].
+    """
+    down, across = (
+        torch.arange(padded, device=image.device).clamp(max=side - 1)
+        for padded, side in zip((height, width), image.shape[:2], strict=True)
+    )
+    padded = image[down][:, across][None].contiguous()
+    return padded if out is None else out.copy_(padded)
+
+
 def patches_from_image(image: Tensor, size: int = 8) -> Tensor:
     """uint8 [N, H, W, 3] -> int16 [N, H/size, W/size, 3 size^2] of pixel - 128, order (dy, dx, colour)."""
     return _space_to_depth(image.to(torch.int16) - 128, size)

@@ -190,7 +190,8 @@ def profile(
     picture = machine.picture(pixels)
     used = {"before_bytes": machine.memory(peak=False)}
     size = f"{width} x {height}"
-    tell(f"preparing {size}: compiling what is new here" if engine.takes_tensors else f"coding {size} once")
+    compiling = "compiling what is new here, up to a minute; `python -m dca_fast.engines.ahead` does it beforehand"
+    tell(f"preparing {size}: {compiling}" if engine.takes_tensors else f"coding {size} once")
     codec.warm_up(height, width, effort=effort)
     data = codec.encode(picture, quality, effort=effort)
     decoded = codec.decode(data, machine.output)

@@ -18,6 +18,7 @@
 #define __global__
 #define __device__
 #define __host__
+#define __constant__
 #define __shared__ static  // blocks run one after the other
 #define __launch_bounds__(...)
 #define __forceinline__ inline

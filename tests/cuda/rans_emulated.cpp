@@ -25,9 +25,9 @@ uint64_t dca_rans_quantise_bytes(uint32_t size, uint32_t pictures);
 void dca_rans_tables(const uint16_t* freq, const uint8_t* shift, void* host, uint32_t* searched);
 int dca_rans_reset(const uint8_t* host, const uint64_t* ends, uint32_t pictures, uint8_t* staging, void* opened,
                    uint8_t* streams, void* states, char* message, void*);
-int dca_rans_decode(const void* tables, uint32_t trellis, uint32_t last, uint32_t staged, const uint8_t* streams,
-                    void* states, uint32_t pictures, uint32_t groups, const uint8_t* rows, uint32_t size,
-                    int16_t* values, void* scratch, void*);
+int dca_rans_decode(const void* tables, uint32_t trellis, uint32_t last, uint32_t searched, uint32_t staged,
+                    const uint8_t* streams, void* states, uint32_t pictures, uint32_t groups, const uint8_t* rows,
+                    uint32_t size, int16_t* values, void* scratch, void*);
 int dca_rans_finish(void* states, uint32_t pictures, void*);
 int dca_rans_encode_open(void* states, uint32_t pictures, const int32_t* lanes, uint32_t groups, uint32_t words, void*);
 int dca_rans_encode(const void* tables, uint32_t trellis, uint32_t last, void* states, uint32_t pictures,
@@ -74,7 +74,7 @@ struct Model {
   std::vector<uint16_t> freq = std::vector<uint16_t>(kTableRows * kSymbols);
   std::vector<uint8_t> shift = std::vector<uint8_t>(kTableRows);
   Buffer device{dca_rans_table_bytes()};
-  uint32_t searched[2];  // in plain parts, in those of a trellis
+  uint32_t searched[2];  // in plain parts, in those of a trellis, beside runs
   std::unique_ptr<Tables> host;
 
   // Rows with few or all symbols, with gaps, with low bits, with rare and frequent escapes.
@@ -172,7 +172,8 @@ Result decode_on_device(Model& model, const std::string& stream, const std::vect
     const uint32_t size = static_cast<uint32_t>(s.rows.size());
     Buffer scratch(dca_rans_decode_bytes(size));
     std::vector<int16_t> values(size, 0x5A5A);
-    dca_rans_decode(model.device.as(), s.trellis, &s == &signals.back(), staged ? model.searched[s.trellis] : 0,
+    const uint32_t searched = model.searched[s.trellis], runs = (1 + s.trellis) * kRows << (1 + below(7));
+    dca_rans_decode(model.device.as(), s.trellis, &s == &signals.back(), searched, staged ? searched + 4 * runs : 0,
                     device.as(), state.as(), 1, kMaxGroups, s.rows.data(), size, values.data(), scratch.as(), nullptr);
     result.values.insert(result.values.end(), values.begin(), values.end());
   }
