@@ -295,6 +295,15 @@ def test_soak(source: Path) -> None:
     assert min(last) - first < 16 << 20
 
 
+def test_the_soak_that_takes_an_hour(benchmark_script: Callable[[str], ModuleType]) -> None:
+    """For a moment: the script works, and what it codes is the same every time."""
+    soak = benchmark_script("measure/soak")
+    jobs = soak.jobs_of(((17, 40),))
+    facts = soak.run(jobs, 0.01)
+    assert facts["pictures"] >= 25
+    assert facts["mismatches"] == 0
+
+
 def test_hostile_files_of_every_kind(benchmark_script: Callable[[str], ModuleType]) -> None:
     """Mutations that know the layout of a file, on every golden file of moderate size."""
     hostile = benchmark_script("measure/hostile")
