@@ -415,7 +415,7 @@ def test_damaged_weights_are_refused(packed: weights.Weights, tmp_path: Path) ->
 @pytest.mark.parametrize("content", [b"", b"garbage that is long enough for any header"])
 def test_float_weights_that_are_none_are_refused(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(WeightsError, match="cannot read a float model"):
+    with pytest.raises(WeightsError, match="cannot be read as a float model"):
         load_float(tmp_path / name)
 
 

@@ -8,8 +8,11 @@ import os
 import subprocess
 import sys
 import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -543,6 +546,58 @@ def test_a_checkpoint_of_an_older_trainer_is_refused(photographs: Photographs, t
     torch.save(state, path)
     with pytest.raises(WeightsError, match="another version of the trainer"):
         Trainer(TINY, photographs, tmp_path, RECIPE)
+
+
+def hostile_checkpoints(whole: dict, draw: np.random.Generator) -> Iterator[object]:
+    """What is no checkpoint, or one of which a part is missing, of another kind or of another size."""
+    yield from ([], 7, {}, {"config": 7}, {"config": {"name": 7, 5: 6}}, whole | {"config": {}})
+    for key in whole:
+        yield {name: value for name, value in whole.items() if name != key}
+        yield from (whole | {key: other} for other in (None, [], "seven", {"name": 1}, {3: torch.ones(2)}))
+    for huge in ({"width": 4096, "latent": 4096}, {"width": 1 << 40}, {"analysis_blocks": [64, 64]}):
+        yield whole | {"config": whole["config"] | huge}
+    for _ in range(40):
+        part = ("network", "average")[draw.integers(2)]
+        tensors = dict(whole[part])
+        name = list(tensors)[draw.integers(len(tensors))]
+        kind = draw.integers(4)
+        if kind == 0:
+            del tensors[name]
+        elif kind == 1:
+            tensors[f"{name}.more"] = tensors[name]
+        else:
+            tensors[name] = torch.ones(3, 1, 7) if kind == 2 else "no tensor"
+        yield whole | {part: tensors}
+
+
+def test_hostile_checkpoints_raise_one_kind_of_error_or_work(
+    photographs: Photographs, tmp_path: Path, benchmark_script: Callable[[str], ModuleType]
+) -> None:
+    """A training that would go on from one, and what reads its average."""
+    Trainer(TINY, photographs, tmp_path, RECIPE).save()
+    path, draw, outcomes = tmp_path / "checkpoint.pt", np.random.default_rng(0), Counter[str]()
+    content, mutate = path.read_bytes(), benchmark_script("measure/hostile").mutate
+
+    def cases() -> Iterator[bytes]:
+        yield from (content[:size] for size in (0, 1, 100, len(content) // 2, len(content) - 1))
+        for _ in range(20):  # the pickle, then the directory of the archive
+            yield mutate(content[:4000], draw) + content[4000:]
+            yield content[:-4000] + mutate(content[-4000:], draw)
+        for case in hostile_checkpoints(torch.load(io.BytesIO(content), weights_only=True), draw):
+            buffer = io.BytesIO()
+            torch.save(case, buffer)
+            yield buffer.getvalue()
+
+    for case in cases():
+        path.write_bytes(case)
+        for use in (lambda: load_float(path), lambda: Trainer(TINY, photographs, tmp_path, RECIPE)):
+            try:
+                use()
+                outcomes["works"] += 1
+            except WeightsError:
+                outcomes["refused"] += 1
+        assert path.read_bytes() == case
+    assert outcomes["refused"] > 100
 
 
 @pytest.mark.parametrize("worst", [1.15, 1.3, math.nan])

@@ -20,6 +20,8 @@ except ImportError:  # on Windows, where processes must not share a manifest
 
 __all__ = ["Manifest", "outputs_of"]
 
+_NO_LINE = (ValueError, KeyError, TypeError, RecursionError)  # what reading and looking into other files raises
+
 
 class Manifest:
     """Lines are added as files are done; the last one about a file replaces those before when a run begins or ends.
@@ -77,7 +79,7 @@ class Manifest:
                 try:
                     facts = json.loads(line)
                     last[facts["source"], facts["output"]] = line
-                except (ValueError, KeyError, TypeError) as error:
+                except _NO_LINE as error:
                     if line is lines[-1] and last and not line.endswith(b"\n"):
                         continue  # a run was killed while it wrote
                     raise InputError(f"{self._path} exists and is not a manifest") from error
@@ -98,6 +100,6 @@ def outputs_of(path: Path) -> dict[str, str]:
             facts = json.loads(line)
             if facts["status"] in ("done", "kept"):
                 hashes[facts["output"]] = facts["output_sha256"]
-        except (ValueError, KeyError, TypeError) as error:
+        except _NO_LINE as error:
             raise InputError(f"{path} is not a manifest") from error
     return hashes

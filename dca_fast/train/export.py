@@ -8,6 +8,8 @@ channel (int16 in the trunk). `lsb` is what an integer 1 stands for, of each cha
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import PickleError
 
@@ -37,8 +39,22 @@ from dca_fast.network.layout import LOG2_ONE
 COEFFICIENT8, COEFFICIENT16 = 16, 8
 WIDE_LIMIT = 32767  # of one int16 weight or operand
 WIDE_SUM = 2**31 - 2**24  # of an accumulator; the margin covers rounding: 32767 / 2 for each weight
-# What torch and safetensors raise about files that are not theirs.
-UNREADABLE = (OSError, EOFError, LookupError, TypeError, RuntimeError, ValueError, PickleError, SafetensorError)
+# What torch and safetensors raise about files that are not theirs, and Python about what is in them.
+UNREADABLE = (OSError, EOFError, RuntimeError, PickleError, SafetensorError)
+UNUSABLE = (LookupError, TypeError, AttributeError, ValueError)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Where a file is read that may hold anything, and what it holds is put into a network for the first time.
+
+    Raises:
+        WeightsError: for all that torch and safetensors raise then.
+    """
+    try:
+        yield
+    except (*UNREADABLE, *UNUSABLE) as error:
+        raise WeightsError(f"{path} cannot be read as a float model: {error}") from error
 
 
 class Exporter:
@@ -232,7 +248,7 @@ def load_float(path: Path) -> Network:
     Raises:
         WeightsError: not such a file.
     """
-    try:
+    with readable(path):
         if path.suffix == ".safetensors":
             with safe_open(str(path), framework="pt") as f:
                 config = ModelConfig.from_dict(json.loads(f.metadata()["config"]))
@@ -240,10 +256,12 @@ def load_float(path: Path) -> Network:
         else:
             saved = torch.load(path, map_location="cpu", weights_only=True)
             config, state = ModelConfig.from_dict(saved["config"]), saved["average"]
+        with torch.device("meta"):  # what a configuration claims costs nothing
+            claimed = Network(config).state_dict()
+        if {k: v.shape for k, v in claimed.items()} != {k: v.shape for k, v in state.items()}:
+            raise WeightsError(f"{path}: its tensors are not those of its configuration")
         network = Network(config)
         network.load_state_dict(state)
-    except UNREADABLE as error:
-        raise WeightsError(f"cannot read a float model from {path}: {error}") from error
     return network.eval()
 
 

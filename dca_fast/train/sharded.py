@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from dca_fast.errors import WeightsError
 from dca_fast.files.atomic import write_atomic
+from dca_fast.train.export import readable
 
 LIMIT = 15 << 20  # bytes of a shard, without its header
 
@@ -61,22 +62,20 @@ def read_shards(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]
     """
     tensors: dict[str, Tensor] = {}
     headers = []
-    try:
+    with readable(folder / name):
         for path in shard_files(folder, name):
             with safe_open(str(path), framework="pt") as file:
                 headers.append(file.metadata()["checkpoint"])
                 tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, KeyError, SafetensorError) as error:
-        raise WeightsError(f"the checkpoint {name} in {folder} cannot be read: {error}") from error
-    if not headers or len(set(headers)) > 1 or json.loads(headers[0])["parts"] != len(headers):
-        raise WeightsError(f"the checkpoint {name} in {folder} lacks files, or they are of different steps")
-    state = json.loads(headers[0])
-    facts, _ = state.pop("facts"), state.pop("parts")
-    split: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}}
-    for key, value in tensors.items():
-        kind, _, rest = key.partition(".")
-        split[kind][rest] = value
-    split["average"] = {key: split["network"][key] + value.float() for key, value in split["average"].items()}
+        if not headers or len(set(headers)) > 1 or json.loads(headers[0])["parts"] != len(headers):
+            raise WeightsError(f"the checkpoint {name} in {folder} lacks files, or they are of different steps")
+        state = json.loads(headers[0])
+        facts, _ = state.pop("facts"), state.pop("parts")
+        split: dict[str, dict[str, Tensor]] = {"network": {}, "average": {}}
+        for key, value in tensors.items():
+            kind, _, rest = key.partition(".")
+            split[kind][rest] = value
+        split["average"] = {key: split["network"][key] + value.float() for key, value in split["average"].items()}
     return state | split, facts
 
 

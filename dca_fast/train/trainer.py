@@ -33,6 +33,7 @@ from dca_fast.model.expected import Expected
 from dca_fast.model.fused import fuse
 from dca_fast.model.network import Network
 from dca_fast.train.data import Crops, DeviceImages, Images
+from dca_fast.train.export import readable
 from dca_fast.train.klt import start_from_components
 from dca_fast.train.recorded import RecordedStep
 from dca_fast.train.soap import Soap
@@ -351,9 +352,11 @@ class Trainer:
         self.average = {k: v.detach().clone().float() for k, v in self.network.state_dict().items()}
         self.optimiser = make_optimiser(self.network, recipe)
         if state is not None:
-            self.average = {k: v.to(device) for k, v in state["average"].items()}
-            if kept is not None:
-                self.optimiser.load_state_dict(kept)
+            with readable(self._checkpoint):
+                for key, value in self.average.items():
+                    value.copy_(state["average"][key])
+                if kept is not None:
+                    self.optimiser.load_state_dict(kept)
         if isinstance(self.optimiser, Soap):
             for layer, root in white.items():
                 if layer.get_parameter("weight").requires_grad:
@@ -363,23 +366,30 @@ class Trainer:
         self._reader = ThreadPoolExecutor(1)
         self._ahead: tuple[int, Future] | None = None
 
+    @property
+    def _checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
     def _saved(self) -> dict[str, Any] | None:
         """The state in the folder, if there is one that fits."""
-        saved = self.folder / "checkpoint.pt"
+        saved = self._checkpoint
         if not saved.exists():
             return None
-        state: dict[str, Any] = torch.load(saved, map_location="cpu", weights_only=True)
-        if ModelConfig.from_dict(state["config"]) != self.network.config:
+        with readable(saved):
+            state: dict[str, Any] = torch.load(saved, map_location="cpu", weights_only=True)
+            config, version = ModelConfig.from_dict(state["config"]), state.get("format")
+        if config != self.network.config:
             raise WeightsError(f"{saved} belongs to another configuration: {state['config']}")
-        if state.get("format") != FORMAT:
+        if version != FORMAT:
             raise WeightsError(f"{saved} is of another version of the trainer: --start takes it up in another folder")
         return state
 
     def _begin(self, state: dict[str, Any] | None, start: dict[str, Tensor] | None) -> None:
         """The weights of a state, or of a start, or principal components."""
         if state is not None:
-            self.network.load_state_dict(state["network"])
-            self.step, self.first = state["step"], state.get("first", 0)
+            with readable(self._checkpoint):
+                self.network.load_state_dict(state["network"])
+                self.step, self.first = int(state["step"]), int(state.get("first", 0))
         elif start is not None:
             try:
                 self.network.load_state_dict(grown(start, self.network))
@@ -488,7 +498,7 @@ class Trainer:
             return
         unfinished = self.folder / "checkpoint.part"
         torch.save(self.state() | {"optimiser": self.optimiser.state_dict()}, unfinished)
-        unfinished.replace(self.folder / "checkpoint.pt")
+        unfinished.replace(self._checkpoint)
 
     def progress(self, since: int, minutes: float) -> tuple[int, float]:
         """Steps since the warm-up began, and how much of the training is over, 0..1.
