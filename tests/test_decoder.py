@@ -563,24 +563,3 @@ def test_the_example_writes_pictures(tmp_path: Path, codec: Codec) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "error 1: " in done.stderr
-
-
-@pytest.mark.slow
-def test_sanitizers_find_nothing() -> None:
-    """Damaged files and weights, from another seed than the program's notes name."""
-    fuzz = build("fuzz", "-DDCA_FUZZ=ON", "-DDCA_EXAMPLES=OFF") / "decoder_fuzz"
-    small = [path for path in GOLDEN if path.stat().st_size < 20000]
-    done = subprocess.run([fuzz, WEIGHTS, "300", "7", *small], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "status 0: " in done.stdout
-    assert "status 10: 0\n" in done.stdout
-
-
-@pytest.mark.slow
-def test_threads_do_not_race() -> None:
-    options = ("-DDCA_FUZZ=ON", "-DDCA_SANITIZERS=thread", "-DDCA_EXAMPLES=OFF")
-    program = build("threads", *options) / "decoder_threads"
-    small = [path for path in GOLDEN if path.stat().st_size < 20000]
-    done = subprocess.run([program, WEIGHTS, "2", *small], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout == f"{8 * len(small)} pictures, 0 wrong\n"
