@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -161,27 +162,28 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, help="of each (default: SECONDS_EACH, or 60; none with --runs)")
     parser.add_argument("--runs", type=int, default=-1, help="executions of each")
     parser.add_argument("--seed", type=int, default=0, help="of the mutations (default: another one every time)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="side by side (default: %(default)s)")
     args = parser.parse_args()
     if unknown := set(args.harnesses) - set(HARNESSES):
         parser.error(f"no harness {', '.join(sorted(unknown))}")
     seconds = args.seconds
     if seconds is None:
         seconds = 0 if args.runs >= 0 else int(os.environ.get("SECONDS_EACH", "60"))
-    folder, failed = built(), False
-    for harness in args.harnesses or HARNESSES:
+    folder = built()
+
+    def work(harness: str) -> bool:
         corpus = folder / "corpus" / harness
         corpus.mkdir(parents=True, exist_ok=True)
         done = run(harness, folder, corpus, seconds=seconds, runs=args.runs, seed=args.seed)
-        failed |= not done.ok
         covered = re.findall(r"cov: (\d+)", done.output)
-        print(
-            f"{harness}: {done.executions:,} executions in {done.seconds:.0f} s,"
-            f" {covered[-1] + ' edges, ' if covered else ''}{'nothing found' if done.ok else 'FAILED'}",
-            flush=True,
-        )
-        if not done.ok:
-            print(done.output[-6000:], flush=True)
-    return 1 if failed else 0
+        said = f"{harness}: {done.executions:,} executions in {done.seconds:.0f} s, "
+        said += f"{covered[-1] + ' edges, ' if covered else ''}{'nothing found' if done.ok else 'FAILED'}\n"
+        sys.stdout.write(said + ("" if done.ok else done.output[-6000:]))
+        sys.stdout.flush()
+        return done.ok
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        return 0 if all(list(pool.map(work, args.harnesses or HARNESSES))) else 1
 
 
 if __name__ == "__main__":
