@@ -2,18 +2,23 @@
 
 Without a C++ compiler the package is installed without them: all of it works, in PyTorch and Python, many times slower.
 With DCA_SLIM=1 the weights are left out, and the package of them that `dca-fast package` makes is a dependency instead.
+Python 3.12 and later share one build in their stable ABI; 3.10 and 3.11 need one each.
 With DCA_CUDA_ARCHS, such as "sm_80 sm_90 sm_100", nvcc also builds the GPU's coder for these architectures.
 """
 
 import json
 import os
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext, has_flag
-from setuptools import find_packages, setup
+import nanobind
+import numpy
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 
 DEPENDENCIES = ["numpy>=1.24", "pillow>=11.3", "safetensors>=0.4.3", "rich>=13", "shtab>=1.6"]
 SLIM = os.environ.get("DCA_SLIM") == "1"
@@ -23,20 +28,30 @@ if SLIM:
 
 # Products and sums stay two roundings, so that every compiler computes the same floats.
 if sys.platform == "win32":
-    COMPILE, LINK = ["/O2", "/fp:precise"], []
+    COMPILE, ALIASING, LINK = ["/std:c++17", "/EHsc", "/bigobj", "/O2", "/fp:precise"], [], []
 else:
-    COMPILE, LINK = ["-O3", "-Wall", "-Wextra", "-ffp-contract=off", "-pthread"], ["-pthread"]
+    COMPILE = ["-std=c++17", "-O3", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden", "-ffp-contract=off", "-pthread"]
+    ALIASING, LINK = ["-fno-strict-aliasing"], ["-pthread"]  # nanobind looks into objects of Python
+
+STABLE = sys.version_info >= (3, 12) and not sysconfig.get_config_var("Py_GIL_DISABLED")
+MACROS = [("NDEBUG", None), ("NB_COMPACT_ASSERTIONS", None), ("NB_DOMAIN", "dca_fast")]
+MACROS += [("Py_LIMITED_API", "0x030C0000")] if STABLE else []
+NANOBIND = os.path.join(nanobind.source_dir(), "nb_combined.cpp")
+ROBIN_MAP = os.path.join(nanobind.source_dir(), "..", "ext", "robin_map", "include")
+INCLUDE = [nanobind.include_dir(), ROBIN_MAP, numpy.get_include()]
 
 
-def extension(name: str, room: str) -> Pybind11Extension:
+def extension(name: str, room: str) -> Extension:
     """The module dca_fast._<name> from csrc/<room>/; instruction sets are chosen inside the sources."""
-    return Pybind11Extension(
+    return Extension(
         f"dca_fast._{name}",
         sorted(glob(f"csrc/{room}/*.cpp")),
-        depends=sorted(glob(f"csrc/{room}/*.h")),
-        cxx_std=17,
+        depends=["csrc/arrays.h", *sorted(glob(f"csrc/{room}/*.h"))],
+        define_macros=MACROS,
+        include_dirs=INCLUDE,
         extra_compile_args=COMPILE,
         extra_link_args=LINK,
+        py_limited_api=STABLE,
     )
 
 
@@ -47,7 +62,16 @@ class Build(build_ext):
         if not self.compiles():
             self.warn("no C++ compiler works here: dca-fast is installed without its C++ backend, which makes it slow")
             self.extensions = []
-        super().build_extensions()
+            return
+        compile_some = self.compiler.compile
+        bindings = compile_some([NANOBIND], self.build_temp, MACROS, INCLUDE, extra_postargs=[*COMPILE, *ALIASING])
+        for each in self.extensions:
+            each.extra_objects = bindings
+        with ThreadPoolExecutor(int(os.environ.get("DCA_BUILD_JOBS") or os.cpu_count() or 1)) as pool:
+            self.compiler.compile = lambda sources, **options: [
+                path for paths in pool.map(lambda source: compile_some([source], **options), sources) for path in paths
+            ]
+            super().build_extensions()
 
     def run(self):
         super().run()
@@ -62,13 +86,15 @@ class Build(build_ext):
 
     def compiles(self):
         try:
-            return has_flag(self.compiler, "/O2" if sys.platform == "win32" else "-O2")
+            with TemporaryDirectory() as folder:
+                Path(folder, "empty.cpp").touch()
+                self.compiler.compile([str(Path(folder, "empty.cpp"))], output_dir=folder)
+                return True
         except Exception as error:  # of setuptools' choice, where there is no Visual C++
             self.warn(str(error))
             return False
 
 
-ParallelCompile("DCA_BUILD_JOBS").install()
 setup(
     packages=[*find_packages(include=["dca_fast", "dca_fast.*"]), "dca_fast.kernels", "dca_fast.csrc.coder"],
     package_dir={"dca_fast.kernels": "kernels", "dca_fast.csrc.coder": "csrc/coder"},
@@ -76,4 +102,5 @@ setup(
     install_requires=DEPENDENCIES,
     ext_modules=[extension("rans", "coder"), extension("cpu", "ops"), extension("exact", "exact")],
     cmdclass={"build_ext": Build},
+    options={"bdist_wheel": {"py_limited_api": "cp312"}} if STABLE else {},
 )

@@ -10,7 +10,7 @@
 #
 # Needs Python >= 3.10 with torch, triton, numpy, pillow, safetensors and rich, and nvcc. Nothing has to be installed, and
 # nothing is fetched. Extensions that were built beforehand for this Python (setup.py build_ext --inplace) are taken, else
-# they are built here, which wants setuptools, pybind11 and a C++ compiler.
+# they are built here, which wants setuptools, nanobind and a C++ compiler.
 #   DCA_PACK     photographs to train on (default: pack.crops, of python -m dca_fast.train.pack)
 #   DCA_QUEUE    the trainings (default: benchmarks/gpu_queue.json)
 #   DCA_RESUME   folder with the files of earlier slots, of which trainings go on (default: OUT)

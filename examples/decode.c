@@ -2,6 +2,9 @@
  *
  *   cmake -S csrc/decoder -B build/decoder && cmake --build build/decoder --parallel
  *   build/decoder/decode dca_fast/data/dca-s.safetensors photo.dca photo.ppm
+ *   build/decoder/decode dca_fast/data/dca-s.safetensors photo.dca part.ppm 16 8 64 48
+ *
+ * The second form decodes a part: left, top, width and height in pixels.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,6 +27,20 @@ static void* content_of(const char* path, size_t* size) {
   if (file != NULL) fclose(file);
   if (bytes == NULL) fprintf(stderr, "%s cannot be read\n", path);
   return bytes;
+}
+
+/* A number of the command line; what is none is larger than any picture. */
+static uint32_t number_of(const char* text) {
+  char* end;
+  const unsigned long value = strtoul(text, &end, 10);
+  return text[0] < '0' || text[0] > '9' || *end != 0 || value > 65535 ? UINT32_MAX : (uint32_t)value;
+}
+
+static dca_status decode(const dca_decoder* decoder, const void* bytes, size_t size, char** part, dca_info* info,
+                         void** pixels, dca_error* error) {
+  if (part == NULL) return dca_decode(decoder, bytes, size, info, pixels, error);
+  return dca_decode_region(decoder, bytes, size, number_of(part[0]), number_of(part[1]), number_of(part[2]),
+                           number_of(part[3]), info, pixels, error);
 }
 
 static int write_picture(FILE* file, const dca_info* info, unsigned char* pixels) {
@@ -53,15 +70,15 @@ int main(int count, char** arguments) {
   dca_error error;
   FILE* file = NULL;
   int failed = 1;
-  if (count != 4) {
-    fprintf(stderr, "usage: decode WEIGHTS.safetensors FILE.dca PICTURE.ppm\n");
+  if (count != 4 && count != 8) {
+    fprintf(stderr, "usage: decode WEIGHTS.safetensors FILE.dca PICTURE.ppm [LEFT TOP WIDTH HEIGHT]\n");
     return 2;
   }
   weights = content_of(arguments[1], &weights_size);
   bytes = content_of(arguments[2], &size);
   if (weights != NULL && bytes != NULL) {
     if (dca_decoder_new(weights, weights_size, NULL, &decoder, &error) != DCA_OK ||
-        dca_decode(decoder, bytes, size, &info, &pixels, &error) != DCA_OK) {
+        decode(decoder, bytes, size, count == 8 ? arguments + 4 : NULL, &info, &pixels, &error) != DCA_OK) {
       fprintf(stderr, "error %d: %s\n", (int)error.status, error.message);
     } else if ((file = fopen(arguments[3], "wb")) == NULL || !write_picture(file, &info, (unsigned char*)pixels) ||
                fclose(file) != 0) {

@@ -140,10 +140,12 @@ class Decoder:
         checked(self.lib.dca_inspect(data, ctypes.c_size_t(len(data)), ctypes.byref(info), ctypes.byref(error)), error)
         return info
 
-    def decode(self, data: bytes, reduce: int = 1) -> np.ndarray:
+    def decode(self, data: bytes, reduce: int = 1, region: tuple[int, int, int, int] | None = None) -> np.ndarray:
         info, error, pixels = _Info(), _Error(), ctypes.c_void_p()
         size, out = ctypes.c_size_t(len(data)), (ctypes.byref(info), ctypes.byref(pixels), ctypes.byref(error))
-        if reduce == 1:
+        if region is not None:
+            done = self.lib.dca_decode_region(self.handle, data, size, *map(ctypes.c_uint32, region), *out)
+        elif reduce == 1:
             done = self.lib.dca_decode(self.handle, data, size, *out)
         else:
             done = self.lib.dca_decode_preview(self.handle, data, size, reduce, *out)

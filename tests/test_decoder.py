@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 from dca_fast import Codec, inspect
+from dca_fast.config import STRIDE
 from dca_fast.errors import (
     BackendUnavailableError,
     BitstreamError,
@@ -35,6 +36,7 @@ from dca_fast.files import container
 from dca_fast.files.container import Section
 from dca_fast.network import weights as weights_io
 from dca_fast.network.layout import is_of_encoder
+from dca_fast.network.walk import Grid
 from dca_fast.testing import page, photograph
 from tests.decoder_library import ROOT, STATUS, WEIGHTS, Decoder, build, can_build, library, random_weights
 from tests.test_conformance import BAD_WEIGHTS
@@ -64,9 +66,9 @@ def codec() -> Codec:
     return Codec(threads=2)
 
 
-def expected(codec: Codec, data: bytes, reduce: int = 1) -> np.ndarray:
+def expected(codec: Codec, data: bytes, **options: Any) -> np.ndarray:
     """As the library returns them: one channel of gray."""
-    pixels = codec.decode(data, "numpy", reduce=reduce)
+    pixels = codec.decode(data, "numpy", **options)
     return np.concatenate([pixels[..., :1], pixels[..., 3:]], 2) if inspect(data).grayscale else pixels
 
 
@@ -123,11 +125,66 @@ def test_previews(decoder: Decoder, codec: Codec, reduce: int) -> None:
     for data in files:
         found = decoder.decode(data, reduce)
         assert found.shape[:2] == (-(-inspect(data).height // reduce), -(-inspect(data).width // reduce))
-        assert np.array_equal(found, expected(codec, data, reduce))
+        assert np.array_equal(found, expected(codec, data, reduce=reduce))
     with pytest.raises(ConfigError):
         decoder.decode(files[0], reduce + 1)
     with pytest.raises(CorruptStreamError):
         decoder.decode(files[0][:-5] + bytes(5), reduce)
+
+
+def crop(pixels: np.ndarray, region: tuple[int, int, int, int]) -> np.ndarray:
+    left, top, width, height = region
+    return pixels[top : top + height, left : left + width]
+
+
+def test_regions(decoder: Decoder, codec: Codec) -> None:
+    """Crops of the whole: alone, of gray, with alpha, a filter and graphic blocks, of 16 bits."""
+    generator = np.random.default_rng(0)
+    small, screen = photograph(161, 203), page(170, 230)
+    alpha = (np.arange(161)[:, None] + np.arange(203)).astype(np.uint8)
+    files = [path.read_bytes() for path in GOLDEN]
+    files += [codec.encode(image, 40, effort=1) for image in (small, small[..., 0], np.dstack([small, alpha]), screen)]
+    files += [codec.encode(Image.fromarray(screen).convert("L"), 50), codec.encode(small[:1, :1], 50)]
+    files.append(codec.encode(np.arange(20 * 30, dtype=np.uint16).reshape(20, 30), "lossless"))
+    plain = container.parse(codec.encode(small, 40, effort=0))
+    weights = tuple(generator.integers(-9, 10, 54).tolist())
+    files.append(container.pack(replace(plain.header, restoration=weights), plain.stream))
+    for data in files:
+        whole = decoder.decode(data)
+        height, width = whole.shape[:2]
+        regions = [(0, 0, width, height), (0, 0, 1, 1), (width - 1, height - 1, 1, 1), (0, height // 2, width, 1)]
+        for left, top, right, bottom in generator.random((6, 4)):
+            left, top = int(left * width), int(top * height)
+            regions.append((left, top, 1 + int(right * (width - left)), 1 + int(bottom * (height - top))))
+        for region in regions:
+            part = decoder.decode(data, region=region)
+            assert np.array_equal(part, crop(whole, region)), region
+            assert np.array_equal(part, expected(codec, data, region=region)), region
+
+
+@pytest.mark.parametrize(
+    "region",
+    [
+        (0, 0, 0, 1),
+        (0, 0, 1, 0),
+        (0, 0, 84, 1),
+        (0, 0, 1, 62),
+        (83, 0, 1, 1),
+        (0, 61, 1, 1),
+        (1, 1, 83, 60),
+        (2**32 - 1, 0, 1, 1),
+        (2**32 - 1, 0, 2, 1),
+        (1, 1, 2**32 - 1, 2**32 - 1),
+        (2**31, 2**31, 2**31, 2**31),
+    ],
+)
+def test_regions_outside_of_the_picture_are_refused(
+    decoder: Decoder, codec: Codec, region: tuple[int, int, int, int]
+) -> None:
+    picture = photograph(61, 83)
+    for data in (codec.encode(picture, 50), codec.encode(picture, "lossless")):
+        with pytest.raises(ConfigError, match="region"):
+            decoder.decode(data, region=region)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -168,7 +225,20 @@ def test_tiles_and_strips(decoder: Decoder, codec: Codec) -> None:
     assert np.array_equal(decoder.decode(data), codec.decode(data, "numpy"))
     weights = tuple(np.random.default_rng(0).integers(-9, 10, 54).tolist())
     filtered = container.pack(replace(header, restoration=weights), container.parse(data).stream)
-    assert np.array_equal(decoder.decode(filtered), codec.decode(filtered, "numpy"))
+    whole = codec.decode(filtered, "numpy")
+    assert np.array_equal(decoder.decode(filtered), whole)
+    _, below = Grid.of(33000, 290).tiles()
+    middle = below.top * STRIDE
+    first, second = (30, 100, 70, 90), (0, 30000, 290, 40)
+    for region in (first, second, (5, middle - 20, 280, 50), (280, 0, 1, 33000)):
+        assert np.array_equal(decoder.decode(filtered, region=region), crop(whole, region)), region
+    damaged = bytearray(filtered)
+    damaged[-2000] ^= 1  # in the second tile
+    damaged[-4:] = zlib.crc32(damaged[:-4]).to_bytes(4, "little")
+    assert np.array_equal(decoder.decode(bytes(damaged), region=first), crop(whole, first))
+    for region in (second, None):
+        with pytest.raises(BitstreamError):
+            decoder.decode(bytes(damaged), region=region)
 
 
 def test_what_a_file_says(decoder: Decoder, codec: Codec) -> None:
@@ -559,6 +629,13 @@ def test_the_example_writes_pictures(tmp_path: Path, codec: Codec) -> None:
     written = command[3].read_bytes()
     assert b"TUPLTYPE RGB_ALPHA" in written
     assert written.endswith(codec.decode(tmp_path / "picture.dca", "numpy").tobytes())
+    part = [*command[:3], tmp_path / "part.pam", "1", "2", "3", "6"]
+    subprocess.run(part, check=True, capture_output=True)
+    assert part[3].read_bytes().endswith(codec.decode(tmp_path / "picture.dca", "numpy", region=(1, 2, 3, 6)).tobytes())
+    for wrong in ("-1", "5", "x", "4294967297", ""):
+        done = subprocess.run([*part[:4], wrong, *part[5:]], capture_output=True, text=True)
+        assert done.returncode == 1
+        assert "error 8: " in done.stderr
     (tmp_path / "picture.dca").write_bytes(b"no picture")
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1

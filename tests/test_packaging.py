@@ -83,6 +83,12 @@ def test_wheel_has_modules_kernels_extensions_and_data(wheel: Path) -> None:
     assert {name for name in names if name.endswith((".h", ".cpp", ".cu"))} == sources_of_coder
 
 
+def test_one_wheel_serves_python_3_12_and_later(wheel: Path) -> None:
+    own = f"cp3{sys.version_info.minor}"
+    stable = sys.version_info >= (3, 12) and not sys.abiflags
+    assert wheel.name.split("-")[2:4] == (["cp312", "abi3"] if stable else [own, own + sys.abiflags])
+
+
 def test_a_wheel_holds_the_coder_of_a_gpu(tree: Path, tmp_path: Path) -> None:
     """Built by whatever nvcc there is: here one that says for which architecture it was called."""
     (tmp_path / "bin").mkdir()

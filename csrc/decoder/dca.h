@@ -111,6 +111,14 @@ DCA_API dca_status dca_decode(const dca_decoder* decoder, const void* file, size
 DCA_API dca_status dca_decode_preview(const dca_decoder* decoder, const void* file, size_t size, int reduce,
                                       dca_info* info, void** pixels, dca_error* error);
 
+/* Decodes a part of the picture: width x height pixels from (left, top) on, counted from 0; the crop of the whole one,
+ * with its size in info. Of pictures from about eight megapixels on only the tiles are decoded, and verified, that the
+ * part depends on; of smaller ones all symbols, and only these pixels are made. Alpha and exact files are decoded
+ * whole. DCA_BAD_ARGUMENT for a region that has no pixels, or is not within the picture. */
+DCA_API dca_status dca_decode_region(const dca_decoder* decoder, const void* file, size_t size, uint32_t left,
+                                     uint32_t top, uint32_t width, uint32_t height, dca_info* info, void** pixels,
+                                     dca_error* error);
+
 /* Decodes to info.height rows of the caller, `stride` bytes from one to the next, at least info.row_bytes and a whole
  * number of samples, for which pixels is aligned. What fails has written nothing. */
 DCA_API dca_status dca_decode_to(const dca_decoder* decoder, const void* file, size_t size, void* pixels, size_t stride,

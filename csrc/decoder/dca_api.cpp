@@ -84,18 +84,17 @@ const rans::Path& choose(const char* isa) {
 
 dca_bytes section(const File& file, Tag tag) { return {file.sections[tag].data, file.sections[tag].size}; }
 
-// Of a picture with a pixel for `reduce` x `reduce`.
-dca_info info_of(const File& file, int reduce) {
+dca_info info_of(const File& file, const View& view) {
   dca_info info{};
-  info.width = static_cast<uint32_t>(reduced(file.width, reduce));
-  info.height = static_cast<uint32_t>(reduced(file.height, reduce));
+  info.width = static_cast<uint32_t>(view.width());
+  info.height = static_cast<uint32_t>(view.height());
   info.channels = channels_of(file);
   info.depth = file.depth;
   info.quality = file.quality;
   info.exact = file.exact;
   std::copy(file.model_id.begin(), file.model_id.end(), info.model_id);
   info.graphic_blocks = static_cast<size_t>(graphic_blocks(file.sections[kLayer]));
-  info.row_bytes = row_bytes(file, reduce);
+  info.row_bytes = row_bytes(file, view);
   info.icc = section(file, kIcc);
   info.exif = section(file, kExif);
   info.xmp = section(file, kXmp);
@@ -105,6 +104,23 @@ dca_info info_of(const File& file, int reduce) {
 struct Released {
   void operator()(void* p) const { std::free(p); }
 };
+
+// Decodes to memory of its own what `choose` makes a view of, once the file is verified.
+template <class Choose>
+void decode_new(const dca_decoder* decoder, Span bytes, dca_info* info, void** pixels, Choose&& choose) {
+  const File file = parse(bytes, decoder->max_pixels);
+  const View view = choose(file);
+  const size_t stride = row_bytes(file, view), rows = static_cast<size_t>(view.height());
+  require(stride <= SIZE_MAX / rows, "the picture is larger than the address space");
+  std::unique_ptr<void, Released> memory;
+  decode_picture(file, decoder->programs.get(), decoder->settings, view, [&] {
+    memory.reset(std::malloc(stride * rows));
+    if (memory == nullptr) throw std::bad_alloc();
+    return Target{static_cast<uint8_t*>(memory.get()), stride};
+  });
+  if (info != nullptr) *info = info_of(file, view);
+  *pixels = memory.release();
+}
 
 }  // namespace
 
@@ -139,7 +155,8 @@ void dca_decoder_model(const dca_decoder* decoder, uint8_t model_id[4]) {
 dca_status dca_inspect(const void* file, size_t size, dca_info* info, dca_error* error) {
   return guarded(error, [&] {
     require(info != nullptr, "there is nowhere to put what the file says");
-    *info = info_of(parse(span_of(file, size), kMostPixels), 1);
+    const File parsed = parse(span_of(file, size), kMostPixels);
+    *info = info_of(parsed, View::of(parsed));
   });
 }
 
@@ -154,17 +171,26 @@ dca_status dca_decode_preview(const dca_decoder* decoder, const void* file, size
   return guarded(error, [&] {
     require(decoder != nullptr && pixels != nullptr, "there is no decoder, or nowhere to put the pixels");
     require(reduce > 0 && reduce <= 16 && (reduce & (reduce - 1)) == 0, "reduce must be 1, 2, 4, 8 or 16");
-    const File parsed = parse(span_of(file, size), decoder->max_pixels);
-    const size_t stride = row_bytes(parsed, reduce), rows = static_cast<size_t>(reduced(parsed.height, reduce));
-    require(stride <= SIZE_MAX / rows, "the picture is larger than the address space");
-    std::unique_ptr<void, Released> memory;
-    decode_picture(parsed, decoder->programs.get(), decoder->settings, reduce, [&] {
-      memory.reset(std::malloc(stride * rows));
-      if (memory == nullptr) throw std::bad_alloc();
-      return Target{static_cast<uint8_t*>(memory.get()), stride};
+    decode_new(decoder, span_of(file, size), info, pixels,
+               [&](const File& parsed) { return View::of(parsed, reduce); });
+  });
+}
+
+dca_status dca_decode_region(const dca_decoder* decoder, const void* file, size_t size, uint32_t left, uint32_t top,
+                             uint32_t width, uint32_t height, dca_info* info, void** pixels, dca_error* error) {
+  if (pixels != nullptr) *pixels = nullptr;
+  return guarded(error, [&] {
+    require(decoder != nullptr && pixels != nullptr, "there is no decoder, or nowhere to put the pixels");
+    require(width > 0 && height > 0, "a region has at least one pixel");
+    decode_new(decoder, span_of(file, size), info, pixels, [&](const File& parsed) {
+      const auto within = [](uint32_t first, uint32_t count, int side) {
+        return first <= static_cast<uint32_t>(side) && count <= static_cast<uint32_t>(side) - first;
+      };
+      require(within(left, width, parsed.width) && within(top, height, parsed.height),
+              "the region is not within the picture");
+      return View{{static_cast<int>(left), static_cast<int>(top), static_cast<int>(width), static_cast<int>(height)},
+                  1};
     });
-    if (info != nullptr) *info = info_of(parsed, reduce);
-    *pixels = memory.release();
   });
 }
 
@@ -174,10 +200,10 @@ dca_status dca_decode_to(const dca_decoder* decoder, const void* file, size_t si
     require(decoder != nullptr && pixels != nullptr, "there is no decoder, or nowhere to put the pixels");
     const File parsed = parse(span_of(file, size), decoder->max_pixels);
     const size_t sample = static_cast<size_t>(parsed.depth) / 8;
-    require(stride >= row_bytes(parsed, 1) && stride % sample == 0,
+    require(stride >= row_bytes(parsed, View::of(parsed)) && stride % sample == 0,
             "the stride is smaller than a row, or splits samples");
     require(reinterpret_cast<uintptr_t>(pixels) % sample == 0, "pixels of 16 bits need an even address");
-    decode_picture(parsed, decoder->programs.get(), decoder->settings, 1,
+    decode_picture(parsed, decoder->programs.get(), decoder->settings, View::of(parsed),
                    [&] { return Target{static_cast<uint8_t*>(pixels), stride}; });
   });
 }

@@ -158,32 +158,51 @@ std::vector<Grid> Grid::tiles() const {
   return out;
 }
 
-Latent decode_latent(const Program& program, const rans::Path& path, Span stream, const Grid& grid, int aq,
-                     int threads) {
+Area Area::around(int reach, int most_width, int most_height) const {
+  const int first = std::max(0, left - reach), begin = std::max(0, top - reach);
+  return {first, begin, std::min(most_width, right() + reach) - first, std::min(most_height, bottom() + reach) - begin};
+}
+
+Latent decode_latent(const Program& program, const rans::Path& path, Span stream, const Grid& grid, const Area& area,
+                     int aq, int threads) {
   const auto walked = [&](Span bytes, const Grid& part) {
     rans::Decoder decoder(program.tables(), path, bytes.data, bytes.size, threads);
     return Walk(program, decoder, part, aq).run();
   };
   const std::vector<Grid> tiles = grid.tiles();
-  if (tiles.size() == 1) return walked(stream, grid);
-  const std::vector<TileStream> streams = split(stream, tiles.size());
   const int channels = program.config().latent;
-  Latent whole{Words(), 0};
+  Latent out{Words(), 0};
+  const auto keep = [&](const Words& y_hat, const Grid& tile) {
+    if (out.y_hat.size() == 0) out.y_hat = Words(int64_t{area.height} * area.width * channels);
+    const int left = std::max(area.left, tile.left), right = std::min(area.right(), tile.left + tile.w);
+    for (int y = std::max(area.top, tile.top); y < std::min(area.bottom(), tile.top + tile.h); ++y) {
+      const int64_t from = int64_t{y - tile.top} * tile.w + left - tile.left;
+      const int64_t to = int64_t{y - area.top} * area.width + left - area.left;
+      std::copy_n(y_hat.data() + from * channels, int64_t{right - left} * channels, out.y_hat.data() + to * channels);
+    }
+  };
+  if (tiles.size() == 1) {
+    Latent whole = walked(stream, grid);
+    if (area.width == grid.w && area.height == grid.h) return whole;
+    keep(whole.y_hat, grid);
+    out.digest = whole.digest;
+    return out;
+  }
+  const std::vector<TileStream> streams = split(stream, tiles.size());
   for (size_t i = 0; i < tiles.size(); ++i) {
     const Grid& tile = tiles[i];
+    out.digest = crc32(out.digest, &streams[i].digest, kDigestBytes);
+    if (tile.left >= area.right() || tile.left + tile.w <= area.left || tile.top >= area.bottom() ||
+        tile.top + tile.h <= area.top) {
+      continue;
+    }
     const Latent part = walked(streams[i].bytes, tile);
     if (part.digest != streams[i].digest) {
       fail(DCA_CORRUPT_STREAM, "the decoded symbols of tile %zu do not have its digest", i);
     }
-    whole.digest = crc32(whole.digest, &part.digest, kDigestBytes);
-    if (i == 0) whole.y_hat = Words(int64_t{grid.h} * grid.w * channels);
-    const int64_t row = int64_t{tile.w} * channels;
-    for (int y = 0; y < tile.h; ++y) {
-      const int64_t to = ((int64_t{tile.top} + y) * grid.w + tile.left) * channels;
-      std::copy_n(part.y_hat.data() + y * row, row, whole.y_hat.data() + to);
-    }
+    keep(part.y_hat, tile);
   }
-  return whole;
+  return out;
 }
 
 }  // namespace dca::decoder

@@ -18,13 +18,24 @@ struct Grid {
   std::vector<Grid> tiles() const;
 };
 
+// A rectangle, of sites or of pixels.
+struct Area {
+  int left, top, width, height;
+
+  int right() const { return left + width; }
+  int bottom() const { return top + height; }
+  // With so much more on each side, as far as there is some.
+  Area around(int reach, int most_width, int most_height) const;
+};
+
 struct Latent {
-  Words y_hat;  // [h, w, M]
+  Words y_hat;  // [height, width, M] of the area
   uint32_t digest;
 };
 
-// Throws Error, or rans::Error, for a stream that is not one of such a picture.
-Latent decode_latent(const Program& program, const rans::Path& path, Span stream, const Grid& grid, int aq,
-                     int threads);
+// The latent of an area of the sites of `grid`. Tiles outside of it are not decoded. Throws Error, or rans::Error, for
+// a stream that is not one of such a picture.
+Latent decode_latent(const Program& program, const rans::Path& path, Span stream, const Grid& grid, const Area& area,
+                     int aq, int threads);
 
 }  // namespace dca::decoder
