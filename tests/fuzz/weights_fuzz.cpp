@@ -178,7 +178,7 @@ void use(const std::shared_ptr<const Model>& model, int quality, const fuzz::Byt
   for (const auto& [height, width] : {std::pair(1, 1), std::pair(17, 70)}) {
     const Grid grid = Grid::of(height, width);
     try {
-      decode_latent(program, path, {stream.data(), stream.size()}, grid, quality % 16, 1);
+      decode_latent(program, path, {stream.data(), stream.size()}, grid, {0, 0, grid.w, grid.h}, quality % 16, 1);
     } catch (const Error&) {
     } catch (const dca::rans::Error&) {
     }
