@@ -24,7 +24,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree.mkdir()
     for name in ("csrc", "dca_fast", "docs", "kernels", "tests"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns(*BUILT))
-    for pattern in ("*.md", "*.toml", "*.in", "setup.py", "LICENSE"):
+    for pattern in ("*.md", "*.toml", "*.in", "setup.py", "LICENSE", "NOTICE"):
         for path in ROOT.glob(pattern):
             shutil.copy(path, tree)
     run(sys.executable, "-m", "build", "--no-isolation", cwd=tree)
@@ -62,7 +62,7 @@ def test_source_archive_has_all_sources(tree: Path) -> None:
     with tarfile.open(next((tree / "dist").glob("*.tar.gz"))) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert sources("csrc") | sources("dca_fast") | sources("kernels") <= names
-    assert {"LICENSE", "README.md", "docs/spec/bitstream.md", "tests/conftest.py"} <= names
+    assert {"LICENSE", "NOTICE", "README.md", "docs/spec/bitstream.md", "tests/conftest.py"} <= names
 
 
 def test_wheel_has_one_top_level_package(wheel: Path) -> None:

@@ -365,7 +365,7 @@ def test_the_package(site: Path, tmp_path: Path) -> None:
     (packed,) = json.loads(done.stdout)
     assert packed["version"] == __version__
     names = {file["path"] for file in packed["files"]}
-    assert {"dca.js", "client.js", "worker.js", "dca-image.js", "dca.wasm", "README.md", "LICENSE"} < names
+    assert {"dca.js", "client.js", "worker.js", "dca-image.js", "dca.wasm", "README.md", "LICENSE", "NOTICE"} < names
     assert not any(name.startswith(("samples", "page", "index")) for name in names)
     assert sum(name.startswith("models/") for name in names) == 1
     assert packed["unpackedSize"] < 8_000_000  # what a page loads in all

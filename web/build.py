@@ -154,7 +154,8 @@ def main() -> None:
     compile_decoder(args.out / "dca.wasm", args.jobs)
     for name in STATIC:
         shutil.copy(HERE / name, args.out)
-    shutil.copy(ROOT / "LICENSE", args.out)
+    for name in ("LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, args.out)
     model = pack_model(args.out / "models")
     if not args.no_samples:
         save_samples(args.out / "samples")
