@@ -192,8 +192,91 @@ def test_damaged_weights(site: Path, files: dict[str, Path], tmp_path: Path) -> 
     assert "BadWeights" in done.stderr
 
 
+def decoded_on_threads(site: Path, paths: list[Path], threads: int) -> list[dict[str, Any]]:
+    weights = next((ROOT / "build" / "web" / "models").iterdir())
+    command = ["node", ROOT / "tests" / "web" / "decode.mjs", site, weights, *paths]
+    environment = os.environ | {"DCA_THREADS": str(threads)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.split("\n")[:-2]]
+
+
+@needs_node
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_node_on_threads(site: Path, files: dict[str, Path], codec: Codec, threads: int) -> None:
+    """Pictures that are large enough to be shared, between some that end an instance."""
+    refused = sorted(name for name in files if name.endswith("_r"))[::8]
+    names = ["stream_chains_v", "hostile0", "size_200x150_v", "damaged", *refused, "layer", "screen", "lossless"]
+    names += ["alpha", "deep", "strips"]
+    careful = Codec(threads=1, max_pixels=1 << 24)
+    lines = decoded_on_threads(site, [files[name] for name in names], threads)
+    for name, line in zip(names, lines, strict=True):
+        expected = wanted(careful, files[name])
+        assert {key: line.get(key) for key in expected} == expected, (name, line)
+    assert lines[-1]["threads"] == threads
+    assert sum("kind" in line for line in lines) > len(refused)
+
+
+@needs_node
+def test_a_helper_that_fails(site: Path, files: dict[str, Path], codec: Codec, tmp_path: Path) -> None:
+    """In the middle of a task, for want of a stack: an error, not a decoder that waits for ever."""
+    text, setting = (site / "helper.js").read_text(), "__stack_pointer.value = stack;"
+    assert setting in text
+    for name in ("dca.js", "dca-threads.wasm"):
+        shutil.copy(site / name, tmp_path)
+    (tmp_path / "helper.js").write_text(text.replace(setting, "__stack_pointer.value = 0;"))
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+    lines = decoded_on_threads(tmp_path, [files["strips"]] * 6, 3)
+    kinds = [line.get("kind") for line in lines]
+    assert set(kinds) <= {"OutOfMemory", None}
+    assert "OutOfMemory" in kinds  # a helper does work
+    expected = wanted(codec, files["strips"])["samples"]
+    assert all(line["samples"] == expected for line in lines if "kind" not in line)
+
+
+USE = """
+import {readFile} from 'node:fs/promises';
+const [folder, weights, file, refused] = process.argv.slice(1);
+const {compile, Decoder} = await import(`${folder}/dca.js`);
+const [classic, module, content, picture] = await Promise.all([
+  compile(await readFile(`${folder}/dca.wasm`)), compile(await readFile(`${folder}/dca-threads.wasm`)),
+  readFile(weights), readFile(file)]);
+const kinds = [];
+for (const [of, threads] of [[module, 0], [module, 65], [module, 1.5], [classic, 2]]) {
+  await Decoder.create(of, content, {threads}).catch(error => kinds.push(error.kind));
+}
+await Decoder.create(module, content.subarray(0, 999), {threads: 2}).catch(error => kinds.push(error.kind));
+const decoder = await Decoder.create(module, content, {threads: 2});
+const used = decoder.decode(picture).threads, bad = await readFile(refused);
+for (let i = 0; i < 40; ++i) try { decoder.decode(bad); } catch { } // each ends an instance, and its memory
+const megabytes = process.memoryUsage().rss / 2 ** 20;
+decoder.close();
+const alone = [decoder.decode(picture).threads, new Decoder(module, content).decode(picture).threads];
+const one = (await Decoder.create(classic, content)).decode(picture).threads;
+console.log(JSON.stringify({kinds, used, alone, one, megabytes}));
+"""
+
+
+@needs_node
+def test_helpers_are_given_back(site: Path, files: dict[str, Path]) -> None:
+    weights = next((site / "models").iterdir())
+    command = ["node", "--input-type=module", "-e", USE, site, weights, files["strips"], files["stream_end_r"]]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+    kinds = ["BadArgument"] * 4 + ["BadWeights"]
+    report = json.loads(done.stdout)
+    assert report.pop("megabytes") < 1000  # of 40 instances with 30 each, most are collected
+    assert report == {"kinds": kinds, "used": 2, "alone": [1, 1], "one": 1}
+
+
 class Handler(http.server.SimpleHTTPRequestHandler):
     """The site, the files of a test, and where a page reports; a page that loads /wait is loaded once it has."""
+
+    def end_headers(self) -> None:
+        server: Any = self.server
+        if server.isolated:
+            self.send_header("cross-origin-opener-policy", "same-origin")
+            self.send_header("cross-origin-embedder-policy", "require-corp")
+        super().end_headers()
 
     def do_GET(self) -> None:
         server: Any = self.server
@@ -236,9 +319,9 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 
 @contextmanager
-def served(site: Path, files: dict[str, Path]) -> Iterator[Any]:
+def served(site: Path, files: dict[str, Path], isolated: bool = False) -> Iterator[Any]:
     server: Any = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(site)))
-    server.files, server.reported, server.report = files, threading.Event(), None
+    server.files, server.isolated, server.reported, server.report = files, isolated, threading.Event(), None
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -264,8 +347,10 @@ def chromium(address: str, profile: Path, *options: str) -> Iterator[subprocess.
 
 
 @needs_chromium
-def test_chromium(site: Path, files: dict[str, Path], codec: Codec, tmp_path: Path) -> None:
-    with served(site, files) as server:
+@pytest.mark.parametrize("isolated", [False, True])
+def test_chromium(site: Path, files: dict[str, Path], codec: Codec, tmp_path: Path, isolated: bool) -> None:
+    """Isolated from other origins a page decodes on several threads, if it is not told otherwise."""
+    with served(site, files, isolated) as server:
         with chromium(f"http://127.0.0.1:{server.server_port}/test.html", tmp_path):
             assert server.reported.wait(180), "the page did not report"
         report = server.report
@@ -275,6 +360,9 @@ def test_chromium(site: Path, files: dict[str, Path], codec: Codec, tmp_path: Pa
             key: value for key, value in wanted(codec, path).items() if key in ("width", "height", "rgba", "kind")
         }
         assert {key: report[name].get(key) for key in expected} == expected, (name, report[name])
+    assert report["isolated"] == isolated
+    assert report["strips"]["threads"] == (min(8, report["processors"]) if isolated else 1)
+    assert report["alone"] == 1
     model = next((site / "models").iterdir())
     assert report["fetched"] == model.stat().st_size
     assert report["cached"] == 1
@@ -365,7 +453,8 @@ def test_the_package(site: Path, tmp_path: Path) -> None:
     (packed,) = json.loads(done.stdout)
     assert packed["version"] == __version__
     names = {file["path"] for file in packed["files"]}
-    assert {"dca.js", "client.js", "worker.js", "dca-image.js", "dca.wasm", "README.md", "LICENSE", "NOTICE"} < names
+    scripts = {"dca.js", "client.js", "worker.js", "helper.js", "dca-image.js"}
+    assert scripts | {"dca.wasm", "dca-threads.wasm", "README.md", "LICENSE", "NOTICE"} < names
     assert not any(name.startswith(("samples", "page", "index")) for name in names)
     assert sum(name.startswith("models/") for name in names) == 1
     assert packed["unpackedSize"] < 8_000_000  # what a page loads in all

@@ -34,8 +34,10 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 CSRC = ROOT / "csrc"
 WEIGHTS = ROOT / "dca_fast" / "data" / "dca-s.safetensors"
+MODULES = {"dca.wasm": False, "dca-threads.wasm": True}  # and whether threads share its memory
 STATIC = (
     "dca.js",
+    "helper.js",
     "client.js",
     "worker.js",
     "dca-image.js",
@@ -46,13 +48,18 @@ STATIC = (
     "README.md",
 )
 FLAGS = [
-    *("-target", "wasm32-wasi", "-mexec-model=reactor", "-std=c++17", "-O3", "-DNDEBUG", "-msimd128"),
+    *("-target", "wasm32-wasi", "-mexec-model=reactor", "-std=c++17", "-O3", "-DNDEBUG", "-g0"),
     # Products and sums stay two roundings. `throw` calls csrc/wasm/exceptions.cpp.
     *("-ffp-contract=off", "-fexceptions", "-fno-sanitize=all"),
     *("-include", str(CSRC / "wasm" / "threads.h")),
 ]
 EXPORTS = ("malloc", "free", "dca_format_version", "dca_decoder_new", "dca_decoder_free", "dca_decoder_model")
 EXPORTS += ("dca_inspect", "dca_decode_preview", "dca_free")
+# Of csrc/wasm/pool.cpp, and what a helper sets before it calls it.
+EXPORTS_OF_THREADS = ("dca_help", "dca_end", "dca_threads", "__stack_pointer", "__wasm_init_tls", "__tls_size")
+# Bytes, of the one memory that all instances have; web/dca.js makes it.
+SHARED = ("--shared-memory", "--import-memory", "--export-memory", "--initial-memory=33554432")
+SHARED += ("--max-memory=4294901760",)
 
 
 def zig() -> list[str]:
@@ -72,22 +79,24 @@ def sources() -> list[Path]:
     return [path for path in sorted(files) if not path.stem.endswith("_bind")]
 
 
-def compile_decoder(target: Path, jobs: int) -> None:
+def compile_decoder(target: Path, jobs: int, threads: bool) -> None:
     """The module; what has not changed since the last time is not compiled again."""
-    objects = target.parent.parent / "web-objects"
+    flags = [*FLAGS, "-mcpu=generic+simd128+atomics+bulk_memory" if threads else "-msimd128"]
+    objects = target.parent.parent / f"{target.stem}-objects"
     objects.mkdir(parents=True, exist_ok=True)
     newest_header = max(path.stat().st_mtime for path in [*CSRC.rglob("*.h"), Path(__file__)])
 
     def compiled(source: Path) -> Path:
         out = objects / f"{source.stem}.o"
         if not out.exists() or out.stat().st_mtime < max(source.stat().st_mtime, newest_header):
-            subprocess.run([*zig(), "c++", *FLAGS, "-c", source, "-o", out], check=True)
+            subprocess.run([*zig(), "c++", *flags, "-c", source, "-o", out], check=True)
         return out
 
     with ThreadPoolExecutor(jobs) as pool:
         parts = list(pool.map(compiled, sources()))
-    exports = ",".join(f"--export={name}" for name in EXPORTS)
-    subprocess.run([*zig(), "c++", *FLAGS, *parts, "-o", target, f"-Wl,--strip-all,{exports}"], check=True)
+    names = EXPORTS + (EXPORTS_OF_THREADS if threads else ())
+    options = ["--strip-all", *(SHARED if threads else ()), *(f"--export={name}" for name in names)]
+    subprocess.run([*zig(), "c++", *flags, *parts, "-o", target, f"-Wl,{','.join(options)}"], check=True)
 
 
 def pack_model(folder: Path) -> str:
@@ -151,7 +160,8 @@ def main() -> None:
     parser.add_argument("--no-samples", action="store_true", help="without the pictures of the page")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    compile_decoder(args.out / "dca.wasm", args.jobs)
+    for name, threads in MODULES.items():
+        compile_decoder(args.out / name, args.jobs, threads)
     for name in STATIC:
         shutil.copy(HERE / name, args.out)
     for name in ("LICENSE", "NOTICE"):

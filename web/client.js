@@ -24,19 +24,21 @@ function start() {
 /**
  * Decodes a file.
  * @param {string | URL | Blob | ArrayBuffer | Uint8Array} source a file, or its address
- * @param {{onprogress?: (p: {loaded: number, total: number}) => void, signal?: AbortSignal, reduce?: number}} options
+ * @param {{onprogress?: (p: {loaded: number, total: number}) => void, signal?: AbortSignal, reduce?: number,
+ *   threads?: number}} options
  *   onprogress: bytes of the model's weights, the first time they are needed; total is 0 where the server does not say.
- *   reduce: 2, 4, 8 or 16 for a preview with a pixel for so many by so many
- * @returns {Promise<object>} as of `Decoder.inspect`, and rgba (Uint8ClampedArray), bytes, milliseconds
+ *   reduce: 2, 4, 8 or 16 for a preview with a pixel for so many by so many. threads: at most so many; default: as many
+ *   as there are, up to 8, in a page that is isolated from other origins, else 1
+ * @returns {Promise<object>} as of `Decoder.inspect`, and rgba (Uint8ClampedArray), bytes, milliseconds, threads
  * @throws {DcaError} a bad file; TypeError: it cannot be fetched
  */
-export async function decode(source, {onprogress, signal, reduce = 1} = {}) {
+export async function decode(source, {onprogress, signal, reduce = 1, threads} = {}) {
   const file = await contentOf(source, signal);
   signal?.throwIfAborted();
   if (worker === null) start();
   const id = next++;
   const done = new Promise((resolve, reject) => waiting.set(id, {resolve, reject, onprogress}));
-  worker.postMessage({id, file, reduce}, [file]);
+  worker.postMessage({id, file, reduce, threads}, [file]);
   return done;
 }
 

@@ -1,5 +1,5 @@
 // The decoder of .dca pictures in WebAssembly: bytes to pixels, wherever JavaScript runs. worker.js and dca-image.js
-// use it in a page; in Node it is used as it is. Everything here is synchronous but `compile`.
+// use it in a page; in Node it is used as it is. Everything here is synchronous but `compile` and `Decoder.create`.
 
 export const KINDS = [
   '', 'NotADcaFile', 'UnsupportedVersion', 'UnknownModel', 'TruncatedStream', 'CorruptStream', 'LimitExceeded',
@@ -20,6 +20,41 @@ export async function compile(source) {
   return source instanceof Response ? WebAssembly.compileStreaming(source) : WebAssembly.compile(source);
 }
 
+/** What an instance imports: functions, and of dca-threads.wasm the memory. `fail` must throw. */
+export function imports(fail, memory) {
+  const none = () => 8; // files there are none
+  return {dca: {fail}, wasi_snapshot_preview1: {fd_close: none, fd_seek: none, fd_write: none}, env: {memory}};
+}
+
+// Pages of 64 KiB, as web/build.py links dca-threads.wasm; bytes of the stack that a helper has.
+const SHARED = {initial: 512, maximum: 65535, shared: true};
+const STACK = 1 << 20;
+
+// Workers of helper.js, once they have loaded it. In Node they do not keep the process.
+async function startHelpers(count) {
+  const address = new URL('./helper.js', import.meta.url), node = typeof Worker === 'undefined';
+  const Class = node ? (await import(/* webpackIgnore: true */ 'node:worker_threads')).Worker : Worker;
+  const workers = Array.from({length: count}, () => new Class(address, {type: 'module', execArgv: []}));
+  const ready = worker => new Promise((resolve, reject) => {
+    const failed = event => reject(new DcaError('NotAvailable', `no worker: ${event.message || 'not loaded'}`));
+    if (node) worker.on('message', resolve).on('error', failed);
+    else Object.assign(worker, {onmessage: resolve, onerror: failed});
+  });
+  try {
+    await Promise.all(workers.map(ready));
+  } catch (error) {
+    for (const worker of workers) worker.terminate();
+    throw error;
+  }
+  if (node) workers.forEach(worker => worker.unref());
+  return workers;
+}
+
+/** Engines do not count memory that is shared when they decide to collect what is given up: this they count. */
+export function givenUp(memory) {
+  return new ArrayBuffer(memory.buffer.byteLength).byteLength;
+}
+
 // An instance keeps what a large picture needed; a new one is made instead of keeping more than this.
 const MOST_BYTES = 256 << 20;
 // Of dca_info in csrc/decoder/dca.h, with pointers of four bytes.
@@ -31,6 +66,7 @@ export class Decoder {
   #weights;
   #maxPixels;
   #isa;
+  #helpers;
   #wasm = null;
   #handle = 0;
 
@@ -41,12 +77,47 @@ export class Decoder {
    *   vectors, which changes no pixel
    * @throws {DcaError} weights that are damaged
    */
-  constructor(module, weights = null, {maxPixels = 2 ** 26, isa = 'wasm'} = {}) {
+  constructor(module, weights = null, {maxPixels = 2 ** 26, isa = 'wasm', helpers = []} = {}) {
     this.#module = module;
     this.#weights = weights;
     this.#maxPixels = maxPixels;
     this.#isa = isa;
+    this.#helpers = helpers; // of `create`
     this.#run(() => {});
+  }
+
+  /**
+   * The same on several threads, which changes no pixel: the one that calls, and workers that help it until `close`. It
+   * must be allowed to wait, as workers and Node are; in browsers pages must be isolated from other origins.
+   * @param {WebAssembly.Module} module dca-threads.wasm
+   * @param {Uint8Array | null} weights
+   * @param {{threads?: number, maxPixels?: number, isa?: string}} options 1 to 64 threads, default: 1
+   * @returns {Promise<Decoder>}
+   * @throws {DcaError} also NotAvailable: there are no such workers or no such memory here
+   */
+  static async create(module, weights = null, {threads = 1, ...options} = {}) {
+    if (!(Number.isInteger(threads) && threads >= 1 && threads <= 64)) {
+      throw new DcaError('BadArgument', 'threads must be 1 to 64');
+    }
+    if (threads > 1 && !sharesMemory(module)) throw new DcaError('BadArgument', 'threads take dca-threads.wasm');
+    if (threads > 1 && typeof document !== 'undefined') throw new DcaError('NotAvailable', 'a page must not wait');
+    if (threads > 1 && globalThis.crossOriginIsolated === false) {
+      throw new DcaError('NotAvailable', 'no memory is shared where pages are not isolated from other origins');
+    }
+    const helpers = threads > 1 ? await startHelpers(threads - 1) : [];
+    try {
+      return new Decoder(module, weights, {...options, helpers});
+    } catch (error) {
+      for (const worker of helpers) worker.terminate();
+      throw error;
+    }
+  }
+
+  /** Ends the helpers. The decoder works on, alone. */
+  close() {
+    this.#giveUp();
+    for (const worker of this.#helpers) worker.terminate();
+    this.#helpers = [];
   }
 
   /** The model that it holds, eight hexadecimal digits; zeros without one. */
@@ -71,7 +142,8 @@ export class Decoder {
   }
 
   /**
-   * Decodes a file: what `inspect` gives, and `samples`, by rows, pixels and channels, Uint8Array or Uint16Array.
+   * Decodes a file: what `inspect` gives, `samples`, by rows, pixels and channels, Uint8Array or Uint16Array, and
+   * `threads`, how many there were to decode it: helpers need a moment to begin.
    * @param {Uint8Array} file
    * @param {{reduce?: number}} options 2, 4, 8 or 16: a preview with a pixel for so many by so many; width and height are
    *   those of the preview. 8 and 16 take some 60 % of the time
@@ -84,6 +156,7 @@ export class Decoder {
       const picture = this.#info(info), at = this.#word(pixels);
       const bytes = this.#bytes(at, picture.width * picture.height * picture.channels * picture.depth / 8);
       picture.samples = picture.depth === 16 ? new Uint16Array(bytes.buffer) : bytes;
+      picture.threads = wasm.dca_threads?.() ?? 1;
       wasm.dca_free(at);
       return picture;
     })));
@@ -94,10 +167,10 @@ export class Decoder {
     try {
       if (this.#wasm === null) this.#start();
       const result = work(this.#wasm);
-      if (this.#wasm.memory.buffer.byteLength > MOST_BYTES) this.#wasm = null;
+      if (this.#wasm.memory.buffer.byteLength > MOST_BYTES) this.#giveUp();
       return result;
     } catch (error) {
-      this.#wasm = null;
+      this.#giveUp();
       if (error instanceof DcaError) throw error;
       if (error instanceof RangeError || error instanceof WebAssembly.RuntimeError) {
         throw new DcaError('OutOfMemory', `the decoder stopped: ${error.message}`);
@@ -106,12 +179,23 @@ export class Decoder {
     }
   }
 
+  #giveUp() {
+    if (this.#wasm?.dca_end) {
+      this.#wasm.dca_end(); // its helpers wait for another one
+      givenUp(this.#wasm.memory);
+    }
+    this.#wasm = null;
+  }
+
   #start() {
     const refuse = (status, message) => { throw new DcaError(KINDS[status], this.#text(message)); };
-    const none = () => 8; // files there are none
-    const wasi = {fd_close: none, fd_seek: none, fd_write: none};
-    this.#wasm = new WebAssembly.Instance(this.#module, {dca: {fail: refuse}, wasi_snapshot_preview1: wasi}).exports;
+    const memory = sharesMemory(this.#module) ? new WebAssembly.Memory(SHARED) : undefined;
+    this.#wasm = new WebAssembly.Instance(this.#module, imports(refuse, memory)).exports;
     this.#wasm._initialize();
+    for (const worker of this.#helpers) {
+      const stack = this.#reserved(STACK) + STACK, variables = this.#reserved(this.#wasm.__tls_size.value);
+      worker.postMessage({module: this.#module, memory, stack, variables});
+    }
     const size = this.#weights?.length ?? 0;
     // dca_options: threads, four bytes that align the next, the most pixels, the instruction set
     const isa = new TextEncoder().encode(`${this.#isa}\0`);
@@ -128,10 +212,15 @@ export class Decoder {
     }));
   }
 
-  // Calls `use` with memory of so many bytes, filled with `content`.
-  #with(size, content, use) {
+  #reserved(size) {
     const at = this.#wasm.malloc(Math.max(1, size));
     if (at === 0) throw new DcaError('OutOfMemory', `there are no ${size} bytes of memory`);
+    return at;
+  }
+
+  // Calls `use` with memory of so many bytes, filled with `content`.
+  #with(size, content, use) {
+    const at = this.#reserved(size);
     if (content !== null) new Uint8Array(this.#wasm.memory.buffer, at, size).set(content);
     const result = use(at);
     this.#wasm.free(at);
@@ -147,7 +236,7 @@ export class Decoder {
   }
 
   #text(at) {
-    const bytes = new Uint8Array(this.#wasm.memory.buffer, at, 256);
+    const bytes = this.#bytes(at, 256); // a copy: a decoder of text takes no memory that is shared
     return new TextDecoder().decode(bytes.subarray(0, bytes.indexOf(0)));
   }
 
@@ -168,6 +257,10 @@ export class Decoder {
       xmp: block(INFO.xmp),
     };
   }
+}
+
+function sharesMemory(module) {
+  return WebAssembly.Module.imports(module).some(({kind}) => kind === 'memory');
 }
 
 function hexadecimal(bytes) {

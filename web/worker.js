@@ -1,15 +1,21 @@
-// Decodes beside the page: a module worker with one decoder for each model, whose weights are fetched once.
+// Decodes beside the page: a module worker with one decoder for each model, whose weights are fetched once. In pages
+// that are isolated from other origins helpers share the work.
 //
-// In:  {id, file: ArrayBuffer, reduce}
+// In:  {id, file: ArrayBuffer, reduce, threads: at most so many}
 // Out: {id, picture} with `inspect`'s values, rgba (its buffer is handed over), bytes and milliseconds;
 //      {id, error: {kind, message}}; {id, progress: {loaded, total}} while weights are fetched
 
 import {compile, Decoder, DcaError, rgba} from './dca.js';
 
 const CACHE = 'dca-models';
-const decoders = new Map(); // promises, by model; '' for files without one
-const compiled = fetch(new URL('dca.wasm', import.meta.url)).then(compile);
-compiled.catch(() => {}); // said where it is used
+const MOST_THREADS = self.crossOriginIsolated ? Math.min(8, navigator.hardwareConcurrency) : 1;
+const decoders = new Map(); // promises, by threads and model; '' for files without one, which one thread decodes
+const modules = new Map(); // promises, by name
+
+function compiled(name) {
+  if (!modules.has(name)) modules.set(name, fetch(new URL(name, import.meta.url)).then(compile));
+  return modules.get(name);
+}
 
 const modelUrl = model => new URL(`models/${model}.safetensors`, import.meta.url);
 
@@ -36,29 +42,41 @@ async function weightsOf(model, progress) {
   return {weights, keep: () => cache?.put(url, new Response(weights)).catch(() => {})}; // a full disk stops nothing
 }
 
-async function make(model, progress) {
-  if (model === '') return new Decoder(await compiled);
-  const [module, {weights, keep}] = await Promise.all([compiled, weightsOf(model, progress)]);
-  const decoder = new Decoder(module, weights);
+// Where helpers or their memory are not to be had, one thread does the work.
+async function decoderWith(weights, threads) {
+  if (MOST_THREADS > 1) {
+    const made = compiled('dca-threads.wasm').then(module => Decoder.create(module, weights, {threads}));
+    const decoder = await made.catch(() => null);
+    if (decoder !== null) return decoder;
+  }
+  return new Decoder(await compiled('dca.wasm'), weights);
+}
+
+async function make(model, threads, progress) {
+  if (model === '') return decoderWith(null, 1);
+  const {weights, keep} = await weightsOf(model, progress);
+  const decoder = await decoderWith(weights, threads);
   if (decoder.model !== model) throw new DcaError('BadWeights', `the weights of model ${model} are other ones`);
   await keep();
   return decoder;
 }
 
-function decoderOf(model, progress) {
-  if (!decoders.has(model)) {
-    const made = make(model, progress);
-    decoders.set(model, made);
-    made.catch(() => decoders.delete(model)); // the next file tries again
+function decoderOf(model, threads, progress) {
+  const key = `${threads} ${model}`;
+  if (!decoders.has(key)) {
+    const made = make(model, threads, progress);
+    decoders.set(key, made);
+    made.catch(() => decoders.delete(key)); // the next file tries again
   }
-  return decoders.get(model);
+  return decoders.get(key);
 }
 
-self.onmessage = async ({data: {id, file, reduce}}) => {
+self.onmessage = async ({data: {id, file, reduce, threads = MOST_THREADS}}) => {
   try {
     const bytes = new Uint8Array(file), progress = progress => self.postMessage({id, progress});
-    const {exact, model} = (await decoderOf('', progress)).inspect(bytes);
-    const decoder = await decoderOf(exact ? '' : model, progress);
+    const {exact, model} = (await decoderOf('', 1, progress)).inspect(bytes);
+    const most = Math.min(threads, MOST_THREADS);
+    const decoder = await (exact ? decoderOf('', 1, progress) : decoderOf(model, most, progress));
     const start = performance.now(), picture = decoder.decode(bytes, {reduce});
     picture.milliseconds = performance.now() - start;
     picture.bytes = bytes.length;

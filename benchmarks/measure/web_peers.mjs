@@ -1,4 +1,5 @@
-// Decoders of other formats in WebAssembly beside ours, in Node: the same picture, in turns, on one thread.
+// Decoders of other formats in WebAssembly beside ours, in Node: the same picture, in turns, on one thread. Ours on
+// two, too.
 //
 //   npm install --prefix PEERS @jsquash/avif @jsquash/jxl
 //   python web/build.py && node benchmarks/measure/web_peers.mjs PEERS build/web PICTURE.dca PICTURE.avif PICTURE.jxl
@@ -29,16 +30,16 @@ async function peer(name) {
   return {name: `@jsquash/${name} ${version}`, decode: file => decode(file.buffer), parts: [`${codec}.wasm`, `${codec}.js`]};
 }
 
-async function ours() {
+async function ours(name, threads) {
   const [model] = await readdir(`${web}/models`);
   const {compile, Decoder, rgba} = await load(`${web}/dca.js`);
-  const decoder = new Decoder(await compile(await read(`${web}/dca.wasm`)), await read(`${web}/models/${model}`));
-  const parts = [`${web}/dca.wasm`, `${web}/dca.js`, `${web}/models/${model}`];
-  return {name: 'dca-fast', decode: file => rgba(decoder.decode(file)), parts};
+  const module = `${web}/${threads > 1 ? 'dca-threads' : 'dca'}.wasm`, weights = `${web}/models/${model}`;
+  const decoder = await Decoder.create(await compile(await read(module)), await read(weights), {threads});
+  return {name, decode: file => rgba(decoder.decode(file)), parts: [module, `${web}/dca.js`, weights]};
 }
 
-const codecs = [await ours(), await peer('avif'), await peer('jxl')];
-const inputs = await Promise.all(files.map(read));
+const codecs = [await ours('dca-fast', 1), await peer('avif'), await peer('jxl'), await ours('dca-fast, 2 threads', 2)];
+const inputs = await Promise.all([...files, files[0]].map(read));
 const times = codecs.map(() => []);
 for (let turn = -2; turn < TURNS; ++turn) {
   for (const [i, codec] of codecs.entries()) {
@@ -49,13 +50,14 @@ for (let turn = -2; turn < TURNS; ++turn) {
 }
 for (const [i, {name, parts}] of codecs.entries()) {
   const sizes = await Promise.all(parts.map(async part => gzipSync(await read(part)).length));
-  const ratio = median(times[i].map((ms, turn) => ms / times[1][turn]));
+  const to = other => Number(median(times[i].map((ms, turn) => ms / times[other][turn])).toFixed(2));
   console.log(JSON.stringify({
     name,
     file_bytes: inputs[i].length,
     loaded_bytes: sizes.reduce((a, b) => a + b),
     milliseconds: Math.round(median(times[i])),
-    to_avif: Number(ratio.toFixed(2)),
+    to_avif: to(1),
+    to_one_thread: i === 3 ? to(0) : undefined,
   }));
 }
 console.log(JSON.stringify({node: process.version, turns: TURNS}));

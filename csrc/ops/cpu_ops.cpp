@@ -189,7 +189,7 @@ void PackedLinear::pack(Order order, Slot& slot) const {
 
 const Matrix& PackedLinear::matrix(Order order) const {
   Slot& slot = slots_[static_cast<size_t>(kernels().slot)][static_cast<size_t>(order)];
-  std::call_once(slot.once, [&] { pack(order, slot); });
+  slot.once.call([&] { pack(order, slot); });
   return slot.matrix;
 }
 
@@ -199,7 +199,7 @@ PackedDepthwise::PackedDepthwise(const int8_t* w, const int32_t* bias, const flo
 void PackedDepthwise::row(const char* const rows[3], int width, char* out) const {
   const Kernels& kernel = kernels();
   Slot& slot = slots_[static_cast<size_t>(kernel.slot)];
-  std::call_once(slot.once, [&] {
+  slot.once.call([&] {
     slot.bias.resize(static_cast<size_t>(round_up(c, kParameterPad)));
     kernel.pack_depthwise(w_.data(), bias_.data(), c, slot.w.reserve(kernel.depthwise_bytes(c)), slot.bias.data());
   });

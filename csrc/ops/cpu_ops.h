@@ -28,7 +28,7 @@ class PackedLinear {
 
  private:
   struct Slot {
-    std::once_flag once;
+    Once once;
     Buffer blocks;
     std::vector<int32_t> bias;
     std::vector<float> m;
@@ -49,7 +49,7 @@ class PackedDepthwise {
 
  private:
   struct Slot {
-    std::once_flag once;
+    Once once;
     Buffer w;
     std::vector<int32_t> bias;
   };

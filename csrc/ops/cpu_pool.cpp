@@ -17,17 +17,7 @@
 
 namespace dca {
 
-#ifdef __wasm__  // without threads
-
-int threads() { return 1; }
-
-void set_threads(int) {}
-
-void run_parallel(int64_t count, void (*task)(void*, int64_t), void* context) {
-  for (int64_t i = 0; i < count; ++i) task(context, i);
-}
-
-#else
+#ifndef __wasm__  // csrc/wasm/pool.cpp is the pool there
 
 namespace {
 
@@ -177,7 +167,7 @@ void run_parallel(int64_t count, void (*task)(void*, int64_t), void* context) {
   if (job.error) std::rethrow_exception(job.error);
 }
 
-#endif
+#endif  // __wasm__
 
 namespace {
 

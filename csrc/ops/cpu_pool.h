@@ -1,9 +1,11 @@
 // Threads that outlive the calls, and scratch memory that outlives them too.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <type_traits>
 
 namespace dca {
@@ -26,6 +28,24 @@ void parallel_for(int64_t count, int64_t work, F&& body) {
   using Body = std::remove_reference_t<F>;
   run_parallel(count, [](void* f, int64_t i) { (*static_cast<Body*>(f))(i); }, &body);
 }
+
+// Makes something the first time that it is needed, by whichever thread is first. (In WebAssembly the library's
+// call_once does not wait for other threads.)
+class Once {
+ public:
+  template <class F>
+  void call(F&& make) {
+    if (made_.load(std::memory_order_acquire)) return;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (made_.load(std::memory_order_relaxed)) return;
+    make();
+    made_.store(true, std::memory_order_release);
+  }
+
+ private:
+  std::atomic<bool> made_{false};
+  std::mutex mutex_;
+};
 
 // Grow-only, 64-byte aligned memory. Contents are lost when it grows.
 class Buffer {
