@@ -411,7 +411,7 @@ def _read_sections(reader: "_Reader") -> dict[int, bytes]:
             raise CorruptStreamError(f"empty {_name_of(tag)} section at byte {reader.position}")
         if size > _most_bytes(tag):
             raise LimitExceededError(f"{_name_of(tag)} section of {size} bytes, {_most_bytes(tag)} allowed")
-        sections[tag] = reader.take(size)
+        sections[Section(tag) if tag in _TAGS else tag] = reader.take(size)
         previous = tag
     if not sections:
         raise CorruptStreamError("the flags promise sections, but there are none")
