@@ -234,10 +234,13 @@ def _facts(path: Path, stored: Mapping[str, str]) -> tuple[ModelConfig, int, str
             raise WeightsError(f"{path} has weights format {facts['format']}, this version reads {FORMAT}")
         given, skip = dict(facts["config"]), facts["skip"]
         own = {field.name for field in fields(ModelConfig)}
-        known = {key for key in own ^ given.keys() if key.startswith(ENCODER_ONLY)} == set()
-        if not known:
-            given = {key: value for key, value in given.items() if not key.startswith(ENCODER_ONLY)}
-        config = ModelConfig.from_dict(given)
+        config = ModelConfig.from_dict({key: v for key, v in given.items() if not key.startswith(ENCODER_ONLY)})
+        known = not any(key.startswith(ENCODER_ONLY) for key in own ^ given.keys())
+        if known:
+            try:
+                config = ModelConfig.from_dict(given)
+            except ConfigError:
+                known = False
         if lacking := {key for key in own - given.keys() if known or not key.startswith(ENCODER_ONLY)}:
             raise WeightsError(f"{path}: bad metadata: the configuration lacks {', '.join(sorted(lacking))}")
     except (ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
