@@ -19,10 +19,11 @@ def folder() -> Path:
 
 @pytest.mark.parametrize("harness", fuzz.HARNESSES)
 def test_nothing_is_found(harness: str, folder: Path, tmp_path: Path) -> None:
-    """From all seeds, for some seconds; `python -m tests.fuzz.run` goes on for longer."""
-    found = fuzz.run(harness, folder, tmp_path, seconds=3, seed=7)
+    """With all seeds and some mutations of them; `python -m tests.fuzz.run` goes on for longer."""
+    wanted = len(fuzz.seeds(harness, folder / "small.safetensors")) + 50
+    found = fuzz.run(harness, folder, tmp_path, runs=wanted, seed=7)
     assert found.ok, found.output[-6000:]
-    assert found.executions >= len(fuzz.seeds(harness, folder / "small.safetensors"))
+    assert found.executions >= wanted
 
 
 def test_a_fault_ends_a_harness(folder: Path, tmp_path: Path) -> None:
