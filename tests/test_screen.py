@@ -335,12 +335,6 @@ def test_goals(codec: Codec) -> None:
         codec.encode_to(noisy, max_bytes=60)
 
 
-def test_a_layer_that_no_section_holds(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = codec.encode(PAGE, 60, screen="off")
-    monkeypatch.setattr(container, "MAX_SECTION_BYTES", 100)
-    assert codec.encode(PAGE, 60) == plain
-
-
 def test_damaged_files(codec: Codec) -> None:
     """Of a layer whose checksum was mended: an error, or the picture itself."""
     data = codec.encode(PAGE, 60)
