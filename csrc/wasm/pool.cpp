@@ -1,6 +1,6 @@
-// The pool of csrc/ops/cpu_pool.h in WebAssembly. With atomics, several instances of the module have one memory: that of
-// the page decodes, and helpers, each in a worker of its own with its own stack, wait in dca_help for tasks. A helper
-// that does not come, or comes late, only leaves more to the others.
+// The pool of csrc/ops/cpu_pool.h in WebAssembly. With atomics, several instances of the module have one memory: that
+// of the page decodes, and helpers, each in a worker of its own with its own stack, wait in dca_help for tasks. A
+// helper that does not come, or comes late, only leaves more to the others.
 #include "../ops/cpu_pool.h"
 
 #include <atomic>
