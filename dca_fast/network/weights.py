@@ -241,7 +241,7 @@ def _facts(path: Path, stored: Mapping[str, str]) -> tuple[ModelConfig, int, str
                 config = ModelConfig.from_dict(given)
             except ConfigError:
                 known = False
-        if lacking := {key for key in own - given.keys() if known or not key.startswith(ENCODER_ONLY)}:
+        if lacking := {key for key in own - given.keys() if not key.startswith(ENCODER_ONLY)}:
             raise WeightsError(f"{path}: bad metadata: the configuration lacks {', '.join(sorted(lacking))}")
     except (ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
         raise WeightsError(f"{path}: bad metadata: {error}") from error
