@@ -334,9 +334,9 @@ def hostile(config: dict, tensors: weights.Tensors, skip: object) -> bytes:
         ({"width": 1 << 20}, 6, "width must be"),
         ({"width": True}, 6, "width must be"),
         ({"shared": 1}, 6, "shared must be"),
-        ({"analysis_blocks": [99, 1]}, 6, "analysis_blocks must be"),
-        ({"analysis_blocks": [1]}, 6, "two numbers"),
-        ({"analysis_hidden": "ab"}, 6, "two numbers"),
+        ({"synthesis_blocks": [99, 1]}, 6, "synthesis_blocks must be"),
+        ({"synthesis_blocks": [1]}, 6, "two numbers"),
+        ({"synthesis_blocks": "ab"}, 6, "two numbers"),
         ({"contexts": [1]}, 6, "contexts must be names"),
         ({"transforms": "elic"}, 6, "the patch transforms have an integer program"),
         ({"width": 24}, 6, "must be"),
@@ -352,6 +352,21 @@ def test_hostile_configurations(
     path.write_bytes(hostile(packed.config.to_dict() | config, packed.tensors, skip))
     with pytest.raises(WeightsError, match=message):
         weights.load(path)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"analysis_blocks": [99, 1]}, {"analysis_blocks": [1]}, {"analysis_hidden": "ab"}, {"analysis_of_tomorrow": 1}],
+)
+def test_an_encoder_that_is_not_understood_leaves_a_decoder(
+    packed: weights.Weights, tmp_path: Path, config: dict
+) -> None:
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(hostile(packed.config.to_dict() | config, packed.tensors, packed.skip))
+    loaded = weights.load(path)
+    assert packed.encodes
+    assert not loaded.encodes
+    assert loaded.identity == packed.identity
 
 
 def test_hostile_tensors_raise_one_kind_of_error_or_work(packed: weights.Weights, tmp_path: Path) -> None:
