@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <memory>
+#include <new>
 #include <type_traits>
 #include <vector>
 
@@ -68,6 +70,25 @@ struct Probability {
   }
 };
 
+// Values that are all zeros at the start. A small picture reads few of them, and the system makes pages when they are.
+template <class T>
+class Zeros {
+  static_assert(std::is_trivially_copyable_v<T>);
+
+ public:
+  void resize(size_t size) {
+    values_.reset(static_cast<T*>(std::calloc(size, sizeof(T))));
+    if (values_ == nullptr) throw std::bad_alloc();
+  }
+  T& operator[](size_t i) const { return values_[i]; }
+
+ private:
+  struct Free {
+    void operator()(T* values) const { std::free(values); }
+  };
+  std::unique_ptr<T[], Free> values_;
+};
+
 template <int n>
 struct Mixer {
   int32_t weight[n];
@@ -96,7 +117,7 @@ constexpr int kPad = 10;    // columns beside a row
 constexpr int kRows = 8;    // rows of colours that contexts reach
 constexpr int kOrders = 6;  // contexts that propose colours
 constexpr int kOrderEnd[kOrders] = {1, 2, 4, 6, 14, 37};
-constexpr int kMaxColours = 4096;
+constexpr int kMaxColours = 4096, kPlaces = 4 * kMaxColours;
 constexpr int kMaxCandidates = 8;
 
 struct Offset {
@@ -128,17 +149,18 @@ class Band {
       : width_(width), height_(height), channels_(channels), mode_(mode), top_(top), blocks_(blocks) {
     const int stride = width + 2 * kPad;
     for (auto& row : plane_rows_) row.resize(static_cast<size_t>(stride) * channels);
-    magnitude_.resize(static_cast<size_t>(3) * kLevels * 8 * kNodes);
-    pair_.resize(static_cast<size_t>(3) * 2048 * kNodes);
-    expected_.resize(static_cast<size_t>(3) * 4096 * kNodes);
-    sample_.resize(static_cast<size_t>(3) * 4096 * kNodes);
-    low_expected_.resize(3 * 512 * kNodes * 4);
-    sign_expected_.resize(3 * 512 * 16);
-    sign_sample_.resize(3 * 512 * 16);
-    residual_mixer_.resize(3 * kNodes * 12);
-    low_.resize(3 * kNodes * kLevels * 4);
-    sign_.resize(3 * 27 * 16 * 8);
-    bias_.assign(3 * 2048, 0);
+    const size_t planes = static_cast<size_t>(channels);
+    magnitude_.resize(planes * kLevels * 8 * kNodes);
+    pair_.resize(planes * 2048 * kNodes);
+    expected_.resize(planes * 4096 * kNodes);
+    sample_.resize((channels == 1 ? 256 : planes * 4096) * kNodes);
+    low_expected_.resize(planes * 512 * kNodes * 4);
+    sign_expected_.resize(planes * 512 * 16);
+    sign_sample_.resize(planes * 512 * 16);
+    residual_mixer_.resize(planes * kNodes * 12);
+    low_.resize(planes * kNodes * kLevels * 4);
+    sign_.resize(planes * 27 * 16 * 8);
+    bias_.resize(planes * 2048);
     if (mode.candidates) start_candidates(stride);
   }
 
@@ -493,19 +515,19 @@ class Band {
     const int size = bit_length(static_cast<uint32_t>(width_) * static_cast<uint32_t>(height_));
     hash_bits_ = std::min(18, std::max(12, size + 1));
     slot_bits_ = std::min(16, std::max(10, size));
-    for (auto& table : slots_) table.assign(size_t{1} << slot_bits_, Slot{});
+    for (auto& table : slots_) table.resize(size_t{1} << slot_bits_);
     by_order_.resize(kMaxCandidates * 7 * 6 * 7 * 4 * 2);
     by_pattern_.resize(kMaxCandidates * 64 * 16 * 5);
     by_colour_.resize(size_t{1} << hash_bits_);
     flat_run_.resize(16 * 64);
     flat_colour_.resize(size_t{1} << 14);
-    run_.assign(width_, 0);
+    run_.resize(static_cast<size_t>(width_));
     skip_.resize(64);
     known_.resize(40);
     if (mode_.index) {
       number_.resize(kMaxColours);
       for (auto& table : number_by_) table.resize(size_t{1} << hash_bits_);
-      place_.assign(4 * kMaxColours, 0);
+      place_.resize(kPlaces);
     }
   }
 
@@ -530,7 +552,7 @@ class Band {
   }
 
   int number_of(Colour c) const {
-    for (size_t at = hashed(c, 5, 14);; at = (at + 1) % place_.size()) {
+    for (size_t at = hashed(c, 5, 14);; at = (at + 1) % kPlaces) {
       if (place_[at] == 0) return -1;
       if (colours_[place_[at] - 1] == c) return place_[at] - 1;
     }
@@ -538,7 +560,7 @@ class Band {
 
   void remember(Colour c) {
     if (static_cast<int>(colours_.size()) >= kMaxColours) return;
-    for (size_t at = hashed(c, 5, 14);; at = (at + 1) % place_.size()) {
+    for (size_t at = hashed(c, 5, 14);; at = (at + 1) % kPlaces) {
       if (place_[at] == 0) {
         colours_.push_back(c);
         place_[at] = static_cast<uint16_t>(colours_.size());
@@ -719,15 +741,15 @@ class Band {
   int colour_ring_ = 0, hash_bits_ = 0, slot_bits_ = 0;
   std::array<std::vector<Colour>, kRows> colour_rows_;
   std::array<std::vector<uint8_t>, 2> kind_rows_;
-  std::array<std::vector<Slot>, kOrders> slots_;
-  std::vector<Probability> by_order_, by_pattern_, by_colour_, flat_run_, flat_colour_, skip_, known_, number_;
-  std::array<std::vector<Probability>, 3> number_by_;
+  std::array<Zeros<Slot>, kOrders> slots_;
+  Zeros<Probability> by_order_, by_pattern_, by_colour_, flat_run_, flat_colour_, skip_, known_, number_;
+  std::array<Zeros<Probability>, 3> number_by_;
   std::array<Mixer<3>, kMaxCandidates * 7> candidate_mixer_;
   std::array<Mixer<4>, 12> number_mixer_;
   Mixer<2> flat_mixer_;
-  std::vector<uint8_t> run_;
+  Zeros<uint8_t> run_;
   std::vector<Colour> colours_;
-  std::vector<uint16_t> place_;
+  Zeros<uint16_t> place_;  // of colours, from 1 on
 
   const int width_, height_, channels_;
   const Mode mode_;
@@ -735,12 +757,12 @@ class Band {
   const Blocks blocks_;
   int ring_ = 0;
   std::array<std::vector<Site>, 3> plane_rows_;
-  std::vector<Probability> magnitude_, pair_, expected_, sample_, low_, low_expected_, sign_, sign_expected_,
+  Zeros<Probability> magnitude_, pair_, expected_, sample_, low_, low_expected_, sign_, sign_expected_,
       sign_sample_;
   std::vector<Mixer<4>> residual_mixer_;
   std::array<Mixer<3>, 24> sign_mixer_;
   std::array<Mixer<2>, 3> low_mixer_;
-  std::vector<int32_t> bias_;
+  Zeros<int32_t> bias_;
   alignas(16) std::array<std::array<int16_t, kTaps>, 3> filter_{};
 };
 
