@@ -15,6 +15,9 @@ using fuzz::require;
 
 namespace {
 
+// Most pictures are small: many of them tell more than a few large ones.
+int side(Input& input, uint32_t most) { return 1 + static_cast<int>(input.below(input.below(32) == 31 ? most : 9)); }
+
 // Flat shapes, noise, slopes, all of them, or the bytes of the input.
 template <class Sample>
 std::vector<Sample> picture(Input& input, const Shape& shape) {
@@ -59,8 +62,7 @@ void coder(Input& input) {
   const uint32_t how = input.below(8);
   const bool with_blocks = sizeof(Sample) == 1 && (how & 4);
   const uint32_t most = with_blocks ? 40 : 24;
-  const Shape shape{1 + static_cast<int>(input.below(most)), 1 + static_cast<int>(input.below(most)),
-                    input.below(2) ? 3 : 1};
+  const Shape shape{side(input, most), side(input, most), input.below(2) ? 3 : 1};
   std::vector<uint8_t> inside = some_blocks(input, shape);
   std::vector<int64_t> spent(inside.size());
   const Blocks blocks = with_blocks ? Blocks{inside.data(), nullptr} : Blocks{};
@@ -97,8 +99,8 @@ void coder(Input& input) {
 void of_files(Input& input) {
   using namespace dca::decoder;
   File file;
-  file.width = 1 + static_cast<int>(input.below(80));
-  file.height = 1 + static_cast<int>(input.below(80));
+  file.width = side(input, 80);
+  file.height = side(input, 80);
   file.gray = input.below(2) == 1;
   file.depth = input.below(2) == 1 ? 16 : 8;
   const uint32_t what = input.below(3);

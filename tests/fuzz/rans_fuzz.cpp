@@ -65,7 +65,7 @@ struct Signal {
 
   // `coded`: whether an encoder gets it, whose values then are those of a search.
   Signal(Input& input, size_t size, int groups, int threads, bool coded)
-      : values(size), rows(size), trellis(input.below(2) == 0) {
+      : values(size), rows(size), trellis(input.below(coded ? 8 : 2) == 0) {  // a search takes long
     const uint32_t skipped = input.below(101), how = input.below(4);
     for (uint8_t& row : rows)
       row = static_cast<uint8_t>(input.drawn_below(100) < skipped ? kSkipRow : input.drawn_below(kRows));

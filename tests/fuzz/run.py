@@ -103,7 +103,8 @@ def exact_streams() -> list[bytes]:
             continue
         parts = {0: dca.stream if h.exact else b"", 1: dca.sections.get(Section.ALPHA, b"")}
         parts[2] = dca.sections.get(Section.LAYER, b"")
-        start = bytes([0, 0, 0, h.width - 1, h.height - 1, h.grayscale, h.exact and h.depth == 16])
+        sides = [31, h.width - 1, 31, h.height - 1]
+        start = bytes([0, 0, 0, *sides, h.grayscale, h.exact and h.depth == 16])
         out += [start + bytes([what]) + part for what, part in parts.items() if part]
     return out
 
@@ -141,6 +142,7 @@ def run(harness: str, folder: Path, corpus: Path, *, seconds: int = 0, runs: int
     program = folder / f"{'decoder' if harness == 'shipped' else harness}_fuzz"
     options = [f"-max_total_time={seconds}", f"-runs={runs}", f"-artifact_prefix={folder}/{harness}-"]
     options += [f"-seed={seed}"] if seed else []
+    options += ["-entropic_scale_per_exec_time=1"]  # of two inputs that teach as much, the faster one
     options += ["-print_final_stats=1", "-timeout=60", "-rss_limit_mb=0", f"-max_len={LONGEST}"]
     # Large pieces of memory come and go with every input: what is noted of each takes longer than the work.
     # The limit is the sanitizer's: libFuzzer would count the memory that this process, its parent, once had.
