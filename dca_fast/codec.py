@@ -78,7 +78,7 @@ class _Work(NamedTuple):
 
     source: image_io.ImageInput
     pixels: Array
-    sections: dict[int, bytes]
+    sections: Mapping[int, bytes]
 
 
 def _in_memory(method: Method) -> Method:
@@ -251,34 +251,40 @@ class Codec:
             return [self.encode(one, quality, **options) for one in batch]  # type: ignore[return-value]
         if lossless:
             return self._encode_exact(image, metadata)
-        work = self._prepared(image, q, aq, look, levels, metadata)
+        source = self._image(image)
+        return self._file(source, self._sections(source, metadata, levels), q, level, aq, look, progress)
+
+    def _file(
+        self,
+        source: image_io.ImageInput,
+        sections: Mapping[int, bytes],
+        quality: int,
+        level: int,
+        aq: int,
+        look: bool,
+        progress: Callable[[float], None] | None,
+    ) -> bytes:
+        """Of an image whose alpha and metadata are coded."""
+        work = self._prepared(source, sections, quality, aq, look)
         if isinstance(work, bytes):
             data = work
         else:
-            data = self._packed(work, self.engine.encode(self.engine.image(work.pixels), q, level, aq, progress), q, aq)
+            coded = self.engine.encode(self.engine.image(work.pixels), quality, level, aq, progress)
+            data = self._packed(work, coded, quality, aq)
         if progress is not None and (level <= 1 or isinstance(work, bytes)):
             progress(1.0)
         return data
 
     def _prepared(
-        self,
-        image: ImageLike,
-        quality: int,
-        aq: int,
-        look: bool,
-        levels: int,
-        metadata: Mapping[str, bytes] | None = None,
+        self, source: image_io.ImageInput, sections: Mapping[int, bytes], quality: int, aq: int, look: bool
     ) -> _Work | bytes:
         """What the engine codes of an image, and what goes beside it; or the file, if it is all graphics."""
-        if not self._weights.encodes:
-            raise WeightsError(f"the weights of model {self.model_id} have no encoder that this version knows")
-        source = self._image(image)
-        sections, pixels = self._sections(source, metadata, levels), source.pixels
+        pixels = source.pixels
         chosen = self._graphics(source, quality, aq) if look else None
         if chosen is not None and chosen.whole:
             return container.pack(picture.header_of(source, chosen.samples, quality), chosen.stream, sections)
         if chosen is not None:
-            sections[container.Section.LAYER] = chosen.payload
+            sections = {**sections, container.Section.LAYER: chosen.payload}
             pixels = graphics.filled(self._host(pixels), chosen.inside)
         return _Work(source, pixels, sections)
 
@@ -337,6 +343,8 @@ class Codec:
 
     def _image(self, image: ImageLike) -> image_io.ImageInput:
         """What is coded; pixels of colour tensors stay on a CUDA device."""
+        if not self._weights.encodes:
+            raise WeightsError(f"the weights of model {self.model_id} have no encoder that this version knows")
         source = image_of(image, on_device=self.engine.takes_tensors, max_pixels=self.max_pixels)
         check_size(source.pixels.shape, self.max_pixels)
         return image_io.smooth_where_hidden(source)
@@ -391,18 +399,11 @@ class Codec:
         kind, goal = rate_control.check(goals, tolerance)
         source = self._image(image)
         sections = self._sections(source, metadata, picture.alpha_levels(alpha_quality))
+        level, aq, look = check_effort(effort), _aq(aq_strength), graphics.check(screen)
 
         def encoded(quality: float) -> bytes:
-            return self.encode(
-                source,
-                quality,
-                effort=effort,
-                aq_strength=aq_strength,
-                screen=screen,
-                alpha_quality=alpha_quality,
-                metadata=metadata,
-                progress=progress,
-            )
+            q = _quality(quality)
+            return self._file(source, sections, q, level, aq, look and q < container.MAX_QUALITY, progress)
 
         def error(data: bytes) -> float:
             dca = container.parse(data, max_pixels=self.max_pixels)
@@ -422,9 +423,9 @@ class Codec:
         try:
             return rate_control.to_size(encoded, goal * bits / 8, fixed, tolerance)
         except InputError:
-            if screen == "off":
+            if not look:
                 raise
-        screen = "off"  # graphics do not become as small as the network's pictures
+        look = False  # graphics do not become as small as the network's pictures
         return rate_control.to_size(encoded, goal * bits / 8, fixed, tolerance)
 
     def _sections(
@@ -641,7 +642,8 @@ class Codec:
                 options["alpha_quality"] = alpha_quality
                 files += [self.encode(image, quality, **options) for image in some]
                 continue
-            prepared = [self._prepared(image, q, aq, look, levels) for image in some]
+            sources = [self._image(image) for image in some]
+            prepared = [self._prepared(s, self._sections(s, None, levels), q, aq, look) for s in sources]
             works = [work for work in prepared if isinstance(work, _Work)]
             coded = iter(self.engine.encode_batch([self.engine.image(work.pixels) for work in works], q, level, aq))
             files += [w if isinstance(w, bytes) else self._packed(w, next(coded), q, aq) for w in prepared]

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "../fuzz/tables.h"
 #include "rans_coder.h"
 
 extern "C" {
@@ -77,19 +78,8 @@ struct Model {
   uint32_t searched[2];  // in plain parts, in those of a trellis, beside runs
   std::unique_ptr<Tables> host;
 
-  // Rows with few or all symbols, with gaps, with low bits, with rare and frequent escapes.
   Model() {
-    for (int row = 0; row < kTableRows; ++row) {
-      uint16_t* f = freq.data() + row * kSymbols;
-      shift[row] = static_cast<uint8_t>(below(3) == 0 ? below(kMaxShift + 1) : 0);
-      int left = kSlots - (f[kEscape] = static_cast<uint16_t>(below(8) == 0 ? 1 + below(2000) : 1));
-      for (uint32_t radius = below(2) == 0 ? 3 : 127; left > 0;) {
-        const uint32_t symbol = kCenter - radius + below(2 * radius + 1);
-        const int add = std::min<int>({left, 1 + static_cast<int>(below(700)), kSlots - 1 - f[symbol]});
-        f[symbol] = static_cast<uint16_t>(f[symbol] + add);
-        left -= add;
-      }
-    }
+    fuzz::draw_tables(freq.data(), shift.data(), below);
     std::memset(device.as(), 0, dca_rans_table_bytes());
     dca_rans_tables(freq.data(), shift.data(), device.as(), searched);
     host.reset(new Tables(freq.data(), shift.data()));

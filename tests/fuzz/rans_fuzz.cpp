@@ -7,6 +7,7 @@
 
 #include "../../csrc/coder/rans_coder.h"
 #include "input.h"
+#include "tables.h"
 
 using namespace dca::rans;
 using fuzz::Bytes;
@@ -37,24 +38,11 @@ void check_reciprocals() {
   }
 }
 
-// Rows of all kinds: a few or many symbols, gaps between them, low bits, frequent and rare escapes.
 struct Model {
   std::vector<uint16_t> freq = std::vector<uint16_t>(kTableRows * kSymbols);
   std::vector<uint8_t> shift = std::vector<uint8_t>(kTableRows);
 
-  Model() {
-    for (int row = 0; row < kTableRows; ++row) {
-      uint16_t* f = freq.data() + row * kSymbols;
-      shift[row] = static_cast<uint8_t>(below(3) == 0 ? below(kMaxShift + 1) : 0);
-      int left = kSlots - (f[kEscape] = static_cast<uint16_t>(below(8) == 0 ? 1 + below(2000) : 1));
-      for (uint32_t radius = below(2) == 0 ? 3 : 127; left > 0;) {
-        const uint32_t symbol = kCenter - radius + below(2 * radius + 1);
-        const int add = std::min<int>({left, 1 + static_cast<int>(below(700)), kSlots - 1 - f[symbol]});
-        f[symbol] = static_cast<uint16_t>(f[symbol] + add);
-        left -= add;
-      }
-    }
-  }
+  Model() { fuzz::draw_tables(freq.data(), shift.data(), below); }
 };
 
 // Values as they are, or those that a search of a trellis finds.
