@@ -32,6 +32,7 @@ DOCUMENTS = (Path("README.md"), DOCS / "results.md", DOCS / "guide" / "encoding.
 GPU = "../nvidia-h200"
 EXACT = "../exact"
 SCREENS = "../screens"
+SCREENSHOTS = "../screenshots"
 EFFORTS = ("kodak", "kodak_effort0", "kodak_effort6")  # the same pictures, with less and more time at the encoder
 PLAIN = "kodak_aq0"  # the same without adaptive quantisation
 MODEL_IDS = (
@@ -311,10 +312,9 @@ def exact(load: Load) -> str:
     return f"{text}\n{table(heads, rows)}"
 
 
-def screens(load: Load) -> str:
-    """Graphics beside AVIF."""
-    facts, rows = load(SCREENS), []
-    qualities = list(facts["means"])
+def beside_avif(facts: dict[str, Any]) -> str:
+    """A row for every picture of `screens.py`, and their means."""
+    rows, qualities = [], list(facts["means"])
     for name, row in facts["pictures"].items():
         cells = []
         for quality in qualities:
@@ -325,20 +325,41 @@ def screens(load: Load) -> str:
     means = facts["means"].values()
     rows.append(["all", *(f"**{mean['to_avif']:.2f}**" for mean in means), ""])
     rows.append(["all with `--screen off`", *(f"{mean['off_to_avif']:.2f}" for mean in means), ""])
+    return table(["picture", *(f"quality {quality}" for quality in qualities), "graphic"], rows)
+
+
+def times_with_graphics(facts: dict[str, Any]) -> str:
+    return ", ".join(f"{mean['encode_time']:.2f}" for mean in facts["means"].values())
+
+
+def screens(load: Load) -> str:
+    """Graphics beside AVIF."""
+    facts = load(SCREENS)
+    quality = list(facts["means"])[1]
     photographs = facts["photographs"].values()
     count, changed = sum(p["count"] for p in photographs), sum(len(p["changed"]) for p in photographs)
-    times = ", ".join(f"{mean['encode_time']:.2f}" for mean in means)
     slower = ", ".join(f"{p['encode_time']:.2f}" for p in photographs)
     text = prose(
         "Bytes of our files, their PSNR, and their bytes as a share of those of AVIF (speed 4, 4:4:4) at equal PSNR;"
         " < where AVIF's highest quality has less, and is compared with; geometric means. Blocks that are graphic at"
-        f" quality {qualities[1]}. Of {count} photographs of Kodak and validation, at the same qualities, {changed}"
+        f" quality {quality}. Of {count} photographs of Kodak and validation, at the same qualities, {changed}"
         " files are others than with `--screen off`. Times to encode over those with `--screen off`, default effort:"
-        f" {times} for these pictures, {slower} for the two sets of"
+        f" {times_with_graphics(facts)} for these pictures, {slower} for the two sets of"
         f" photographs, 1 thread of {machine(facts)}, beside other work."
     )
-    heads = ["picture", *(f"quality {quality}" for quality in qualities), "graphic"]
-    return f"{text}\n{table(heads, rows)}"
+    return f"{text}\n{beside_avif(facts)}"
+
+
+def screenshots(load: Load) -> str:
+    """Real screenshots beside AVIF."""
+    facts = load(SCREENSHOTS)
+    larger = {q: sum(row[q]["to_avif"] > 1 for row in facts["pictures"].values()) for q in facts["means"]}
+    text = prose(
+        f"The same of {len(facts['pictures'])} screenshots. Larger than AVIF's are"
+        f" {', '.join(f'{count} files at quality {quality}' for quality, count in larger.items())}. Times to encode over"
+        f" those with `--screen off`: {times_with_graphics(facts)}, 1 thread of {machine(facts)}, beside other work."
+    )
+    return f"{text}\n{beside_avif(facts)}"
 
 
 def integers(load: Load) -> str:
@@ -468,6 +489,7 @@ TABLES: dict[str, Callable[[Load], str]] = {
     "installation": installation,
     "exact": exact,
     "screens": screens,
+    "screenshots": screenshots,
     "integers": integers,
     "stages": stages,
     "operations": operations,

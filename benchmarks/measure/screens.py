@@ -3,6 +3,8 @@
     python benchmarks/measure/screen_set.py SCREENS --site build/site
     python benchmarks/measure/screens.py SCREENS --photographs KODAK VALIDATION --cache avif.json \
         --out benchmarks/results/screens.json
+    python benchmarks/measure/screenshots.py SHOTS --from PACKAGES
+    python benchmarks/measure/screens.py SHOTS --cache avif.json --out benchmarks/results/screenshots.json
 
 AVIF is Pillow's, speed 4, 4:4:4; its bytes at our PSNR are read off its curve, logarithms between the qualities of the
 ladder. Where our PSNR is beyond that curve, its last point stands for it, which favours AVIF. Times are those of the
@@ -92,8 +94,8 @@ def mean(values: list[float]) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("screens", type=Path, help="a folder that screen_set.py has made")
-    parser.add_argument("--photographs", type=Path, nargs="+", required=True, metavar="DIR")
+    parser.add_argument("screens", type=Path, help="a folder that screen_set.py or screenshots.py made")
+    parser.add_argument("--photographs", type=Path, nargs="*", default=[], metavar="DIR")
     parser.add_argument("--cache", type=Path, help="of what AVIF did")
     parser.add_argument("--repeats", type=int, default=3, help="of what is timed (default: %(default)s)")
     parser.add_argument("--out", type=Path)
