@@ -119,7 +119,7 @@ def rate(load: Load) -> str:
 def headline(load: Load) -> str:
     """What is worth the first screen of the README."""
     kodak, times = load("kodak"), load("speed")
-    quality, screens = list(load(SCREENS)["means"].items())[1]
+    quality, screens = list(load(SCREENSHOTS)["means"].items())[1]
     ours, rival = (times["sizes"][SMALLEST][name] for name in ("dca-s", NEURAL))
     saved = {}
     for name in (ANCHOR, "AVIF speed 6"):
@@ -128,8 +128,8 @@ def headline(load: Load) -> str:
     return prose(
         f"On {times['threads']} CPU cores it {factors} as fast as {NEURAL}, at {SMALLEST}. At equal PSNR on Kodak its"
         f" files are {saved[ANCHOR]:.0f} % smaller than JPEG's and {saved['AVIF speed 6']:.0f} % smaller than those of"
-        f" AVIF at speed 6. Screens, text and charts take {100 * screens['to_avif']:.0f} % of AVIF's bytes (speed"
-        f" 4, 4:4:4, our quality {quality})."
+        f" AVIF at speed 6. Screenshots of programs take {100 * screens['to_avif']:.0f} % of AVIF's bytes (speed 4,"
+        f" 4:4:4, our quality {quality})."
     )
 
 
@@ -355,9 +355,10 @@ def screenshots(load: Load) -> str:
     facts = load(SCREENSHOTS)
     larger = {q: sum(row[q]["to_avif"] > 1 for row in facts["pictures"].values()) for q in facts["means"]}
     text = prose(
-        f"The same of {len(facts['pictures'])} screenshots. Larger than AVIF's are"
-        f" {', '.join(f'{count} files at quality {quality}' for quality, count in larger.items())}. Times to encode over"
-        f" those with `--screen off`: {times_with_graphics(facts)}, 1 thread of {machine(facts)}, beside other work."
+        f"The same of {len(facts['pictures'])} screenshots. Files that are larger than AVIF's:"
+        f" {', '.join(f'{count} at quality {quality}' for quality, count in larger.items())}. Times to encode"
+        f" over those with `--screen off`: {times_with_graphics(facts)}, 1 thread of {machine(facts)}, beside other"
+        " work."
     )
     return f"{text}\n{beside_avif(facts)}"
 

@@ -7,6 +7,8 @@ share codecs of 1 and 2 threads each. What each job must give comes from codecs 
 """
 
 import argparse
+import ctypes
+import gc
 import hashlib
 import json
 import os
@@ -29,6 +31,7 @@ SIZES = (1, 1), (17, 40), (64, 64), (130, 90), (256, 384), (600, 500)
 QUALITIES = 3, 31.5, 60, 92, 100
 KINDS = "colour", "gray", "alpha", "page", "lossless"
 MEBI = 1 << 20
+LIBC = ctypes.CDLL(None)
 
 
 def picture_of(kind: str, size: tuple[int, int]) -> np.ndarray:
@@ -48,6 +51,10 @@ def outcome(codec: Codec, kind: str, size: tuple[int, int], quality: float, effo
 
 
 def resident() -> int:
+    """Bytes of memory that are in use: what glibc keeps of freed memory goes back to the system before."""
+    gc.collect()
+    if hasattr(LIBC, "malloc_trim"):
+        LIBC.malloc_trim(0)
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
