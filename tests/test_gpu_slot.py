@@ -75,7 +75,9 @@ def test_two_slots_are_rehearsed(checkout: Path, tmp_path: Path) -> None:
     write_pack(photographs, checkout / "pack.crops", 1 << 20, side=256)
     (tmp_path / "queue.json").write_text(json.dumps(QUEUE))
 
-    code, printed = slot(checkout, str(first), "1.1", DCA_QUEUE=str(tmp_path / "queue.json"))
+    code, printed = slot(checkout, str(first), "5", "exactness", "figures")
+    assert code == 0, printed
+    code, printed = slot(checkout, str(first), "1.1", "train", DCA_QUEUE=str(tmp_path / "queue.json"))
     assert (first / "slot.log").read_text() == printed
     assert code == 1
     assert "FAILED: broken" in printed

@@ -10,7 +10,6 @@ import torch
 from dca_fast.config import SKIP_ROW, coarse_to_fine
 from dca_fast.ops import reference
 from tests.kernel_tools import (
-    ARCHITECTURES,
     DEVICE,
     EXTREME_M,
     INFINITE_PRODUCTS,
@@ -223,8 +222,8 @@ def restoration_sums() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_kernels_compile(architecture: int) -> None:
+def test_kernels_compile() -> None:
+    architecture = 90  # others differ in how they multiply, which test_kernels_gemm.py looks at
     for record in compiled(__name__, "dca_s_calls", architecture):
         check_compiled(record, architecture, tensor_core=False)
     for record in compiled(__name__, "restoration_sums", architecture):

@@ -22,13 +22,12 @@ from dca_fast.testing import photograph
 
 PROGRAM = Path(__file__).with_name("process_work.py")
 METHODS = [m for m in ("fork", "spawn", "forkserver") if m in multiprocessing.get_all_start_methods()]
-KINDS = ["pool", *(["loader"] if find_spec("torch") else [])]
+CASES = list(itertools.product(["pool"], METHODS, ("used", "made", "child")))
+CASES += itertools.product(["loader"] if find_spec("torch") else [], METHODS, ["used"])  # starts them as a pool does
 HANG = 300  # seconds; the work takes a few
 
 
-@pytest.mark.parametrize(
-    ("kind", "method", "made"), list(itertools.product(KINDS, METHODS, ("used", "made", "child"))), ids="-".join
-)
+@pytest.mark.parametrize(("kind", "method", "made"), CASES, ids="-".join)
 def test_workers_code_as_their_parent(kind: str, method: str, made: str) -> None:
     command = [sys.executable, "-W", "ignore", str(PROGRAM), kind, method, made]
     done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)

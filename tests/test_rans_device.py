@@ -36,6 +36,7 @@ from dca_fast.errors import (
     LimitExceededError,
     TruncatedStreamError,
 )
+from tests.once import once
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = build_gaussian_tables()
@@ -46,11 +47,12 @@ needs_gcc = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to bu
 
 @pytest.fixture(scope="module")
 def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    path = tmp_path_factory.mktemp("emulation") / "rans_emulated.so"
-    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wno-unknown-pragmas"]
-    source = ["-I", "csrc/coder", "-I", "tests/cuda", "-x", "c++", "csrc/coder/rans_cuda.cu"]
-    subprocess.run(["g++", *flags, *source, "-o", str(path)], cwd=ROOT, check=True)
-    return Library(path)
+    def make(folder: Path) -> None:
+        flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wno-unknown-pragmas"]
+        source = ["-I", "csrc/coder", "-I", "tests/cuda", "-x", "c++", "csrc/coder/rans_cuda.cu"]
+        subprocess.run(["g++", *flags, *source, "-o", folder / "rans_emulated.so"], cwd=ROOT, check=True)
+
+    return Library(once(tmp_path_factory, "emulation", make) / "rans_emulated.so")
 
 
 @pytest.fixture
