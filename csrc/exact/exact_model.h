@@ -106,6 +106,7 @@ inline int bit_length(uint32_t x) {
 
 // 0, 1, 2, 3, ...: half octaves of x + 1.
 inline int level_of(uint32_t x) {
+  if (x < 4096) return kTables.level[x];
   const int n = bit_length(x + 1);
   return n < 2 ? 0 : 2 * n - 3 + static_cast<int>((x + 1) >> (n - 2) & 1);
 }
@@ -255,9 +256,9 @@ class Band {
     int s[n];
     const int p = mix(c, m, s);
     bit = coder.code(bit, p);
-    const int error = (bit << 16) - p;
+    const int error = ((bit << 16) - p) * 5;  // times s: below 2^30
     for (int i = 0; i < n; ++i) {
-      m.weight[i] += static_cast<int32_t>((static_cast<int64_t>(s[i]) * error * 5 + (1 << 17)) >> 18);
+      m.weight[i] += (s[i] * error + (1 << 17)) >> 18;
       c[i]->template update<L>(bit);
     }
     return bit;
@@ -265,12 +266,10 @@ class Band {
 
   // ---- planes ----
 
-  Site* site(int k, int up, int x) {
-    return plane_rows_[(ring_ + 3 - up) % 3].data() + static_cast<size_t>(k) * (width_ + 2 * kPad) + kPad + x;
-  }
+  Site* site(int k, int up, int x) { return rows_[up] + static_cast<ptrdiff_t>(k) * (width_ + 2 * kPad) + x; }
 
   void start_planes() {
-    ring_ = 0;
+    for (int up = 0; up < 3; ++up) rows_[up] = plane_rows_[up].data() + kPad;
     for (auto& row : plane_rows_)
       for (size_t i = 0; i < row.size(); ++i) {
         row[i] = Site{};
@@ -279,7 +278,7 @@ class Band {
   }
 
   void start_row(int y) {
-    ring_ = (ring_ + 1) % 3;
+    std::rotate(rows_, rows_ + 2, rows_ + 3);
     for (int k = 0; k < channels_; ++k) {
       Site* above = site(k, 1, 0);
       Site* here = site(k, 0, 0);
@@ -364,7 +363,9 @@ class Band {
     // The adaptive filter on differences to the blend.
     const int base = (blend + 4) >> 3;
     int16_t tap[kTaps];
-    const auto clip = [](int v) { return static_cast<int16_t>(std::min(16383, std::max(-16383, v))); };
+    const auto clip = [](int v) {  // differences of 8 bits are far from the ends
+      return static_cast<int16_t>(sizeof(Sample) == 1 ? v : std::min(16383, std::max(-16383, v)));
+    };
     tap[0] = clip(w - base), tap[1] = clip(n - base), tap[2] = clip(nw - base), tap[3] = clip(ne - base);
     tap[4] = clip(ww - base), tap[5] = clip(nn - base), tap[6] = clip(nne - base), tap[7] = clip(nee - base);
     tap[8] = clip(here[-3].value - base), tap[9] = clip(up[-3].value - base), tap[10] = clip(up[3].value - base);
@@ -755,10 +756,9 @@ class Band {
   const Mode mode_;
   const int top_;
   const Blocks blocks_;
-  int ring_ = 0;
   std::array<std::vector<Site>, 3> plane_rows_;
-  Zeros<Probability> magnitude_, pair_, expected_, sample_, low_, low_expected_, sign_, sign_expected_,
-      sign_sample_;
+  Site* rows_[3];  // column 0 of the first plane: of the current row, of the one above, of the one above that
+  Zeros<Probability> magnitude_, pair_, expected_, sample_, low_, low_expected_, sign_, sign_expected_, sign_sample_;
   std::vector<Mixer<4>> residual_mixer_;
   std::array<Mixer<3>, 24> sign_mixer_;
   std::array<Mixer<2>, 3> low_mixer_;

@@ -35,6 +35,7 @@ inline int log2_of(uint32_t x) {
 struct Tables {
   int16_t squash[4096] = {};   // of a logit in 1/256, + 2048: a probability in 1/65536, minus 1/2
   int16_t stretch[4096] = {};  // of a probability in 1/4096: a logit in 1/256
+  uint8_t level[4096] = {};    // half octaves of x + 1
   int16_t weight[256] = {};    // of a prediction, by its recent errors
   uint64_t factor[37] = {};    // of the neighbours in a hash
 
@@ -48,6 +49,11 @@ struct Tables {
     for (int p = 0, i = 0; p < 4096; ++p) {
       while (i < 4095 && wide[i] < p * 16 + 8) ++i;
       stretch[p] = static_cast<int16_t>(i - 2048);
+    }
+    for (int x = 0; x < 4096; ++x) {
+      int n = 0;
+      while ((x + 1) >> n != 0) ++n;
+      level[x] = static_cast<uint8_t>(n < 2 ? 0 : 2 * n - 3 + ((x + 1) >> (n - 2) & 1));
     }
     for (int i = 0; i < 256; ++i) weight[i] = static_cast<int16_t>(65536 / (i * i + 8));
     uint64_t f = kGolden;
