@@ -26,11 +26,13 @@ if SLIM:
     newest = next(iter(json.loads(Path("dca_fast/data/models.json").read_text("utf-8"))))
     DEPENDENCIES.append(f"dca-fast-weights-{newest[:8]}")
 
-# Products and sums stay two roundings, so that every compiler computes the same floats.
+# Products and sums stay two roundings, so that every compiler computes the same floats. nanobind wants <cstdio>, which
+# neither Python's header for the stable ABI brings nor, on macOS, those of C++.
 if sys.platform == "win32":
-    COMPILE, ALIASING, LINK = ["/std:c++17", "/EHsc", "/bigobj", "/O2", "/fp:precise"], [], []
+    COMPILE, ALIASING, LINK = ["/std:c++17", "/EHsc", "/bigobj", "/O2", "/fp:precise", "/FIcstdio"], [], []
 else:
     COMPILE = ["-std=c++17", "-O3", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden", "-ffp-contract=off", "-pthread"]
+    COMPILE += ["-include", "cstdio"]
     ALIASING, LINK = ["-fno-strict-aliasing"], ["-pthread"]  # nanobind looks into objects of Python
 
 STABLE = sys.version_info >= (3, 12) and not sysconfig.get_config_var("Py_GIL_DISABLED")
