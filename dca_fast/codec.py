@@ -642,7 +642,7 @@ class Codec:
                 options["alpha_quality"] = alpha_quality
                 files += [self.encode(image, quality, **options) for image in some]
                 continue
-            sources = [self._image(image) for image in some]
+            sources = map(self._image, some)
             prepared = [self._prepared(s, self._sections(s, None, levels), q, aq, look) for s in sources]
             works = [work for work in prepared if isinstance(work, _Work)]
             coded = iter(self.engine.encode_batch([self.engine.image(work.pixels) for work in works], q, level, aq))

@@ -85,7 +85,7 @@ def test_the_golden_files(backend: str) -> None:
         assert codec.encode(image, inspect(data).quality, effort=0) == data
         assert hashlib.sha256(codec.decode(data, "numpy").tobytes()).hexdigest() == digest
     efforts = (GOLDEN / "efforts.sha256").read_text().split()
-    if backend == "reference":  # the others repeat its operations, for minutes: test_effort.py compares one of them
+    if backend == "reference":  # the others take minutes; test_effort.py compares two of them
         efforts = efforts[:2]
     for effort, expected in enumerate(efforts, 1):
         assert hashlib.sha256(codec.encode(image, 55, effort=effort)).hexdigest() == expected

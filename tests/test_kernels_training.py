@@ -157,8 +157,8 @@ def train_blocks() -> None:
     noisy_bits(y, torch.zeros_like(y), True).sum().backward()
 
 
-def test_what_is_compiled() -> None:
-    architecture = 90  # others differ in how they multiply, which the kernels of the engine show
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_what_is_compiled(architecture: int) -> None:
     records = compiled("tests.test_kernels_training", "train_blocks", architecture)
     names = {record["kernel"] for record in records}
     assert len(names) == 11

@@ -8,6 +8,7 @@ import pytest
 from dca_fast import Codec, inspect
 from dca_fast.encoder.rate_control import PERFECT, largest
 from dca_fast.errors import ConfigError, InputError
+from dca_fast.exact import picture
 from dca_fast.metrics import ms_ssim, psnr
 from dca_fast.ssimulacra2 import ssimulacra2
 from dca_fast.testing import photograph
@@ -19,6 +20,16 @@ IMAGE = photograph(150, 200, seed=3)
 @pytest.fixture(scope="module")
 def codec() -> Codec:
     return Codec("dca-s", threads=1)
+
+
+def test_alpha_is_coded_once_and_options_are_kept(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, calls = np.dstack([IMAGE, IMAGE[..., 1]]), []
+    pack = picture.coder.pack_plane
+    monkeypatch.setattr(picture.coder, "pack_plane", lambda *args, **kwargs: calls.append(0) or pack(*args, **kwargs))
+    options = {"effort": 0, "aq_strength": 0.25, "screen": "off", "alpha_quality": 50, "metadata": {"xmp": b"<x/>"}}
+    data = codec.encode_to(image, psnr=30, **options)
+    assert len(calls) == 1
+    assert data == codec.encode(image, inspect(data).quality, **options)
 
 
 def test_the_search_finds_the_border_in_few_steps() -> None:

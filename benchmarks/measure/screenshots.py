@@ -1,10 +1,10 @@
-"""Screenshots of real programs for `screens.py`: pictures in the manuals that Debian distributes.
+"""Pictures of programs' manuals for `screens.py`, most of them screenshots, as Debian distributes them.
 
     mkdir PACKAGES; (cd PACKAGES; apt-get download $(python benchmarks/measure/screenshots.py --packages))
     python benchmarks/measure/screenshots.py FOLDER --from PACKAGES
 
-Of each manual those that stand at equal steps in the list of its pictures by name, of at least LEAST pixels, each once;
-so nobody chose them. What is transparent becomes white. All are under free licences, most of them the GNU Free
+Of each manual those that stand at equal steps in the list of its pictures by name, of at least LEAST pixels, so
+that nobody chose them. What is transparent becomes white. All are under free licences, most of them the GNU Free
 Documentation License or Creative Commons BY-SA: the file copyright in each package names it. No picture was seen by any
 training, and none is kept in the repository. The packages of the published figures are those of Debian 12.
 """
@@ -12,7 +12,6 @@ training, and none is kept in the repository. The packages of the published figu
 from __future__ import annotations
 
 import argparse
-import hashlib
 import subprocess
 import tempfile
 from pathlib import Path
@@ -42,14 +41,14 @@ def on_white(path: Path) -> Image.Image:
 
 
 def pictures(folder: Path) -> list[Path]:
-    """The large ones, by name, without copies."""
-    found: dict[bytes, Path] = {}
+    """The large ones, one of each name: the same in other languages would count twice."""
+    found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*.png")):
         if path.is_symlink():
             continue
         with Image.open(path) as picture:
             if picture.width * picture.height >= LEAST:
-                found.setdefault(hashlib.sha256(on_white(path).tobytes()).digest(), path)
+                found.setdefault(path.name, path)
     return list(found.values())
 
 

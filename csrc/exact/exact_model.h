@@ -71,6 +71,7 @@ struct Probability {
 };
 
 // Values that are all zeros at the start. A small picture reads few of them, and the system makes pages when they are.
+// In WebAssembly, where only `new` may be called by several threads at a time, one thread has all bands.
 template <class T>
 class Zeros {
   static_assert(std::is_trivially_copyable_v<T>);

@@ -50,8 +50,7 @@ struct Tables {
       while (i < 4095 && wide[i] < p * 16 + 8) ++i;
       stretch[p] = static_cast<int16_t>(i - 2048);
     }
-    for (int x = 0; x < 4096; ++x) {
-      int n = 0;
+    for (int x = 0, n = 0; x < 4096; ++x) {
       while ((x + 1) >> n != 0) ++n;
       level[x] = static_cast<uint8_t>(n < 2 ? 0 : 2 * n - 3 + ((x + 1) >> (n - 2) & 1));
     }
