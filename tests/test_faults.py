@@ -319,6 +319,21 @@ def test_hostile_files_of_every_kind(benchmark_script: Callable[[str], ModuleTyp
     assert result["outcomes"]["stream, digests not compared: decoded"] > 0
 
 
+def test_a_section_with_the_tag_of_an_ancillary_one_makes_another_file(
+    benchmark_script: Callable[[str], ModuleType],
+) -> None:
+    hostile = benchmark_script("measure/hostile")
+    seed = container.parse((Path(__file__).parent / "conformance" / "vectors" / "gray_alpha.dca").read_bytes())
+    renamed = replace(seed, sections={128 | tag: block for tag, block in seed.sections.items()})
+    case = container.parse(container.pack(renamed.header, renamed.stream, renamed.sections))
+    codec = Codec(threads=1)
+    pictures = [codec.decode(container.pack(d.header, d.stream, d.sections), "numpy") for d in (seed, case)]
+    assert np.array_equal(pictures[0][..., :3], pictures[1])
+    assert hostile.is_another_file("bytes, checksum mended", case, seed)
+    assert not hostile.is_another_file("bytes, checksum mended", seed, seed)
+    assert not hostile.is_another_file("stream", case, seed)
+
+
 @pytest.mark.parametrize("kind", ["network", "cut", "exact", "alpha"])
 def test_what_a_small_file_claims_costs_nothing(kind: str) -> None:
     """Few bytes that name 2^28 pixels, or the eight megapixels of one tile, are refused before there is memory for
