@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import runpy
 import shlex
 import subprocess
 import sys
@@ -23,8 +24,8 @@ from pathlib import Path
 from rich.progress import track
 
 from tests.decoder_library import ROOT, WEIGHTS, build
-from web.build import zig
 
+zig = runpy.run_path(str(ROOT / "web" / "build.py"))["zig"]
 CONFORMANCE = ROOT / "tests" / "conformance"
 SYSTEMS = {"linux": "Linux", "windows": "Windows", "macos": "Darwin"}
 
