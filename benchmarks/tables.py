@@ -45,6 +45,8 @@ MODEL_IDS = (
     "speed",
     "scaling",
     "effort",
+    SCREENS,
+    SCREENSHOTS,
 )
 BLOCK = re.compile(r"(<!-- tables:([a-z]+) -->\n).*?(<!-- /tables -->)", re.DOTALL)
 ANCHOR = "JPEG 4:2:0"  # what the chart of speed counts from
@@ -127,8 +129,8 @@ def headline(load: Load) -> str:
     factors = " and ".join(f"{way}s {rival[f'{way}_ms'] / ours[f'{way}_ms']:.0f} times" for way in reversed(DIRECTIONS))
     return prose(
         f"On {times['threads']} CPU cores it {factors} as fast as {NEURAL}, at {SMALLEST}. At equal PSNR on Kodak its"
-        f" files are {saved[ANCHOR]:.0f} % smaller than JPEG's and {saved['AVIF speed 6']:.0f} % smaller than those of"
-        f" AVIF at speed 6. Screenshots of programs take {100 * screens['to_avif']:.0f} % of AVIF's bytes (speed 4,"
+        f" files are {saved[ANCHOR]:.0f} % smaller than JPEG's and {saved['AVIF speed 6']:.0f} % smaller than AVIF's at"
+        f" speed 6. Screenshots and figures of manuals take {100 * screens['to_avif']:.0f} % of AVIF's bytes (speed 4,"
         f" 4:4:4, our quality {quality})."
     )
 
@@ -355,7 +357,7 @@ def screenshots(load: Load) -> str:
     facts = load(SCREENSHOTS)
     larger = {q: sum(row[q]["to_avif"] > 1 for row in facts["pictures"].values()) for q in facts["means"]}
     text = prose(
-        f"The same of {len(facts['pictures'])} screenshots. Files that are larger than AVIF's:"
+        f"The same columns for {len(facts['pictures'])} pictures. Files that are larger than AVIF's:"
         f" {', '.join(f'{count} at quality {quality}' for quality, count in larger.items())}. Times to encode"
         f" over those with `--screen off`: {times_with_graphics(facts)}, 1 thread of {machine(facts)}, beside other"
         " work."
