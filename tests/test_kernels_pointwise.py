@@ -10,6 +10,7 @@ import torch
 from dca_fast.config import SKIP_ROW, coarse_to_fine
 from dca_fast.ops import reference
 from tests.kernel_tools import (
+    ARCHITECTURES,
     DEVICE,
     EXTREME_M,
     INFINITE_PRODUCTS,
@@ -222,8 +223,8 @@ def restoration_sums() -> None:
 
 
 @pytest.mark.slow
-def test_kernels_compile() -> None:
-    architecture = 90  # others differ in how they multiply, which test_kernels_gemm.py looks at
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_kernels_compile(architecture: int) -> None:
     for record in compiled(__name__, "dca_s_calls", architecture):
         check_compiled(record, architecture, tensor_core=False)
     for record in compiled(__name__, "restoration_sums", architecture):

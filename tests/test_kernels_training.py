@@ -14,7 +14,7 @@ from dca_fast.model.fused import fuse
 from dca_fast.model.layers import DepthBlock, GatedFfn, channel_multipliers
 from dca_fast.model.network import Network
 from dca_fast.model.rates import noisy_bits
-from tests.kernel_tools import DEVICE, SHARED_LIMIT, compiled, kernels
+from tests.kernel_tools import ARCHITECTURES, DEVICE, SHARED_LIMIT, compiled, kernels
 
 training = kernels("training")
 
@@ -157,7 +157,7 @@ def train_blocks() -> None:
     noisy_bits(y, torch.zeros_like(y), True).sum().backward()
 
 
-@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_what_is_compiled(architecture: int) -> None:
     records = compiled("tests.test_kernels_training", "train_blocks", architecture)
     names = {record["kernel"] for record in records}
