@@ -38,6 +38,11 @@ from tests.drawn_weights import SMALL, drawn_weights
 
 TESTS = ROOT / "tests"
 LONGEST = 4096  # bytes of a seed
+# Large pieces of memory come and go with every input: what is noted of each takes longer than the work. An input that is
+# run again without these options says where memory came from. The limit of all memory is the sanitizer's: libFuzzer
+# would count what this process, its parent, once had.
+ASAN = "detect_stack_use_after_return=0:malloc_context_size=1:quarantine_size_mb=1:thread_local_quarantine_size_kb=64"
+ASAN += ":max_malloc_fill_size=0:hard_rss_limit_mb=4096"
 HARNESSES = "parsers", "weights", "decoder", "shipped", "rans", "exact"  # `shipped`: decoder, with the shipped weights
 
 
@@ -144,10 +149,7 @@ def run(harness: str, folder: Path, corpus: Path, *, seconds: int = 0, runs: int
     options += [f"-seed={seed}"] if seed else []
     options += ["-entropic_scale_per_exec_time=1"]  # of two inputs that teach as much, the faster one
     options += ["-print_final_stats=1", "-timeout=60", "-rss_limit_mb=0", f"-max_len={LONGEST}"]
-    # Large pieces of memory come and go with every input: what is noted of each takes longer than the work.
-    # The limit is the sanitizer's: libFuzzer would count the memory that this process, its parent, once had.
-    asan = "detect_stack_use_after_return=0:malloc_context_size=6:quarantine_size_mb=16:hard_rss_limit_mb=4096"
-    environment = os.environ | {"ASAN_OPTIONS": asan, "DCA_WEIGHTS": str(WEIGHTS if harness == "shipped" else small)}
+    environment = os.environ | {"ASAN_OPTIONS": ASAN, "DCA_WEIGHTS": str(WEIGHTS if harness == "shipped" else small)}
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as start:
         for i, data in enumerate(seeds(harness, small)):
