@@ -38,8 +38,8 @@ from tests.drawn_weights import SMALL, drawn_weights
 
 TESTS = ROOT / "tests"
 LONGEST = 4096  # bytes of a seed
-# Large pieces of memory come and go with every input: what is noted of each takes longer than the work. An input that is
-# run again without these options says where memory came from. The limit of all memory is the sanitizer's: libFuzzer
+# Large pieces of memory come and go with every input: what is noted of each takes longer than the work. An input that
+# is run again without these options says where memory came from. The limit of all memory is the sanitizer's: libFuzzer
 # would count what this process, its parent, once had.
 ASAN = "detect_stack_use_after_return=0:malloc_context_size=1:quarantine_size_mb=1:thread_local_quarantine_size_kb=64"
 ASAN += ":max_malloc_fill_size=0:hard_rss_limit_mb=4096"
