@@ -166,3 +166,6 @@ def test_wheel_works_in_the_source_tree_and_outside(wheel: Path, tree: Path, tmp
     # in the tree its sources come first; what only an installation has is still found
     inside = run(sys.executable, "-c", code, cwd=tree, path=site).split()
     assert inside == [str(tree / "dca_fast/__init__.py"), outside[1]]
+    told = run(sys.executable, tree / "tests/golden/check.py", cwd=tmp_path, path=site)
+    assert "the same bytes and pixels" in told
+    assert str(site / "dca_fast") in told
