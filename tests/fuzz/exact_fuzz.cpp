@@ -16,7 +16,7 @@ using fuzz::require;
 namespace {
 
 // Most pictures are small: many of them tell more than a few large ones.
-int side(Input& input, uint32_t most) { return 1 + static_cast<int>(input.below(input.below(32) == 31 ? most : 9)); }
+int side(Input& input, uint32_t most) { return 1 + static_cast<int>(input.below(input.below(32) == 31 ? most : 7)); }
 
 // Flat shapes, noise, slopes, all of them, or the bytes of the input.
 template <class Sample>
@@ -132,11 +132,12 @@ extern "C" int LLVMFuzzerInitialize(int*, char***) { return 0; }
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Input input(data, size);
-  switch (input.below(4)) {
+  switch (input.below(8)) {
     case 0:
+    case 1:
       of_files(input);
       break;
-    case 1:
+    case 2:
       coder<uint16_t>(input);
       break;
     default:

@@ -240,7 +240,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const bool coded = kind % 4 == 3;  // to search a trellis takes the most of the time
   bool codable = coded;
   for (uint32_t i = 1 + input.below(3); i > 0; --i) {
-    signals.emplace_back(input, input.below(input.below(32) == 31 ? 3000 : coded ? 40 : 120), groups, threads, coded);
+    const uint32_t most = input.below(32) == 31 ? 1000 : 100;
+    signals.emplace_back(input, input.below(coded ? most / 4 : most), groups, threads, coded);
     codable = codable && signals.back().codable();
   }
   std::string stream;
