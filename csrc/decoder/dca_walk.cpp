@@ -103,33 +103,6 @@ class Walk {
   uint32_t digest_ = 0;
 };
 
-struct TileStream {
-  uint32_t digest;
-  Span bytes;
-};
-
-// The table of a picture in tiles, and the streams behind it.
-std::vector<TileStream> split(Span stream, size_t count) {
-  if (stream.size < count * (kDigestBytes + 1) - 1) {
-    fail(DCA_TRUNCATED_STREAM, "the stream ends inside the table of its %zu tiles", count);
-  }
-  Reader reader(stream, 0, DCA_TRUNCATED_STREAM);
-  std::vector<TileStream> tiles(count);
-  std::vector<uint64_t> sizes;
-  for (TileStream& tile : tiles) {
-    tile.digest = little32(reader.take(kDigestBytes).data);
-    if (sizes.size() + 1 < count) sizes.push_back(reader.number(5));
-  }
-  uint64_t left = stream.size - reader.at();
-  for (const uint64_t size : sizes) {
-    if (size > left) fail(DCA_TRUNCATED_STREAM, "the stream ends inside its %zu tiles", count);
-    left -= size;
-  }
-  sizes.push_back(left);
-  for (size_t i = 0; i < count; ++i) tiles[i].bytes = reader.take(static_cast<size_t>(sizes[i]));
-  return tiles;
-}
-
 }  // namespace
 
 Grid Grid::of(int height, int width) {
@@ -163,6 +136,27 @@ Area Area::around(int reach, int most_width, int most_height) const {
   return {first, begin, std::min(most_width, right() + reach) - first, std::min(most_height, bottom() + reach) - begin};
 }
 
+std::vector<TileStream> tile_streams(Span stream, size_t count) {
+  if (stream.size < count * (kDigestBytes + 1) - 1) {
+    fail(DCA_TRUNCATED_STREAM, "the stream ends inside the table of its %zu tiles", count);
+  }
+  Reader reader(stream, 0, DCA_TRUNCATED_STREAM);
+  std::vector<TileStream> tiles(count);
+  std::vector<uint64_t> sizes;
+  for (TileStream& tile : tiles) {
+    tile.digest = little32(reader.take(kDigestBytes).data);
+    if (sizes.size() + 1 < count) sizes.push_back(reader.number(5));
+  }
+  uint64_t left = stream.size - reader.at();
+  for (const uint64_t size : sizes) {
+    if (size > left) fail(DCA_TRUNCATED_STREAM, "the stream ends inside its %zu tiles", count);
+    left -= size;
+  }
+  sizes.push_back(left);
+  for (size_t i = 0; i < count; ++i) tiles[i].bytes = reader.take(static_cast<size_t>(sizes[i]));
+  return tiles;
+}
+
 Latent decode_latent(const Program& program, const rans::Path& path, Span stream, const Grid& grid, const Area& area,
                      int aq, int threads) {
   const auto walked = [&](Span bytes, const Grid& part) {
@@ -188,7 +182,7 @@ Latent decode_latent(const Program& program, const rans::Path& path, Span stream
     out.digest = whole.digest;
     return out;
   }
-  const std::vector<TileStream> streams = split(stream, tiles.size());
+  const std::vector<TileStream> streams = tile_streams(stream, tiles.size());
   for (size_t i = 0; i < tiles.size(); ++i) {
     const Grid& tile = tiles[i];
     out.digest = crc32(out.digest, &streams[i].digest, kDigestBytes);

@@ -28,6 +28,15 @@ struct Area {
   Area around(int reach, int most_width, int most_height) const;
 };
 
+// The stream of a tile, and the digest of its values.
+struct TileStream {
+  uint32_t digest;
+  Span bytes;
+};
+
+// The table of a picture in so many tiles, at least two, and the streams behind it. Throws Error.
+std::vector<TileStream> tile_streams(Span stream, size_t count);
+
 struct Latent {
   Words y_hat;  // [height, width, M] of the area
   uint32_t digest;

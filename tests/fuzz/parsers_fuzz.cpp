@@ -1,11 +1,14 @@
-// What takes bytes apart before anything is decoded: the container, JSON, configurations and headers of weights.
+// What takes bytes apart before anything is decoded: the container, tables of tiles, JSON, configurations and headers
+// of weights.
 //
-// An input that begins as a .dca file does goes to the container, with its checksum mended; one that begins with a
-// brace to JSON and, as it may be one, to a configuration; any other is a weights file.
+// An input that begins as a .dca file does goes to the container, with its checksum mended; one that begins with T is
+// the stream of a picture in tiles, behind their number; one that begins with a brace goes to JSON and, as it may be
+// one, to a configuration; any other is a weights file.
 #include <string>
 
 #include "../../csrc/decoder/dca_config.h"
 #include "../../csrc/decoder/dca_container.h"
+#include "../../csrc/decoder/dca_walk.h"
 #include "../../csrc/decoder/dca_weights.h"
 #include "input.h"
 
@@ -35,6 +38,22 @@ void container(fuzz::Bytes file) {
   }
 }
 
+void tile_table(Span stream, size_t count) {
+  try {
+    const std::vector<TileStream> tiles = tile_streams(stream, count);
+    require(tiles.size() == count, "as many as there are");
+    const uint8_t* at = tiles.front().bytes.data;
+    require(at > stream.data, "streams lie behind the table");
+    for (const TileStream& tile : tiles) {
+      require(tile.bytes.data == at, "streams follow each other");
+      at += tile.bytes.size;
+    }
+    require(at == stream.data + stream.size, "the last one takes the rest");
+  } catch (const Error& refused) {
+    require(refused.status == DCA_TRUNCATED_STREAM || refused.status == DCA_CORRUPT_STREAM, "the error of a stream");
+  }
+}
+
 void check_strings(const Json& value) {
   require(parse_json(json_text(value.string)).string == value.string, "a string comes back");
   for (const Json& item : value.items) check_strings(item);
@@ -59,6 +78,10 @@ extern "C" int LLVMFuzzerInitialize(int*, char***) { return 0; }
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size > 0 && data[0] == 0x89) {
     container({data, data + size});
+    return 0;
+  }
+  if (size > 1 && data[0] == 'T') {
+    tile_table({data + 2, size - 2}, 2 + size_t{data[1]});
     return 0;
   }
   try {

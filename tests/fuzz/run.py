@@ -133,7 +133,8 @@ def seeds(harness: str, small: Path) -> list[bytes]:
         codec = Codec(weights=small if harness == "decoder" else WEIGHTS, threads=1)
         return pictures(codec) + files("golden", "conformance/vectors")
     if harness == "parsers":
-        return files("golden", "conformance/vectors", "conformance/refused") + headers(small)
+        tiles = b"T\x01digs\x05digs\x80\x01digs" + bytes(150)  # three, of 5 bytes, 128 bytes and the rest
+        return [*files("golden", "conformance/vectors", "conformance/refused"), *headers(small), tiles]
     return drawn + (exact_streams() if harness == "exact" else [])
 
 
