@@ -1,6 +1,6 @@
 """Maps kernels/ to dca_fast.kernels and builds the three native extensions; pyproject.toml has the rest.
 
-Without a C++ compiler the package is installed without them: all of it works, in PyTorch and Python, many times slower.
+Without a C++ compiler the package is installed without them: it needs PyTorch then, and is many times slower.
 With DCA_SLIM=1 the weights are left out, and the package of them that `dca-fast package` makes is a dependency instead.
 Python 3.12 and later share one build in their stable ABI; 3.10 and 3.11 need one each.
 With DCA_CUDA_ARCHS, such as "sm_80 sm_90 sm_100", nvcc also builds the GPU's coder for these architectures.
@@ -62,7 +62,7 @@ class Build(build_ext):
 
     def build_extensions(self):
         if not self.compiles():
-            self.warn("no C++ compiler works here: dca-fast is installed without its C++ backend, which makes it slow")
+            self.warn("no C++ compiler works here: dca-fast has no C++ backend, needs PyTorch and is slow")
             self.extensions = []
             return
         compile_some = self.compiler.compile

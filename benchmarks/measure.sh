@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that benchmarks/results/dca-s holds, then the tables of the documents. Leave the machine alone meanwhile.
+# Speed, rate and distortion, robustness: into benchmarks/results/dca-s, then the tables of the documents. Leave the machine alone meanwhile.
 #
 #   benchmarks/measure.sh PHOTOGRAPHS VALIDATION ANCHORS [PART ...]
 #

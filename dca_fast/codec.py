@@ -465,7 +465,7 @@ class Codec:
 
         Raises:
             BitstreamError: one of its kinds says what is wrong with the bytes. Never a wrong picture.
-            UnknownModelError: no weights of the file's model are here; files without loss need none.
+            UnknownModelError: no weights of the file's model are here; files without a model need none.
             WeightsError: those weights are damaged.
             InputError: neither bytes nor where they are; a region that is empty or not within the picture.
             OSError: the file cannot be read.
@@ -619,8 +619,8 @@ class Codec:
     ) -> list[bytes]:
         """`encode` of each, with the same bytes.
 
-        A CUDA device codes pictures of about one size together at effort 0, which is many times faster for small ones
-        (docs/guide/gpu.md). No more pictures are taken from `images` at a time than are coded together.
+        A CUDA device codes pictures of about one size together at effort 0 (docs/guide/gpu.md). No more
+        pictures are taken from `images` at a time than are coded together.
 
         Args:
             images: as of `encode`; or an array [N, H, W, C], or a tensor [N, C, H, W].

@@ -684,6 +684,9 @@ def test_the_end_of_a_training(photographs: Photographs, tmp_path: Path, capsys:
     assert "dB" in capsys.readouterr().out
     assert json.loads((out / "validation.json").read_text())["per_image"]
     assert (tmp_path / "again.svg").read_text().startswith("<?xml")
+    assert main([str(a) for a in ("train", "--out", out, *asked)]) == 2
+    assert "again.svg exists; --force replaces it" in capsys.readouterr().err
+    assert main([str(a) for a in ("train", "--out", out, *asked, "--force")]) == 0
 
 
 @pytest.mark.parametrize(

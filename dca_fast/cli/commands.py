@@ -276,6 +276,7 @@ def train(args: argparse.Namespace) -> int:
     need_torch("training")
     from dca_fast.train.commands import train
 
+    check_reports(args.export, args.plot, force=args.force)
     train(args)
     return OK
 

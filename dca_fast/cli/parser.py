@@ -138,7 +138,7 @@ def make_parser() -> Parser:
     )
     p.add_argument("-o", "--out", type=Path, default=Path("dist"), metavar="DIR", help="default: %(default)s")
     p = add("demo", commands.demo, parents=[model])
-    p.add_argument("image", nargs="?", type=Path, metavar="IMAGE", help="default: a portrait in matplotlib")
+    p.add_argument("image", nargs="?", type=Path, metavar="IMAGE", help="default: a drawn landscape")
     p.add_argument("--out", type=Path, default=Path("dca-demo"), metavar="DIR", help="default: %(default)s")
     add_force(p)
     p = add("completion", commands.completion)
@@ -164,8 +164,8 @@ def model_options() -> Parser:
     p.add_argument("--preset", default="dca-s", metavar="NAME", help="shipped weights (default: %(default)s)")
     p.add_argument("--weights", metavar="FILE", help="other weights, as `export` writes them")
     p.add_argument("--backend", choices=("auto", "cuda", *commands.BACKENDS), default="auto")
-    p.add_argument("--threads", type=count, metavar="N", help="default: DCA_THREADS or all cores")
-    p.add_argument("--device", metavar="NAME", help="default: cpu")
+    p.add_argument("--threads", type=count, metavar="N", help="default: DCA_THREADS, else all cores")
+    p.add_argument("--device", metavar="NAME", help="default: that of the backend, cpu with auto")
     return p
 
 
@@ -183,7 +183,8 @@ def _add_conversion(p: argparse.ArgumentParser, encoding: bool) -> None:
     p.add_argument("-o", "--out-dir", metavar="DIR", help="convert all inputs into this folder")
     force_help = "replace an output that exists and is no .dca file" if encoding else "replace an output that exists"
     p.add_argument("--force", action="store_true", help=f"{force_help}, or is the input")
-    p.add_argument("--no-overwrite", action="store_true", help="refuse, in a batch: keep, what exists and is whole")
+    keep_help = "an output that exists is an error; of a batch, whole ones are kept"
+    p.add_argument("--no-overwrite", action="store_true", help=keep_help)
     manifest_help = "of a batch: a line of JSON about each file, with hashes; later runs bring it up to date"
     p.add_argument("--manifest", type=Path, metavar="FILE", help=manifest_help)
     p.add_argument("--shard", type=shard, metavar="I/N", help="of a batch: the I-th of N parts, for N processes")
@@ -300,6 +301,7 @@ def _add_train(p: argparse.ArgumentParser) -> None:
     p.add_argument("--export", type=Path, metavar="FILE", help="at the end: integer weights, checked")
     p.add_argument("--validate", type=Path, metavar="DIR", help="at the end: rate and distortion over these images")
     p.add_argument("--plot", type=Path, metavar="FILE", help="draw the losses in --out, even without --data")
+    add_force(p)
 
 
 def _add_ablate(p: argparse.ArgumentParser) -> None:

@@ -26,6 +26,8 @@ makes this page. Variables of the environment: [environment.md](environment.md).
 | 2 | wrong usage or input |
 | 3 | bytes that cannot be decoded |
 | 4 | something this machine lacks: a backend, weights, a package, memory |
+| 130 | interrupted |
+| 141 | nobody reads the output any more |
 
 Every failure is one line on standard error. Options are not abbreviated.
 """
