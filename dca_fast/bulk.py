@@ -59,7 +59,7 @@ def encode_items(items: Iterable[Item], codec: Codec | None = None, **options: A
 
     def convert(name: str, data: bytes) -> Item:
         with image_io.no_limit_of_pillow():  # the codec has one
-            image = image_io.load_image(data, exact=exact, max_pixels=codec.max_pixels)
+            image = image_io.load_image(bytes(data), exact=exact, max_pixels=codec.max_pixels)
         return name + EXTENSION, encode(image, **options)
 
     return _each(items, convert)

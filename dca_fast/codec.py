@@ -65,6 +65,11 @@ def _quality(quality: float | str) -> int:
     return round(float(quality) * QUALITY_ONE)
 
 
+def _part_of(progress: Callable[[float], None] | None, i: int, count: int) -> Callable[[float], None] | None:
+    """What the i-th of so many images is told instead."""
+    return None if progress is None else lambda done: progress((i + done) / count)
+
+
 def _aq(strength: float) -> int:
     """In sixteenths."""
     most = MAX_AQ / AQ_ONE
@@ -227,7 +232,7 @@ class Codec:
                 the same files with both.
             alpha_quality: 0..100. 100 keeps alpha as it is; below, it is rounded to fewer levels, of which transparent
                 and opaque always are two: 92 of them at 79, 23 at 50, two at 0.
-            metadata: replaces the image's own "icc", "exif", "xmp" blocks.
+            metadata: replaces the image's own "icc", "exif", "xmp" blocks, of every image of a batch.
             progress: told how much is done, 0..1.
 
         Returns:
@@ -247,10 +252,16 @@ class Codec:
         batch = images_of(image)
         if batch is not None:
             options: dict[str, Any] = {"effort": effort, "aq_strength": aq_strength, "screen": screen}
-            options["alpha_quality"] = alpha_quality
-            return [self.encode(one, quality, **options) for one in batch]  # type: ignore[return-value]
+            options |= {"alpha_quality": alpha_quality, "metadata": metadata}
+            parts = [_part_of(progress, i, len(batch)) for i in range(len(batch))]
+            return [  # type: ignore[return-value]
+                self.encode(one, quality, progress=part, **options) for one, part in zip(batch, parts, strict=True)
+            ]
         if lossless:
-            return self._encode_exact(image, metadata)
+            data = self._encode_exact(image, metadata)
+            if progress is not None:
+                progress(1.0)
+            return data
         source = self._image(image)
         return self._file(source, self._sections(source, metadata, levels), q, level, aq, look, progress)
 
@@ -432,6 +443,8 @@ class Codec:
         self, source: image_io.ImageInput, metadata: Mapping[str, bytes] | None, levels: int = picture.ALL_LEVELS
     ) -> dict[int, bytes]:
         blocks = metadata if metadata is not None else source.metadata
+        if not isinstance(blocks, Mapping):
+            raise InputError(f"metadata holds bytes under {', '.join(METADATA)}, got {type(blocks).__name__}")
         for key, value in blocks.items():
             if key not in METADATA or not isinstance(value, bytes):
                 kind = type(value).__name__

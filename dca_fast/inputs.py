@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Integral
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, Union
 
 import numpy as np
@@ -12,7 +14,6 @@ import numpy.typing as npt
 from PIL import Image
 
 from dca_fast.errors import ConfigError, InputError, LimitExceededError
-from dca_fast.files.atomic import read
 from dca_fast.files.container import DEFAULT_MAX_PIXELS, MAX_SIDE
 from dca_fast.files.image_io import ImageInput, from_pil, load_image
 from dca_fast.tensors import is_tensor, pixels_of
@@ -56,7 +57,7 @@ def image_of(image: ImageLike, *, on_device: bool, max_pixels: int) -> ImageInpu
         OSError: the file cannot be read.
     """
     if isinstance(image, ImageInput):
-        return image
+        return checked(image)
     if isinstance(image, Image.Image):
         return from_pil(image)
     if is_tensor(image):
@@ -69,6 +70,31 @@ def image_of(image: ImageLike, *, on_device: bool, max_pixels: int) -> ImageInpu
     return load_image(content_of(image), max_pixels=max_pixels)
 
 
+def checked(image: ImageInput, depths: Sequence[Any] = (np.uint8,)) -> ImageInput:
+    """The same image, if its pixels and alpha are what it says.
+
+    Args:
+        depths: types that samples may have, of NumPy; pixels on a device are uint8.
+
+    Raises:
+        InputError: another shape or type.
+    """
+    pixels, alpha, names = image.pixels, image.alpha, " or ".join(np.dtype(depth).name for depth in depths)
+    if is_tensor(pixels):
+        if str(pixels.dtype) != "torch.uint8" or pixels.ndim != 3 or pixels.shape[2] != 3:
+            raise InputError(f"pixels must be uint8 [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
+    elif not isinstance(pixels, np.ndarray) or pixels.dtype not in depths or pixels.ndim != 3 or pixels.shape[2] != 3:
+        given = f"{pixels.dtype} {list(pixels.shape)}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
+        raise InputError(f"pixels must be {names} [H, W, 3], got {given}")
+    if alpha is None:
+        return image
+    kind = np.dtype(np.uint8) if is_tensor(pixels) else pixels.dtype
+    if not isinstance(alpha, np.ndarray) or alpha.dtype != kind or alpha.shape != tuple(pixels.shape[:2]):
+        given = f"{alpha.dtype} {list(alpha.shape)}" if isinstance(alpha, np.ndarray) else type(alpha).__name__
+        raise InputError(f"alpha must be {kind} {list(pixels.shape[:2])}, got {given}")
+    return image
+
+
 def content_of(image: ImageLike) -> bytes:
     """The bytes of an image file that is given as its path or a binary file object.
 
@@ -77,7 +103,7 @@ def content_of(image: ImageLike) -> bytes:
         OSError: it cannot be read.
     """
     if isinstance(image, str | os.PathLike):
-        return read(image)
+        return Path(image).read_bytes()
     return _read(image, "expected a Pillow image, an array, a tensor, a path or a binary file object")
 
 
@@ -99,9 +125,9 @@ def pixel_limit(given: int | None) -> int:
         if not text.isdecimal() or int(text) < 1:
             raise ConfigError(f"DCA_MAX_PIXELS must be a whole number of at least 1, got {text!r}")
         return int(text)
-    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+    if isinstance(given, bool) or not isinstance(given, Integral) or given < 1:
         raise ConfigError(f"max_pixels must be a whole number of at least 1, got {given!r}")
-    return given
+    return int(given)
 
 
 def check_size(shape: Sequence[int], max_pixels: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,9 @@ def check(reduce: object) -> int:
     Raises:
         ConfigError: not one of `REDUCTIONS`.
     """
-    if isinstance(reduce, bool) or not isinstance(reduce, int) or reduce not in REDUCTIONS:
+    if isinstance(reduce, bool) or not isinstance(reduce, Integral) or int(reduce) not in REDUCTIONS:
         raise ConfigError(f"reduce must be one of {', '.join(map(str, REDUCTIONS))}, got {reduce!r}")
-    return reduce
+    return int(reduce)
 
 
 def box_mean(picture: npt.NDArray[Any], reduce: int) -> npt.NDArray[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import NamedTuple
 
 from dca_fast.errors import InputError
@@ -30,10 +31,11 @@ class Region(NamedTuple):
         Raises:
             InputError: not four whole numbers, empty, or not within the picture.
         """
-        numbers = [v.__index__() for v in values if hasattr(v, "__index__") and not isinstance(v, bool)]
-        if len(values) != 4 or len(numbers) != 4:
-            raise InputError(f"a region is (left, top, width, height) in whole pixels, got {values!r}")
-        region = cls(*numbers)
+        try:
+            numbers = [index(value) for value in values if not isinstance(value, bool)]
+            region = cls(*numbers)
+        except TypeError as error:
+            raise InputError(f"a region is (left, top, width, height) in whole pixels, got {values!r}") from error
         if min(region.left, region.top) < 0 or min(region.width, region.height) < 1:
             raise InputError(f"a region begins at 0 or later and has pixels, got {tuple(region)}")
         if region.left + region.width > width or region.top + region.height > height:

@@ -5,22 +5,24 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Iterator
+from numbers import Integral
 from pathlib import Path
 
 from dca_fast.errors import ConfigError
 
 VARIABLES = ("DCA_THREADS", "OMP_NUM_THREADS")
+MOST = 256  # more than that no coder uses
 
 
 def check(threads: object, name: str = "threads") -> int:
-    """The number.
+    """The number, `MOST` for a larger one.
 
     Raises:
         ConfigError: not a whole number of at least 1.
     """
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+    if isinstance(threads, bool) or not isinstance(threads, Integral) or threads < 1:
         raise ConfigError(f"{name} must be a whole number of at least 1, got {threads!r}")
-    return threads
+    return min(int(threads), MOST)
 
 
 def default_threads() -> int:
@@ -43,7 +45,7 @@ def default_threads() -> int:
         return 1
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     if first.isdecimal() and int(first) >= 1:  # what else it holds, OpenMP ignores too
-        return int(first)
+        return check(int(first), "OMP_NUM_THREADS")
     return usable_cpus()
 
 

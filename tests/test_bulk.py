@@ -69,6 +69,13 @@ def batch(*items: tuple[str, bytes]) -> dict[str, np.ndarray]:
     return {"path": np.array(paths, object), "bytes": np.array(contents, object)}
 
 
+def test_bytes_of_other_types(codec: Codec) -> None:
+    """Spark gives bytearray."""
+    data = png(1)
+    want = list(encode_items([("a.png", data)], codec))
+    assert list(encode_items([("a.png", bytearray(data))], codec)) == want  # type: ignore[list-item]
+
+
 def test_batches_as_columns() -> None:
     encoded = Encoder(quality=30, codec={"threads": 1})(batch(("/in/a.png", png()), ("s3://b/bad.png", b"")))
     assert list(encoded["path"]) == ["/in/a.png", "s3://b/bad.png"]

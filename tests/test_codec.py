@@ -28,6 +28,7 @@ from dca_fast.errors import (
 )
 from dca_fast.evaluation.measure import psnr
 from dca_fast.files import container
+from dca_fast.files.image_io import ImageInput
 from dca_fast.testing import photograph
 from tests.optional import torch
 
@@ -169,6 +170,48 @@ def test_alpha_and_gray_come_in_and_out_of_arrays_and_tensors(native: Codec) -> 
     assert native.encode(torch.from_numpy(four).permute(2, 0, 1)) == data
     assert np.array_equal(native.decode(data, "torch").permute(1, 2, 0).numpy(), pixels)
     assert native.encode(torch.from_numpy(image[..., 0])[None]) == gray
+
+
+def test_a_batch_is_told_what_one_image_is(native: Codec) -> None:
+    told: list[float] = []
+    images, block = np.stack([photograph(20, 30, seed=i) for i in range(2)]), b"<x/>"
+    for quality in (60, "lossless"):
+        told.clear()
+        files = native.encode(images, quality, metadata={"xmp": block}, progress=told.append)  # type: ignore[arg-type]
+        assert [native.decode(data).info["xmp"] for data in files] == [block, block]  # type: ignore[arg-type]
+        assert told == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        ImageInput(photograph(4, 5), np.zeros((4, 5), np.uint16)),
+        ImageInput(photograph(4, 5), np.zeros((5, 4), np.uint8)),
+        ImageInput(photograph(4, 5), b"alpha"),
+        ImageInput(photograph(4, 5)[..., 0]),
+        ImageInput(photograph(4, 5) / 255),
+        ImageInput([[1, 2, 3]]),
+    ],
+)
+@pytest.mark.parametrize("quality", [60, 100, "lossless"])
+def test_an_image_input_is_what_it_says(native: Codec, image: ImageInput, quality: float | str) -> None:
+    with pytest.raises(InputError, match="must be uint8"):
+        native.encode(image, quality)
+
+
+def test_numbers_of_numpy_are_numbers(native: Codec) -> None:
+    image = photograph(20, 30)
+    rgba = np.dstack([image, image[..., 0]])
+    data = native.encode(rgba, np.float32(60), alpha_quality=np.float32(50), effort=np.int64(0))  # type: ignore[arg-type]
+    assert data == native.encode(rgba, 60, alpha_quality=50, effort=0)
+    assert native.decode(data, "numpy", reduce=np.int64(2)).shape == (10, 15, 4)
+    assert Codec(threads=np.int64(2), max_pixels=np.int64(600)).threads == 2  # type: ignore[arg-type]
+    assert Codec(threads=10**12).encode(image, 60) == native.encode(image, 60)
+    for region in (5, (1, 2), iter((0, 0, 1, 1.5)), (0, 0, True, 1)):
+        with pytest.raises(InputError, match="a region is"):
+            native.decode(data, region=region)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="metadata holds bytes"):
+        native.encode(image, metadata=[])  # type: ignore[arg-type]
 
 
 def test_batches_of_four_dimensions_give_lists(native: Codec) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from dca_fast.errors import (
 from dca_fast.exact import coder, colours, decisions, reference
 from dca_fast.exact.colours import Mode
 from dca_fast.exact.planes import level_of
-from dca_fast.files import container
+from dca_fast.files import container, image_out
 from dca_fast.testing import photograph
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -438,6 +439,24 @@ def test_headers_of_exact_files() -> None:
             container.pack(container.Header(**({**vars(header)} | values)), b"x")
     with pytest.raises(InputError, match="16 bits"):
         container.pack(container.Header(3, 2, 10000, bytes(4), 7, depth=16), b"x")
+
+
+@pytest.mark.parametrize("extension", image_out.EXTENSIONS)
+def test_gray_of_16_bits_in_every_format(codec: Codec, extension: str) -> None:
+    """All of it, or the nearest of 8 bits and a warning; never a part of its range."""
+    ramp = np.linspace(0, 65535, 30 * 40).astype(np.uint16).reshape(30, 40)
+    image = codec.decode(codec.encode(ramp, "lossless"))
+    deep = extension in (".png", ".tif", ".tiff", ".pgm")
+    with nullcontext() if deep else pytest.warns(InputWarning, match="holds 8 bits per sample: reduced"):
+        data = image_out.image_bytes(image, extension)
+    with Image.open(io.BytesIO(data)) as back:
+        assert back.mode.startswith("I") == deep
+        found = np.asarray(back).astype(int)
+    if deep:
+        assert np.array_equal(found, ramp)
+    else:
+        found = found if found.ndim == 2 else found[..., 1]
+        assert np.abs(found - ramp / 257).max() < (4 if extension in (".jpg", ".jpeg", ".avif") else 0.51)
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])

@@ -4,7 +4,10 @@ import io
 import os
 import struct
 import sys
+import threading
+import warnings
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +17,7 @@ from PIL import Image, ImageCms
 
 from dca_fast.errors import InputError, InputWarning, LimitExceededError
 from dca_fast.files.atomic import write_atomic
-from dca_fast.files.image_io import from_pil, load_image, to_pil
+from dca_fast.files.image_io import from_pil, load_image, no_limit_of_pillow, to_pil
 from dca_fast.files.image_out import save_image
 
 RNG = np.random.default_rng(7)
@@ -98,7 +101,44 @@ def test_colour_keys_become_alpha() -> None:
 @pytest.mark.parametrize("mode", ["YCbCr", "HSV", "RGBX", "LAB"])
 def test_other_colour_models_become_rgb(mode: str) -> None:
     image = Image.fromarray(COLOUR).convert(mode)
-    assert np.array_equal(from_pil(image).pixels, np.asarray(image.convert("RGB")))
+    told = nullcontext() if mode == "RGBX" else pytest.warns(InputWarning, match=f"{mode} is converted to sRGB")
+    with told:
+        assert np.array_equal(from_pil(image).pixels, np.asarray(image.convert("RGB")))
+
+
+def test_an_animation_that_is_cut_gives_its_first_frame() -> None:
+    buffer = io.BytesIO()
+    frames = [Image.new("P", (8, 6), i) for i in range(3)]
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    data, outcomes = buffer.getvalue(), set()
+    for end in range(30, len(data)):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", InputWarning)
+                outcomes.add(load_image(data[:end]).pixels.shape)
+        except InputError:
+            outcomes.add(None)
+    assert outcomes == {None, (6, 8, 3)}
+
+
+def test_threads_lift_the_limit_of_pillow_together() -> None:
+    limit, inside = Image.MAX_IMAGE_PIXELS, threading.Barrier(2)
+
+    def first() -> None:
+        with no_limit_of_pillow():
+            inside.wait(60)  # the second one is in
+            inside.wait(60)
+        inside.wait(60)  # this one is out
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    with no_limit_of_pillow():
+        inside.wait(60)
+        inside.wait(60)
+        inside.wait(60)
+        assert Image.MAX_IMAGE_PIXELS is None
+    thread.join()
+    assert limit == Image.MAX_IMAGE_PIXELS
 
 
 def test_cmyk_becomes_srgb_with_a_warning() -> None:
@@ -183,12 +223,11 @@ def test_formats_that_are_programs_are_refused() -> None:
         load_image(file_of(Image.fromarray(COLOUR), "EPS"))
 
 
-def test_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sources(tmp_path: Path) -> None:
     data = file_of(Image.fromarray(COLOUR), "PNG")
     path = tmp_path / "image.bin"  # the content decides, not the name
     path.write_bytes(data)
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
-    for source in (data, path, str(path), "-"):
+    for source in (data, path, str(path)):
         assert np.array_equal(load_image(source).pixels, COLOUR)
     with pytest.raises(FileNotFoundError):
         load_image(tmp_path / "missing.png")

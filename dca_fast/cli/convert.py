@@ -129,8 +129,7 @@ def decode(args: argparse.Namespace) -> int:
     def whole(output: bytes, source: str) -> bool:
         from dca_fast.files.container import inspect
 
-        info, size = inspect(read(source)), image_out.size_of(output)
-        return size is not None and sorted(size) == sorted(shown(info))  # it may have been turned
+        return image_out.is_whole(output, *shown(inspect(read(source))))
 
     def tell(output: bytes, source: bytes) -> str:
         from dca_fast.files.container import inspect
@@ -147,6 +146,8 @@ def _jobs(args: argparse.Namespace, extension: str, suffixes: Collection[str]) -
         return [_single(args, extension, suffixes)]
     if "-" in args.paths:
         raise InputError("standard input needs an output, not -o DIR")
+    if not args.out_dir:
+        raise InputError("the folder of -o is empty; '.' is this folder")
     out = Path(args.out_dir)
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is not a folder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from dca_fast.exact import coder
 from dca_fast.exact.colours import Samples
 from dca_fast.files import container, image_io
 from dca_fast.files import metadata as meta
-from dca_fast.inputs import ImageLike, content_of
+from dca_fast.inputs import ImageLike, checked, content_of
 from dca_fast.tensors import is_tensor
 from dca_fast.tensors import pixels_of as pixels_of_tensor
 
@@ -46,9 +47,9 @@ def alpha_levels(quality: object) -> int:
     Raises:
         ConfigError: not a number within 0..100.
     """
-    if isinstance(quality, bool) or not isinstance(quality, int | float) or not 0 <= quality <= 100:
+    if isinstance(quality, bool) or not isinstance(quality, Real) or not 0 <= float(quality) <= 100:
         raise ConfigError(f"alpha_quality must be within 0..100, got {quality!r}")
-    return round(2 ** (1 + 7 * quality / 100))
+    return round(2 ** (1 + 7 * float(quality) / 100))
 
 
 def with_levels(alpha: npt.NDArray[Any], levels: int) -> npt.NDArray[Any]:
@@ -74,7 +75,7 @@ def source_of(image: ImageLike, *, max_pixels: int) -> image_io.ImageInput:
         OSError: the file cannot be read.
     """
     if isinstance(image, image_io.ImageInput):
-        return image
+        return checked(image, (np.uint8, np.uint16))
     if is_tensor(image):
         return _of_array(pixels_of_tensor(image).cpu().numpy())
     if isinstance(image, np.ndarray):
@@ -97,15 +98,8 @@ def _of_array(array: npt.NDArray[Any]) -> image_io.ImageInput:
 
 
 def samples_of(source: image_io.ImageInput) -> Samples:
-    """[H, W, 1 or 3].
-
-    Raises:
-        InputError: alpha of another size or depth.
-    """
-    pixels, alpha = source.pixels, source.alpha
-    if alpha is not None and (alpha.shape != pixels.shape[:2] or alpha.dtype != pixels.dtype):
-        raise InputError(f"alpha must be {pixels.shape[:2]} {pixels.dtype}, not {alpha.shape} {alpha.dtype}")
-    return np.ascontiguousarray(pixels[..., :1] if source.gray else pixels)
+    """[H, W, 1 or 3]."""
+    return np.ascontiguousarray(source.pixels[..., :1] if source.gray else source.pixels)
 
 
 def header_of(source: image_io.ImageInput, samples: Samples, quality: int = container.MAX_QUALITY) -> container.Header:

@@ -7,6 +7,7 @@ What is kept: 8-bit colour or gray, alpha, and the ICC, EXIF and XMP blocks. Wha
 import io
 import os
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,6 @@ from PIL import Image, UnidentifiedImageError
 
 from dca_fast.errors import InputError, LimitExceededError
 from dca_fast.files import metadata as meta
-from dca_fast.files.atomic import read
 from dca_fast.files.container import DEFAULT_MAX_PIXELS
 from dca_fast.files.hidden import fill
 
@@ -32,6 +32,7 @@ __all__ = [
     "no_limit_of_pillow",
     "smooth_where_hidden",
     "suffixes",
+    "to_8_bit",
     "to_pil",
 ]
 
@@ -90,14 +91,42 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     return paths
 
 
+class _Limit:
+    """Pillow's limit, which threads lift together: the first one in notes it, the last one out puts it back."""
+
+    def __init__(self) -> None:
+        self.lock, self.inside, self.pixels = threading.Lock(), 0, Image.MAX_IMAGE_PIXELS
+
+    def lift(self) -> None:
+        with self.lock:
+            if self.inside == 0:
+                self.pixels, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self.inside += 1
+
+    def put_back(self) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                Image.MAX_IMAGE_PIXELS = self.pixels
+
+    def after_fork(self) -> None:
+        """Other threads, which may have held the lock, are not in the child."""
+        self.lock = threading.Lock()
+
+
+_limit = _Limit()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_limit.after_fork)
+
+
 @contextmanager
 def no_limit_of_pillow() -> Iterator[None]:
     """Where `max_pixels` is the limit: Pillow's own is one for the process, and lower than that of the format."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    _limit.lift()
     try:
         yield
     finally:
-        Image.MAX_IMAGE_PIXELS = limit
+        _limit.put_back()
 
 
 def load_image(
@@ -111,7 +140,7 @@ def load_image(
     """Read an image file.
 
     Args:
-        source: a path, "-" for standard input, or the bytes of a file.
+        source: a path, or the bytes of a file.
         strip: as in `from_pil`.
         exact: as in `from_pil`.
         pixels_only: metadata is of no interest: it is left away, and nothing said about what a .dca would not keep.
@@ -125,7 +154,7 @@ def load_image(
         InputError: its content is not an image, or a damaged one.
         LimitExceededError: too many pixels.
     """
-    data = meta.without_damaged_chunks(source if isinstance(source, bytes) else read(source))
+    data = meta.without_damaged_chunks(source if isinstance(source, bytes) else Path(source).read_bytes())
     _plugins()
     with _open(data) as image:
         width, height = image.size
@@ -208,13 +237,7 @@ def to_pil(
 
 
 def smooth_where_hidden(image: ImageInput) -> ImageInput:
-    """The image with colours that cost little where alpha is 0 (`hidden.fill`).
-
-    Raises:
-        InputError: alpha and pixels differ in size.
-    """
-    if image.alpha is not None and image.alpha.shape != image.pixels.shape[:2]:
-        raise InputError(f"alpha must be {image.pixels.shape[:2]} uint8, not {image.alpha.shape}")
+    """The image with colours that cost little where alpha is 0 (`hidden.fill`)."""
     pixels = fill(image.pixels, image.alpha)
     return image if pixels is image.pixels else replace(image, pixels=pixels)
 
@@ -227,7 +250,7 @@ def _convert(image: Image.Image, data: bytes, strip: bool, facts: bool, exact: b
     if 0 in image.size:
         raise InputError("the image has no pixels")
     deep = _is_deep(image, data)
-    if getattr(image, "is_animated", False):
+    if _is_animated(image):
         meta.warn("only one of several frames is read")
     if exact and deep and not image.mode.startswith("I"):
         raise InputError("only 8 of the bits of its samples can be read: without loss it is to be given as an array")
@@ -248,13 +271,14 @@ def _convert(image: Image.Image, data: bytes, strip: bool, facts: bool, exact: b
         image = meta.turned_upright(image)
     if image.mode == "CMYK":
         image = _cmyk_to_srgb(image, blocks.pop("icc", None))
-    elif image.mode == "LAB":  # becomes sRGB, too
+    elif image.mode in ("LAB", "HSV", "YCbCr"):
+        meta.warn(f"{image.mode} is converted to sRGB")
         blocks.pop("icc", None)
     if exact and image.mode.startswith("I"):
         values, key = _in_16_bits(image), image.info.get("transparency")
         opaque = np.where(values == key, 0, 65535).astype(np.uint16) if isinstance(key, int) else None
         return ImageInput(np.repeat(values.astype(np.uint16)[:, :, None], 3, 2), opaque, True, blocks)
-    image = _to_8_bit(image)
+    image = to_8_bit(image)
     alpha = np.array(image.getchannel("A")) if "A" in image.getbands() else None
     if alpha is not None and alpha.min() == 255 and not exact:
         alpha = None
@@ -264,6 +288,16 @@ def _convert(image: Image.Image, data: bytes, strip: bool, facts: bool, exact: b
     if "icc" in blocks and meta.profile_space(blocks["icc"]) in ({"CMYK", "Lab"} if gray else {"CMYK", "Lab", "GRAY"}):
         meta.warn(f"the {meta.profile_space(blocks.pop('icc'))} profile does not fit the pixels and is not kept")
     return ImageInput(pixels, alpha, gray, blocks)
+
+
+def _is_animated(image: Image.Image) -> bool:
+    """Whether there are further frames, or damage where they should be."""
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except MemoryError:
+        raise
+    except Exception:  # many types; the first frame may be whole all the same
+        return True
 
 
 def _is_deep(image: Image.Image, data: bytes) -> bool:
@@ -310,8 +344,12 @@ def _in_16_bits(image: Image.Image) -> npt.NDArray[np.int64]:
     return values
 
 
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Reduce any mode to L, LA, RGB or RGBA."""
+def to_8_bit(image: Image.Image) -> Image.Image:
+    """Reduce any mode to L, LA, RGB or RGBA.
+
+    Raises:
+        InputError: samples without a defined range.
+    """
     key = image.info.get("transparency")
     if image.mode.startswith("I"):
         values = _in_16_bits(image)

@@ -13,9 +13,10 @@ from PIL import ExifTags, Image
 
 from dca_fast.errors import InputError
 from dca_fast.files.atomic import write_atomic
+from dca_fast.files.image_io import no_limit_of_pillow, to_8_bit
 from dca_fast.files.metadata import IFDS, INFO_KEYS, profile_space, turned_upright, warn
 
-__all__ = ["EXTENSIONS", "Format", "format_of", "image_bytes", "save_image", "size_of"]
+__all__ = ["EXTENSIONS", "Format", "format_of", "image_bytes", "is_whole", "save_image"]
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,13 @@ class Format:
     gray: bool = True
     colour: bool = True
     metadata: bool = True
+    deep: bool = False  # 16 bits of gray
 
 
 _JPEG = Format("JPEG", {"quality": 95, "subsampling": 0}, alpha=False)
-_TIFF = Format("TIFF", {"compression": "tiff_adobe_deflate"})
+_TIFF = Format("TIFF", {"compression": "tiff_adobe_deflate"}, deep=True)
 _FORMATS = {
-    ".png": Format("PNG"),
+    ".png": Format("PNG", deep=True),
     ".webp": Format("WEBP", {"lossless": True}, gray=False),
     ".jpg": _JPEG,
     ".jpeg": _JPEG,
@@ -42,7 +44,7 @@ _FORMATS = {
     ".tiff": _TIFF,
     ".bmp": Format("BMP", alpha=False, metadata=False),
     ".ppm": Format("PPM", alpha=False, gray=False, metadata=False),
-    ".pgm": Format("PPM", alpha=False, colour=False, metadata=False),
+    ".pgm": Format("PPM", alpha=False, colour=False, metadata=False, deep=True),
 }
 EXTENSIONS = tuple(_FORMATS)
 _ENDS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}  # Pillow does not mind when they are missing
@@ -76,7 +78,12 @@ def image_bytes(image: Image.Image, path: str | os.PathLike[str], **options: Any
     form = format_of(path)
     if not form.alpha and image.has_transparency_data:
         raise InputError(f"{form.name} cannot hold alpha; png, webp, avif and tif can")
-    gray = image.mode in ("L", "LA")
+    if image.mode.startswith("I") and not form.deep:
+        warn(f"{form.name} holds 8 bits per sample: reduced; png, tif and pgm can hold 16 bits of gray")
+        reduced = to_8_bit(image)
+        reduced.info.update(image.info)
+        image = reduced
+    gray = image.mode in ("L", "LA") or image.mode.startswith("I")
     if not gray and not form.colour:
         raise InputError("a .pgm is gray and the image is not; .ppm can hold it")
     blocks = {key: image.info[key] for key in INFO_KEYS if image.info.get(key)}
@@ -102,16 +109,19 @@ def save_image(image: Image.Image, path: str | os.PathLike[str], **options: Any)
     write_atomic(path, image_bytes(image, ".png" if os.fspath(path) == "-" else path, **options))
 
 
-def size_of(data: bytes) -> tuple[int, int] | None:
-    """Width and height of an image file, or None if it cannot be decoded to its end."""
+def is_whole(data: bytes, width: int, height: int) -> bool:
+    """Whether an image file of that size, or turned by a quarter, can be decoded to its end."""
+    formats = sorted({form.name for form in _FORMATS.values()})
     try:
-        with warnings.catch_warnings():
+        with no_limit_of_pillow(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=sorted({form.name for form in _FORMATS.values()})) as image:
+            with Image.open(io.BytesIO(data), formats=formats) as image:
+                if sorted(image.size) != sorted((width, height)):
+                    return False
                 image.load()
-                return image.size if data.endswith(_ENDS.get(image.format or "", b"")) else None
+                return data.endswith(_ENDS.get(image.format or "", b""))
     except Exception:  # as many types as there are damages
-        return None
+        return False
 
 
 def _written(image: Image.Image, form: Format, blocks: dict[str, Any], options: dict[str, Any]) -> bytes:
