@@ -13,7 +13,7 @@ from PIL import Image
 
 from dca_fast import Codec
 from dca_fast.cli.batch import Job, name_of, plan
-from dca_fast.cli.manifest import Manifest
+from dca_fast.cli.manifest import Manifest, outputs_of
 from dca_fast.cli.parser import main
 from dca_fast.errors import InputError, InputWarning
 from dca_fast.files.image_io import load_image, suffixes
@@ -320,7 +320,7 @@ def test_a_manifest_is_not_written_into_another_file(
     for content in (b"my notes\n", b"{}\n", b"\x89PNG"):
         (tmp_path / "m").write_bytes(content)
         assert run("encode", source, "-o", tmp_path / "out", "--manifest", tmp_path / "m") == 2
-        assert "exists and is not a manifest" in capsys.readouterr().err
+        assert "is not a manifest" in capsys.readouterr().err
         assert (tmp_path / "m").read_bytes() == content
     assert not (tmp_path / "out").exists()
 
@@ -335,6 +335,81 @@ def test_a_manifest_survives_an_interrupted_run(tmp_path: Path) -> None:
     manifest = Manifest(path)
     manifest.add({"source": "c", "output": "d", "status": "done"})
     assert [json.loads(line)["status"] for line in path.read_text().splitlines()] == ["done", "done"]
+
+
+@pytest.mark.parametrize("torn", [b"{", b'{"sour', b'{"source": "c", "out'])
+def test_a_torn_line_anywhere_costs_no_other(torn: bytes, tmp_path: Path) -> None:
+    """As after a full disk: at the beginning, and before what another process added."""
+    path, facts = tmp_path / "m", {"source": "a", "output": "b", "status": "done", "output_sha256": "0" * 64}
+    path.write_bytes(torn)
+    manifest = Manifest(path)
+    manifest.add(facts)
+    with path.open("ab") as file:
+        file.write(torn)
+    manifest.add(facts | {"source": "c"})
+    manifest.add(facts | {"source": "d", "output": "e"})
+    assert outputs_of(path) == {"b": "0" * 64, "e": "0" * 64}
+    manifest.tidy()
+    assert [json.loads(line)["source"] for line in path.read_text().splitlines()] == ["a", "c", "d"]
+
+
+@pytest.mark.parametrize(
+    "line", ['{"source": "a"}', '{"source": ["a"], "output": "b"}', '{"source": "a", "output": 1}']
+)
+def test_lines_of_others_are_no_torn_ones(line: str, tmp_path: Path) -> None:
+    (tmp_path / "m").write_text(line + "\n")
+    with pytest.raises(InputError, match="is not a manifest"):
+        Manifest(tmp_path / "m")
+    with pytest.raises(InputError, match="is not a manifest"):
+        outputs_of(tmp_path / "m")
+    assert (tmp_path / "m").read_text() == line + "\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links")
+def test_links_in_the_output_make_no_two_inputs_one(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for folder, name in (("x", "p.png"), ("y", "p.jpg")):
+        (source / folder).mkdir()
+        PICTURE.save(source / folder / name)
+    for name in ("a.png", "b.png"):
+        PICTURE.save(source / name)
+    (out / "y").mkdir(parents=True)
+    (out / "x").symlink_to("y")
+    (out / "a.dca").symlink_to("b.dca")
+    assert run("encode", source, "-o", out) == 0
+    assert {"y/p.png.dca", "y/p.jpg.dca", "a.png.dca", "b.png.dca"} <= names(out)
+
+
+def test_a_path_that_cannot_be_looked_at_is_one_failure(source: Path, tmp_path: Path) -> None:
+    PICTURE.save(source / "a.png")
+    assert run("encode", "x" * 300, source / "a.png", "-o", tmp_path / "out") == 2
+    assert names(tmp_path / "out") == {"a.dca"}
+
+
+def test_empty_paths_are_no_folder(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    PICTURE.save(source / "a.png")
+    assert run("encode", "", "-o", tmp_path / "out") == 2
+    assert "a path is empty" in capsys.readouterr().err
+    assert run("encode", source, "-o", "") == 2
+    assert "the folder of -o is empty" in capsys.readouterr().err
+    assert names(tmp_path) == {"in/a.png"}
+
+
+def test_what_is_named_is_taken_beside_its_folder(source: Path, tmp_path: Path) -> None:
+    PICTURE.save(source / "picture", "PNG")
+    assert run("encode", source, source / "picture", "-o", tmp_path / "out") == 0
+    assert names(tmp_path / "out") == {"picture.dca"}
+
+
+def test_a_file_called_minus_is_no_standard_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    PICTURE.save("-", "PNG")
+    assert run("encode", "./-", "-o", "out") == 0
+    assert run("verify", "./-") == 3
+    assert "./-: " in capsys.readouterr().err
+    assert Codec(threads=1).encode("-", 60) == (tmp_path / "out/-.dca").read_bytes()
 
 
 def test_processes_share_a_manifest(tmp_path: Path) -> None:

@@ -46,6 +46,17 @@ def test_a_page_has_every_picture(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert out.read_bytes() == before
 
 
+def test_what_a_format_cannot_hold_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "wide\udce9.png"  # a byte that is no UTF-8
+    Image.fromarray(photograph(8, 16400)).save(source)
+    assert main(["compare", str(source), "-o", str(tmp_path / "a.html"), "--effort", "0", "--threads", "1"]) == 0
+    assert "left out: webp: " in capsys.readouterr().err
+    text = (tmp_path / "a.html").read_text("utf-8")
+    assert "<title>wide?.png</title>" in text
+    assert '"name": "JPEG' in text
+    assert '"name": "WebP' not in text
+
+
 def test_what_no_file_is_small_enough_for_is_said() -> None:
     pixels = photograph(8, 8)
     shown = [Shown("ours", 10, 30.0, "data:"), Shown("<b>", 11, 20.0, "data:"), Shown("c", 10, 20.0, "data:")]

@@ -1,6 +1,7 @@
 """`dca-fast verify`: every damage is found and named, and nothing is written."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,22 @@ def test_a_right_checksum_does_not_hide_a_wrong_stream(archive: Path) -> None:
     (archive / "0.dca").write_bytes(bytes(changed) + crc32(changed).to_bytes(4, "little"))
     assert run(archive / "0.dca", "--quick") == 0
     assert run(archive / "0.dca") == 3
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and pipes")
+def test_what_is_not_looked_at_is_said(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/bad.dca").write_bytes(b"bad")
+    (archive / "linked").symlink_to(tmp_path / "other")
+    os.mkfifo(archive / "pipe.dca")
+    capsys.readouterr()
+    assert run(archive) == 0
+    errors = capsys.readouterr().err
+    assert f"not looked at: {archive / 'linked'}, a link to a folder" in errors
+    assert f"not looked at: {archive / 'pipe.dca'}, not a regular file" in errors
+    assert "notes.txt" not in errors
+    assert run(archive / "pipe.dca") == 2
+    assert "not a regular file" in capsys.readouterr().err
 
 
 def test_wrong_arguments(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

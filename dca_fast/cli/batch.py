@@ -66,12 +66,14 @@ def plan(
         Files to convert, files with a problem, and files left out, in the order of the paths and of names.
 
     Raises:
-        InputError: nothing at all to convert.
+        InputError: nothing at all to convert, or a path that is empty.
     """
     jobs: dict[str, Job] = {}  # by real and relative path: a file that is given twice is one
     for path in paths:
-        for job in files_of(Path(path), suffixes):
-            jobs.setdefault(f"{os.path.realpath(job.source)}\0{job.relative}", job)
+        for job in files_of(path, suffixes):
+            name = f"{os.path.realpath(job.source)}\0{job.relative}"
+            if name not in jobs or jobs[name].left_out:  # what is named is taken, wherever else it lies
+                jobs[name] = job
     all_jobs = _with_targets(list(jobs.values()), out, extension, suffixes, keep_suffix)
     skipped = {os.path.realpath(path) for path in [*map(str, ignore), *(job.target for job in all_jobs if job.target)]}
     all_jobs = [job for job in all_jobs if not (job.left_out and os.path.realpath(job.source) in skipped)]
@@ -83,10 +85,17 @@ def plan(
     return [job for job in all_jobs if zlib.crc32(os.fsencode(job.relative.as_posix())) % parts == part - 1]
 
 
-def files_of(path: Path, suffixes: Collection[str]) -> Iterator[Job]:
-    """A file, or what is in a folder and below."""
-    if not path.is_dir():
-        yield Job(str(path), Path(path.name), problem="" if _is_readable(path) else "not a regular file")
+def files_of(named: str, suffixes: Collection[str]) -> Iterator[Job]:
+    """A file, or what is in a folder and below.
+
+    Raises:
+        InputError: an empty path, which would be the folder that the program runs in.
+    """
+    if not named:
+        raise InputError("a path is empty; '.' is this folder")
+    path = Path(named)
+    if not os.path.isdir(path):
+        yield Job(named, Path(path.name), problem="" if _is_readable(path) else "not a regular file")
         return
     problems: list[OSError] = []
     for here, folders, files in os.walk(path, onerror=problems.append):
@@ -130,13 +139,14 @@ def _with_targets(
     for group in _shared(targets):
         sources = " and ".join(jobs[i].source for i in group)
         for i in group:
-            result[i] = replace(jobs[i], problem=f"{sources} would both become {targets[i]}")
+            why = f"{sources} would both become {targets[i]}: rename one, or convert them into different folders"
+            result[i] = replace(jobs[i], problem=why)
     return result
 
 
 def _shared(targets: dict[int, str]) -> list[list[int]]:
-    """Groups of jobs with one target, without case: so do some file systems compare names."""
+    """Groups of jobs with one target, behind links and without case: so do some file systems compare names."""
     groups = defaultdict(list)
     for i, target in targets.items():
-        groups[target.casefold()].append(i)
+        groups[os.path.realpath(target).casefold()].append(i)
     return [group for group in groups.values() if len(group) > 1]

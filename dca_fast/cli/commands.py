@@ -132,7 +132,7 @@ def info(args: argparse.Namespace) -> int:
     """Facts about a file or a model."""
     if (args.file is None) == (args.preset is None):
         raise InputError("give either a file or --preset NAME")
-    facts = _model_facts(args.preset) if args.preset else _file_facts(args.file)
+    facts = _file_facts(args.file) if args.preset is None else _model_facts(args.preset)
     if args.json:
         print(json.dumps(facts, indent=2))
     else:

@@ -112,12 +112,15 @@ def compare(args: argparse.Namespace) -> None:
         for family in bar.track(FAMILIES, description="comparing"):
             try:
                 peers = make_peers([family], codec.threads)
+                found = [_beside(peer, image.pixels, len(data)) for peer in peers]
             except BackendUnavailableError as error:
                 say("warning", f"left out: {error}")
                 continue
-            found = [_beside(peer, image.pixels, len(data)) for peer in peers]
+            except (OSError, ValueError) as error:  # as of sides that a format does not have
+                say("warning", f"left out: {family}: {error}")
+                continue
             fitting = [s for s in found if s.size <= len(data)] or found
             shown.append(max(fitting, key=lambda s: s.psnr or 0))
-    write_atomic(out, page(args.image.name, image.pixels, shown).encode())
+    write_atomic(out, page(args.image.name, image.pixels, shown).encode("utf-8", "replace"))
     if not args.quiet:
         note(f"{out}: " + ", ".join(f"{s.name} {s.size:,} bytes {s.psnr:.2f} dB" for s in shown))

@@ -20,7 +20,7 @@ except ImportError:  # on Windows, where processes must not share a manifest
 
 __all__ = ["Manifest", "outputs_of"]
 
-_NO_LINE = (ValueError, KeyError, TypeError, RecursionError)  # what reading and looking into other files raises
+_BEGIN = b'{"source": "'  # of every line
 
 
 class Manifest:
@@ -65,6 +65,10 @@ class Manifest:
                 file.write(line)
             return
         with self._locked() as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # a run was killed, or its disk was full, while it wrote
+                    line = b"\n" + line
             file.write(line)
 
     def tidy(self) -> None:
@@ -73,18 +77,13 @@ class Manifest:
             return
         with self._locked() as file:
             file.seek(0)
-            lines = file.read().splitlines(keepends=True)
-            last: dict[tuple[str, str], bytes] = {}
-            for line in lines:
-                try:
-                    facts = json.loads(line)
-                    last[facts["source"], facts["output"]] = line
-                except _NO_LINE as error:
-                    if line is lines[-1] and last and not line.endswith(b"\n"):
-                        continue  # a run was killed while it wrote
-                    raise InputError(f"{self._path} exists and is not a manifest") from error
-            if len(last) < len(lines):
-                write_atomic(self._path, b"".join(last.values()))
+            content = file.read()
+            last = {}
+            for line in content.splitlines():
+                if facts := _facts_of(line, self._path):
+                    last[facts["source"], facts["output"]] = line + b"\n"
+            if len(tidied := b"".join(last.values())) < len(content):
+                write_atomic(self._path, tidied)
 
 
 def outputs_of(path: Path) -> dict[str, str]:
@@ -96,10 +95,30 @@ def outputs_of(path: Path) -> dict[str, str]:
     """
     hashes = {}
     for line in path.read_bytes().splitlines():
-        try:
-            facts = json.loads(line)
-            if facts["status"] in ("done", "kept"):
-                hashes[facts["output"]] = facts["output_sha256"]
-        except _NO_LINE as error:
-            raise InputError(f"{path} is not a manifest") from error
+        facts = _facts_of(line, path)
+        if facts and facts.get("status") in ("done", "kept"):
+            output, digest = facts["output"], facts.get("output_sha256")
+            if not (isinstance(output, str) and isinstance(digest, str)):
+                raise InputError(f"{path} is not a manifest")
+            hashes[output] = digest
     return hashes
+
+
+def _facts_of(line: bytes, path: Path) -> dict[str, Any] | None:
+    """What a line says; None for one that a run did not write to its end, as it was killed or the disk was full.
+
+    Raises:
+        InputError: it is no line of a manifest.
+    """
+    try:
+        facts = json.loads(line)
+    except ValueError:
+        if line.startswith(_BEGIN) or _BEGIN.startswith(line):
+            return None
+    except RecursionError:
+        pass
+    else:
+        ours = isinstance(facts, dict) and isinstance(facts.get("source"), str)
+        if ours and isinstance(facts.get("output", 0), str | None):
+            return dict(facts)
+    raise InputError(f"{path} is not a manifest")

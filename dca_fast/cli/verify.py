@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dca_fast.cli.batch import files_of
-from dca_fast.cli.commands import OK, codec_of, fail, note, progress_bar, show_warnings
+from dca_fast.cli.batch import Job, files_of
+from dca_fast.cli.commands import OK, codec_of, fail, note, progress_bar, say, show_warnings
 from dca_fast.cli.manifest import outputs_of
 from dca_fast.errors import CorruptStreamError, InputError
 from dca_fast.files.atomic import read
@@ -22,31 +22,29 @@ if TYPE_CHECKING:
 def verify(args: argparse.Namespace) -> int:
     """Decode .dca files, writing nothing, and say which are damaged."""
     hashes = outputs_of(args.manifest) if args.manifest else {}
-    files = list(_files(args.paths)) + sorted(hashes)
-    if not files:
+    found = [job for path in args.paths for job in files_of(path, {".dca"})]
+    jobs = [job for job in found if not job.left_out] + [Job(name, Path(name)) for name in sorted(hashes)]
+    if not jobs:
         raise InputError(f"no .dca files in {', '.join(args.paths)}" if args.paths else "give files, or --manifest")
     codec = codec_of(args)
     codes, size, start = [], 0, time.perf_counter()
-    unique = {str(Path(name)): name for name in files}  # a file that is found twice is one
+    unique = {os.path.normpath(job.source): job for job in jobs}  # a file that is found twice is one
     with progress_bar(args.quiet) as bar:
-        for name in bar.track(list(unique), description="verifying"):
-            show_warnings(name)
+        for job in bar.track(list(unique.values()), description="verifying"):
+            show_warnings(job.source)
             try:
-                size += _check(name, codec, hashes.get(unique[name]), quick=args.quick)
+                if job.problem:
+                    raise InputError(job.problem)
+                size += _check(job.source, codec, hashes.get(job.source), quick=args.quick)
             except Exception as error:  # of any kind: the other files are to be looked at, too
-                codes.append(fail(error, name))
+                codes.append(fail(error, job.source))
+    for job in found:
+        if job.left_out and (job.source.lower().endswith(".dca") or os.path.isdir(job.source)):
+            say("warning", f"not looked at: {job.source}, {job.problem}")
     if not args.quiet:
         took = time.perf_counter() - start
         note(f"{len(unique) - len(codes)} whole, {len(codes)} not; {size:,} bytes; {took:.1f} s")
     return codes[0] if codes else OK
-
-
-def _files(paths: list[str]) -> Iterator[str]:
-    """The .dca files in folders and below, and whatever else is named."""
-    for path in paths:
-        for job in files_of(Path(path), {".dca"}):
-            if not job.left_out:
-                yield job.source
 
 
 def _check(name: str, codec: Codec, wanted: str | None, *, quick: bool) -> int:

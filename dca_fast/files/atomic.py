@@ -155,8 +155,12 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _host() -> str:
-    """This machine in the name of a temporary file: process numbers mean nothing to others."""
-    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    """This machine, or container, in the name of a temporary file: process numbers mean nothing to others."""
+    try:
+        processes = os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        processes = ""
+    return hashlib.sha256(f"{platform.node()}{processes}".encode()).hexdigest()[:8]
 
 
 @functools.lru_cache(maxsize=1024)
