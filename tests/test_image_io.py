@@ -101,7 +101,7 @@ def test_colour_keys_become_alpha() -> None:
 @pytest.mark.parametrize("mode", ["YCbCr", "HSV", "RGBX", "LAB"])
 def test_other_colour_models_become_rgb(mode: str) -> None:
     image = Image.fromarray(COLOUR).convert(mode)
-    told = nullcontext() if mode == "RGBX" else pytest.warns(InputWarning, match=f"{mode} is converted to sRGB")
+    told = nullcontext() if mode == "RGBX" else pytest.warns(InputWarning, match=f"{mode} is converted to s?RGB")
     with told:
         assert np.array_equal(from_pil(image).pixels, np.asarray(image.convert("RGB")))
 
@@ -137,6 +137,32 @@ def test_threads_lift_the_limit_of_pillow_together() -> None:
         inside.wait(60)
         inside.wait(60)
         assert Image.MAX_IMAGE_PIXELS is None
+    thread.join()
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_has_the_limit_of_pillow_that_its_threads_want() -> None:
+    limit, started, over = Image.MAX_IMAGE_PIXELS, threading.Event(), threading.Event()
+
+    def other() -> None:
+        with no_limit_of_pillow():
+            started.set()
+            over.wait(60)
+
+    def of_child() -> int:
+        if child := os.fork():
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        os._exit(1 if Image.MAX_IMAGE_PIXELS is None else 2 if limit == Image.MAX_IMAGE_PIXELS else 3)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert started.wait(60)
+    assert of_child() == 2
+    with no_limit_of_pillow():
+        assert of_child() == 1
+    over.set()
     thread.join()
     assert limit == Image.MAX_IMAGE_PIXELS
 

@@ -28,7 +28,7 @@ def verify(args: argparse.Namespace) -> int:
         raise InputError(f"no .dca files in {', '.join(args.paths)}" if args.paths else "give files, or --manifest")
     codec = codec_of(args)
     codes, size, start = [], 0, time.perf_counter()
-    unique = {os.path.normpath(job.source): job for job in jobs}  # a file that is found twice is one
+    unique = {str(Path(job.source)): job for job in jobs}  # a file that is found twice is one
     with progress_bar(args.quiet) as bar:
         for job in bar.track(list(unique.values()), description="verifying"):
             show_warnings(job.source)

@@ -95,23 +95,27 @@ class _Limit:
     """Pillow's limit, which threads lift together: the first one in notes it, the last one out puts it back."""
 
     def __init__(self) -> None:
-        self.lock, self.inside, self.pixels = threading.Lock(), 0, Image.MAX_IMAGE_PIXELS
+        self.lock, self.pixels = threading.Lock(), Image.MAX_IMAGE_PIXELS
+        self.inside: list[int] = []  # threads
 
     def lift(self) -> None:
         with self.lock:
-            if self.inside == 0:
+            if not self.inside:
                 self.pixels, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-            self.inside += 1
+            self.inside.append(threading.get_ident())
 
     def put_back(self) -> None:
         with self.lock:
-            self.inside -= 1
-            if self.inside == 0:
+            self.inside.remove(threading.get_ident())
+            if not self.inside:
                 Image.MAX_IMAGE_PIXELS = self.pixels
 
     def after_fork(self) -> None:
         """Other threads, which may have held the lock, are not in the child."""
-        self.lock = threading.Lock()
+        self.lock, others = threading.Lock(), bool(self.inside)
+        self.inside = [thread for thread in self.inside if thread == threading.get_ident()]
+        if others and not self.inside:
+            Image.MAX_IMAGE_PIXELS = self.pixels
 
 
 _limit = _Limit()
@@ -271,9 +275,11 @@ def _convert(image: Image.Image, data: bytes, strip: bool, facts: bool, exact: b
         image = meta.turned_upright(image)
     if image.mode == "CMYK":
         image = _cmyk_to_srgb(image, blocks.pop("icc", None))
-    elif image.mode in ("LAB", "HSV", "YCbCr"):
-        meta.warn(f"{image.mode} is converted to sRGB")
+    elif image.mode == "LAB":
+        meta.warn("LAB is converted to sRGB")
         blocks.pop("icc", None)
+    elif image.mode in ("HSV", "YCbCr"):
+        meta.warn(f"{image.mode} is converted to RGB")
     if exact and image.mode.startswith("I"):
         values, key = _in_16_bits(image), image.info.get("transparency")
         opaque = np.where(values == key, 0, 65535).astype(np.uint16) if isinstance(key, int) else None
