@@ -29,6 +29,7 @@ from dca_fast.codec import Codec
 from dca_fast.config import REDUCTIONS
 from dca_fast.encoder.rate_control import GOALS
 from dca_fast.errors import BitstreamError, ConfigError, InputError
+from dca_fast.exact.picture import LOSSLESS
 from dca_fast.files import container
 from dca_fast.files.atomic import write_atomic
 from dca_fast.files.image_io import from_pil
@@ -126,6 +127,8 @@ def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
     if unknown := options.keys() - {*_OPTIONS, *INFO_KEYS}:
         known = ", ".join((*_OPTIONS, *INFO_KEYS))
         raise ConfigError(f"unknown option {min(unknown)!r} of save; a .dca file has {known}")
+    if options.get("quality") == LOSSLESS:
+        options = {**options, "quality": None, "lossless": True}
     lossless = bool(options.get("lossless"))
     source = from_pil(image, exact=lossless)
     info: dict[str, Any] = {**info_of(source.metadata), **{key: options[key] for key in INFO_KEYS if key in options}}
@@ -143,7 +146,7 @@ def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
         raise ConfigError(f"give quality or {goal.pop()}, not both")
     work = _codec().encode_to if goal else _codec().encode
     if lossless:
-        given["quality"] = "lossless"
+        given["quality"] = LOSSLESS
     file.write(work(replace(source, metadata=metadata_of(info)), **given))
 
 

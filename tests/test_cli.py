@@ -750,6 +750,18 @@ def test_demo_fails_when_backends_disagree(
     assert "native and reference do not agree" in capsys.readouterr().err
 
 
+def test_a_demo_of_alpha_under_any_name(tmp_path: Path) -> None:
+    """Where the encoding of the output lacks a character of the name, it is spelt otherwise."""
+    picture = photograph(40, 40)
+    Image.fromarray(np.dstack([picture, picture[..., 0]])).save(tmp_path / "写真.png")
+    command = [sys.executable, "-m", "dca_fast", "demo", tmp_path / "写真.png", "--out", tmp_path / "out"]
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252", "DCA_BACKEND": "native"}
+    done = subprocess.run([*command, "--backend", "native"], env=environment, capture_output=True, check=True)
+    assert b"\\u5199\\u771f.png, 40 x 40 pixels" in done.stdout
+    assert b"alpha is left out" in done.stderr
+    assert (tmp_path / "out" / "写真-comparison.png").exists()
+
+
 def test_the_demo_needs_no_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("demo", "--out", tmp_path / "out", "--backend", "native") == 0
     assert "landscape, 768 x 512 pixels" in capsys.readouterr().out

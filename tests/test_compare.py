@@ -46,6 +46,18 @@ def test_a_page_has_every_picture(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert out.read_bytes() == before
 
 
+def test_alpha_is_left_out_of_a_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pixels = photograph(48, 64)
+    for name, image in (("a", np.dstack([pixels, pixels[..., 0] // 200 * 255])), ("b", pixels)):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+        assert main(["compare", str(tmp_path / f"{name}.png"), "-o", str(tmp_path / f"{name}.html")]) == 0
+    assert "alpha is left out" in capsys.readouterr().err
+    first, second = ((tmp_path / f"{name}.html").read_text("utf-8") for name in "ab")
+    assert first.replace("a.png", "b.png") == second
+    assert main(["compare", str(tmp_path / "b.png"), "-o", str(tmp_path / "nowhere" / "c.html")]) == 2
+    assert "its folder does not exist" in capsys.readouterr().err
+
+
 def test_what_a_format_cannot_hold_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "wide\udce9.png"  # a byte that is no UTF-8
     Image.fromarray(photograph(8, 16400)).save(source)

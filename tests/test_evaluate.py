@@ -204,7 +204,12 @@ def test_bd_rate_without_an_answer_says_why() -> None:
     assert (apart.rate_percent, apart.overlap, apart.psnr_range) == (None, 0, None)
     assert "no range" in apart.note
     falling = [(rate, -level) for rate, level in CURVE]
-    for curve in (CURVE[:1], [], falling, [*CURVE, (9.0, math.inf)]):
+    assert (
+        bd_rate([*CURVE, (9.0, math.inf)], CURVE) == bd_rate(CURVE, [*CURVE, (9.0, math.inf)]) == bd_rate(CURVE, CURVE)
+    )
+    lossless = [(rate, math.inf) for rate, _ in CURVE]
+    assert "a picture that came back without loss has no PSNR" in bd_rate(lossless, CURVE).note
+    for curve in (CURVE[:1], [], falling):
         assert "test curve" in bd_rate(curve, CURVE).note
         assert "anchor curve" in bd_rate(CURVE, curve).note
     rates_apart = bd_rate([(1000 * rate, level) for rate, level in CURVE], CURVE)
@@ -231,7 +236,12 @@ def test_anchors_by_set_and_name(anchors: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"a": {"b": {"bpp": [1]}}}', '{"a": {"b": {"bpp": [1], "psnr_rgb": []}}}']
+    "text",
+    ["{", "[]", '{"a": {"b": {"bpp": [1]}}}', '{"a": {"b": {"bpp": [1], "psnr_rgb": []}}}']
+    + [
+        f'{{"a": {{"b": {{"bpp": [{rate}], "psnr_rgb": [30]}}}}}}'
+        for rate in ("0", "-1", "null", '"1"', "NaN", "1e999")
+    ],
 )
 def test_files_that_hold_no_anchors(tmp_path: Path, text: str) -> None:
     (tmp_path / "anchors.json").write_text(text)
@@ -347,6 +357,10 @@ def test_a_folder_is_read_when_iterated_over(tmp_path: Path) -> None:
     assert all(np.array_equal(pixels, photograph(9, 7)) for _, pixels in folder)
     with pytest.raises(InputError, match="no images"):
         ImageFolder(tmp_path / "none")
+    (tmp_path / "._b.jpg").write_bytes(b"a resource fork")
+    with pytest.raises(InputError, match=r"\._b\.jpg: not an image"):
+        list(folder := ImageFolder(tmp_path))
+    assert len(folder) == 3
 
 
 def test_our_codec_rises_with_quality() -> None:

@@ -87,7 +87,8 @@ def test_a_package_offers_a_folder(other: Path, tmp_path: Path, monkeypatch: pyt
     facts = tmp_path / "dca_weights_of_a_test-1.dist-info"
     facts.mkdir()
     (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: dca-weights-of-a-test\nVersion: 1\n")
-    (facts / "entry_points.txt").write_text(f"[{models.GROUP}]\nother = {package.name}\n")
+    damaged = "a = missing.weights\nb = :\n"  # of packages that are gone by half
+    (facts / "entry_points.txt").write_text(f"[{models.GROUP}]\n{damaged}other = {package.name}\n")
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     assert package in models.folders()
     assert models.named("other") == package / other.name
@@ -106,6 +107,33 @@ def test_a_package_is_made_of_weights(other: Path, tmp_path: Path, capsys: pytes
     assert main(["package", str(other), "-o", str(tmp_path)]) == 2
     assert f"{folder} exists" in capsys.readouterr().err
     assert main(["package", str(folder / "pyproject.toml"), "-o", str(tmp_path)]) == 4
+
+
+@pytest.mark.parametrize("name", ["../../evil", "x/y", 'a"b', "", ".hidden"])
+def test_a_package_is_called_what_files_can_be(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = weights.load(models.named("dca-s"))
+    weights.save(tmp_path / "w.safetensors", loaded.tensors, dataclasses.replace(loaded.config, name=name), loaded.skip)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["package", str(tmp_path / "w.safetensors"), "-o", str(tmp_path / "out" / "in")]) == 2
+    assert "cannot be called" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_damaged_file_does_not_hide_a_good_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    shipped = models.named("dca-s")
+    for folder, content in ((good, shipped.read_bytes()), (bad, b"bad")):
+        folder.mkdir()
+        (folder / shipped.name).write_bytes(content)
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "models.json").write_text((models.SHIPPED / "models.json").read_text())
+    monkeypatch.setattr(models, "SHIPPED", tmp_path / "none")
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: ())
+    monkeypatch.setenv("DCA_WEIGHTS", f"{bad}{os.pathsep}{good}")
+    assert models.named("dca-s") == good / shipped.name
+    monkeypatch.setenv("DCA_WEIGHTS", str(bad))
+    with pytest.raises(WeightsError, match=r"no weights are called 'dca-s'.*cannot read weights"):
+        models.named("dca-s")
 
 
 def test_releases_are_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

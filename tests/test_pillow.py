@@ -65,6 +65,11 @@ def test_options(codec: Codec) -> None:
     assert saved(PICTURE, aq_strength=0.5, effort=0) == codec.encode(PICTURE, aq_strength=0.5, effort=0)
     assert saved(PICTURE, max_bytes=900, effort=0) == codec.encode_to(PICTURE, max_bytes=900, effort=0)
     assert saved(PICTURE, psnr=30.0, effort=0) == codec.encode_to(PICTURE, psnr=30.0, effort=0)
+    deep = Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 99)
+    for image in (deep, PICTURE.convert("RGBA")):
+        data = saved(image, quality="lossless")
+        assert data == saved(image, lossless=True)
+        assert Image.open(io.BytesIO(data)).tobytes() == image.tobytes()
     for mistake in ({"quality": 101}, {"bpp": 1.0, "psnr": 30.0}, {"bpp": 1.0, "quality": 3}):
         with pytest.raises(ConfigError):
             saved(PICTURE, **mistake)

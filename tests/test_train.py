@@ -26,9 +26,9 @@ from dca_fast.errors import ConfigError, InputError, TrainingError, WeightsError
 from dca_fast.model.layers import depth_to_space, space_to_depth
 from dca_fast.model.network import Network
 from dca_fast.testing import photograph
-from dca_fast.train import pack, tune_gains
+from dca_fast.train import pack, sharded, tune_gains
 from dca_fast.train import trainer as trainer_module
-from dca_fast.train.data import DeviceImages, Images, Photographs, Shards, open_data
+from dca_fast.train.data import DeviceImages, Images, Photographs, Shards, open_data, read_pixels
 from dca_fast.train.export import load_float
 from dca_fast.train.finish import export_and_check, plot_losses
 from dca_fast.train.klt import principal_components, start_from_components
@@ -209,6 +209,91 @@ def test_a_pack_is_read_without_its_folder(photographs: Photographs, tmp_path: P
     assert pack.skipped == 1
     with pytest.raises(InputError, match="at least 200 pixels"):
         open_data(tmp_path / "pack.bin", tmp_path / "unused", 200)
+
+
+def test_a_cache_is_that_of_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After any crash, and after any change of the folder; nothing of others is replaced, nothing is left behind."""
+    folders = tmp_path / "one", tmp_path / "two"
+    for level, folder in enumerate(folders):
+        folder.mkdir()
+        Image.new("RGB", (64, 64), (50 + 100 * level,) * 3).save(folder / "a.png")
+    cache = tmp_path / "cache.v1"
+
+    def level(folder: Path) -> list[int]:
+        return [int(image[0, 0, 0]) for image in Photographs(folder, cache, 64).images]
+
+    assert level(folders[0]) == [50]
+    assert sorted(path.name for path in tmp_path.glob("cache*")) == ["cache.v1.bin", "cache.v1.json"]
+    with monkeypatch.context() as patch:
+        patch.setattr("dca_fast.train.data.write_atomic", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):  # between the pixels and the index
+            level(folders[1])
+    with pytest.raises(InputError, match="without an index"):
+        level(folders[0])
+    (tmp_path / "cache.v1.bin").unlink()
+    assert level(folders[0]) == [50]
+    Image.new("RGB", (64, 64), (7, 7, 7)).save(folders[0] / "b.png")
+    assert level(folders[0]) == [50, 7]
+    with (tmp_path / "cache.v1.bin").open("ab") as file:
+        file.write(b"more")
+    assert level(folders[0]) == [50, 7]
+    with monkeypatch.context() as patch:
+        patch.setattr("dca_fast.train.data.read_pixels", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            level(folders[1])
+    assert level(folders[0]) == [50, 7]
+    for foreign in ("[]", "{", '{"shapes": 3}'):
+        (tmp_path / "cache.v1.json").write_text(foreign)
+        with pytest.raises(InputError, match="is no index of photographs"):
+            level(folders[0])
+        assert (tmp_path / "cache.v1.json").read_text() == foreign
+    assert sorted(path.name for path in tmp_path.glob("cache*")) == ["cache.v1.bin", "cache.v1.json"]
+    with pytest.raises(InputError, match="no packed photographs"):
+        open_data(tmp_path / "none.bin", tmp_path / "unused", 64)
+
+
+def test_photographs_are_read_as_the_codec_reads_them(
+    tmp_path: Path, benchmark_script: Callable[[str], ModuleType]
+) -> None:
+    """Gray of 16 bits is reduced, not cut off; whatever a plugin raises about damage, the photograph is left out."""
+    ramp = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    assert np.abs(Photographs(tmp_path, tmp_path / "cache", 64).images[0][..., 0] - ramp / 257).max() < 0.51
+    mutate, draw, skipped = benchmark_script("measure/hostile").mutate, np.random.default_rng(0), 0
+    for extension in ("avif", "tif", "webp"):
+        buffer = io.BytesIO()
+        Image.fromarray(photograph(64, 64)).save(buffer, "TIFF" if extension == "tif" else extension)
+        skipped += sum(read_pixels(io.BytesIO(mutate(buffer.getvalue(), draw)), "x", 64) is None for _ in range(40))
+    assert skipped > 10
+
+
+def test_a_pack_has_every_crop(tmp_path: Path) -> None:
+    Image.fromarray(photograph(64, 64)).save(tmp_path / "a.png")
+    counts = {pack.write_pack(tmp_path, tmp_path / "a.crops", 1 << 20, 32, threads=threads) for threads in (1, 2, 3)}
+    assert counts == {len(list(pack.crops(tmp_path, 32, 0)))}
+
+
+def test_a_checkpoint_of_many_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than ten, and fewer than there were."""
+    monkeypatch.setattr(sharded, "LIMIT", 40)
+    for count in (12, 3):
+        network = {f"{i:02}": torch.full((8,), float(i)) for i in range(count)}
+        state = {"network": network, "average": network, "format": 1, "step": count, "first": 0, "config": {}}
+        paths = sharded.write_shards(state, tmp_path, "a", {})
+        assert sharded.shard_files(tmp_path, "a") == paths
+        back, _ = sharded.read_shards(tmp_path, "a")
+        assert back["step"] == count
+        assert all(torch.equal(back["network"][key], value) for key, value in network.items())
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--minutes", "-1"), ("--minutes", "nan"), ("--rate", "0"), ("--rate", "inf"), ("--seed", "-1")],
+)
+def test_numbers_of_a_training(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--out", "out", "--data", "x", option, value])
+    assert "must be" in capsys.readouterr().err
 
 
 def test_a_pack_travels(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -676,6 +761,10 @@ def test_the_end_of_a_training(photographs: Photographs, tmp_path: Path, capsys:
     line = export_and_check(out / "checkpoint.pt", tmp_path / "weights.safetensors")
     assert "reference" in line
     assert (tmp_path / "weights.safetensors").exists()
+    log = (out / "log.jsonl").read_text()
+    (out / "log.jsonl").write_text(log + log.splitlines()[-1][:9])  # a run was killed while it wrote
+    Trainer(TINY, photographs, out, replace(RECIPE, steps=3)).run()
+    assert (out / "log.jsonl").read_text().startswith(log + log.splitlines()[-1][:9] + "\n{")
     plot_losses(out / "log.jsonl", tmp_path / "losses.png")
     assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
     # The same by the command; without --data nothing is trained.

@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -229,11 +229,11 @@ def evaluate(args: argparse.Namespace) -> int:
         "aq_strength": args.aq_strength,
         **report(ours, rivals, anchors, codec.model_id),
     }
-    print(summary(facts))
     if args.json:
         write_atomic(args.json, (json.dumps(facts, indent=1, allow_nan=False) + "\n").encode())
     if args.plot:
         plot(facts, args.plot)
+    print(summary(facts))
     return OK
 
 
@@ -352,6 +352,9 @@ def demo(args: argparse.Namespace) -> int:
 
     path = Path(args.image or "landscape")
     image = load_image(path, pixels_only=True) if args.image else ImageInput(landscape())
+    if image.alpha is not None:
+        say("warning", "alpha is left out")
+        image = replace(image, alpha=None)
     codec = codec_of(args)
     others = other_codecs(args, codec)
     shots = demo.run(image, codec)

@@ -6,13 +6,13 @@ import html
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import Template
 
 from PIL import Image
 
-from dca_fast.cli.commands import codec_of, note, progress_bar, say
+from dca_fast.cli.commands import check_reports, codec_of, note, progress_bar, say
 from dca_fast.errors import BackendUnavailableError, InputError
 from dca_fast.evaluation.peers import FAMILIES, Peer, make_peers
 from dca_fast.files.atomic import check_output, identities, write_atomic
@@ -102,8 +102,12 @@ def compare(args: argparse.Namespace) -> None:
     if out.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"the output {out} is not called *.html")
     check_output(out, inputs=identities([args.image]), force=args.force)
+    check_reports(out, force=True)
     codec = codec_of(args)
     image = load_image(args.image, max_pixels=codec.max_pixels, pixels_only=True)
+    if image.alpha is not None:
+        say("warning", "alpha is left out: what is compared are the colours")
+        image = replace(image, alpha=None)
     data = codec.encode(image, args.quality, effort=args.effort, aq_strength=args.aq_strength)
     decoded = codec.decode(data, "numpy")[..., :3]
     name = f"dca-fast quality {args.quality:g}"

@@ -1,6 +1,7 @@
 """`dca-fast package`: a Python package of weights, from which `pip wheel` makes what others install."""
 
 import argparse
+import re
 
 from dca_fast.cli.commands import note
 from dca_fast.errors import InputError
@@ -41,6 +42,8 @@ def package(args: argparse.Namespace) -> None:
     """Write the package of a weights file."""
     path = args.weights or models.named("dca-s")
     loaded = weights.load(path)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", loaded.config.name):
+        raise InputError(f"{path}: a file and a package cannot be called {loaded.config.name!r}")
     model = loaded.model_id.hex()
     folder = args.out / models.distribution(loaded.model_id)
     if folder.exists():

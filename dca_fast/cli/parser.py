@@ -8,6 +8,7 @@ with DCA_DEBUG=1 it is a Python traceback.
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import sys
@@ -45,6 +46,8 @@ def _run(argv: Sequence[str] | None) -> int:
 def guarded(work: Callable[[], int]) -> int:
     """What every command of this package does around its work: a failure becomes one line and an exit code."""
     _keep_standard_files()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may not fit into its encoding
     try:
         with warnings.catch_warnings():
             commands.show_warnings()
@@ -268,13 +271,13 @@ def _add_train(p: argparse.ArgumentParser) -> None:
     p.add_argument("--preset", default="dca-s", metavar="NAME", help="default: %(default)s")
     p.add_argument("--data", type=Path, metavar="PATH", help="photographs: a folder, tar shards, or a packed .bin")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="its checkpoint is resumed")
-    p.add_argument("--minutes", type=float, help="length of this run")
+    p.add_argument("--minutes", type=not_negative, help="length of this run")
     p.add_argument("--steps", type=count, metavar="N", help="length of all runs in --out, instead of --minutes")
     p.add_argument("--batch", type=count, metavar="N", help="crops in a step, of each process of torchrun")
     p.add_argument("--crop", type=crop, metavar="N", help=f"side of a crop in pixels, a multiple of {ALIGN}")
-    p.add_argument("--rate", type=float, help="learning rate")
+    p.add_argument("--rate", type=positive, help="learning rate")
     p.add_argument("--cooldown", type=part, metavar="PART", help="of the time in which the rate falls (default: 0.35)")
-    p.add_argument("--seed", type=int, metavar="N", help="another one for a run with --start draws other crops")
+    p.add_argument("--seed", type=seed, metavar="N", help="another one for a run with --start draws other crops")
     p.add_argument("--parts", type=names, metavar="PART,PART", help="train only these, as synthesis,context")
     effort_help = "of the encoder that is trained for (default: 0); 1: with --parts, without analysis"
     p.add_argument("--effort", type=int, choices=(0, 1), help=effort_help)
@@ -312,7 +315,7 @@ def _add_ablate(p: argparse.ArgumentParser) -> None:
     p.add_argument("--steps", type=count, metavar="N", help="of each twin")
     p.add_argument("--batch", type=count, metavar="N", help="crops in a step")
     p.add_argument("--crop", type=crop, metavar="N", help=f"side of a crop in pixels, a multiple of {ALIGN}")
-    p.add_argument("--rate", type=float, help="learning rate")
+    p.add_argument("--rate", type=positive, help="learning rate")
     p.add_argument("--log-rate", type=float, help="times it: for the logarithms of gains and scales")
     p.add_argument("--qualities", type=qualities, metavar="Q,Q", help="of training and test")
     p.add_argument("--seeds", type=seeds, metavar="N,N", help="each trains all twins once")
@@ -349,8 +352,14 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, text.split(","))))
 
 
+def seed(text: str) -> int:
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {text}")
+    return int(text)
+
+
 def seeds(text: str) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    return tuple(dict.fromkeys(map(seed, text.split(","))))
 
 
 def count(text: str) -> int:
@@ -362,6 +371,12 @@ def count(text: str) -> int:
 def positive(text: str) -> float:
     if not 0 < float(text) < math.inf:
         raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
+    return float(text)
+
+
+def not_negative(text: str) -> float:
+    if not 0 <= float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of at least 0, got {text}")
     return float(text)
 
 

@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from dca_fast.errors import BackendUnavailableError, InputError, InputWarning
+from dca_fast.errors import BackendUnavailableError, DcaError, InputError, InputWarning
 from dca_fast.files.atomic import write_atomic
 from dca_fast.files.image_io import list_images, load_image
 from dca_fast.metrics import MS_SSIM_SIDE, Pixels, ms_ssim, need, psnr
@@ -130,7 +130,11 @@ class ImageFolder:
 
     def __iter__(self) -> Iterator[tuple[str, Pixels]]:
         for path in self.paths:
-            yield path.relative_to(self.folder).as_posix(), load_image(path, pixels_only=True).pixels
+            try:
+                pixels = load_image(path, pixels_only=True).pixels
+            except DcaError as error:
+                raise type(error)(f"{path}: {error}") from error
+            yield path.relative_to(self.folder).as_posix(), pixels
 
 
 class RowCache:
@@ -283,7 +287,7 @@ def bd_rate(test: Sequence[tuple[float, float]], anchor: Sequence[tuple[float, f
     """Compare two curves of (bits per pixel, PSNR in dB) over the PSNR range they share.
 
     Args:
-        test: the codec in question, at least two points.
+        test: the codec in question, at least two points. Those of infinite PSNR, without loss, do not count.
         anchor: what it is compared with.
 
     Returns:
@@ -291,11 +295,14 @@ def bd_rate(test: Sequence[tuple[float, float]], anchor: Sequence[tuple[float, f
 
     Reference: G. Bjontegaard, VCEG-M33; package `bjontegaard`.
     """
-    curves = [sorted(points) for points in (test, anchor)]
+    labels = {"test": test, "anchor": anchor}
+    exact = {label: any(math.isinf(psnr) for _, psnr in points) for label, points in labels.items()}
+    curves = [sorted(point for point in points if math.isfinite(point[1])) for points in (test, anchor)]
     for label, points in zip(("test", "anchor"), curves, strict=True):
         rising = all(a[0] < b[0] and a[1] < b[1] for a, b in pairwise(points))
-        if len(points) < 2 or not rising or not math.isfinite(points[-1][1]):
-            return Delta(None, None, 0.0, None, f"the {label} curve does not rise over two or more points")
+        if len(points) < 2 or not rising:
+            lost = "; a picture that came back without loss has no PSNR" if exact[label] else ""
+            return Delta(None, None, 0.0, None, f"the {label} curve does not rise over two or more points{lost}")
     low, high = max(c[0][1] for c in curves), min(c[-1][1] for c in curves)
     if low >= high:
         return Delta(None, None, 0.0, None, "the curves share no range of PSNR")
@@ -332,6 +339,8 @@ def load_anchors(path: Path, chosen: str, names: Sequence[str] = ()) -> dict[str
         for curve in (curve for curves in sets.values() for curve in curves.values()):
             if len(curve["bpp"]) != len(curve["psnr_rgb"]):
                 raise ValueError("bpp and psnr_rgb differ in length")
+            if not all(math.isfinite(value) for value in (*curve["bpp"], *curve["psnr_rgb"])) or min(curve["bpp"]) <= 0:
+                raise ValueError("bpp and psnr_rgb must be numbers, and bpp positive")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} holds no anchor curves: {error!r}") from error
     if chosen not in sets:

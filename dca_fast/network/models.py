@@ -37,7 +37,10 @@ def folders() -> list[Path]:
 
     places = [SHIPPED]
     for point in entry_points(group=GROUP):
-        spec = find_spec(point.value)
+        try:
+            spec = find_spec(point.value)
+        except (ImportError, ValueError, AttributeError):  # a package that was removed by half
+            continue
         places += map(Path, (spec.submodule_search_locations or ()) if spec else ())
     return places + [Path(folder) for folder in os.environ.get("DCA_WEIGHTS", "").split(os.pathsep) if folder]
 
@@ -102,11 +105,14 @@ def named(name: str) -> Path:
     for path in SHIPPED.glob("*.safetensors"):  # the usual case: no package is looked for
         if path.stem == name:
             return path
-    paths = files()
+    paths, problems = files(), []
     newest = next((identity for identity, other in released().items() if other == name), None)
-    for path in paths:
-        if path.stem == name and newest in (None, identity_of(path)):
-            return path
+    for path in (path for path in paths if path.stem == name):
+        try:
+            if newest in (None, identity_of(path)):
+                return path
+        except WeightsError as error:
+            problems.append(f"; {error}")
     hint = "" if newest is None else f"; `pip install {distribution(newest[:4])}` brings them"
     known = ", ".join(dict.fromkeys(path.stem for path in paths)) or "none"
-    raise WeightsError(f"no weights are called {name!r}; those here: {known}{hint}")
+    raise WeightsError(f"no weights are called {name!r}; those here: {known}{hint}{''.join(problems)}")

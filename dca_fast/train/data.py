@@ -5,11 +5,11 @@ Every crop of a batch has a random seed of its own, so that a batch can be made 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
 import os
-import struct
 import tarfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,11 +23,10 @@ from rich.progress import track
 from torch import Tensor
 
 from dca_fast.errors import InputError
-from dca_fast.files.image_io import list_images, suffixes
+from dca_fast.files.atomic import write_atomic
+from dca_fast.files.image_io import list_images, suffixes, to_8_bit
 
 log = logging.getLogger(__name__)
-# What Pillow raises about damaged files.
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 ATTEMPTS = 100  # photographs tried for one crop
 READERS = 8  # threads that decode the members of shards
 
@@ -36,8 +35,10 @@ def read_pixels(source: Path | io.BytesIO, name: str, smallest: int) -> np.ndarr
     """uint8 `[H, W, 3]`, or None if it cannot be read or a side is below `smallest`."""
     try:
         with Image.open(source) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except UNREADABLE as error:
+            pixels = np.asarray(to_8_bit(image).convert("RGB"))
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files and plugins raise many types
         log.warning("skipped %s: %s", name, error)
         return None
     return pixels if min(pixels.shape[:2]) >= smallest else None
@@ -49,6 +50,12 @@ def cut(pixels: np.ndarray, generator: np.random.Generator, size: int) -> np.nda
     left = generator.integers(pixels.shape[1] - size + 1)
     crop = np.rot90(pixels[top : top + size, left : left + size], int(generator.integers(4)))
     return crop[:, ::-1] if generator.integers(2) else crop
+
+
+def state_of(paths: Sequence[Path]) -> str:
+    """A hash of the names, sizes and times of files."""
+    facts = [(str(path), status.st_size, status.st_mtime_ns) for path in paths for status in [path.stat()]]
+    return hashlib.sha256(repr(facts).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 class Crops(Protocol):
@@ -134,7 +141,7 @@ class DeviceImages:
 
 
 class Photographs(Images):
-    """Photographs of a folder, packed into `cache` (made at the first use, then reused).
+    """Photographs of a folder, packed into `cache` (made at the first use, and again when the folder has changed).
 
     Args:
         folder: searched recursively; files that cannot be read are counted in `skipped` and left out. None: whatever
@@ -143,18 +150,24 @@ class Photographs(Images):
         smallest: images with a shorter side are left out.
 
     Raises:
-        InputError: nothing usable.
+        InputError: nothing usable, or files of these names that are others.
     """
 
     def __init__(self, folder: Path | None, cache: Path, smallest: int = 256) -> None:
-        blob, index = cache.with_suffix(".bin"), cache.with_suffix(".json")
-        facts = json.loads(index.read_text()) if index.exists() or folder is None else {}
+        stem = cache.with_suffix("") if cache.suffix in (".bin", ".json") else cache
+        blob, index = (stem.with_name(stem.name + suffix) for suffix in (".bin", ".json"))
+        facts = self._index(index, blob)
         if folder is not None:
-            wanted = {"folder": str(Path(folder).resolve()), "smallest": smallest}
+            paths = list_images(folder)
+            wanted = {"folder": str(Path(folder).resolve()), "smallest": smallest, "files": state_of(paths)}
             if {key: facts.get(key) for key in wanted} != wanted:
+                if blob.exists() and not index.exists():
+                    raise InputError(f"{blob} exists, without an index of photographs: name another --cache")
                 cache.parent.mkdir(parents=True, exist_ok=True)
-                facts = wanted | self._pack(list_images(folder), blob, smallest)
-                index.write_text(json.dumps(facts))
+                facts = wanted | self._pack(paths, blob, index, smallest)
+                write_atomic(index, json.dumps(facts).encode())
+        elif not facts:
+            raise InputError(f"{blob} and {index} are no packed photographs")
         shapes = facts["shapes"]
         small = sum(min(shape) < smallest for shape in shapes)
         if small == len(shapes):
@@ -168,18 +181,34 @@ class Photographs(Images):
         super().__init__(images, facts["skipped"] + small)
 
     @staticmethod
-    def _pack(paths: list[Path], blob: Path, smallest: int) -> dict[str, Any]:
+    def _index(index: Path, blob: Path) -> dict[str, Any]:
+        """What an index says; nothing if there is none, or if the pixels are not those that it names."""
+        if not index.exists():
+            return {}
+        try:
+            facts = json.loads(index.read_text())
+            size, _ = sum(height * width * 3 for height, width in facts["shapes"]), facts["skipped"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{index} exists and is no index of photographs") from error
+        return dict(facts) if blob.exists() and blob.stat().st_size == size else {}
+
+    @staticmethod
+    def _pack(paths: list[Path], blob: Path, index: Path, smallest: int) -> dict[str, Any]:
         shapes, skipped = [], 0
         unfinished = blob.with_suffix(f".{os.getpid()}.part")
-        with unfinished.open("wb") as out:
-            for path in track(paths, "reading photographs"):
-                pixels = read_pixels(path, str(path), smallest)
-                if pixels is None:
-                    skipped += 1
-                else:
-                    out.write(pixels.tobytes())
-                    shapes.append(pixels.shape[:2])
-        unfinished.replace(blob)
+        try:
+            with unfinished.open("wb") as out:
+                for path in track(paths, "reading photographs"):
+                    pixels = read_pixels(path, str(path), smallest)
+                    if pixels is None:
+                        skipped += 1
+                    else:
+                        out.write(pixels.tobytes())
+                        shapes.append(pixels.shape[:2])
+            index.unlink(missing_ok=True)  # it is of the pixels before
+            unfinished.replace(blob)
+        finally:
+            unfinished.unlink(missing_ok=True)
         return {"shapes": shapes, "skipped": skipped}
 
 

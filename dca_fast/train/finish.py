@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -87,7 +88,10 @@ def plot_losses(log: Path, path: Path) -> None:
     """
     if path.suffix not in PLOT_FORMATS:
         raise InputError(f"a plot is {', '.join(PLOT_FORMATS)}, not {path.name}")
-    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    lines = []
+    for line in log.read_text().splitlines() if log.exists() else []:
+        with suppress(ValueError):  # a run was killed, or its disk was full, while it wrote
+            lines.append(json.loads(line))
     # A run that was killed logged steps that the next one took again: the last line of a step counts.
     points = {line["step"]: line for line in lines if "loss" in line}
     if not points:

@@ -14,6 +14,7 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,7 @@ def write_pack(
     source = crops(folder, side, seed)
     with tarfile.open(fileobj=buffer, mode="w") as tar, ThreadPoolExecutor(threads) as pool:
         full = False
-        while not full and (some := [crop for crop, _ in zip(source, range(4 * threads), strict=False)]):
+        while not full and (some := list(islice(source, 4 * threads))):
             for data in pool.map(lambda pixels: encoded(pixels, quality), some):
                 blocks = TAR_BLOCK + -(-len(data) // TAR_BLOCK) * TAR_BLOCK
                 # What is closed is filled up to whole records.

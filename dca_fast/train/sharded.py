@@ -7,6 +7,7 @@ warms its optimiser up again. The average is kept as float16 differences to the 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ LIMIT = 15 << 20  # bytes of a shard, without its header
 
 def shard_files(folder: Path, name: str) -> list[Path]:
     """The shards of a checkpoint, in order; none if it is not there."""
-    return sorted(folder.glob(f"{name}.[0-9].safetensors"))
+    numbered = re.compile(re.escape(name) + r"\.(\d+)\.safetensors")
+    found = {int(match[1]): path for path in folder.glob("*.safetensors") if (match := numbered.fullmatch(path.name))}
+    return [found[number] for number in sorted(found)]
 
 
 def write_shards(state: dict[str, Any], folder: Path, name: str, facts: dict[str, Any]) -> list[Path]:
@@ -51,6 +54,8 @@ def write_shards(state: dict[str, Any], folder: Path, name: str, facts: dict[str
     paths = [folder / f"{name}.{i}.safetensors" for i in range(len(shards))]
     for path, shard in zip(paths, shards, strict=True):
         write_atomic(path, save(shard, header))
+    for path in set(shard_files(folder, name)) - set(paths):  # of the older one, which had more
+        path.unlink()
     return paths
 
 

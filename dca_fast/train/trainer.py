@@ -527,6 +527,8 @@ class Trainer:
         with log_file.open("a") as sink, Progress(console=Console(stderr=True), disable=self.world.rank > 0) as bar:
             task = bar.add_task("training", total=1.0)
             facts = {"recipe": r.to_dict(), "config": self.network.config.to_dict(), "processes": self.world.size}
+            if sink.tell() and not log_file.read_bytes().endswith(b"\n"):
+                sink.write("\n")  # a run was killed while it wrote
             sink.write(json.dumps({**facts, "step": self.step, "skipped": self.photographs.skipped}) + "\n")
             while True:
                 since, elapsed = self.progress(self.step - first, (time.monotonic() - begin) / 60)
