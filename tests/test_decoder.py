@@ -39,7 +39,17 @@ from dca_fast.network import weights as weights_io
 from dca_fast.network.layout import is_of_encoder
 from dca_fast.network.walk import Grid
 from dca_fast.testing import page, photograph
-from tests.decoder_library import ROOT, STATUS, WEIGHTS, Decoder, build, can_build, library, random_weights
+from tests.decoder_library import (
+    BAD_ARGUMENT,
+    ROOT,
+    STATUS,
+    WEIGHTS,
+    Decoder,
+    build,
+    can_build,
+    library,
+    random_weights,
+)
 from tests.test_conformance import BAD_WEIGHTS
 
 pytestmark = can_build
@@ -613,6 +623,49 @@ def test_an_installed_library_is_found(tmp_path: Path, codec: Codec) -> None:
     done = subprocess.run([program, WEIGHTS, GOLDEN[-2], out], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert out.read_bytes().endswith(codec.decode(GOLDEN[-2], "numpy").tobytes())
+
+
+@pytest.mark.skipif(shutil.which("pkg-config") is None, reason="no pkg-config")
+def test_folders_of_an_installation_may_be_absolute(tmp_path: Path) -> None:
+    options = f"-DCMAKE_INSTALL_LIBDIR={tmp_path / 'own' / 'lib'}", f"-DCMAKE_INSTALL_PREFIX={tmp_path / 'prefix'}"
+    source = ROOT / "csrc" / "decoder"
+    subprocess.run(["cmake", "-S", source, "-B", tmp_path / "b", *options], check=True, capture_output=True)
+    environment = os.environ | {"PKG_CONFIG_PATH": str(tmp_path / "b")}
+    asked = ["pkg-config", "--cflags", "--libs", "dca"]
+    flags = subprocess.run(asked, env=environment, check=True, capture_output=True, text=True).stdout.split()
+    assert flags == [f"-I{tmp_path / 'prefix' / 'include'}", f"-L{tmp_path / 'own' / 'lib'}", "-ldca"]
+
+
+def test_a_part_of_another_project_changes_nothing_there(tmp_path: Path) -> None:
+    (tmp_path / "x.c").touch()
+    source = ROOT / "csrc" / "decoder"
+    (tmp_path / "CMakeLists.txt").write_text(
+        f"cmake_minimum_required(VERSION 3.16)\nproject(p C CXX)\nadd_subdirectory({source} dca)\n"
+        "add_library(mine x.c)\nget_target_property(kind mine TYPE)\nmessage(STATUS kind:${kind})\n"
+        "if(TARGET decode)\n  message(FATAL_ERROR decode)\nendif()\n"
+    )
+    done = subprocess.run(["cmake", "-S", tmp_path, "-B", tmp_path / "b"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "kind:STATIC_LIBRARY" in done.stdout
+    assert "dca.h" not in (tmp_path / "b" / "cmake_install.cmake").read_text()
+
+
+def test_nothing_where_something_belongs(lib: Any) -> None:
+    model_id, handle = (ctypes.c_uint8 * 4)(1, 2, 3, 4), ctypes.c_void_p()
+    lib.dca_decoder_model(None, model_id)
+    assert bytes(model_id) == bytes(4)
+    lib.dca_decoder_model(None, None)
+    size = ctypes.c_size_t(5)
+    assert lib.dca_decoder_new(None, size, None, ctypes.byref(handle), None) == BAD_ARGUMENT
+    assert not handle
+
+
+@pytest.mark.parametrize("name", ["\u00fc" * 200, "\u20ac" * 200, "\U0001f600" * 200, "x" * 400])
+def test_a_message_that_is_cut_ends_with_a_character(lib: Any, name: str) -> None:
+    for begin in ("", "x", "xx", "xxx"):
+        header = json.dumps({begin + name: 3}, ensure_ascii=False).encode()
+        with pytest.raises(WeightsError):  # which decodes the message as UTF-8
+            Decoder(lib, len(header).to_bytes(8, "little") + header)
 
 
 def test_the_example_writes_pictures(tmp_path: Path, codec: Codec) -> None:

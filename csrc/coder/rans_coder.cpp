@@ -4,10 +4,10 @@
 #include <array>
 #include <atomic>
 #include <cstring>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <new>
-#include <system_error>
 #include <thread>
 
 namespace dca::rans {
@@ -79,8 +79,8 @@ void for_each(size_t count, size_t positions, int threads, const std::function<v
   std::vector<std::thread> helpers;
   try {
     for (size_t i = 1; i < std::min(useful, static_cast<size_t>(threads)); ++i) helpers.emplace_back(run);
-  } catch (const std::system_error&) {
-    // No more threads to be had: those that started and this one share the work.
+  } catch (const std::exception&) {
+    // No more threads, or no memory for them: those that started and this one share the work.
   }
   run();
   for (std::thread& helper : helpers) helper.join();

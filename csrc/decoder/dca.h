@@ -120,7 +120,8 @@ DCA_API dca_status dca_decode_region(const dca_decoder* decoder, const void* fil
                                      dca_error* error);
 
 /* Decodes to info.height rows of the caller, `stride` bytes from one to the next, at least info.row_bytes and a whole
- * number of samples, for which pixels is aligned. What fails has written nothing. */
+ * number of samples, for which pixels is aligned. What fails has written nothing,
+ * but DCA_OUT_OF_MEMORY in the middle of a large picture. */
 DCA_API dca_status dca_decode_to(const dca_decoder* decoder, const void* file, size_t size, void* pixels, size_t stride,
                                  dca_error* error);
 

@@ -111,7 +111,6 @@ void decode_new(const dca_decoder* decoder, Span bytes, dca_info* info, void** p
   const File file = parse(bytes, decoder->max_pixels);
   const View view = choose(file);
   const size_t stride = row_bytes(file, view), rows = static_cast<size_t>(view.height());
-  require(stride <= SIZE_MAX / rows, "the picture is larger than the address space");
   std::unique_ptr<void, Released> memory;
   decode_picture(file, decoder->programs.get(), decoder->settings, view, [&] {
     memory.reset(std::malloc(stride * rows));
@@ -138,7 +137,7 @@ dca_status dca_decoder_new(const void* weights, size_t size, const dca_options* 
         given.threads > 0 ? given.threads : static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1u, 256u));
     made->settings.path = &choose(given.isa);
     made->max_pixels = given.max_pixels > 0 ? given.max_pixels : kDefaultMaxPixels;
-    if (weights != nullptr) {
+    if (weights != nullptr || size > 0) {
       made->programs = std::make_unique<Programs>(std::make_shared<Model>(read_weights(span_of(weights, size))));
     }
     *decoder = made.release();
@@ -148,8 +147,10 @@ dca_status dca_decoder_new(const void* weights, size_t size, const dca_options* 
 void dca_decoder_free(dca_decoder* decoder) { delete decoder; }
 
 void dca_decoder_model(const dca_decoder* decoder, uint8_t model_id[4]) {
+  if (model_id == nullptr) return;
   std::memset(model_id, 0, 4);
-  if (decoder->programs) std::copy_n(decoder->programs->model().weights.model_id.begin(), 4, model_id);
+  if (decoder != nullptr && decoder->programs)
+    std::copy_n(decoder->programs->model().weights.model_id.begin(), 4, model_id);
 }
 
 dca_status dca_inspect(const void* file, size_t size, dca_info* info, dca_error* error) {

@@ -14,7 +14,12 @@ namespace {
 std::string formatted(const char* format, va_list arguments) {
   char text[sizeof(dca_error::message)];
   std::vsnprintf(text, sizeof text, format, arguments);
-  return text;
+  size_t end = std::strlen(text);
+  if (end + 1 == sizeof text) {  // it may be cut inside a character
+    while (end > 0 && (text[end - 1] & 0xc0) == 0x80) --end;
+    if (end > 0 && (text[end - 1] & 0xc0) == 0xc0) --end;
+  }
+  return {text, end};
 }
 
 using Slices = std::array<std::array<uint32_t, 256>, 8>;

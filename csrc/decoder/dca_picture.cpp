@@ -201,6 +201,10 @@ void averaged(const File& file, Programs* programs, const Settings& settings, co
 
 void decode_picture(const File& file, Programs* programs, const Settings& settings, const View& view,
                     const std::function<Target()>& target) {
+  constexpr size_t most = 8;  // bytes of a pixel: four channels of 16 bits
+  if (uint64_t{static_cast<uint32_t>(file.height)} * static_cast<uint32_t>(file.width) > SIZE_MAX / most) {
+    fail(DCA_LIMIT_EXCEEDED, "%d x %d pixels are more than this machine has addresses for", file.width, file.height);
+  }
   if (file.exact) return exact_file(file, settings, view, target);
   const auto& id = file.model_id;
   if (programs == nullptr || programs->model().weights.model_id != id) {

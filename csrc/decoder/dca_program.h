@@ -20,8 +20,7 @@ template <class T>
 class Array {
  public:
   Array() = default;
-  explicit Array(int64_t size)
-      : data_(static_cast<T*>(::operator new(static_cast<size_t>(size) * sizeof(T), kAlignment))), size_(size) {}
+  explicit Array(int64_t size) : data_(static_cast<T*>(::operator new(bytes_of(size), kAlignment))), size_(size) {}
   T* data() { return data_.get(); }
   const T* data() const { return data_.get(); }
   T& operator[](int64_t i) { return data_.get()[i]; }
@@ -30,6 +29,10 @@ class Array {
 
  private:
   static constexpr std::align_val_t kAlignment{64};
+  static size_t bytes_of(int64_t size) {
+    if (static_cast<uint64_t>(size) > SIZE_MAX / sizeof(T)) throw std::bad_alloc();  // where addresses have 32 bits
+    return static_cast<size_t>(size) * sizeof(T);
+  }
   struct Free {
     void operator()(T* p) const { ::operator delete(p, kAlignment); }
   };

@@ -5,7 +5,6 @@
 #include <exception>
 #include <memory>
 #include <mutex>
-#include <system_error>
 #include <thread>
 
 namespace dca::exact {
@@ -29,12 +28,9 @@ void for_bands(int bands, int threads, F&& work) {
     }
   };
   std::vector<std::thread> helpers;
-  for (int i = 1; i < std::min(threads, bands); ++i) {
-    try {
-      helpers.emplace_back(run);
-    } catch (const std::system_error&) {  // no more threads: those there are do the work
-      break;
-    }
+  try {
+    for (int i = 1; i < std::min(threads, bands); ++i) helpers.emplace_back(run);
+  } catch (const std::exception&) {  // no more threads, or no memory for them: those there are do the work
   }
   run();
   for (std::thread& helper : helpers) helper.join();

@@ -8,7 +8,6 @@
 #include <exception>
 #include <mutex>
 #include <new>
-#include <system_error>
 #include <thread>
 
 #if defined(__unix__) || defined(__APPLE__)
@@ -85,7 +84,7 @@ class Pool {
       std::lock_guard<std::mutex> lock(mutex_);
       try {
         for (; workers_ < helpers; ++workers_) std::thread([this, own = workers_ + 1] { serve(own); }).detach();
-      } catch (const std::system_error&) {  // no more threads to be had: the ones there are do the work
+      } catch (const std::exception&) {  // no more threads, or no memory for them: those there are do the work
       }
       job_ = &job;
       helpers_ = std::min(helpers, workers_);
