@@ -25,6 +25,7 @@ from PIL import Image
 
 from dca_fast import Codec, __version__, inspect
 from dca_fast.errors import BitstreamError
+from dca_fast.files import container
 from dca_fast.testing import landscape, page, photograph
 from tests.decoder_library import random_weights
 
@@ -236,7 +237,7 @@ def test_a_helper_that_fails(site: Path, files: dict[str, Path], codec: Codec, t
 
 USE = """
 import {readFile} from 'node:fs/promises';
-const [folder, weights, file, refused] = process.argv.slice(1);
+const [folder, weights, file, refused, huge] = process.argv.slice(1);
 const {compile, Decoder} = await import(`${folder}/dca.js`);
 const [classic, module, content, picture] = await Promise.all([
   compile(await readFile(`${folder}/dca.wasm`)), compile(await readFile(`${folder}/dca-threads.wasm`)),
@@ -246,6 +247,14 @@ for (const [of, threads] of [[module, 0], [module, 65], [module, 1.5], [classic,
   await Decoder.create(of, content, {threads}).catch(error => kinds.push(error.kind));
 }
 await Decoder.create(module, content.subarray(0, 999), {threads: 2}).catch(error => kinds.push(error.kind));
+const attempt = work => { try { work(); } catch (error) { kinds.push(error.kind); } };
+for (const bad of ['text', {}, 5]) attempt(() => new Decoder(classic, bad));
+for (const maxPixels of [0, NaN, -1]) attempt(() => new Decoder(classic, null, {maxPixels}));
+const buffer = content.buffer.slice(content.byteOffset, content.byteOffset + content.length);
+const models = [content, buffer, null].map(weights => new Decoder(classic, weights, {maxPixels: Infinity}).model);
+// A file without a model of so many pixels that 32 bits do not hold their bytes.
+const vast = await readFile(huge);
+attempt(() => new Decoder(classic, null, {maxPixels: 2 ** 32}).decode(vast, {reduce: 16}));
 const decoder = await Decoder.create(module, content, {threads: 2});
 const used = decoder.decode(picture).threads, bad = await readFile(refused);
 for (let i = 0; i < 40; ++i) try { decoder.decode(bad); } catch { } // each ends an instance, and its memory
@@ -253,19 +262,23 @@ const megabytes = process.memoryUsage().rss / 2 ** 20;
 decoder.close();
 const alone = [decoder.decode(picture).threads, new Decoder(module, content).decode(picture).threads];
 const one = (await Decoder.create(classic, content)).decode(picture).threads;
-console.log(JSON.stringify({kinds, used, alone, one, megabytes}));
+console.log(JSON.stringify({kinds, models, used, alone, one, megabytes}));
 """
 
 
 @needs_node
-def test_helpers_are_given_back(site: Path, files: dict[str, Path]) -> None:
+def test_helpers_are_given_back(site: Path, files: dict[str, Path], codec: Codec, tmp_path: Path) -> None:
     weights = next((site / "models").iterdir())
-    command = ["node", "--input-type=module", "-e", USE, site, weights, files["strips"], files["stream_end_r"]]
+    header = container.Header(43690, 32769, container.MAX_QUALITY, bytes(4), 0, exact=True)
+    (tmp_path / "huge").write_bytes(container.pack(header, bytes(40)))
+    inputs = files["strips"], files["stream_end_r"], tmp_path / "huge"
+    command = ["node", "--input-type=module", "-e", USE, site, weights, *inputs]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
-    kinds = ["BadArgument"] * 4 + ["BadWeights"]
+    kinds = ["BadArgument"] * 4 + ["BadWeights"] + ["BadArgument"] * 6 + ["LimitExceeded"]
     report = json.loads(done.stdout)
     assert report.pop("megabytes") < 1000  # of 40 instances with 30 each, most are collected
-    assert report == {"kinds": kinds, "used": 2, "alone": [1, 1], "one": 1}
+    models = [codec.model_id, codec.model_id, "00000000"]
+    assert report == {"kinds": kinds, "models": models, "used": 2, "alone": [1, 1], "one": 1}
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -281,7 +294,10 @@ class Handler(http.server.SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
         server: Any = self.server
         path = urllib.parse.urlparse(self.path).path
-        if path == "/list.json":
+        if path in server.hiccups:
+            server.hiccups.remove(path)
+            self.send_error(503)
+        elif path == "/list.json":
             self.answer(json.dumps([*server.files]).encode(), "application/json")
         elif path == "/test.html":
             self.answer((ROOT / "tests" / "web" / "page.html").read_bytes(), "text/html")
@@ -319,9 +335,11 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 
 @contextmanager
-def served(site: Path, files: dict[str, Path], isolated: bool = False) -> Iterator[Any]:
+def served(site: Path, files: dict[str, Path], isolated: bool = False, hiccups: tuple[str, ...] = ()) -> Iterator[Any]:
+    """`hiccups`: addresses that fail once."""
     server: Any = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(site)))
     server.files, server.isolated, server.reported, server.report = files, isolated, threading.Event(), None
+    server.hiccups = [*hiccups]
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -350,7 +368,7 @@ def chromium(address: str, profile: Path, *options: str) -> Iterator[subprocess.
 @pytest.mark.parametrize("isolated", [False, True])
 def test_chromium(site: Path, files: dict[str, Path], codec: Codec, tmp_path: Path, isolated: bool) -> None:
     """Isolated from other origins a page decodes on several threads, if it is not told otherwise."""
-    with served(site, files, isolated) as server:
+    with served(site, files | {"once": files["turned"]}, isolated, () if isolated else ("/dca.wasm",)) as server:
         with chromium(f"http://127.0.0.1:{server.server_port}/test.html", tmp_path):
             assert server.reported.wait(180), "the page did not report"
         report = server.report
@@ -366,6 +384,11 @@ def test_chromium(site: Path, files: dict[str, Path], codec: Codec, tmp_path: Pa
     model = next((site / "models").iterdir())
     assert report["fetched"] == model.stat().st_size
     assert report["cached"] == 1
+    assert report["hiccup"] == (None if isolated else "NotAvailable")
+    assert report["sources"] is True
+    assert report["none"] == ["TypeError"] * 3
+    assert report["aborted"] == ["AbortError", True, 1]
+    assert report["once"] == [1, 1, True]
     assert report["element"][:2] == [75, 101]  # turned by its EXIF
     assert report["element"][2] > 0
     assert report["small"][:2] == [10, 13]

@@ -8,7 +8,8 @@ const waiting = new Map();
 function start() {
   worker = new Worker(new URL('./worker.js', import.meta.url), {type: 'module'});
   worker.onmessage = ({data: {id, picture, error, progress}}) => {
-    const {resolve, reject, onprogress} = waiting.get(id);
+    const {resolve, reject, onprogress} = waiting.get(id) ?? {};
+    if (resolve === undefined) return; // nobody wants it any more
     if (progress) return onprogress?.(progress);
     waiting.delete(id);
     if (error) reject(new DcaError(error.kind, error.message));
@@ -17,6 +18,7 @@ function start() {
   worker.onerror = event => { // it could not even be loaded
     for (const {reject} of waiting.values()) reject(new DcaError('NotAvailable', event.message || 'no worker'));
     waiting.clear();
+    worker.terminate();
     worker = null;
   };
 }
@@ -30,23 +32,43 @@ function start() {
  *   reduce: 2, 4, 8 or 16 for a preview with a pixel for so many by so many. threads: at most so many; default: as many
  *   as there are, up to 8, in a page that is isolated from other origins, else 1
  * @returns {Promise<object>} as of `Decoder.inspect`, and rgba (Uint8ClampedArray), bytes, milliseconds, threads
- * @throws {DcaError} a bad file; TypeError: it cannot be fetched
+ * @throws {DcaError} a bad file; TypeError: it cannot be fetched, or is none of these; what `signal` says
  */
 export async function decode(source, {onprogress, signal, reduce = 1, threads} = {}) {
   const file = await contentOf(source, signal);
-  signal?.throwIfAborted();
+  if (signal?.aborted) throw reasonOf(signal);
   if (worker === null) start();
-  const id = next++;
-  const done = new Promise((resolve, reject) => waiting.set(id, {resolve, reject, onprogress}));
-  worker.postMessage({id, file, reduce, threads}, [file]);
-  return done;
+  const id = next++, own = worker;
+  own.postMessage({id, file, reduce, threads}, [file]);
+  let stop;
+  try {
+    return await new Promise((resolve, reject) => {
+      waiting.set(id, {resolve, reject, onprogress});
+      stop = () => {
+        own.postMessage({id, abort: true});
+        reject(reasonOf(signal));
+      };
+      signal?.addEventListener('abort', stop);
+    });
+  } finally {
+    waiting.delete(id);
+    signal?.removeEventListener('abort', stop);
+  }
 }
 
+const reasonOf = signal => signal.reason ?? new DOMException('the decoding was aborted', 'AbortError');
+
 async function contentOf(source, signal) {
-  if (source instanceof ArrayBuffer) return source.slice(0);
-  if (source instanceof Blob) return source.arrayBuffer();
-  if (ArrayBuffer.isView(source)) {
-    return source.buffer.slice(source.byteOffset, source.byteOffset + source.byteLength);
+  // Objects of other windows are of other classes.
+  if (typeof source?.arrayBuffer === 'function') return source.arrayBuffer();
+  const kind = Object.prototype.toString.call(source);
+  if (ArrayBuffer.isView(source) || kind === '[object ArrayBuffer]' || kind === '[object SharedArrayBuffer]') {
+    const bytes = ArrayBuffer.isView(source) ? new Uint8Array(source.buffer, source.byteOffset, source.byteLength)
+      : new Uint8Array(source);
+    return Uint8Array.from(bytes).buffer; // of its own, to be handed over
+  }
+  if (typeof source !== 'string' && kind !== '[object URL]') {
+    throw new TypeError('a file is an address, a Blob, an ArrayBuffer or a view of one');
   }
   const response = await fetch(source, {signal});
   if (!response.ok) throw new TypeError(`${source}: ${response.status} ${response.statusText}`);
@@ -67,13 +89,17 @@ export function orientation(exif) {
   return 1;
 }
 
-/** Draws a picture on a canvas, which gets its size, upright as EXIF says. */
+/**
+ * Draws a picture on a canvas, which gets its size, upright as EXIF says.
+ * @throws {DcaError} LimitExceeded: the browser has no canvas of this size
+ */
 export function draw(picture, canvas) {
   const {width, height} = picture, turned = orientation(picture.exif);
   const image = new ImageData(picture.rgba, width, height), sideways = turned > 4;
   canvas.width = sideways ? height : width;
   canvas.height = sideways ? width : height;
   const context = canvas.getContext('2d');
+  if (canvas.width * canvas.height > SMALL) checkIsDrawn(context);
   if (turned === 1) return context.putImageData(image, 0, 0);
   const flat = new OffscreenCanvas(width, height);
   flat.getContext('2d').putImageData(image, 0, 0);
@@ -83,4 +109,16 @@ export function draw(picture, canvas) {
   context.setTransform(...matrices[turned - 1]);
   context.drawImage(flat, 0, 0);
   context.resetTransform();
+}
+
+const SMALL = 1 << 24; // pixels, which any canvas holds
+
+// Browsers draw nothing on a canvas that is too large for them, and say nothing.
+function checkIsDrawn(context) {
+  const {width, height} = context.canvas, x = width - 1, y = height - 1;
+  context.fillRect(x, y, 1, 1);
+  if (context.getImageData(x, y, 1, 1).data[3] === 0) {
+    throw new DcaError('LimitExceeded', `this browser draws no ${width} x ${height} pixels; reduce makes fewer`);
+  }
+  context.clearRect(x, y, 1, 1);
 }

@@ -19,6 +19,8 @@ export class DcaImage extends HTMLElement {
   #canvas = document.createElement('canvas');
   #stop = null;
   #seen = null;
+  #wanted = null; // what is shown, or will be
+  #begun = false; // to be loaded
 
   constructor() {
     super();
@@ -37,24 +39,37 @@ export class DcaImage extends HTMLElement {
   get alt() { return this.getAttribute('alt') ?? ''; }
   set alt(value) { this.setAttribute('alt', value); }
 
-  connectedCallback() { this.#start(); }
+  connectedCallback() { queueMicrotask(() => this.#start()); } // once, however many attributes there are
 
   disconnectedCallback() {
-    this.#stop?.abort();
-    this.#seen?.disconnect();
+    queueMicrotask(() => { // it may only be moved
+      if (!this.isConnected && !this.complete) this.#cancel();
+    });
   }
 
   attributeChangedCallback(name, before, now) {
     if (name === 'alt') this.#canvas.setAttribute('aria-label', now ?? '');
-    else if (this.isConnected && before !== now) this.#start();
+    else if (before !== now) {
+      if (name !== 'loading') this.removeAttribute('complete');
+      queueMicrotask(() => this.#start());
+    }
+  }
+
+  #cancel() {
+    this.#stop?.abort();
+    this.#seen?.disconnect();
+    this.#wanted = null;
+    this.#begun = false;
   }
 
   #start() {
-    this.#stop?.abort();
-    this.#seen?.disconnect();
-    this.removeAttribute('complete');
+    if (!this.isConnected) return;
+    const wanted = `${this.getAttribute('reduce')} ${this.src}`, lazy = this.getAttribute('loading') === 'lazy';
+    if (wanted === this.#wanted && (this.#begun || lazy)) return;
+    this.#cancel();
+    this.#wanted = wanted;
     if (!this.src) return;
-    if (this.getAttribute('loading') !== 'lazy') return void this.#load();
+    if (!lazy) return void this.#load();
     this.#seen = new IntersectionObserver(entries => {
       if (!entries.some(entry => entry.isIntersecting)) return;
       this.#seen.disconnect();
@@ -65,6 +80,7 @@ export class DcaImage extends HTMLElement {
 
   async #load() {
     const stop = this.#stop = new AbortController();
+    this.#begun = true;
     try {
       const reduce = Number(this.getAttribute('reduce') ?? 1);
       const picture = await decode(new URL(this.src, document.baseURI), {signal: stop.signal, reduce});
@@ -73,7 +89,9 @@ export class DcaImage extends HTMLElement {
       this.setAttribute('complete', '');
       this.dispatchEvent(new Event('load'));
     } catch (error) {
-      if (!stop.signal.aborted) this.dispatchEvent(new CustomEvent('error', {detail: error}));
+      if (stop.signal.aborted) return;
+      this.#wanted = null; // what asks for it again may have it
+      this.dispatchEvent(new CustomEvent('error', {detail: error}));
     }
   }
 }

@@ -38,7 +38,10 @@ async function startHelpers(count) {
   const ready = worker => new Promise((resolve, reject) => {
     const failed = event => reject(new DcaError('NotAvailable', `no worker: ${event.message || 'not loaded'}`));
     if (node) worker.on('message', resolve).on('error', failed);
-    else Object.assign(worker, {onmessage: resolve, onerror: failed});
+    else Object.assign(worker, {onmessage: resolve, onerror: event => {
+      event.preventDefault(); // it is no error of the page: one helper less
+      failed(event);
+    }});
   });
   try {
     await Promise.all(workers.map(ready));
@@ -52,7 +55,18 @@ async function startHelpers(count) {
 
 /** Engines do not count memory that is shared when they decide to collect what is given up: this they count. */
 export function givenUp(memory) {
-  return new ArrayBuffer(memory.buffer.byteLength).byteLength;
+  try {
+    new ArrayBuffer(memory.buffer.byteLength);
+  } catch {
+    // there is so little left that they collect it anyway
+  }
+}
+
+// An ArrayBuffer, or any view of one, as bytes; also of other windows, whose classes are others.
+function bytesOf(source, what) {
+  if (ArrayBuffer.isView(source)) return new Uint8Array(source.buffer, source.byteOffset, source.byteLength);
+  if (/^\[object (Shared)?ArrayBuffer\]$/.test(Object.prototype.toString.call(source))) return new Uint8Array(source);
+  throw new DcaError('BadArgument', `${what} must be a Uint8Array or an ArrayBuffer`);
 }
 
 // An instance keeps what a large picture needed; a new one is made instead of keeping more than this.
@@ -72,15 +86,16 @@ export class Decoder {
 
   /**
    * @param {WebAssembly.Module} module of `compile`
-   * @param {Uint8Array | null} weights a file of weights; it is kept
+   * @param {Uint8Array | ArrayBuffer | null} weights a file of weights; it is kept
    * @param {{maxPixels?: number, isa?: string}} options larger pictures are refused, default: 2^26; "scalar" instead of
    *   vectors, which changes no pixel
-   * @throws {DcaError} weights that are damaged
+   * @throws {DcaError} weights that are damaged, or no bytes; maxPixels that is no number of at least 1
    */
   constructor(module, weights = null, {maxPixels = 2 ** 26, isa = 'wasm', helpers = []} = {}) {
+    if (!(maxPixels >= 1)) throw new DcaError('BadArgument', 'maxPixels must be a number of at least 1');
     this.#module = module;
-    this.#weights = weights;
-    this.#maxPixels = maxPixels;
+    this.#weights = weights === null ? null : bytesOf(weights, 'weights');
+    this.#maxPixels = Math.min(Math.floor(maxPixels), 65535 ** 2); // more pixels no file has
     this.#isa = isa;
     this.#helpers = helpers; // of `create`
     this.#run(() => {});
@@ -90,7 +105,7 @@ export class Decoder {
    * The same on several threads, which changes no pixel: the one that calls, and workers that help it until `close`. It
    * must be allowed to wait, as workers and Node are; in browsers pages must be isolated from other origins.
    * @param {WebAssembly.Module} module dca-threads.wasm
-   * @param {Uint8Array | null} weights
+   * @param {Uint8Array | ArrayBuffer | null} weights
    * @param {{threads?: number, maxPixels?: number, isa?: string}} options 1 to 64 threads, default: 1
    * @returns {Promise<Decoder>}
    * @throws {DcaError} also NotAvailable: there are no such workers or no such memory here
@@ -131,10 +146,11 @@ export class Decoder {
   /**
    * What a file says, verified but not decoded: width, height, channels (1 gray, 3 RGB, one more for alpha), depth,
    * quality, exact, model, graphicBlocks, and icc, exif, xmp as bytes or null.
-   * @param {Uint8Array} file
+   * @param {Uint8Array | ArrayBuffer} file
    * @throws {DcaError}
    */
   inspect(file) {
+    file = bytesOf(file, 'a file');
     return this.#run(wasm => this.#with(file.length, file, from => this.#with(INFO.bytes, null, info => {
       wasm.dca_inspect(from, file.length, info, 0);
       return this.#info(info);
@@ -144,12 +160,13 @@ export class Decoder {
   /**
    * Decodes a file: what `inspect` gives, `samples`, by rows, pixels and channels, Uint8Array or Uint16Array, and
    * `threads`, how many there were to decode it: helpers need a moment to begin.
-   * @param {Uint8Array} file
+   * @param {Uint8Array | ArrayBuffer} file
    * @param {{reduce?: number}} options 2, 4, 8 or 16: a preview with a pixel for so many by so many; width and height are
    *   those of the preview. 8 and 16 take some 60 % of the time
    * @throws {DcaError}
    */
   decode(file, {reduce = 1} = {}) {
+    file = bytesOf(file, 'a file');
     return this.#run(wasm => this.#with(file.length, file, from => this.#with(INFO.bytes + 4, null, info => {
       const pixels = info + INFO.bytes;
       wasm.dca_decode_preview(this.#handle, from, file.length, reduce, info, pixels, 0);
@@ -180,11 +197,12 @@ export class Decoder {
   }
 
   #giveUp() {
-    if (this.#wasm?.dca_end) {
-      this.#wasm.dca_end(); // its helpers wait for another one
-      givenUp(this.#wasm.memory);
-    }
+    const wasm = this.#wasm;
     this.#wasm = null;
+    if (wasm?.dca_end) {
+      wasm.dca_end(); // its helpers wait for another one
+      givenUp(wasm.memory);
+    }
   }
 
   #start() {

@@ -8,7 +8,12 @@ import {givenUp, imports} from './dca.js';
 
 function help({module, memory, stack, variables}) {
   const fail = () => { throw new Error('there is no more memory'); };
-  const wasm = new WebAssembly.Instance(module, imports(fail, memory)).exports;
+  let wasm;
+  try {
+    wasm = new WebAssembly.Instance(module, imports(fail, memory)).exports;
+  } catch {
+    return; // for want of memory: the others do the work
+  }
   try {
     wasm.__stack_pointer.value = stack;
     wasm.__wasm_init_tls(variables);

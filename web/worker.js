@@ -1,7 +1,7 @@
 // Decodes beside the page: a module worker with one decoder for each model, whose weights are fetched once. In pages
 // that are isolated from other origins helpers share the work.
 //
-// In:  {id, file: ArrayBuffer, reduce, threads: at most so many}
+// In:  {id, file: ArrayBuffer, reduce, threads: at most so many}; {id, abort: true}: nobody wants it any more
 // Out: {id, picture} with `inspect`'s values, rgba (its buffer is handed over), bytes and milliseconds;
 //      {id, error: {kind, message}}; {id, progress: {loaded, total}} while weights are fetched
 
@@ -13,14 +13,25 @@ const decoders = new Map(); // promises, by threads and model; '' for files with
 const modules = new Map(); // promises, by name
 
 function compiled(name) {
-  if (!modules.has(name)) modules.set(name, fetch(new URL(name, import.meta.url)).then(compile));
+  if (!modules.has(name)) {
+    const made = fetched(new URL(name, import.meta.url)).then(compile);
+    modules.set(name, made);
+    made.catch(() => modules.delete(name)); // the next file tries again
+  }
   return modules.get(name);
+}
+
+async function fetched(url) {
+  const response = await fetch(url).catch(error => { throw new DcaError('NotAvailable', `${url}: ${error.message}`); });
+  if (!response.ok) throw new DcaError('NotAvailable', `${url}: ${response.status} ${response.statusText}`);
+  return response;
 }
 
 const modelUrl = model => new URL(`models/${model}.safetensors`, import.meta.url);
 
 async function content(response, progress) {
-  const total = Number(response.headers.get('content-length')) || 0, parts = [];
+  const packed = response.headers.has('content-encoding'); // then the length is another one
+  const total = packed ? 0 : Number(response.headers.get('content-length')) || 0, parts = [];
   let loaded = 0;
   for (const reader = response.body.getReader(); ;) {
     const {done, value} = await reader.read();
@@ -36,8 +47,10 @@ async function weightsOf(model, progress) {
   const url = modelUrl(model), cache = await self.caches?.open(CACHE).catch(() => undefined);
   const kept = await cache?.match(url);
   if (kept) return {weights: await content(kept, progress), keep: () => {}};
-  const response = await fetch(url);
-  if (!response.ok) throw new DcaError('UnknownModel', `there are no weights of model ${model} here`);
+  const response = await fetched(url).catch(error => {
+    if (/: (404|410) /.test(error.message)) throw new DcaError('UnknownModel', `there are no weights of model ${model} here`);
+    throw error;
+  });
   const weights = await content(response, progress);
   return {weights, keep: () => cache?.put(url, new Response(weights)).catch(() => {})}; // a full disk stops nothing
 }
@@ -71,12 +84,18 @@ function decoderOf(model, threads, progress) {
   return decoders.get(key);
 }
 
-self.onmessage = async ({data: {id, file, reduce, threads = MOST_THREADS}}) => {
+const wanted = new Set(); // ids
+
+self.onmessage = async ({data: {id, file, reduce, threads = MOST_THREADS, abort = false}}) => {
+  if (abort) return void wanted.delete(id);
+  wanted.add(id);
   try {
     const bytes = new Uint8Array(file), progress = progress => self.postMessage({id, progress});
     const {exact, model} = (await decoderOf('', 1, progress)).inspect(bytes);
     const most = Math.min(threads, MOST_THREADS);
     const decoder = await (exact ? decoderOf('', 1, progress) : decoderOf(model, most, progress));
+    await new Promise(resolve => setTimeout(resolve)); // what came meanwhile may say that nobody wants it
+    if (!wanted.has(id)) return;
     const start = performance.now(), picture = decoder.decode(bytes, {reduce});
     picture.milliseconds = performance.now() - start;
     picture.bytes = bytes.length;
@@ -84,6 +103,8 @@ self.onmessage = async ({data: {id, file, reduce, threads = MOST_THREADS}}) => {
     delete picture.samples;
     self.postMessage({id, picture}, [picture.rgba.buffer]);
   } catch (error) {
-    self.postMessage({id, error: {kind: error.kind ?? error.name, message: error.message}});
+    self.postMessage({id, error: {kind: error.kind ?? 'NotAvailable', message: error.message}});
+  } finally {
+    wanted.delete(id);
   }
 };
