@@ -253,9 +253,9 @@ class Codec:
         if batch is not None:
             options: dict[str, Any] = {"effort": effort, "aq_strength": aq_strength, "screen": screen}
             options |= {"alpha_quality": alpha_quality, "metadata": metadata}
-            parts = [_part_of(progress, i, len(batch)) for i in range(len(batch))]
             return [  # type: ignore[return-value]
-                self.encode(one, quality, progress=part, **options) for one, part in zip(batch, parts, strict=True)
+                self.encode(one, quality, progress=_part_of(progress, i, len(batch)), **options)
+                for i, one in enumerate(batch)
             ]
         if lossless:
             data = self._encode_exact(image, metadata)

@@ -79,20 +79,24 @@ def checked(image: ImageInput, depths: Sequence[Any] = (np.uint8,)) -> ImageInpu
     Raises:
         InputError: another shape or type.
     """
+    kind: Any
     pixels, alpha, names = image.pixels, image.alpha, " or ".join(np.dtype(depth).name for depth in depths)
     if is_tensor(pixels):
-        if str(pixels.dtype) != "torch.uint8" or pixels.ndim != 3 or pixels.shape[2] != 3:
-            raise InputError(f"pixels must be uint8 [H, W, 3], got {pixels.dtype} {list(pixels.shape)}")
-    elif not isinstance(pixels, np.ndarray) or pixels.dtype not in depths or pixels.ndim != 3 or pixels.shape[2] != 3:
-        given = f"{pixels.dtype} {list(pixels.shape)}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
-        raise InputError(f"pixels must be {names} [H, W, 3], got {given}")
-    if alpha is None:
-        return image
-    kind = np.dtype(np.uint8) if is_tensor(pixels) else pixels.dtype
-    if not isinstance(alpha, np.ndarray) or alpha.dtype != kind or alpha.shape != tuple(pixels.shape[:2]):
-        given = f"{alpha.dtype} {list(alpha.shape)}" if isinstance(alpha, np.ndarray) else type(alpha).__name__
-        raise InputError(f"alpha must be {kind} {list(pixels.shape[:2])}, got {given}")
+        known, kind = str(pixels.dtype) == "torch.uint8", np.dtype("uint8")
+    else:
+        known, kind = isinstance(pixels, np.ndarray) and pixels.dtype in depths, getattr(pixels, "dtype", None)
+    if not known or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise InputError(f"pixels must be {names} [H, W, 3], got {_told(pixels)}")
+    shape = tuple(pixels.shape[:2])
+    if alpha is not None and not (isinstance(alpha, np.ndarray) and alpha.dtype == kind and alpha.shape == shape):
+        raise InputError(f"alpha must be {kind} {list(shape)}, got {_told(alpha)}")
     return image
+
+
+def _told(samples: Any) -> str:
+    """Type and shape of an array or tensor, or the class of anything else."""
+    is_array = isinstance(samples, np.ndarray) or is_tensor(samples)
+    return f"{samples.dtype} {list(samples.shape)}" if is_array else type(samples).__name__
 
 
 def content_of(image: ImageLike) -> bytes:

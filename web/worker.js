@@ -21,8 +21,10 @@ function compiled(name) {
   return modules.get(name);
 }
 
-async function fetched(url) {
+// `absent`: what is thrown where there is no such file.
+async function fetched(url, absent) {
   const response = await fetch(url).catch(error => { throw new DcaError('NotAvailable', `${url}: ${error.message}`); });
+  if (absent && [404, 410].includes(response.status)) throw absent;
   if (!response.ok) throw new DcaError('NotAvailable', `${url}: ${response.status} ${response.statusText}`);
   return response;
 }
@@ -47,10 +49,7 @@ async function weightsOf(model, progress) {
   const url = modelUrl(model), cache = await self.caches?.open(CACHE).catch(() => undefined);
   const kept = await cache?.match(url);
   if (kept) return {weights: await content(kept, progress), keep: () => {}};
-  const response = await fetched(url).catch(error => {
-    if (/: (404|410) /.test(error.message)) throw new DcaError('UnknownModel', `there are no weights of model ${model} here`);
-    throw error;
-  });
+  const response = await fetched(url, new DcaError('UnknownModel', `there are no weights of model ${model} here`));
   const weights = await content(response, progress);
   return {weights, keep: () => cache?.put(url, new Response(weights)).catch(() => {})}; // a full disk stops nothing
 }

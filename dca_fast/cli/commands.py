@@ -29,6 +29,7 @@ from dca_fast.errors import (
 if TYPE_CHECKING:
     from dca_fast.codec import Codec
     from dca_fast.evaluation.measure import CodecLike, Curve, ImageFolder, RowCache
+    from dca_fast.files.image_io import ImageInput
 
 T = TypeVar("T")
 OK, DISAGREE, BAD_INPUT, BAD_STREAM, BAD_ENVIRONMENT = range(5)
@@ -181,20 +182,29 @@ def _plain(value: Any) -> str:
     return " ".join(map(_plain, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def check_reports(*targets: Path | str | None, force: bool) -> None:
+def check_reports(*targets: Path | str | None, inputs: Iterable[Path] = (), force: bool) -> None:
     """Refuse to write what cannot be written, or what replaces something, before the work is done.
 
     Raises:
-        InputError: the folder of a target does not exist, or the target does.
+        InputError: the folder of a target does not exist, or the target does, or it is one of the inputs.
     """
-    from dca_fast.files.atomic import check_output
+    from dca_fast.files.atomic import check_output, identities
 
+    sources = identities(inputs)
     for target in targets:
         if target is None:
             continue
         if not Path(target).resolve().parent.is_dir():
             raise InputError(f"{target}: its folder does not exist")
-        check_output(target, force=force)
+        check_output(target, inputs=sources, force=force)
+
+
+def colours_of(image: ImageInput) -> ImageInput:
+    """The image without alpha, which is said."""
+    if image.alpha is None:
+        return image
+    say("warning", "alpha is left out")
+    return replace(image, alpha=None)
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -351,10 +361,7 @@ def demo(args: argparse.Namespace) -> int:
     from dca_fast.testing import landscape
 
     path = Path(args.image or "landscape")
-    image = load_image(path, pixels_only=True) if args.image else ImageInput(landscape())
-    if image.alpha is not None:
-        say("warning", "alpha is left out")
-        image = replace(image, alpha=None)
+    image = colours_of(load_image(path, pixels_only=True)) if args.image else ImageInput(landscape())
     codec = codec_of(args)
     others = other_codecs(args, codec)
     shots = demo.run(image, codec)

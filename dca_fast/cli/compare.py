@@ -6,16 +6,16 @@ import html
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
 from PIL import Image
 
-from dca_fast.cli.commands import check_reports, codec_of, note, progress_bar, say
+from dca_fast.cli.commands import check_reports, codec_of, colours_of, note, progress_bar, say
 from dca_fast.errors import BackendUnavailableError, InputError
 from dca_fast.evaluation.peers import FAMILIES, Peer, make_peers
-from dca_fast.files.atomic import check_output, identities, write_atomic
+from dca_fast.files.atomic import write_atomic
 from dca_fast.files.image_io import load_image
 from dca_fast.metrics import Pixels, psnr
 
@@ -101,13 +101,9 @@ def compare(args: argparse.Namespace) -> None:
     out = args.out or Path(f"{args.image.stem}.html")
     if out.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"the output {out} is not called *.html")
-    check_output(out, inputs=identities([args.image]), force=args.force)
-    check_reports(out, force=True)
+    check_reports(out, inputs=[args.image], force=args.force)
     codec = codec_of(args)
-    image = load_image(args.image, max_pixels=codec.max_pixels, pixels_only=True)
-    if image.alpha is not None:
-        say("warning", "alpha is left out: what is compared are the colours")
-        image = replace(image, alpha=None)
+    image = colours_of(load_image(args.image, max_pixels=codec.max_pixels, pixels_only=True))
     data = codec.encode(image, args.quality, effort=args.effort, aq_strength=args.aq_strength)
     decoded = codec.decode(data, "numpy")[..., :3]
     name = f"dca-fast quality {args.quality:g}"

@@ -295,13 +295,11 @@ def bd_rate(test: Sequence[tuple[float, float]], anchor: Sequence[tuple[float, f
 
     Reference: G. Bjontegaard, VCEG-M33; package `bjontegaard`.
     """
-    labels = {"test": test, "anchor": anchor}
-    exact = {label: any(math.isinf(psnr) for _, psnr in points) for label, points in labels.items()}
     curves = [sorted(point for point in points if math.isfinite(point[1])) for points in (test, anchor)]
-    for label, points in zip(("test", "anchor"), curves, strict=True):
+    for label, given, points in zip(("test", "anchor"), (test, anchor), curves, strict=True):
         rising = all(a[0] < b[0] and a[1] < b[1] for a, b in pairwise(points))
         if len(points) < 2 or not rising:
-            lost = "; a picture that came back without loss has no PSNR" if exact[label] else ""
+            lost = "; a picture that came back without loss has no PSNR" if len(points) < len(given) else ""
             return Delta(None, None, 0.0, None, f"the {label} curve does not rise over two or more points{lost}")
     low, high = max(c[0][1] for c in curves), min(c[-1][1] for c in curves)
     if low >= high:

@@ -162,7 +162,8 @@ class Photographs(Images):
             wanted = {"folder": str(Path(folder).resolve()), "smallest": smallest, "files": state_of(paths)}
             if {key: facts.get(key) for key in wanted} != wanted:
                 if blob.exists() and not index.exists():
-                    raise InputError(f"{blob} exists, without an index of photographs: name another --cache")
+                    hint = "remove it, or name another --cache"
+                    raise InputError(f"{blob} exists, without an index of photographs: {hint}")
                 cache.parent.mkdir(parents=True, exist_ok=True)
                 facts = wanted | self._pack(paths, blob, index, smallest)
                 write_atomic(index, json.dumps(facts).encode())
