@@ -641,12 +641,14 @@ def test_a_part_of_another_project_changes_nothing_there(tmp_path: Path) -> None
     source = ROOT / "csrc" / "decoder"
     (tmp_path / "CMakeLists.txt").write_text(
         f"cmake_minimum_required(VERSION 3.16)\nproject(p C CXX)\nadd_subdirectory({source} dca)\n"
-        "add_library(mine x.c)\nget_target_property(kind mine TYPE)\nmessage(STATUS kind:${kind})\n"
+        "add_library(mine x.c)\nget_target_property(kind mine TYPE)\n"
+        "message(STATUS kind:${kind}:${CMAKE_BUILD_TYPE}:)\n"
         "if(TARGET decode)\n  message(FATAL_ERROR decode)\nendif()\n"
     )
     done = subprocess.run(["cmake", "-S", tmp_path, "-B", tmp_path / "b"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "kind:STATIC_LIBRARY" in done.stdout
+    assert "kind:STATIC_LIBRARY::" in done.stdout
+    assert " -O3 " in next((tmp_path / "b").rglob("dca.dir/flags.make")).read_text()  # but for itself
     assert "dca.h" not in (tmp_path / "b" / "cmake_install.cmake").read_text()
 
 
