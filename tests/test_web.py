@@ -186,11 +186,12 @@ def test_node_without_weights(site: Path, files: dict[str, Path], codec: Codec) 
 def test_damaged_weights(site: Path, files: dict[str, Path], tmp_path: Path) -> None:
     content = bytearray(next((site / "models").iterdir()).read_bytes())
     content[-7] ^= 1
-    (tmp_path / "w").write_bytes(content)
     command = ["node", ROOT / "tests" / "web" / "decode.mjs", site, tmp_path / "w", files["low"]]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode != 0
-    assert "BadWeights" in done.stderr
+    for weights in (content, b""):
+        (tmp_path / "w").write_bytes(weights)
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode != 0
+        assert "BadWeights" in done.stderr
 
 
 def decoded_on_threads(site: Path, paths: list[Path], threads: int) -> list[dict[str, Any]]:
@@ -389,6 +390,8 @@ def test_chromium(site: Path, files: dict[str, Path], codec: Codec, tmp_path: Pa
     assert report["none"] == ["TypeError"] * 3
     assert report["aborted"] == ["AbortError", True, 1]
     assert report["once"] == [1, 1, True]
+    assert report["back"] == [1, True, True]
+    assert report["other"] is False
     assert report["element"][:2] == [75, 101]  # turned by its EXIF
     assert report["element"][2] > 0
     assert report["small"][:2] == [10, 13]

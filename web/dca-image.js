@@ -50,7 +50,6 @@ export class DcaImage extends HTMLElement {
   attributeChangedCallback(name, before, now) {
     if (name === 'alt') this.#canvas.setAttribute('aria-label', now ?? '');
     else if (before !== now) {
-      if (name !== 'loading') this.removeAttribute('complete');
       queueMicrotask(() => this.#start());
     }
   }
@@ -67,6 +66,7 @@ export class DcaImage extends HTMLElement {
     const wanted = `${this.getAttribute('reduce')} ${this.src}`, lazy = this.getAttribute('loading') === 'lazy';
     if (wanted === this.#wanted && (this.#begun || lazy)) return;
     this.#cancel();
+    this.removeAttribute('complete');
     this.#wanted = wanted;
     if (!this.src) return;
     if (!lazy) return void this.#load();

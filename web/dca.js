@@ -224,8 +224,8 @@ export class Decoder {
       view.setUint32(options + 16, name, true);
       const made = options + 24;
       const open = from => this.#wasm.dca_decoder_new(from, size, options, made, 0);
-      if (size > 0) this.#with(size, this.#weights, open);
-      else open(0);
+      if (this.#weights === null) open(0);
+      else this.#with(size, this.#weights, open);
       this.#handle = this.#word(made);
     }));
   }
