@@ -645,12 +645,13 @@ class Codec:
         Raises:
             DcaError: as `encode`, of the first image that cannot be coded.
         """
-        q = _quality(QUALITY_MAX if quality == LOSSLESS else quality)
+        lossless = isinstance(quality, str) and quality == LOSSLESS
+        q = _quality(QUALITY_MAX if lossless else quality)
         level, aq, look = check_effort(effort), _aq(aq_strength), graphics.check(screen) and q < container.MAX_QUALITY
         levels = picture.alpha_levels(alpha_quality)
         files: list[bytes] = []
         for some in _some(images, self.engine.together):
-            if len(some) == 1 or quality == LOSSLESS:
+            if len(some) == 1 or lossless:
                 options: dict[str, Any] = {"effort": effort, "aq_strength": aq_strength, "screen": screen}
                 options["alpha_quality"] = alpha_quality
                 files += [self.encode(image, quality, **options) for image in some]

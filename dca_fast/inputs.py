@@ -90,6 +90,8 @@ def checked(image: ImageInput, depths: Sequence[Any] = (np.uint8,)) -> ImageInpu
     shape = tuple(pixels.shape[:2])
     if alpha is not None and not (isinstance(alpha, np.ndarray) and alpha.dtype == kind and alpha.shape == shape):
         raise InputError(f"alpha must be {kind} {list(shape)}, got {_told(alpha)}")
+    if image.gray and not bool((pixels == pixels[..., :1]).all()):
+        raise InputError("the image is gray, but its three planes are not equal")
     return image
 
 
@@ -148,6 +150,7 @@ def check_size(shape: Sequence[int], max_pixels: int) -> None:
 
 
 def _of_array(array: npt.NDArray[Any]) -> ImageInput:
+    array = np.asarray(array)  # of a matrix, too
     shape = array.shape if array.ndim == 3 else (*array.shape, 1)
     if array.dtype != np.uint8 or len(shape) != 3 or shape[2] not in (1, 3, 4):
         raise InputError(f"an array must be uint8 [H, W] or [H, W, 1, 3 or 4], got {array.dtype} {list(array.shape)}")

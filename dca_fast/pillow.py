@@ -127,7 +127,7 @@ def _save(image: Image.Image, file: IO[bytes], filename: str | bytes) -> None:
     if unknown := options.keys() - {*_OPTIONS, *INFO_KEYS}:
         known = ", ".join((*_OPTIONS, *INFO_KEYS))
         raise ConfigError(f"unknown option {min(unknown)!r} of save; a .dca file has {known}")
-    if options.get("quality") == LOSSLESS:
+    if isinstance(options.get("quality"), str) and options["quality"] == LOSSLESS:
         options = {**options, "quality": None, "lossless": True}
     lossless = bool(options.get("lossless"))
     source = from_pil(image, exact=lossless)

@@ -190,12 +190,13 @@ def test_a_batch_is_told_what_one_image_is(native: Codec) -> None:
         ImageInput(photograph(4, 5), b"alpha"),
         ImageInput(photograph(4, 5)[..., 0]),
         ImageInput(photograph(4, 5) / 255),
+        ImageInput(photograph(4, 5), gray=True),
         ImageInput([[1, 2, 3]]),
     ],
 )
 @pytest.mark.parametrize("quality", [60, 100, "lossless"])
 def test_an_image_input_is_what_it_says(native: Codec, image: ImageInput, quality: float | str) -> None:
-    with pytest.raises(InputError, match="must be uint8"):
+    with pytest.raises(InputError, match=r"must be uint8|three planes are not equal"):
         native.encode(image, quality)
 
 
@@ -205,6 +206,12 @@ def test_numbers_of_numpy_are_numbers(native: Codec) -> None:
     data = native.encode(rgba, np.float32(60), alpha_quality=np.float32(50), effort=np.int64(0))  # type: ignore[arg-type]
     assert data == native.encode(rgba, 60, alpha_quality=50, effort=0)
     assert native.decode(data, "numpy", reduce=np.int64(2)).shape == (10, 15, 4)
+    gray = image[..., 0].view(np.matrix)
+    for quality in (60, "lossless"):
+        assert native.encode(gray, quality, effort=0) == native.encode(image[..., 0], quality, effort=0)
+    for encode in (native.encode, lambda image, quality: native.encode_batch([image], quality)):
+        with pytest.raises(ConfigError, match="quality must be"):
+            encode(image, np.array([50, 50]))  # type: ignore[arg-type]
     assert Codec(threads=np.int64(2), max_pixels=np.int64(600)).threads == 2  # type: ignore[arg-type]
     assert Codec(threads=10**12).encode(image, 60) == native.encode(image, 60)
     for region in (5, (1, 2), iter((0, 0, 1, 1.5)), (0, 0, True, 1)):

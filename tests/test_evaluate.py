@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +15,7 @@ from PIL import Image, JpegImagePlugin
 
 from dca_fast import Codec
 from dca_fast.cli import parser as cli
-from dca_fast.errors import BackendUnavailableError, ConfigError, InputError
+from dca_fast.errors import BackendUnavailableError, ConfigError, InputError, InputWarning
 from dca_fast.evaluation.measure import (
     Curve,
     ImageFolder,
@@ -357,6 +358,9 @@ def test_a_folder_is_read_when_iterated_over(tmp_path: Path) -> None:
     assert all(np.array_equal(pixels, photograph(9, 7)) for _, pixels in folder)
     with pytest.raises(InputError, match="no images"):
         ImageFolder(tmp_path / "none")
+    Image.fromarray(np.dstack([photograph(9, 7), np.eye(9, 7, dtype=np.uint8)])).save(tmp_path / "b.png")
+    with pytest.warns(InputWarning, match=rf"^{re.escape(str(tmp_path / 'b.png'))}: alpha is left out"):
+        assert next(iter(folder))[1].shape == (9, 7, 3)
     (tmp_path / "._b.jpg").write_bytes(b"a resource fork")
     with pytest.raises(InputError, match=r"\._b\.jpg: not an image"):
         list(folder := ImageFolder(tmp_path))

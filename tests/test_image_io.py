@@ -121,6 +121,16 @@ def test_an_animation_that_is_cut_gives_its_first_frame() -> None:
     assert outcomes == {None, (6, 8, 3)}
 
 
+def test_frames_of_a_file_that_is_closed_are_not_known() -> None:
+    buffer = io.BytesIO()
+    Image.new("P", (8, 6), 1).save(buffer, "GIF")
+    with Image.open(buffer) as image:
+        image.load()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert from_pil(image).pixels.shape == (6, 8, 3)
+
+
 def test_threads_lift_the_limit_of_pillow_together() -> None:
     limit, inside = Image.MAX_IMAGE_PIXELS, threading.Barrier(2)
 
@@ -164,6 +174,37 @@ def test_a_child_has_the_limit_of_pillow_that_its_threads_want() -> None:
         assert of_child() == 1
     over.set()
     thread.join()
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_no_process_forks_while_the_limit_of_pillow_changes() -> None:
+    """A child would keep what was half done."""
+    limit, over = Image.MAX_IMAGE_PIXELS, threading.Event()
+
+    def other() -> None:
+        while not over.is_set():
+            with no_limit_of_pillow():
+                pass
+
+    threads, interval = [threading.Thread(target=other) for _ in range(2)], sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    for thread in threads:
+        thread.start()
+    codes = []
+    for _ in range(100):
+        if child := os.fork():
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        else:
+            with no_limit_of_pillow():
+                pass
+            os._exit(limit != Image.MAX_IMAGE_PIXELS)
+    over.set()
+    for thread in threads:
+        thread.join()
+    sys.setswitchinterval(interval)
+    assert not any(codes)
     assert limit == Image.MAX_IMAGE_PIXELS
 
 

@@ -15,8 +15,8 @@ from PIL import Image, ImageCms, ImageOps, PngImagePlugin, TiffImagePlugin
 
 from dca_fast import Codec
 from dca_fast.errors import InputError, InputWarning
-from dca_fast.files.image_io import ImageInput, from_pil, load_image
-from dca_fast.files.image_out import EXTENSIONS, image_bytes
+from dca_fast.files.image_io import ImageInput, from_pil, load_image, to_pil
+from dca_fast.files.image_out import EXTENSIONS, image_bytes, is_whole, save_image
 from dca_fast.testing import photograph
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -288,6 +288,22 @@ def test_blocks_that_cannot_be_kept_are_warnings() -> None:
     assert from_pil(image).metadata == {"xmp": b"text"}
 
 
+def test_blocks_that_are_too_large_for_pillow(tmp_path: Path) -> None:
+    """It takes no more than a mebibyte of a PNG file's, and a .dca does."""
+    large = SRGB + bytes(3 << 19)
+    data = png((b"iCCP", b"p\0\0" + zlib.compress(large)), rows=b"\0abc")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_image(data).metadata == {"icc": large}
+        save_image(to_pil(PHOTO, metadata={"icc": large}), tmp_path / "a.png")
+        assert load_image(tmp_path / "a.png").metadata == {"icc": large}
+    assert is_whole((tmp_path / "a.png").read_bytes(), *PHOTO.shape[1::-1])
+    text = b"Comment\0\0" + zlib.compress(bytes(2 << 20))
+    for chunk in ((b"zTXt", text), (b"iCCP", b"p\0\0" + zlib.compress(bytes((1 << 24) + 1)))):
+        with pytest.warns(InputWarning, match=f"too large, and not kept: PNG chunk {chunk[0].decode()}"):
+            assert load_image(png(chunk, rows=b"\0abc")).metadata == {}
+
+
 def test_an_avif_file_with_a_damaged_exif_block_is_read() -> None:
     data = file_of(Image.fromarray(PHOTO), "AVIF", exif=exif_block().tobytes())
     at = data.index(b"MM\0*") if b"MM\0*" in data else data.index(b"II*\0")
@@ -304,10 +320,13 @@ def test_damaged_blocks_do_not_make_a_picture_unreadable() -> None:
     whole = png(profile, (b"eXIf", exif_block().tobytes()[6:]), rows=b"\0abc")
     for kind, missing in ((b"iCCP", "icc"), (b"eXIf", "exif")):
         at = whole.index(kind) + 20
-        with pytest.warns(InputWarning, match=f"damaged and not kept: PNG chunk {kind.decode()}"):
+        with pytest.warns(InputWarning, match=f"not kept: PNG chunk {kind.decode()}"):
             loaded = load_image(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         assert loaded.pixels.tolist() == [[[97, 98, 99]]]
         assert loaded.metadata.keys() == {"icc", "exif"} - {missing}
+    for chunk in ((b"gAMA", b"\1"), (b"cHRM", b"\1\2"), (b"iCCP", b""), (b"zTXt", b"a\0\7"), (b"pHYs", b"")):
+        with pytest.warns(InputWarning, match=f"not kept: PNG chunk {chunk[0].decode()}"):
+            assert load_image(png(chunk, rows=b"\0abc")).pixels.tolist() == [[[97, 98, 99]]]
     at = whole.index(b"IDAT") + 6
     with pytest.raises(InputError):
         load_image(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])

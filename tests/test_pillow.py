@@ -70,7 +70,12 @@ def test_options(codec: Codec) -> None:
         data = saved(image, quality="lossless")
         assert data == saved(image, lossless=True)
         assert Image.open(io.BytesIO(data)).tobytes() == image.tobytes()
-    for mistake in ({"quality": 101}, {"bpp": 1.0, "psnr": 30.0}, {"bpp": 1.0, "quality": 3}):
+    for mistake in (
+        {"quality": 101},
+        {"quality": np.array([1, 2])},
+        {"bpp": 1.0, "psnr": 30.0},
+        {"bpp": 1.0, "quality": 3},
+    ):
         with pytest.raises(ConfigError):
             saved(PICTURE, **mistake)
     with pytest.raises(ConfigError, match=r"unknown option 'qualty' of save; a \.dca file has quality, lossless"):

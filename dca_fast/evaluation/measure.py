@@ -130,11 +130,16 @@ class ImageFolder:
 
     def __iter__(self) -> Iterator[tuple[str, Pixels]]:
         for path in self.paths:
-            try:
-                pixels = load_image(path, pixels_only=True).pixels
-            except DcaError as error:
-                raise type(error)(f"{path}: {error}") from error
-            yield path.relative_to(self.folder).as_posix(), pixels
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                try:
+                    image = load_image(path, pixels_only=True)
+                except DcaError as error:
+                    raise type(error)(f"{path}: {error}") from error
+            texts = [str(warning.message) for warning in said]
+            for text in texts if image.alpha is None else [*texts, "alpha is left out"]:
+                warnings.warn(f"{path}: {text}", InputWarning, stacklevel=2)
+            yield path.relative_to(self.folder).as_posix(), image.pixels
 
 
 class RowCache:

@@ -86,6 +86,7 @@ def source_of(image: ImageLike, *, max_pixels: int) -> image_io.ImageInput:
 
 
 def _of_array(array: npt.NDArray[Any]) -> image_io.ImageInput:
+    array = np.asarray(array)  # of a matrix, too
     shape = array.shape if array.ndim == 3 else (*array.shape, 1)
     if array.dtype not in (np.uint8, np.uint16) or len(shape) != 3 or shape[2] not in (1, 3, 4):
         given = f"{array.dtype} {list(array.shape)}"

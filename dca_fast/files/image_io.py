@@ -111,16 +111,19 @@ class _Limit:
                 Image.MAX_IMAGE_PIXELS = self.pixels
 
     def after_fork(self) -> None:
-        """Other threads, which may have held the lock, are not in the child."""
-        self.lock, others = threading.Lock(), bool(self.inside)
+        """In the child, where no other threads are; the lock is held while a process forks."""
+        others = bool(self.inside)
         self.inside = [thread for thread in self.inside if thread == threading.get_ident()]
         if others and not self.inside:
             Image.MAX_IMAGE_PIXELS = self.pixels
+        self.lock.release()
 
 
 _limit = _Limit()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_limit.after_fork)
+    os.register_at_fork(
+        before=_limit.lock.acquire, after_in_parent=_limit.lock.release, after_in_child=_limit.after_fork
+    )
 
 
 @contextmanager
@@ -158,12 +161,13 @@ def load_image(
         InputError: its content is not an image, or a damaged one.
         LimitExceededError: too many pixels.
     """
-    data = meta.without_damaged_chunks(source if isinstance(source, bytes) else Path(source).read_bytes())
+    data, hidden = meta.without_damaged_chunks(source if isinstance(source, bytes) else Path(source).read_bytes())
     _plugins()
     with _open(data) as image:
         width, height = image.size
         if width * height > max_pixels:
             raise LimitExceededError(f"{width} x {height} pixels exceed the limit of {max_pixels}")
+        image.info.update(hidden)
         loaded = _convert(image, data, strip, facts=not (strip or pixels_only), exact=exact)
     return replace(loaded, metadata={}) if pixels_only else loaded
 
@@ -302,8 +306,8 @@ def _is_animated(image: Image.Image) -> bool:
         return bool(getattr(image, "is_animated", False))
     except MemoryError:
         raise
-    except Exception:  # many types; the first frame may be whole all the same
-        return True
+    except Exception:  # many types; the first frame may be whole all the same, and its file be closed
+        return getattr(image, "fp", None) is not None
 
 
 def _is_deep(image: Image.Image, data: bytes) -> bool:

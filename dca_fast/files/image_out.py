@@ -14,7 +14,7 @@ from PIL import ExifTags, Image
 from dca_fast.errors import InputError
 from dca_fast.files.atomic import write_atomic
 from dca_fast.files.image_io import no_limit_of_pillow, to_8_bit
-from dca_fast.files.metadata import IFDS, INFO_KEYS, profile_space, turned_upright, warn
+from dca_fast.files.metadata import IFDS, INFO_KEYS, profile_space, turned_upright, warn, without_damaged_chunks
 
 __all__ = ["EXTENSIONS", "Format", "format_of", "image_bytes", "is_whole", "save_image"]
 
@@ -115,7 +115,7 @@ def is_whole(data: bytes, width: int, height: int) -> bool:
     try:
         with no_limit_of_pillow(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=formats) as image:
+            with Image.open(io.BytesIO(without_damaged_chunks(data)[0]), formats=formats) as image:
                 if sorted(image.size) != sorted((width, height)):
                     return False
                 image.load()

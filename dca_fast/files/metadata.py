@@ -5,12 +5,14 @@ All of it is best effort: what cannot be read is a warning, never a failure. doc
 
 from __future__ import annotations
 
+import io
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from PIL import ExifTags, Image, ImageOps
+from PIL.PngImagePlugin import PngStream
 
 from dca_fast.errors import InputWarning
 from dca_fast.files.container import MAX_SECTION_BYTES
@@ -44,6 +46,8 @@ IFDS = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_HANDLED = {"IHDR", "PLTE", "IDAT", "IEND", "tRNS", "iCCP", "sRGB", "gAMA", "cHRM", "eXIf", "pHYs", "hIST", "iDOT"}
 _PNG_HANDLED |= {"tEXt", "zTXt", "iTXt", "acTL", "fcTL", "fdAT", "cICP"}
+# What a chunk says by itself.
+_PNG_FACTS = {"iCCP", "sRGB", "gAMA", "cHRM", "eXIf", "pHYs", "tEXt", "zTXt", "iTXt"}
 _SRGB_CHROMATICITIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
 _USUAL_DPI = {1, 72, 96}  # what programs write that know nothing, and TIFF without a unit
 
@@ -114,22 +118,51 @@ def hidden_blocks(image: Image.Image, data: bytes) -> dict[str, bytes]:
     return {}
 
 
-def without_damaged_chunks(data: bytes) -> bytes:
-    """A PNG file without optional chunks whose checksums are wrong, for which Pillow would refuse it; warns of them."""
+def without_damaged_chunks(data: bytes) -> tuple[bytes, dict[str, bytes]]:
+    """A PNG file without the optional chunks for which Pillow would refuse it; warns of them.
+
+    Returns:
+        The file; and a profile that is too large for Pillow, as its `info` would have it.
+    """
     if not data.startswith(_PNG_START):
-        return data
-    kept, at, damaged = [data[:8]], 8, []
+        return data, {}
+    reader, kept, at, damaged, profile = PngStream(io.BytesIO()), [data[:8]], 8, [], b""
     for kind, body in _chunks(data):
         chunk = data[at : at + 12 + len(body)]
         at += len(chunk)
-        if kind[:1].islower() and kind != "tRNS" and zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
-            damaged.append(kind)
-        else:
+        if not kind[:1].islower() or kind == "tRNS":
             kept.append(chunk)
-    if not damaged:
-        return data
-    warn(f"damaged and not kept: PNG chunk {', '.join(damaged)}")
-    return b"".join([*kept, data[at:]])
+        elif zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
+            damaged.append(kind)
+        elif kind not in _PNG_FACTS or _is_read(reader, kind, body):
+            kept.append(chunk)
+        elif kind != "iCCP" or not (profile := _inflated(body.partition(b"\0")[2][1:])):
+            damaged.append(kind)
+    if damaged:
+        warn(f"damaged or too large, and not kept: PNG chunk {', '.join(damaged)}")
+    return b"".join([*kept, data[at:]]), {"icc_profile": profile} if profile else {}
+
+
+def _is_read(reader: PngStream, kind: str, body: bytes) -> bool:
+    """Whether Pillow takes a chunk, after those that it has read before."""
+    reader.fp = io.BytesIO(body)
+    try:
+        reader.call(kind.encode(), 0, len(body))
+    except MemoryError:
+        raise
+    except Exception:  # many types
+        return False
+    return True
+
+
+def _inflated(data: bytes) -> bytes:
+    """What a .dca can hold of what was deflated; else nothing."""
+    inflater = zlib.decompressobj()
+    try:
+        plain = inflater.decompress(data, MAX_SECTION_BYTES + 1)
+    except zlib.error:
+        return b""
+    return plain if inflater.eof and len(plain) <= MAX_SECTION_BYTES else b""
 
 
 def dropped(image: Image.Image, data: bytes = b"", *, colours_only: bool = False) -> list[str]:
