@@ -348,8 +348,9 @@ def test_a_torn_line_anywhere_costs_no_other(torn: bytes, tmp_path: Path) -> Non
         file.write(torn)
     manifest.add(facts | {"source": "c"})
     manifest.add(facts | {"source": "d", "output": "e"})
-    assert outputs_of(path) == {"b": "0" * 64, "e": "0" * 64}
+    assert outputs_of(path) == ({"b": "0" * 64, "e": "0" * 64}, 1)
     manifest.tidy()
+    assert outputs_of(path) == ({"b": "0" * 64, "e": "0" * 64}, 0)
     assert [json.loads(line)["source"] for line in path.read_text().splitlines()] == ["a", "c", "d"]
 
 
@@ -388,10 +389,18 @@ def test_a_path_that_cannot_be_looked_at_is_one_failure(source: Path, tmp_path: 
 
 def test_empty_paths_are_no_folder(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     PICTURE.save(source / "a.png")
-    assert run("encode", "", "-o", tmp_path / "out") == 2
-    assert "a path is empty" in capsys.readouterr().err
-    assert run("encode", source, "-o", "") == 2
-    assert "the folder of -o is empty" in capsys.readouterr().err
+    for arguments in (
+        ("", "-o", tmp_path / "out"),
+        (source, "-o", ""),
+        ("", tmp_path / "a.dca"),
+        (source, "-q", 3, ""),
+    ):
+        with pytest.raises(SystemExit):
+            run("encode", *arguments)
+    for arguments in (("info", ""), ("eval", source, "--json", ""), ("verify", "--manifest", "")):
+        with pytest.raises(SystemExit):
+            run(*arguments)
+    assert capsys.readouterr().err.count("a path is empty") == 6
     assert names(tmp_path) == {"in/a.png"}
 
 

@@ -74,7 +74,7 @@ def test_there_and_back(codec: Codec, png: Path, tmp_path: Path) -> None:
     assert run("encode", png, dca, "-q", "42.5", "--aq-strength", "0.5") == 0
     assert dca.read_bytes() == codec.encode(load_image(png), 42.5, aq_strength=0.5)
     assert inspect(dca.read_bytes()).quality == 42.5
-    assert run("decode", dca, back) == 0
+    assert run("decode", "--quiet", dca, "--max-pixels", 9999, back) == 0  # paths and options in any order
     with Image.open(back) as image:
         assert np.array_equal(np.array(image), codec.decode(dca.read_bytes(), "numpy"))
         assert image.info["icc_profile"] == ICC
@@ -207,6 +207,7 @@ def test_export_replaces_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ((checkpoint, checkpoint), "is the input"),
         ((checkpoint, weights), "exists; --force replaces it"),
         ((checkpoint, tmp_path / "new.safetensors", "--float", weights), "exists; --force replaces it"),
+        ((checkpoint, tmp_path / "none" / "new.safetensors"), "its folder does not exist"),
     ):
         assert run("export", *arguments) == 2
         assert what in said(capsys)

@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +41,12 @@ def test_a_page_has_every_picture(tmp_path: Path, capsys: pytest.CaptureFixture[
     data = codec.encode(pixels, 80)
     assert np.array_equal(np.asarray(shown[1]), codec.decode(data, "numpy"))
     assert f"<td>{len(data):,}<td>" in text
+    command = [sys.executable, "-m", "dca_fast", "compare", "-", "-q", "80", "--threads", "1"]
+    page_of_pipe = ["-o", str(tmp_path / "pipe.html")]
+    subprocess.run(command + page_of_pipe, input=source.read_bytes(), check=True, capture_output=True)
+    assert (tmp_path / "pipe.html").read_text("utf-8") == text.replace("a &amp; b.png", "-")
+    done = subprocess.run(command, input=source.read_bytes(), capture_output=True)
+    assert (done.returncode, done.stderr) == (2, b"dca-fast: error: standard input needs an output\n")
     before = out.read_bytes()
     assert main(["compare", str(source), "-o", str(out)]) == 2
     assert "exists" in capsys.readouterr().err

@@ -776,6 +776,19 @@ def test_the_end_of_a_training(photographs: Photographs, tmp_path: Path, capsys:
     assert main([str(a) for a in ("train", "--out", out, *asked)]) == 2
     assert "again.svg exists; --force replaces it" in capsys.readouterr().err
     assert main([str(a) for a in ("train", "--out", out, *asked, "--force")]) == 0
+    for _ in range(2):  # what lies beside the checkpoint is of the training, which goes on by the same command
+        assert main([str(a) for a in ("train", "--out", out, "--plot", out / "losses.png")]) == 0
+
+
+def test_a_training_makes_the_folder_of_its_outputs(tmp_path: Path) -> None:
+    out, pictures = tmp_path / "new", tmp_path / "pictures"
+    pictures.mkdir()
+    Image.fromarray(photograph(300, 280, 9)).save(pictures / "a.png")
+    command = ("train", "--data", pictures, "--out", out, "--steps", 1, "--batch", 1, "--crop", 64, "--threads", 1)
+    assert main([str(a) for a in (*command, "--plot", tmp_path / "none" / "losses.png")]) == 2
+    assert not out.exists()
+    assert main([str(a) for a in (*command, "--plot", out / "losses.png")]) == 0
+    assert (out / "losses.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -120,5 +122,26 @@ def test_wrong_arguments(archive: Path, tmp_path: Path, capsys: pytest.CaptureFi
         capsys.readouterr()
         assert run(*arguments) in (2, 3)
         assert message in capsys.readouterr().err
-    (tmp_path / "m.jsonl").write_text(json.dumps({"status": "failed", "source": "a.png"}) + "\n")
+    (tmp_path / "m.jsonl").write_text(json.dumps({"status": "failed", "source": "a.png", "output": None}) + "\n")
     assert run("--manifest", tmp_path / "m.jsonl") == 2
+    assert "m.jsonl names no outputs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lines", [1, COUNT])
+def test_torn_lines_of_a_manifest_are_failures(archive: Path, lines: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """They may name files, which nobody looks at."""
+    manifest = Path(f"{archive}.jsonl")
+    content = manifest.read_bytes().splitlines(keepends=True)[:lines]
+    manifest.write_bytes(b"".join(content)[:-30])
+    assert run("--manifest", manifest) == 2
+    said = capsys.readouterr().err
+    assert f"{manifest}: 1 of its lines are torn" in said
+    assert f"{lines - 1} whole, 0 not" in said
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="a shell's <(...)")
+def test_what_a_shell_pipes(archive: Path) -> None:
+    for command in ('verify <(cat "$0")', 'verify <(head -c 50 "$0")'):
+        script = f'"{sys.executable}" -m dca_fast {command} --threads 1'
+        done = subprocess.run(["bash", "-c", script, archive / "0.dca"], capture_output=True, text=True)
+        assert done.returncode == (0 if "cat" in command else 3), done.stderr

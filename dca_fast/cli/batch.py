@@ -15,6 +15,8 @@ from dca_fast.errors import InputError, InputWarning
 
 __all__ = ["Job", "files_of", "name_of", "plan"]
 
+_OF_SHELLS = "/dev/fd", "/proc/self/fd"  # where <(...) is
+
 
 @dataclass(frozen=True)
 class Job:
@@ -66,7 +68,7 @@ def plan(
         Files to convert, files with a problem, and files left out, in the order of the paths and of names.
 
     Raises:
-        InputError: nothing at all to convert, or a path that is empty.
+        InputError: nothing at all to convert.
     """
     jobs: dict[str, Job] = {}  # by real and relative path: a file that is given twice is one
     for path in paths:
@@ -86,13 +88,7 @@ def plan(
 
 
 def files_of(named: str, suffixes: Collection[str]) -> Iterator[Job]:
-    """A file, or what is in a folder and below.
-
-    Raises:
-        InputError: an empty path, which would be the folder that the program runs in.
-    """
-    if not named:
-        raise InputError("a path is empty; '.' is this folder")
+    """A file, or what is in a folder and below."""
     path = Path(named)
     if not os.path.isdir(path):
         yield Job(named, Path(path.name), problem="" if _is_readable(path) else "not a regular file")
@@ -117,7 +113,12 @@ def files_of(named: str, suffixes: Collection[str]) -> Iterator[Job]:
 
 
 def _is_readable(path: Path) -> bool:
-    """A regular file, or what reading it will tell about: not a pipe, on which it would wait for ever."""
+    """A regular file, or what reading it will tell about: not a pipe, on which it would wait for ever.
+
+    But for those of a shell's <(...), which end.
+    """
+    if os.fspath(path.parent) in _OF_SHELLS:
+        return True
     try:
         return stat.S_ISREG(path.stat().st_mode)
     except OSError:
@@ -132,9 +133,11 @@ def _with_targets(
 
     targets = {i: target(job, keep_suffix) for i, job in enumerate(jobs) if not job.problem}
     for group in [] if keep_suffix else _shared(targets):
-        targets |= {i: target(jobs[i], True) for i in group}
-        sources = " and ".join(jobs[i].source for i in group)
-        warnings.warn(f"{sources} keep their suffixes, to be told apart", InputWarning, stacklevel=2)
+        kept = {i: target(jobs[i], True) for i in group}
+        targets |= kept
+        still = {i for shared in _shared(kept) for i in shared}  # as a.png and A.png
+        if sources := " and ".join(jobs[i].source for i in group if i not in still):
+            warnings.warn(f"{sources} keep their suffixes, to be told apart", InputWarning, stacklevel=2)
     result = [replace(job, target=targets.get(i, "")) for i, job in enumerate(jobs)]
     for group in _shared(targets):
         sources = " and ".join(jobs[i].source for i in group)

@@ -182,8 +182,16 @@ def _plain(value: Any) -> str:
     return " ".join(map(_plain, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def check_reports(*targets: Path | str | None, inputs: Iterable[Path] = (), force: bool) -> None:
+def check_reports(
+    *targets: Path | str | None, inputs: Iterable[Path] = (), made: Path | None = None, force: bool
+) -> None:
     """Refuse to write what cannot be written, or what replaces something, before the work is done.
+
+    Args:
+        targets: files to write.
+        inputs: what is read.
+        made: a folder that the work makes where it is missing.
+        force: whatever is there may be replaced.
 
     Raises:
         InputError: the folder of a target does not exist, or the target does, or it is one of the inputs.
@@ -194,7 +202,8 @@ def check_reports(*targets: Path | str | None, inputs: Iterable[Path] = (), forc
     for target in targets:
         if target is None:
             continue
-        if not Path(target).resolve().parent.is_dir():
+        parent = Path(target).resolve().parent
+        if not parent.is_dir() and not (made and parent == made.resolve()):
             raise InputError(f"{target}: its folder does not exist")
         check_output(target, inputs=sources, force=force)
 
@@ -286,9 +295,16 @@ def train(args: argparse.Namespace) -> int:
     need_torch("training")
     from dca_fast.train.commands import train
 
-    check_reports(args.export, args.plot, force=args.force)
+    # A training that goes on does so with the same command, and what lies beside its checkpoint is its own.
+    targets = [target for target in (args.export, args.plot) if target and not _goes_on(args.out, target)]
+    check_reports(*targets, made=args.out if args.data else None, force=args.force)
     train(args)
     return OK
+
+
+def _goes_on(out: Path, target: Path) -> bool:
+    """Whether a target lies in the folder of a training that has begun."""
+    return target.resolve().parent == out.resolve() and (out / "checkpoint.pt").is_file()
 
 
 def ablate(args: argparse.Namespace) -> int:
@@ -307,12 +323,10 @@ def export(args: argparse.Namespace) -> int:
     from dca_fast.tensors import need_torch
 
     need_torch("reading a checkpoint")
-    from dca_fast.files.atomic import check_output, identities
     from dca_fast.train.commands import export
 
-    inputs = identities(filter(None, (args.checkpoint, args.mix)))
-    for target in filter(None, (args.out, args.float)):
-        check_output(target, inputs=inputs, force=args.force)
+    inputs = [path for path in (args.checkpoint, args.mix) if path]
+    check_reports(args.out, args.float, inputs=inputs, force=args.force)
     export(args)
     return OK
 
@@ -357,11 +371,12 @@ def help(args: argparse.Namespace) -> int:
 def demo(args: argparse.Namespace) -> int:
     """One photograph at several qualities, and whether the backends agree."""
     from dca_fast.cli import demo
+    from dca_fast.files.atomic import read
     from dca_fast.files.image_io import ImageInput, load_image
     from dca_fast.testing import landscape
 
     path = Path(args.image or "landscape")
-    image = colours_of(load_image(path, pixels_only=True)) if args.image else ImageInput(landscape())
+    image = colours_of(load_image(read(path), pixels_only=True)) if args.image else ImageInput(landscape())
     codec = codec_of(args)
     others = other_codecs(args, codec)
     shots = demo.run(image, codec)

@@ -15,7 +15,7 @@ from PIL import Image
 from dca_fast.cli.commands import check_reports, codec_of, colours_of, note, progress_bar, say
 from dca_fast.errors import BackendUnavailableError, InputError
 from dca_fast.evaluation.peers import FAMILIES, Peer, make_peers
-from dca_fast.files.atomic import write_atomic
+from dca_fast.files.atomic import read, write_atomic
 from dca_fast.files.image_io import load_image
 from dca_fast.metrics import Pixels, psnr
 
@@ -98,12 +98,14 @@ def page(title: str, pixels: Pixels, shown: list[Shown]) -> str:
 
 def compare(args: argparse.Namespace) -> None:
     """Write the page of a picture."""
+    if args.image == Path("-") and args.out is None:
+        raise InputError("standard input needs an output")
     out = args.out or Path(f"{args.image.stem}.html")
     if out.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"the output {out} is not called *.html")
     check_reports(out, inputs=[args.image], force=args.force)
     codec = codec_of(args)
-    image = colours_of(load_image(args.image, max_pixels=codec.max_pixels, pixels_only=True))
+    image = colours_of(load_image(read(args.image), max_pixels=codec.max_pixels, pixels_only=True))
     data = codec.encode(image, args.quality, effort=args.effort, aq_strength=args.aq_strength)
     decoded = codec.decode(data, "numpy")[..., :3]
     name = f"dca-fast quality {args.quality:g}"

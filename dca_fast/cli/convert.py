@@ -146,8 +146,6 @@ def _jobs(args: argparse.Namespace, extension: str, suffixes: Collection[str]) -
         return [_single(args, extension, suffixes)]
     if "-" in args.paths:
         raise InputError("standard input needs an output, not -o DIR")
-    if not args.out_dir:
-        raise InputError("the folder of -o is empty; '.' is this folder")
     out = Path(args.out_dir)
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is not a folder")

@@ -86,22 +86,25 @@ class Manifest:
                 write_atomic(self._path, tidied)
 
 
-def outputs_of(path: Path) -> dict[str, str]:
+def outputs_of(path: Path) -> tuple[dict[str, str], int]:
     """SHA-256 of every output that a manifest says is there, by its path, in hexadecimal digits.
+
+    With them the number of lines that were not written to their ends: what they name is not known.
 
     Raises:
         InputError: not a manifest.
         OSError: it cannot be read.
     """
-    hashes = {}
+    hashes, torn = {}, 0
     for line in path.read_bytes().splitlines():
         facts = _facts_of(line, path)
+        torn += facts is None and bool(line)
         if facts and facts.get("status") in ("done", "kept"):
             output, digest = facts["output"], facts.get("output_sha256")
             if not (isinstance(output, str) and isinstance(digest, str)):
                 raise InputError(f"{path} is not a manifest")
             hashes[output] = digest
-    return hashes
+    return hashes, torn
 
 
 def _facts_of(line: bytes, path: Path) -> dict[str, Any] | None:

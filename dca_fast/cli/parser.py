@@ -39,7 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    args = make_parser().parse_args(argv)
+    parser = make_parser()
+    args, rest = parser.parse_known_args(argv)
+    if hasattr(args, "paths") and all(text == "-" or text[:1] not in ("", "-") for text in rest):
+        args.paths += rest  # argparse takes those of one place alone: `IN -q 50 OUT` leaves OUT
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return int(args.command(args))
 
 
@@ -127,22 +132,22 @@ def make_parser() -> Parser:
     _add_train(add("train", commands.train))
     _add_ablate(add("ablate", commands.ablate))
     p = add("export", commands.export)
-    p.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint.pt of a training")
-    p.add_argument("out", type=Path, metavar="OUT", help="the .safetensors file to write")
-    p.add_argument("--mix", type=Path, metavar="FILE", help="take the mean with these float weights")
+    p.add_argument("checkpoint", type=path, metavar="CHECKPOINT", help="checkpoint.pt of a training")
+    p.add_argument("out", type=path, metavar="OUT", help="the .safetensors file to write")
+    p.add_argument("--mix", type=path, metavar="FILE", help="take the mean with these float weights")
     p.add_argument("--share", type=part, default=0.5, help="of --mix in the mean, 0 to 1 (default: %(default)g)")
-    p.add_argument("--float", type=Path, metavar="FILE", help="also float weights, for `train --start`")
-    p.add_argument("--data", type=Path, metavar="PATH", help="photographs to fit the coder's tables to, as of `train`")
-    p.add_argument("--cache", type=Path, metavar="STEM", help="decoded photographs (default: beside OUT)")
+    p.add_argument("--float", type=path, metavar="FILE", help="also float weights, for `train --start`")
+    p.add_argument("--data", type=path, metavar="PATH", help="photographs to fit the coder's tables to, as of `train`")
+    p.add_argument("--cache", type=path, metavar="STEM", help="decoded photographs (default: beside OUT)")
     add_force(p)
     p = add("package", commands.package)
     p.add_argument(
-        "weights", nargs="?", type=Path, metavar="FILE", help="as `export` writes it (default: the shipped ones)"
+        "weights", nargs="?", type=path, metavar="FILE", help="as `export` writes it (default: the shipped ones)"
     )
-    p.add_argument("-o", "--out", type=Path, default=Path("dist"), metavar="DIR", help="default: %(default)s")
+    p.add_argument("-o", "--out", type=path, default=Path("dist"), metavar="DIR", help="default: %(default)s")
     p = add("demo", commands.demo, parents=[model])
-    p.add_argument("image", nargs="?", type=Path, metavar="IMAGE", help="default: a drawn landscape")
-    p.add_argument("--out", type=Path, default=Path("dca-demo"), metavar="DIR", help="default: %(default)s")
+    p.add_argument("image", nargs="?", type=path, metavar="IMAGE", help="default: a drawn landscape")
+    p.add_argument("--out", type=path, default=Path("dca-demo"), metavar="DIR", help="default: %(default)s")
     add_force(p)
     p = add("completion", commands.completion)
     p.add_argument("shell", choices=("bash", "zsh", "tcsh"))
@@ -165,7 +170,7 @@ def model_options() -> Parser:
     """Options of every command that builds a codec."""
     p = Parser(add_help=False)
     p.add_argument("--preset", default="dca-s", metavar="NAME", help="shipped weights (default: %(default)s)")
-    p.add_argument("--weights", metavar="FILE", help="other weights, as `export` writes them")
+    p.add_argument("--weights", type=named, metavar="FILE", help="other weights, as `export` writes them")
     p.add_argument("--backend", choices=("auto", "cuda", *commands.BACKENDS), default="auto")
     p.add_argument("--threads", type=count, metavar="N", help="default: DCA_THREADS, else all cores")
     p.add_argument("--device", metavar="NAME", help="default: that of the backend, cpu with auto")
@@ -182,14 +187,14 @@ def _add_effort(p: argparse.ArgumentParser, text: str) -> None:
 
 def _add_conversion(p: argparse.ArgumentParser, encoding: bool) -> None:
     paths_help = "IN [OUT], '-' for a pipe, OUT beside IN by default; with -o: inputs, files or folders"
-    p.add_argument("paths", nargs="+", metavar="PATH", help=paths_help)
-    p.add_argument("-o", "--out-dir", metavar="DIR", help="convert all inputs into this folder")
+    p.add_argument("paths", nargs="+", type=named, metavar="PATH", help=paths_help)
+    p.add_argument("-o", "--out-dir", type=named, metavar="DIR", help="convert all inputs into this folder")
     force_help = "replace an output that exists and is no .dca file" if encoding else "replace an output that exists"
     p.add_argument("--force", action="store_true", help=f"{force_help}, or is the input")
     keep_help = "an output that exists is an error; of a batch, whole ones are kept"
     p.add_argument("--no-overwrite", action="store_true", help=keep_help)
     manifest_help = "of a batch: a line of JSON about each file, with hashes; later runs bring it up to date"
-    p.add_argument("--manifest", type=Path, metavar="FILE", help=manifest_help)
+    p.add_argument("--manifest", type=path, metavar="FILE", help=manifest_help)
     p.add_argument("--shard", type=shard, metavar="I/N", help="of a batch: the I-th of N parts, for N processes")
     p.add_argument("--max-pixels", type=count, metavar="N", help=LIMIT_HELP)
     p.add_argument("--quiet", action="store_true", help="say only what went wrong")
@@ -227,8 +232,8 @@ def _add_conversion(p: argparse.ArgumentParser, encoding: bool) -> None:
 
 
 def _add_verify(p: argparse.ArgumentParser) -> None:
-    p.add_argument("paths", nargs="*", metavar="PATH", help="files, or folders with all below them")
-    p.add_argument("--manifest", type=Path, metavar="FILE", help="of `encode`: its outputs, compared by their hashes")
+    p.add_argument("paths", nargs="*", type=named, metavar="PATH", help="files, or folders with all below them")
+    p.add_argument("--manifest", type=path, metavar="FILE", help="of `encode`: its outputs, compared by their hashes")
     p.add_argument(
         "--quick", action="store_true", help="checksums alone: much faster, and finds bits that changed by accident"
     )
@@ -237,14 +242,14 @@ def _add_verify(p: argparse.ArgumentParser) -> None:
 
 
 def _add_info(p: argparse.ArgumentParser) -> None:
-    p.add_argument("file", nargs="?", metavar="FILE", help="a .dca file, '-' for a pipe")
+    p.add_argument("file", nargs="?", type=named, metavar="FILE", help="a .dca file, '-' for a pipe")
     p.add_argument("--preset", metavar="NAME", help="a model instead of a file")
     p.add_argument("--json", action="store_true", help="the same as JSON")
 
 
 def _add_compare(p: argparse.ArgumentParser) -> None:
-    p.add_argument("image", type=Path, metavar="IMAGE")
-    p.add_argument("-o", "--out", type=Path, metavar="FILE", help="default: IMAGE's name with .html, here")
+    p.add_argument("image", type=path, metavar="IMAGE")
+    p.add_argument("-o", "--out", type=path, metavar="FILE", help="default: IMAGE's name with .html, here")
     p.add_argument("-q", "--quality", type=quality, default=60.0, help="0 to 100 (default: %(default)g)")
     p.add_argument("--quiet", action="store_true", help="say only what went wrong")
     _add_effort(p, "time for fewer bits at equal distortion")
@@ -252,25 +257,25 @@ def _add_compare(p: argparse.ArgumentParser) -> None:
 
 
 def _add_eval(p: argparse.ArgumentParser) -> None:
-    p.add_argument("folder", type=Path, metavar="DIR", help="images, searched recursively")
+    p.add_argument("folder", type=path, metavar="DIR", help="images, searched recursively")
     steps = tuple(float(q) for q in range(0, 101, 10))
     p.add_argument("--qualities", type=qualities, default=steps, metavar="Q,Q", help="default: 0,10,..,100")
     _add_effort(p, "of the encoder")
     p.add_argument("--ssimulacra2", action="store_true", help="this measure too: about a second for a megapixel")
     p.add_argument("--peers", type=names, default=(), metavar="NAME,NAME", help="of jpeg,webp,avif,jxl")
-    p.add_argument("--peer-cache", type=Path, metavar="DIR", help="keep what peers did: they are not run again")
-    p.add_argument("--anchors", type=Path, metavar="FILE", help="JSON with published curves")
+    p.add_argument("--peer-cache", type=path, metavar="DIR", help="keep what peers did: they are not run again")
+    p.add_argument("--anchors", type=path, metavar="FILE", help="JSON with published curves")
     p.add_argument("--anchor-set", metavar="NAME", help="set of images in it (default: the name of DIR)")
     p.add_argument("--anchor-names", type=names, default=(), metavar="NAME,NAME", help="default: all of it")
-    p.add_argument("--json", metavar="FILE", help="write everything measured")
-    p.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves (.png, .svg, .pdf)")
+    p.add_argument("--json", type=path, metavar="FILE", help="write everything measured")
+    p.add_argument("--plot", type=path, metavar="FILE", help="draw the curves (.png, .svg, .pdf)")
     add_force(p)
 
 
 def _add_train(p: argparse.ArgumentParser) -> None:
     p.add_argument("--preset", default="dca-s", metavar="NAME", help="default: %(default)s")
-    p.add_argument("--data", type=Path, metavar="PATH", help="photographs: a folder, tar shards, or a packed .bin")
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="its checkpoint is resumed")
+    p.add_argument("--data", type=path, metavar="PATH", help="photographs: a folder, tar shards, or a packed .bin")
+    p.add_argument("--out", type=path, required=True, metavar="DIR", help="its checkpoint is resumed")
     p.add_argument("--minutes", type=not_negative, help="length of this run")
     p.add_argument("--steps", type=count, metavar="N", help="length of all runs in --out, instead of --minutes")
     p.add_argument("--batch", type=count, metavar="N", help="crops in a step, of each process of torchrun")
@@ -290,27 +295,27 @@ def _add_train(p: argparse.ArgumentParser) -> None:
         p.add_argument(f"--analysis-{name}", type=two, metavar="N,N", help=text)
     p.add_argument("--rate-only", action="store_true", help="bits alone, without f_s: for --parts without transforms")
     tables_help = "integer weights with whose tables the trellis is searched (default: Gaussian ones)"
-    p.add_argument("--tables", type=Path, metavar="FILE", help=tables_help)
+    p.add_argument("--tables", type=path, metavar="FILE", help=tables_help)
     p.add_argument("--optimiser", choices=("soap", "adam"), help="default: soap")
     p.add_argument("--threads", type=count, metavar="N", help="default: PyTorch's choice")
     p.add_argument("--device", default="cpu", metavar="NAME", help="default: %(default)s; cuda under torchrun: all")
-    p.add_argument("--start", type=Path, metavar="FILE", help="a checkpoint or float weights to start from")
-    p.add_argument("--cache", type=Path, metavar="STEM", help="decoded photographs (default: in --out)")
+    p.add_argument("--start", type=path, metavar="FILE", help="a checkpoint or float weights to start from")
+    p.add_argument("--cache", type=path, metavar="STEM", help="decoded photographs (default: in --out)")
     compile_help = "torch.compile: some minutes, then faster steps"
     p.add_argument("--compile", action=argparse.BooleanOptionalAction, help=compile_help)
     p.add_argument("--bf16", action=argparse.BooleanOptionalAction, help="convolutions on a GPU (default: yes)")
     p.add_argument("--fused", action=argparse.BooleanOptionalAction, help="fused kernels on a GPU (default: yes)")
     p.add_argument("--record", action=argparse.BooleanOptionalAction, help="steps on a GPU as graphs (default: yes)")
-    p.add_argument("--export", type=Path, metavar="FILE", help="at the end: integer weights, checked")
-    p.add_argument("--validate", type=Path, metavar="DIR", help="at the end: rate and distortion over these images")
-    p.add_argument("--plot", type=Path, metavar="FILE", help="draw the losses in --out, even without --data")
+    p.add_argument("--export", type=path, metavar="FILE", help="at the end: integer weights, checked")
+    p.add_argument("--validate", type=path, metavar="DIR", help="at the end: rate and distortion over these images")
+    p.add_argument("--plot", type=path, metavar="FILE", help="draw the losses in --out, even without --data")
     add_force(p)
 
 
 def _add_ablate(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--data", type=Path, required=True, metavar="DIR", help="one photograph in ten is for the test")
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="what it holds is not trained again")
-    p.add_argument("--start", type=Path, required=True, metavar="FILE", help="float weights with the transforms")
+    p.add_argument("--data", type=path, required=True, metavar="DIR", help="one photograph in ten is for the test")
+    p.add_argument("--out", type=path, required=True, metavar="DIR", help="what it holds is not trained again")
+    p.add_argument("--start", type=path, required=True, metavar="FILE", help="float weights with the transforms")
     p.add_argument("--twins", type=names, metavar="NAME,NAME", help="default: all")
     p.add_argument("--steps", type=count, metavar="N", help="of each twin")
     p.add_argument("--batch", type=count, metavar="N", help="crops in a step")
@@ -321,7 +326,18 @@ def _add_ablate(p: argparse.ArgumentParser) -> None:
     p.add_argument("--seeds", type=seeds, metavar="N,N", help="each trains all twins once")
     p.add_argument("--inherit", action=argparse.BooleanOptionalAction, help="start from the trained regional path")
     p.add_argument("--threads", type=count, metavar="N", help="default: PyTorch's choice")
-    p.add_argument("--cache", type=Path, metavar="STEM", help="decoded photographs (default: in --out)")
+    p.add_argument("--cache", type=path, metavar="STEM", help="decoded photographs (default: in --out)")
+
+
+def named(text: str) -> str:
+    """A path, "-" or a name; an empty one would be the folder that the program runs in."""
+    if not text:
+        raise argparse.ArgumentTypeError("a path is empty; '.' is this folder")
+    return text
+
+
+def path(text: str) -> Path:
+    return Path(named(text))
 
 
 def quality(text: str) -> float:

@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
 def verify(args: argparse.Namespace) -> int:
     """Decode .dca files, writing nothing, and say which are damaged."""
-    hashes = outputs_of(args.manifest) if args.manifest else {}
+    hashes, torn = outputs_of(args.manifest) if args.manifest else ({}, 0)
     found = [job for path in args.paths for job in files_of(path, {".dca"})]
     jobs = [job for job in found if not job.left_out] + [Job(name, Path(name)) for name in sorted(hashes)]
-    if not jobs:
-        raise InputError(f"no .dca files in {', '.join(args.paths)}" if args.paths else "give files, or --manifest")
+    if not (jobs or torn):
+        nothing = f"{args.manifest} names no outputs" if args.manifest else "give files, or --manifest"
+        raise InputError(f"no .dca files in {', '.join(args.paths)}" if args.paths else nothing)
     codec = codec_of(args)
     codes, size, start = [], 0, time.perf_counter()
     unique = {str(Path(job.source)): job for job in jobs}  # a file that is found twice is one
@@ -41,9 +42,13 @@ def verify(args: argparse.Namespace) -> int:
     for job in found:
         if job.left_out and (job.source.lower().endswith(".dca") or os.path.isdir(job.source)):
             say("warning", f"not looked at: {job.source}, {job.problem}")
+    failed = len(codes)
+    if torn:
+        why = f"{torn} of its lines are torn: what they name is not looked at; the batch, run again, mends them"
+        codes.append(fail(InputError(why), str(args.manifest)))
     if not args.quiet:
         took = time.perf_counter() - start
-        note(f"{len(unique) - len(codes)} whole, {len(codes)} not; {size:,} bytes; {took:.1f} s")
+        note(f"{len(unique) - failed} whole, {failed} not; {size:,} bytes; {took:.1f} s")
     return codes[0] if codes else OK
 
 

@@ -386,15 +386,15 @@ def make_parser() -> argparse.ArgumentParser:
     picture.add_argument(
         "--resolution", type=_size, default="1080p", metavar="SIZE", help=f"{sizes} or WIDTHxHEIGHT (default: 1080p)"
     )
-    picture.add_argument("--image", metavar="FILE", help="a picture instead of a synthetic one")
+    picture.add_argument("--image", type=cli.named, metavar="FILE", help="a picture instead of a synthetic one")
     parser.add_argument("-q", "--quality", type=cli.quality, default=60.0, help="0 to 100 (default: %(default)g)")
     default = "of the encoder (default: %(default)s)"
     parser.add_argument("-e", "--effort", type=int, choices=(0, 1), default=DEFAULT_EFFORT, help=default)
     parser.add_argument("--repeat", type=cli.count, default=3, metavar="N", help="rounds (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="say what would run; time nothing")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all facts")
-    parser.add_argument("--trace", type=Path, metavar="FILE", help="write a trace for chrome://tracing or Perfetto")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the stages (.png, .svg, .pdf)")
+    parser.add_argument("--json", type=cli.path, metavar="FILE", help="write all facts")
+    parser.add_argument("--trace", type=cli.path, metavar="FILE", help="write a trace for chrome://tracing or Perfetto")
+    parser.add_argument("--plot", type=cli.path, metavar="FILE", help="draw the stages (.png, .svg, .pdf)")
     cli.add_force(parser)
     return parser
 
