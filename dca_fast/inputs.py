@@ -128,9 +128,10 @@ def pixel_limit(given: int | None) -> int:
         text = os.environ.get("DCA_MAX_PIXELS", "").strip()
         if not text:
             return DEFAULT_MAX_PIXELS
-        if not text.isdecimal() or int(text) < 1:
-            raise ConfigError(f"DCA_MAX_PIXELS must be a whole number of at least 1, got {text!r}")
-        return int(text)
+        digits = text.isdecimal() and text.lstrip("0")[:20]  # with more of them it is no limit
+        if not digits:
+            raise ConfigError(f"DCA_MAX_PIXELS must be a whole number of at least 1, got {text[:40]!r}")
+        return int(digits)
     if isinstance(given, bool) or not isinstance(given, Integral) or given < 1:
         raise ConfigError(f"max_pixels must be a whole number of at least 1, got {given!r}")
     return int(given)

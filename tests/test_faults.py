@@ -25,7 +25,7 @@ from PIL import Image
 from dca_fast import Codec
 from dca_fast.cli.parser import main
 from dca_fast.errors import BitstreamError
-from dca_fast.files import container
+from dca_fast.files import atomic, container
 from dca_fast.testing import photograph
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
@@ -157,6 +157,55 @@ def test_a_full_disk(source: Path, expected: dict[str, bytes], tmp_path: Path) -
         assert states.count("done") == len(after)
     finally:
         os.system(f"umount '{disk}'")
+
+
+def test_a_disk_under_the_manifest_that_is_full_from_the_start(
+    source: Path, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    """It ends nothing but the manifest, and is named."""
+    disk, manifest = tmp_path / "disk", tmp_path / "disk" / "m.jsonl"
+    disk.mkdir()
+    if os.geteuid() or os.system(f"mount -t tmpfs -o size=16k tmpfs '{disk}' 2>/dev/null"):
+        pytest.skip("no file system can be mounted")
+    try:
+        assert encode(source / "0", tmp_path / "before", "--manifest", manifest) == 0
+        manifest.write_bytes(2 * manifest.read_bytes())  # as of a run that was killed
+        with suppress(OSError), open(disk / "rest", "wb", buffering=0) as rest:
+            while True:
+                rest.write(bytes(1 << 10))
+        before = manifest.read_bytes()
+        command = [sys.executable, "-m", "dca_fast", "encode", source, "-o", tmp_path / "out", "-e", "0", "-q", "60"]
+        done = subprocess.run([*command, "--manifest", manifest], capture_output=True, text=True)
+        assert done.returncode == 2
+        assert f"{manifest}: No space left on device" in done.stderr
+        assert contents(tmp_path / "out").keys() == expected.keys()
+        assert manifest.read_bytes() == before
+    finally:
+        os.system(f"umount '{disk}'")
+
+
+def test_what_is_in_the_place_of_an_output(source: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+    """A pipe would be waited for."""
+    out = tmp_path / "out"
+    (out / "0").mkdir(parents=True)
+    name = next(name for name in expected if name.startswith("0/"))
+    os.mkfifo(out / name)
+    for options in ((), ("--no-overwrite",), ("--force",)):
+        assert encode(source, out, *options) == 2
+        assert contents(out) == {other: data for other, data in expected.items() if other != name}
+
+
+def test_temporary_files_of_killed_processes_go(source: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+    """Also where nothing is left to write; those of others, under whatever names, stay."""
+    assert encode(source, tmp_path / "out") == 0
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    names = {f".dca-{atomic._host()}-{number}-ab.tmp" for number in (int(ended.stdout), 10**20, "x", os.getpid())}
+    for name in names:
+        (tmp_path / "out" / "1" / name).touch()
+    atomic.remove_abandoned.cache_clear()
+    assert encode(source, tmp_path / "out", "--no-overwrite") == 0
+    left = contents(tmp_path / "out").keys() - expected.keys()
+    assert left == {f"1/{name}" for name in names if f"-{int(ended.stdout)}-" not in name}
 
 
 @pytest.fixture

@@ -109,6 +109,48 @@ def test_what_is_not_looked_at_is_said(archive: Path, tmp_path: Path, capsys: py
     assert "not a regular file" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(os.name != "posix", reason="pipes")
+def test_what_took_the_place_of_an_output(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A pipe would be waited for, and a device has no end."""
+    for name in ("0.dca", "1.dca", "2.dca"):
+        (archive / name).unlink()
+    os.mkfifo(archive / "0.dca")
+    (archive / "1.dca").symlink_to("/dev/zero")
+    (archive / "2.dca").mkdir()
+    capsys.readouterr()
+    assert run("--manifest", f"{archive}.jsonl") == 2
+    said = capsys.readouterr().err
+    assert said.count("not a regular file") == 3
+    assert f"{COUNT - 3} whole, 3 not;" in said
+
+
+def test_a_file_is_known_although_an_attempt_to_make_it_again_failed(
+    archive: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, manifest = archive.parent / "in", f"{archive}.jsonl"
+    (source / "0.png").write_bytes(b"junk")
+    for _ in range(2):
+        assert (
+            main(["encode", str(source), "-o", str(archive), "--manifest", manifest, "--effort", "0", "--quiet"]) == 2
+        )
+    assert run("--manifest", manifest) == 0
+    (archive / "0.dca").unlink()
+    capsys.readouterr()
+    assert run("--manifest", manifest) == 2
+    assert f"{archive / '0.dca'}: No such file" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="such names")
+def test_names_are_told_as_they_are(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a  b.dca", "c\nd.dca"):
+        (archive / name).write_bytes(b"bad")
+    capsys.readouterr()
+    run(archive)
+    said = capsys.readouterr().err
+    assert f"{archive}/a  b.dca: " in said
+    assert f"{archive}/c\\nd.dca: " in said
+
+
 def test_wrong_arguments(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dca_fast.errors import InputError, InputWarning
 
-__all__ = ["Job", "files_of", "name_of", "plan"]
+__all__ = ["Job", "files_of", "name_of", "plan", "problem_of"]
 
 _OF_SHELLS = "/dev/fd", "/proc/self/fd"  # where <(...) is
 
@@ -91,7 +91,7 @@ def files_of(named: str, suffixes: Collection[str]) -> Iterator[Job]:
     """A file, or what is in a folder and below."""
     path = Path(named)
     if not os.path.isdir(path):
-        yield Job(named, Path(path.name), problem="" if _is_readable(path) else "not a regular file")
+        yield Job(named, Path(path.name), problem=problem_of(path))
         return
     problems: list[OSError] = []
     for here, folders, files in os.walk(path, onerror=problems.append):
@@ -104,25 +104,24 @@ def files_of(named: str, suffixes: Collection[str]) -> Iterator[Job]:
                 yield Job(str(file), relative, problem="a link to a folder", left_out=True)
             elif file.suffix.lower() not in suffixes:
                 yield Job(str(file), relative, problem="another kind of file", left_out=True)
-            elif not _is_readable(file):
-                yield Job(str(file), relative, problem="not a regular file", left_out=True)
+            elif problem := problem_of(file):
+                yield Job(str(file), relative, problem=problem, left_out=True)
             else:
                 yield Job(str(file), relative)
     for error in problems:
         yield Job(str(error.filename), Path(os.path.relpath(error.filename, path)), problem=str(error.strerror))
 
 
-def _is_readable(path: Path) -> bool:
-    """A regular file, or what reading it will tell about: not a pipe, on which it would wait for ever.
+def problem_of(path: Path) -> str:
+    """Why a path is not read, or "": it is neither a regular file nor what reading it will tell about.
 
-    But for those of a shell's <(...), which end.
+    On a pipe it would wait for ever, but for those of a shell's <(...), which end.
     """
-    if os.fspath(path.parent) in _OF_SHELLS:
-        return True
     try:
-        return stat.S_ISREG(path.stat().st_mode)
+        regular = os.fspath(path.parent) in _OF_SHELLS or stat.S_ISREG(path.stat().st_mode)
     except OSError:
-        return True
+        return ""
+    return "" if regular else "not a regular file"
 
 
 def _with_targets(

@@ -38,7 +38,8 @@ BACKENDS = ("native", "reference")
 
 def say(kind: str, message: object) -> None:
     """One line on standard error, if there is any; kind is "error" or "warning"."""
-    note(" ".join([f"dca-fast: {kind}:", *str(message).split()]))
+    text = re.sub(r"[\x00-\x1f\x7f]", lambda control: repr(control[0])[1:-1], str(message).strip())
+    note(f"dca-fast: {kind}: {text}")
 
 
 def note(line: str) -> None:
@@ -60,7 +61,10 @@ def message_of(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror is not None:
         return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
     text = re.sub(r"\s*<[^<>]* at 0x[0-9a-fA-F]+>", "", str(error))
-    if isinstance(error, DcaError | OSError) and text:
+    if isinstance(error, DcaError) and text:
+        return text
+    text = " ".join(text.split())  # Python's and other libraries' may have lines
+    if isinstance(error, OSError) and text:
         return text
     if isinstance(error, MemoryError):
         return "not enough memory"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from dca_fast.cli.batch import Job, name_of, plan
 from dca_fast.cli.commands import OK, codec_of, fail, message_of, note, progress_bar, say, show_warnings
 from dca_fast.cli.manifest import Manifest
 from dca_fast.errors import BitstreamError, DcaError, InputError
-from dca_fast.files.atomic import StrPath, check_output, identities, is_dca, read, write_atomic
+from dca_fast.files.atomic import StrPath, check_output, identities, is_dca, read, remove_abandoned, write_atomic
 
 if TYPE_CHECKING:
     from dca_fast.codec import Codec
@@ -193,8 +194,11 @@ def _run(args: argparse.Namespace, jobs: Sequence[Job], conversion: Conversion) 
         _convert_one(args, jobs[0], conversion)
         return OK
     left_out = [job for job in jobs if job.left_out]
-    totals, manifest = Totals(), Manifest(args.manifest) if args.manifest else None
+    totals = Totals()
+    manifest = _manifest(args.manifest, totals)
     sources = identities(job.source for job in jobs)
+    for folder in {Path(job.target).parent for job in jobs if job.target}:
+        remove_abandoned(folder)
     with progress_bar(args.quiet) as bar:
         for job in bar.track(jobs, description="converting"):
             facts = _convert_of_batch(args, job, conversion, sources, totals)
@@ -202,13 +206,13 @@ def _run(args: argparse.Namespace, jobs: Sequence[Job], conversion: Conversion) 
                 if manifest is not None:
                     manifest.add(facts)
             except OSError as error:  # a full disk; the files go on
-                totals.codes.append(fail(error))
+                totals.codes.append(fail(error, str(args.manifest)))
                 manifest = None
     try:
         if manifest is not None:
             manifest.tidy()
     except (DcaError, OSError) as error:
-        totals.codes.append(fail(error))
+        totals.codes.append(fail(error, str(args.manifest)))
     if left_out:
         names = ", ".join(job.source for job in left_out[:NAMED])
         more = f" and {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""
@@ -216,6 +220,17 @@ def _run(args: argparse.Namespace, jobs: Sequence[Job], conversion: Conversion) 
     if not args.quiet:
         note(_summary(totals, len(left_out)))
     return totals.codes[0] if totals.codes else OK
+
+
+def _manifest(path: Path | None, totals: Totals) -> Manifest | None:
+    """None for a disk that is full already, which is a failure, but none of the files."""
+    try:
+        return Manifest(path) if path else None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        totals.codes.append(fail(error, str(path)))
+        return None
 
 
 def _summary(totals: Totals, left_out: int) -> str:
@@ -267,10 +282,11 @@ def _convert_of_batch(
             elif existing and not args.force and not (conversion.ours and conversion.ours(existing)):
                 raise InputError(f"{job.target} exists, and is damaged or another file")
         if output is None:
-            check_output(job.target, inputs=sources, ours=conversion.ours, force=args.force)
+            check = partial(check_output, job.target, inputs=sources, ours=conversion.ours, force=args.force)
+            check(special=False)
             data = read(job.source)
             converted = conversion.convert(data, job.target)
-            check_output(job.target, inputs=sources, ours=conversion.ours, force=args.force)  # it may be there by now
+            check(special=False)  # it may be there by now
             Path(job.target).parent.mkdir(parents=True, exist_ok=True)
             write_atomic(job.target, converted)
             output, facts["status"] = converted, "done"

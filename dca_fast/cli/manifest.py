@@ -21,6 +21,7 @@ except ImportError:  # on Windows, where processes must not share a manifest
 __all__ = ["Manifest", "outputs_of"]
 
 _BEGIN = b'{"source": "'  # of every line
+_OF_OUTPUT = "output_bytes", "output_sha256"
 
 
 class Manifest:
@@ -72,17 +73,20 @@ class Manifest:
             file.write(line)
 
     def tidy(self) -> None:
-        """Keep the last line about each file."""
+        """Keep the last line about each file; what it does not say of an output that is still there is said before."""
         if not self._keeps:
             return
         with self._locked() as file:
             file.seek(0)
             content = file.read()
-            last = {}
+            last: dict[tuple[str, str | None], dict[str, Any]] = {}
             for line in content.splitlines():
                 if facts := _facts_of(line, self._path):
-                    last[facts["source"], facts["output"]] = line + b"\n"
-            if len(tidied := b"".join(last.values())) < len(content):
+                    name = facts["source"], facts["output"]
+                    before = last.get(name, {})
+                    last[name] = {key: before[key] for key in _OF_OUTPUT if key in before} | facts
+            tidied = b"".join(json.dumps(facts).encode() + b"\n" for facts in last.values())
+            if len(tidied) < len(content):
                 write_atomic(self._path, tidied)
 
 
@@ -99,11 +103,13 @@ def outputs_of(path: Path) -> tuple[dict[str, str], int]:
     for line in path.read_bytes().splitlines():
         facts = _facts_of(line, path)
         torn += facts is None and bool(line)
-        if facts and facts.get("status") in ("done", "kept"):
-            output, digest = facts["output"], facts.get("output_sha256")
+        if facts is None:
+            continue
+        output, digest = facts["output"], facts.get("output_sha256")
+        if digest is not None or facts.get("status") in ("done", "kept"):
             if not (isinstance(output, str) and isinstance(digest, str)):
                 raise InputError(f"{path} is not a manifest")
-            hashes[output] = digest
+            hashes[output] = digest  # the last that was made, also if another attempt has failed since
     return hashes, torn
 
 

@@ -4,7 +4,7 @@ import argparse
 import re
 
 from dca_fast.cli.commands import note
-from dca_fast.errors import InputError
+from dca_fast.errors import InputError, WeightsError
 from dca_fast.files.atomic import write_atomic
 from dca_fast.network import models, weights
 
@@ -42,6 +42,8 @@ def package(args: argparse.Namespace) -> None:
     """Write the package of a weights file."""
     path = args.weights or models.named("dca-s")
     loaded = weights.load(path)
+    if loaded.problem:
+        raise WeightsError(loaded.problem)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", loaded.config.name):
         raise InputError(f"{path}: a file and a package cannot be called {loaded.config.name!r}")
     model = loaded.model_id.hex()

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dca_fast.cli.batch import Job, files_of
+from dca_fast.cli.batch import Job, files_of, problem_of
 from dca_fast.cli.commands import OK, codec_of, fail, note, progress_bar, say, show_warnings
 from dca_fast.cli.manifest import outputs_of
 from dca_fast.errors import CorruptStreamError, InputError
@@ -23,7 +23,8 @@ def verify(args: argparse.Namespace) -> int:
     """Decode .dca files, writing nothing, and say which are damaged."""
     hashes, torn = outputs_of(args.manifest) if args.manifest else ({}, 0)
     found = [job for path in args.paths for job in files_of(path, {".dca"})]
-    jobs = [job for job in found if not job.left_out] + [Job(name, Path(name)) for name in sorted(hashes)]
+    jobs = [job for job in found if not job.left_out]
+    jobs += [Job(name, Path(name), problem=problem_of(Path(name))) for name in sorted(hashes)]
     if not (jobs or torn):
         nothing = f"{args.manifest} names no outputs" if args.manifest else "give files, or --manifest"
         raise InputError(f"no .dca files in {', '.join(args.paths)}" if args.paths else nothing)

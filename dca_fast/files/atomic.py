@@ -18,7 +18,7 @@ from typing import Any
 from dca_fast.errors import InputError
 from dca_fast.files.container import MAGIC
 
-__all__ = ["StrPath", "check_output", "identities", "is_dca", "read", "write_atomic"]
+__all__ = ["StrPath", "check_output", "identities", "is_dca", "read", "remove_abandoned", "write_atomic"]
 
 StrPath = str | os.PathLike[str]
 _HEAD = 64  # bytes that tell what a file is
@@ -65,14 +65,16 @@ def check_output(
     inputs: Mapping[tuple[int, int], StrPath] | None = None,
     ours: Callable[[bytes], bool] | None = None,
     force: bool = False,
+    special: bool = True,
 ) -> None:
     """Refuse an output that would destroy what this program did not make.
 
     Args:
-        path: what shall be written. "-", pipes and devices may always be.
+        path: what shall be written. "-" may always be.
         inputs: `identities` of what is read; under whatever name, none of them may be written to.
         ours: whether a file that begins with these bytes may be replaced. An empty file always may.
         force: whatever there is may be replaced.
+        special: pipes and devices may be written to; a pipe waits for somebody who reads it.
 
     Raises:
         InputError: and why.
@@ -85,7 +87,11 @@ def check_output(
         return
     if stat.S_ISDIR(there.st_mode):
         raise InputError(f"{path} is a folder")
-    if force or not stat.S_ISREG(there.st_mode):
+    if not stat.S_ISREG(there.st_mode):
+        if special:
+            return
+        raise InputError(f"{path} is not a regular file")
+    if force:
         return
     if source := (inputs or {}).get((there.st_dev, there.st_ino)):
         raise InputError(f"{path} is the input {source} itself; --force replaces it")
@@ -122,7 +128,7 @@ def write_atomic(path: StrPath, data: bytes) -> None:
         return
     if mode is not None and not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, "it is write-protected", os.fspath(path))
-    _remove_abandoned(target.parent)
+    remove_abandoned(target.parent)
     temporary = target.with_name(f".dca-{_host()}-{os.getpid()}-{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -164,10 +170,10 @@ def _host() -> str:
 
 
 @functools.lru_cache(maxsize=1024)
-def _remove_abandoned(folder: Path) -> None:
-    """Temporary files of processes of this machine that were killed; looked for once in a folder."""
+def remove_abandoned(folder: Path) -> None:
+    """Remove temporary files of processes of this machine that were killed; looked for once in a folder."""
     for path in folder.glob(f".dca-{_host()}-*.tmp"):
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, OverflowError):  # names of others
             if not _runs(int(path.name.split("-")[2])):
                 path.unlink()
 
