@@ -355,7 +355,8 @@ class Codec:
     def _image(self, image: ImageLike) -> image_io.ImageInput:
         """What is coded; pixels of colour tensors stay on a CUDA device."""
         if not self._weights.encodes:
-            raise WeightsError(f"the weights of model {self.model_id} have no encoder that this version knows")
+            problem = self._weights.problem and f": {self._weights.problem}"
+            raise WeightsError(f"the weights of model {self.model_id} have no encoder that this version knows{problem}")
         source = image_of(image, on_device=self.engine.takes_tensors, max_pixels=self.max_pixels)
         check_size(source.pixels.shape, self.max_pixels)
         return image_io.smooth_where_hidden(source)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -263,10 +264,82 @@ def test_weights_with_bad_facts_are_refused(shipped: Any, case: str, tmp_path: P
     if case == "none":
         path.write_bytes(b"\xff" * 100)
     if case == "digest":  # which is for those who encode
-        with pytest.raises(WeightsError):
-            weights.load(path)
+        loaded = weights.load(path)
+        assert not loaded.encodes
+        assert "damaged" in loaded.problem
         return
     refused_weights(path)
+
+
+DEEP = "[" * 7 + "]" * 7
+
+
+def with_tensor(name: str, dtype: str = "U8", shape: str = "1") -> Callable[[str, int], str]:
+    """Of the last byte, which is one more."""
+    entry = f'"{name}":{{"dtype":"{dtype}","shape":[{shape}],"data_offsets":[{{0}},{{1}}]}}'
+    return lambda text, size: f"{text[:-1]},{entry.replace('{0}', str(size)).replace('{1}', str(size + 1))}}}"
+
+
+def told_more(value: str) -> Callable[[str, int], str]:
+    return lambda text, _: text.replace(r"{\"config\"", rf"{{\"more\": {value}, \"config\"")
+
+
+# What the text of the header becomes, given the bytes of all tensors.
+RULES_OF_JSON: dict[str, Callable[[str, int], str]] = {
+    "more than 2^24 bytes": lambda text, _: text + " " * (1 << 24),
+    "another key of an entry": lambda text, _: text.replace('{"dtype"', '{"more":1,"dtype"', 1),
+    "a tensor twice": lambda text, _: text[:-1] + re.findall(r',"tables\.shift":\{.*?\}', text)[0] + "}",
+    "a string twice": lambda text, _: text.replace('"__metadata__":{', '"__metadata__":{"sha256":"",'),
+    "metadata that are no strings": lambda text, _: text.replace('"__metadata__":{', '"__metadata__":{"more":5,'),
+    "a shape with fractions": lambda text, _: text.replace('"shape":[384]', '"shape":[384.0]', 1),
+    "a format with fractions": lambda text, _: text.replace(r"\"format\": 3", r"\"format\": 3.0"),
+    "upper case": lambda text, _: re.sub(r'("identity":)"(\w+)"', lambda m: m[1] + f'"{m[2].upper()}"', text),
+    "a key twice": told_more(r"1, \"more\": 1"),
+    "a fraction": told_more("0.5"),
+    "no number": told_more("NaN"),
+    "many digits": told_more("1" * 19),
+    "too deep": told_more(f"[{DEEP}]"),
+    "half a pair": told_more(r"\"\\ud800\""),
+    "a layer without a name": with_tensor("hyper"),
+    "a layer with half a name": with_tensor("hyper.x"),
+    "no part of the encoder": with_tensor("analysis"),
+    "null": lambda text, _: "null",
+    "a number": lambda text, _: "5",
+    "very deep": lambda text, _: "[" * 100000 + "]" * 100000,
+}
+ALLOWED = {
+    "a later type of the encoder": with_tensor("analysis.more", "X9", "0,4294967296"),
+    "more of the encoder": with_tensor("hyper.other.queries.of.tomorrow"),
+    "not too deep": told_more(DEEP),
+    "not too many digits": told_more("-" + "1" * 18),
+    "a pair": told_more(r"\"\\ud83d\\ude00\""),
+}
+
+
+@pytest.fixture(scope="module")
+def decoders() -> list[Callable[[Path], Any]]:
+    """What reads weights, and raises one of `refusals`."""
+    ways: list[Callable[[Path], Any]] = [weights.load, lambda path: second.Weights(path.read_bytes())]
+    if not can_build.args[0]:
+        ways.append(lambda path: Decoder(library(), path.read_bytes(), threads=1))
+    return ways
+
+
+@pytest.mark.parametrize("case", [*RULES_OF_JSON, *ALLOWED])
+def test_rules_of_the_header_of_weights(decoders: list[Callable[[Path], Any]], case: str, tmp_path: Path) -> None:
+    data, path = make.WEIGHTS.read_bytes(), tmp_path / "w.safetensors"
+    start = 8 + int.from_bytes(data[:8], "little")
+    text, rest = data[8:start].decode().rstrip(), data[start:]
+    changed = (RULES_OF_JSON | ALLOWED)[case](text, len(rest))
+    assert changed != text
+    rest += b"\1" * (f"{len(rest)},{len(rest) + 1}" in changed)
+    path.write_bytes(len(changed.encode()).to_bytes(8, "little") + changed.encode() + rest)
+    for decoder in decoders:
+        if case in ALLOWED:
+            decoder(path)
+        else:
+            with pytest.raises((WeightsError, second.WeightsError)):
+                decoder(path)
 
 
 def without_encoder(tensors: dict[str, Any], told: dict[str, Any]) -> None:

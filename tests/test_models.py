@@ -136,6 +136,22 @@ def test_a_damaged_file_does_not_hide_a_good_one(monkeypatch: pytest.MonkeyPatch
         models.named("dca-s")
 
 
+def test_a_damaged_copy_does_not_hide_a_good_one(
+    other: Path, theirs: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    content = bytearray(other.read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "a.safetensors").write_bytes(content)
+    (tmp_path / "b.safetensors").write_bytes(other.read_bytes())
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.safetensors")
+    monkeypatch.setenv("DCA_WEIGHTS", str(tmp_path))
+    assert Codec().decode(theirs).size == (40, 60)
+    (tmp_path / "b.safetensors").unlink()
+    with pytest.raises(WeightsError, match="damaged"):
+        Codec().decode(theirs)
+
+
 def test_releases_are_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The shipped weights are the newest of their name; without them the message names their package."""
     identity = weights.identity_of(models.named("dca-s"))
@@ -184,7 +200,7 @@ def test_two_models_of_one_id_are_refused(
     other: Path, theirs: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model_id = container.parse(theirs).header.model_id
-    both = {model_id + bytes(28): other, model_id + bytes([1] * 28): tmp_path / "forged.safetensors"}
+    both = {model_id + bytes(28): [other], model_id + bytes([1] * 28): [tmp_path / "forged.safetensors"]}
     monkeypatch.setattr(models, "listed", lambda: (both, []))
     with pytest.raises(UnknownModelError, match=r"other\.safetensors and .*forged\.safetensors differ"):
         Codec().decode(theirs)

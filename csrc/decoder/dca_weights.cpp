@@ -42,7 +42,9 @@ Stored stored(const std::string& name, const Json& entry, Span data) {
   if (out.spec.type == Type::other && !skipped) fail(DCA_BAD_WEIGHTS, "%s is of another type", name.c_str());
   uint64_t bytes = bytes_of(out.spec.type);
   for (const Json& length : shape->items) {
-    if (length.kind != Json::Kind::number || length.number < 1 || length.number > 1 << 20 || bytes > data.size) {
+    if (length.kind != Json::Kind::number) fail(DCA_BAD_WEIGHTS, "%s is not described", name.c_str());
+    if (skipped) continue;
+    if (length.number < 1 || length.number > 1 << 20 || bytes > data.size) {
       fail(DCA_BAD_WEIGHTS, "%s has another shape", name.c_str());
     }
     out.spec.shape.push_back(length.number);
@@ -215,6 +217,9 @@ Weights read_weights(Span file) {
   const Json* metadata = given == nullptr ? nullptr : given->find("dca_fast");
   const Json* claimed = given == nullptr ? nullptr : given->find("identity");
   if (metadata == nullptr || metadata->kind != Json::Kind::string) fail(DCA_BAD_WEIGHTS, "no dca-fast weights");
+  for (const auto& [name, value] : given->members) {
+    if (value.kind != Json::Kind::string) fail(DCA_BAD_WEIGHTS, "%s is not a string", name.c_str());
+  }
   const Json facts = parse_json(metadata->string);
   const Json *format = facts.find("format"), *config = facts.find("config"), *skip = facts.find("skip");
   if (format == nullptr || format->kind != Json::Kind::number || format->number != kWeightsFormat) {

@@ -36,8 +36,8 @@ def is_of_encoder(name: str) -> bool:
     """Whether no decoder reads the tensor: it may change without making older decoders unable to read new files."""
     parts = name.split(".")
     return (
-        parts[0] == "analysis"
-        or (parts[0] == "hyper" and parts[2].startswith(("analysis_", "queries")))
+        name.startswith("analysis.")
+        or (parts[0] == "hyper" and len(parts) > 2 and parts[2].startswith(("analysis_", "queries")))
         or name in ("latent.operand8", "latent.quantise")
     )
 

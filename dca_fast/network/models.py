@@ -7,12 +7,13 @@ reads.
 
 import json
 import os
+from contextlib import suppress
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
 from dca_fast.errors import WeightsError
-from dca_fast.network.weights import identity_of
+from dca_fast.network.weights import identity_of, load
 
 __all__ = ["distribution", "folders", "listed", "named", "of_id", "released"]
 
@@ -46,21 +47,21 @@ def folders() -> list[Path]:
 
 
 def files() -> list[Path]:
-    """Every weights file in them."""
-    return [path for folder in folders() for path in sorted(folder.glob("*.safetensors"))]
+    """Every weights file in them; a pipe of that name would be waited for."""
+    return [path for folder in folders() for path in sorted(folder.glob("*.safetensors")) if path.is_file()]
 
 
-def listed() -> tuple[dict[bytes, Path], list[str]]:
-    """The weights files by the SHA-256 of what a decoder reads, the first of equal ones, and what is wrong with others.
+def listed() -> tuple[dict[bytes, list[Path]], list[str]]:
+    """The weights files by the SHA-256 of what a decoder reads, and what is wrong with others.
 
     Nothing but their metadata is read: `weights.load` compares it with the tensors.
     """
-    known: dict[bytes, Path] = {}
+    known: dict[bytes, list[Path]] = {}
     problems = []
     for path in files():
         try:
             status = path.stat()
-            known.setdefault(_identity(path, status.st_mtime_ns, status.st_size), path)
+            known.setdefault(_identity(path, status.st_mtime_ns, status.st_size), []).append(path)
         except (OSError, WeightsError) as error:
             problems.append(str(error))
     return known, problems
@@ -82,18 +83,28 @@ def of_id(model_id: bytes) -> Path:
             are two different ones.
     """
     known, problems = listed()
-    fitting = [path for identity, path in known.items() if identity.startswith(model_id)]
+    fitting = [paths for identity, paths in known.items() if identity.startswith(model_id)]
     if len(fitting) == 1:
-        return fitting[0]
+        return _whole(fitting[0])
     if fitting:
-        raise WeightsError(f"{' and '.join(map(str, fitting))} differ and are both of model {model_id.hex()}")
-    ids = ", ".join(f"{identity[:4].hex()} ({path.stem})" for identity, path in known.items()) or "none"
+        names = " and ".join(str(paths[0]) for paths in fitting)
+        raise WeightsError(f"{names} differ and are both of model {model_id.hex()}")
+    ids = ", ".join(f"{identity[:4].hex()} ({paths[0].stem})" for identity, paths in known.items()) or "none"
     message = f"made with model {model_id.hex()}; the only weights here are of {ids}"
     if any(identity.startswith(model_id) for identity in released()):
         problems.append(f"`pip install {distribution(model_id)}` brings them")
     if not os.environ.get("DCA_WEIGHTS"):
         problems.append("DCA_WEIGHTS names folders with others")
     raise WeightsError("; ".join([message, *problems]))
+
+
+def _whole(paths: list[Path]) -> Path:
+    """The first of several copies that is not damaged; the last, if all are."""
+    for path in paths[:-1]:
+        with suppress(WeightsError):
+            load(path)
+            return path
+    return paths[-1]
 
 
 def named(name: str) -> Path:
@@ -105,14 +116,16 @@ def named(name: str) -> Path:
     for path in SHIPPED.glob("*.safetensors"):  # the usual case: no package is looked for
         if path.stem == name:
             return path
-    paths, problems = files(), []
+    paths, fitting, problems = files(), [], []
     newest = next((identity for identity, other in released().items() if other == name), None)
     for path in (path for path in paths if path.stem == name):
         try:
             if newest in (None, identity_of(path)):
-                return path
+                fitting.append(path)
         except WeightsError as error:
             problems.append(f"; {error}")
+    if fitting:
+        return _whole(fitting)
     hint = "" if newest is None else f"; `pip install {distribution(newest[:4])}` brings them"
     known = ", ".join(dict.fromkeys(path.stem for path in paths)) or "none"
     raise WeightsError(f"no weights are called {name!r}; those here: {known}{hint}{''.join(problems)}")

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_bytes
 
 from dca_fast.config import ModelConfig
@@ -33,6 +33,8 @@ SCORE_LIMIT = 2**20
 OPERAND_BOUND = {"int8": 127, "int16": 32767}
 MULTIPLIER = 65504.0  # of 16-bit values, so that no result leaves 32 bits
 LOG2_LIMIT = 1 << 18  # of gains and scales in 1/4096 octaves
+MAX_HEADER = 1 << 24  # bytes of JSON
+MAX_JSON_LEVELS, MAX_DIGITS = 8, 18
 DTYPES = {"I8": "int8", "U8": "uint8", "I16": "int16", "I32": "int32", "F32": "float32"}  # names of safetensors
 
 Tensors = dict[str, npt.NDArray[Any]]
@@ -47,12 +49,14 @@ class Weights:
         config: the model they belong to.
         skip: first row of the scale table that is coded; symbols of lower rows are zero and cost nothing.
         identity: SHA-256 of what a decoder reads; its first four bytes are the model id of a file.
+        problem: why the encoder of the file cannot be used, which no decoder minds, or "".
     """
 
     tensors: Tensors
     config: ModelConfig
     skip: int
     identity: bytes
+    problem: str = ""
 
     @property
     def model_id(self) -> bytes:
@@ -137,14 +141,14 @@ def _check_gains(tensors: Tensors) -> None:
                 raise WeightsError(f"{name} makes gains beyond {MULTIPLIER:g}")
 
 
-def _check_layout(path: Path, given: Layout, config: ModelConfig, *, encoder: bool = True) -> None:
-    """Refuse tensors that are not exactly those of the configuration, before any is read; or of its decoder alone."""
+def _check_layout(path: Path, given: Layout, config: ModelConfig, *, of_encoder: bool) -> None:
+    """Refuse tensors of the encoder, or of the decoder, that are not exactly those of the configuration."""
     wanted = layout(config)
     for preview in previews(config):
         if given.keys() & preview.keys():
             wanted |= preview
     for name in sorted(wanted.keys() | given.keys()):
-        if is_of_encoder(name) and not encoder:
+        if is_of_encoder(name) != of_encoder:
             continue
         if name not in wanted:
             raise WeightsError(f"{path} holds {name}, which {config.name} does not have")
@@ -161,7 +165,9 @@ def save(path: Path, tensors: Tensors, config: ModelConfig, skip: int) -> Weight
     Raises:
         WeightsError: tensors that are not those of the configuration, or as `check`.
     """
-    _check_layout(path, {name: Spec(tensor.dtype.name, tensor.shape) for name, tensor in tensors.items()}, config)
+    given = {name: Spec(tensor.dtype.name, tensor.shape) for name, tensor in tensors.items()}
+    for of_encoder in (False, True):
+        _check_layout(path, given, config, of_encoder=of_encoder)
     check(tensors)
     metadata = json.dumps({"format": FORMAT, "config": config.to_dict(), "skip": skip}, sort_keys=True)
     digest = _digest(tensors, metadata).hex()
@@ -172,32 +178,45 @@ def save(path: Path, tensors: Tensors, config: ModelConfig, skip: int) -> Weight
     return load(path)
 
 
+class _Stored(NamedTuple):
+    """A tensor of a file: what it is, and where it begins and ends."""
+
+    spec: Spec
+    begin: int
+    end: int
+
+
 def load(path: Path) -> Weights:
-    """Read and check. Of an encoder that this version does not know nothing is kept (`Weights.encodes`).
+    """Read and check. An encoder that this version does not know, or that is damaged, is left out (`Weights.encodes`).
 
     Raises:
         WeightsError: missing, not such a file, other format, or failing `check`.
     """
     try:
-        with safe_open(str(path), framework="np") as f:
-            stored = f.metadata() or {}
-            slices = {name: f.get_slice(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
-            given = {
-                name: Spec(DTYPES.get(part.get_dtype(), part.get_dtype()), tuple(part.get_shape()))
-                for name, part in slices.items()
-            }
+        with open(path, "rb") as file:
+            stored, parts = _header(file)
             config, skip, metadata, known = _facts(path, stored)
-            encoder = known and any(map(is_of_encoder, given)) and "sha256" in stored
-            _check_layout(path, given, config, encoder=encoder)
-            tensors = {name: f.get_tensor(name) for name in slices if encoder or not is_of_encoder(name)}
-    except (OSError, SafetensorError) as error:
+            given = {name: part.spec for name, part in parts.items()}
+            _check_layout(path, given, config, of_encoder=False)
+            tensors = {name: _tensor(file, part) for name, part in parts.items() if not is_of_encoder(name)}
+            encoder, problem = {}, ""
+            if known and any(map(is_of_encoder, given)) and "sha256" in stored:
+                try:
+                    _check_layout(path, given, config, of_encoder=True)
+                    encoder = {name: _tensor(file, part) for name, part in parts.items() if is_of_encoder(name)}
+                    check(tensors | encoder)
+                    if _digest(tensors | encoder, metadata).hex() != stored["sha256"]:
+                        raise WeightsError(f"{path} is damaged: its tensors do not have the digest it was written with")
+                except (WeightsError, ValueError) as error:  # of the encoder, if the decoder passes what follows
+                    encoder, problem = {}, str(error)
+    except (OSError, ValueError) as error:
         raise WeightsError(f"cannot read weights {path}: {error}") from error
-    if encoder and _digest(tensors, metadata).hex() != stored["sha256"]:
-        raise WeightsError(f"{path} is damaged: its tensors do not have the digest it was written with")
-    check(tensors)
-    weights = Weights(tensors, config, skip, _identity(tensors, config.to_dict(), skip))
-    if weights.identity.hex() != stored.get("identity"):
+    if not encoder:
+        check(tensors)
+    identity = _identity(tensors, config.to_dict(), skip)
+    if identity.hex() != stored.get("identity"):
         raise WeightsError(f"{path} is damaged: its tensors do not have the identity in its metadata")
+    weights = Weights(tensors | encoder, config, skip, identity, problem)
     weights.tables  # noqa: B018 (validates)
     return weights
 
@@ -209,9 +228,9 @@ def identity_of(path: Path) -> bytes:
         WeightsError: missing, not such a file, or of another format.
     """
     try:
-        with safe_open(str(path), framework="np") as f:
-            stored = f.metadata() or {}
-    except (OSError, SafetensorError) as error:
+        with open(path, "rb") as file:
+            stored, _ = _header(file)
+    except (OSError, ValueError) as error:
         raise WeightsError(f"cannot read weights {path}: {error}") from error
     _facts(path, stored)
     try:
@@ -223,13 +242,96 @@ def identity_of(path: Path) -> bytes:
     return identity
 
 
+def _header(file: BinaryIO) -> tuple[dict[str, str], dict[str, _Stored]]:
+    """The strings and the tensors of a file (docs/spec/weights.md).
+
+    Raises:
+        ValueError: it breaks a rule of the container.
+    """
+    start, end = file.read(8), file.seek(0, os.SEEK_END)
+    size = int.from_bytes(start, "little")
+    if len(start) < 8 or not 0 < size <= min(MAX_HEADER, end - 8):
+        raise ValueError("no header of safetensors")
+    file.seek(8)
+    header = _json(file.read(size).decode())
+    stored = header.pop("__metadata__", {}) if isinstance(header, dict) else None
+    if not isinstance(stored, dict) or not all(isinstance(text, str) for text in stored.values()):
+        raise ValueError("a header of safetensors is an object, and its metadata strings")
+    parts, at = {}, 8 + size
+    for name, entry in header.items():
+        if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+            raise ValueError(f"{name} is not described")
+        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
+        if not isinstance(dtype, str) or len(offsets) != 2 or any(type(number) is not int for number in numbers):
+            raise ValueError(f"{name} is not described")
+        spec = Spec(DTYPES.get(dtype, dtype), tuple(shape))
+        parts[name] = _Stored(spec, 8 + size + offsets[0], 8 + size + offsets[1])
+    for part in sorted(parts.values(), key=lambda part: (part.begin, part.end)):
+        if part.begin != at or part.end < at:
+            raise ValueError("its tensors overlap, or leave holes")
+        at = part.end
+    if at != end:
+        raise ValueError("it does not end with its tensors")
+    return stored, parts
+
+
+def _tensor(file: BinaryIO, part: _Stored) -> npt.NDArray[Any]:
+    """A tensor whose layout has been checked.
+
+    Raises:
+        ValueError: it has another size.
+    """
+    dtype = np.dtype(part.spec.dtype).newbyteorder("<")
+    file.seek(part.begin)
+    data = file.read(part.end - part.begin)
+    return np.frombuffer(bytearray(data), dtype).reshape(part.spec.shape).astype(part.spec.dtype, copy=False)
+
+
+def _json(text: str) -> Any:
+    """JSON as weights have it: no name twice, no fractions, no lone surrogates, nothing of many levels or digits.
+
+    Raises:
+        ValueError: it is none.
+    """
+
+    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            raise ValueError("two keys of an object are equal")
+        return found
+
+    def whole(number: str) -> int:
+        if len(number.lstrip("-")) > MAX_DIGITS:
+            raise ValueError("a number is too long")
+        return int(number)
+
+    def refused(number: str) -> None:
+        raise ValueError(f"{number[:40]} is no whole number")
+
+    def check_level(value: Any, level: int = 0) -> None:
+        if level == MAX_JSON_LEVELS:
+            raise ValueError("objects and lists lie too deep within each other")
+        for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            check_level(inner, level + 1)
+
+    try:
+        value = json.loads(
+            text, object_pairs_hook=members, parse_int=whole, parse_float=refused, parse_constant=refused
+        )
+    except RecursionError as error:
+        raise ValueError("objects and lists lie too deep within each other") from error
+    check_level(value)
+    json.dumps(value, ensure_ascii=False).encode()  # which surrogates fail
+    return value
+
+
 def _facts(path: Path, stored: Mapping[str, str]) -> tuple[ModelConfig, int, str, bool]:
     """Configuration, skip row, the metadata that a digest is of, and whether this version knows the encoder."""
     if "dca_fast" not in stored:
         raise WeightsError(f"{path} holds no dca-fast weights")
     metadata = stored["dca_fast"]
     try:
-        facts: dict[str, Any] = json.loads(metadata)
+        facts = _json(metadata)
         if facts["format"] != FORMAT:
             raise WeightsError(f"{path} has weights format {facts['format']}, this version reads {FORMAT}")
         given, skip = dict(facts["config"]), facts["skip"]
@@ -243,7 +345,7 @@ def _facts(path: Path, stored: Mapping[str, str]) -> tuple[ModelConfig, int, str
                 known = False
         if lacking := {key for key in own - given.keys() if not key.startswith(ENCODER_ONLY)}:
             raise WeightsError(f"{path}: bad metadata: the configuration lacks {', '.join(sorted(lacking))}")
-    except (ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
+    except (ValueError, KeyError, TypeError, ConfigError) as error:
         raise WeightsError(f"{path}: bad metadata: {error}") from error
     if type(skip) is not int or not 0 <= skip <= MAX_ROW + 1:
         raise WeightsError(f"{path}: bad metadata: rows are coded from {skip!r} on")

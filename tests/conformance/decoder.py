@@ -242,6 +242,7 @@ def read_sections(reader: Reader) -> dict[int, bytes]:
 TYPES = {"I8": "<i1", "U8": "<u1", "I16": "<i2", "I32": "<i4", "F32": "<f4"}
 LARGEST = 65504.0  # below which multipliers and gains lie
 WEIGHTS_FORMAT = 3
+MOST_JSON = 1 << 24  # bytes
 NUMBERS = (
     "width", "latent", "latent_hidden", "context_width", "context_blocks", "heads", "window", "local_blocks", "local",
     "regional", "regional_levels", "tokens",
@@ -251,9 +252,33 @@ OF_ENCODER = "analysis_"  # how its keys of the configuration begin
 
 def is_of_encoder(name: str) -> bool:
     parts = name.split(".")
-    if parts[0] == "hyper":
+    if parts[0] == "hyper" and len(parts) > 2:
         return parts[2].startswith(("analysis_", "queries"))
-    return parts[0] == "analysis" or name in ("latent.operand8", "latent.quantise")
+    return name.startswith("analysis.") or name in ("latent.operand8", "latent.quantise")
+
+
+def read_json(text: str) -> Any:
+    """JSON as weights.md has it."""
+
+    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len({name for name, _ in pairs}) < len(pairs):
+            raise WeightsError("two keys of an object are equal")
+        return dict(pairs)
+
+    def number(digits: str) -> int:
+        if not digits.lstrip("-").isdigit() or len(digits.lstrip("-")) > 18:
+            raise WeightsError("no whole number of at most 18 digits")
+        return int(digits)
+
+    def levels(value: Any) -> int:
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+        return 0 if inner is None else 1 + max(map(levels, inner), default=0)
+
+    value = json.loads(text, object_pairs_hook=members, parse_int=number, parse_float=number, parse_constant=number)
+    if levels(value) > 8:
+        raise WeightsError("too many objects and lists within each other")
+    json.dumps(value, ensure_ascii=False).encode()  # fails for half of a pair of surrogates
+    return value
 
 
 class Weights:
@@ -262,16 +287,24 @@ class Weights:
     def __init__(self, data: bytes) -> None:
         try:
             (size,) = struct.unpack_from("<Q", data)
-            head: dict[str, Any] = json.loads(data[8 : 8 + size])
+            if size > min(MOST_JSON, len(data) - 8):
+                raise WeightsError("no weights file: its JSON does not end")
+            head: dict[str, Any] = read_json(data[8 : 8 + size].decode())
             facts: dict[str, str] = head.pop("__metadata__")
-            told = json.loads(facts["dca_fast"])
+            told = read_json(facts["dca_fast"])
             self.config, self.skip = told["config"], told["skip"]
+            for entry in head.values():
+                numbers = [*entry["shape"], *entry["data_offsets"]]
+                if entry.keys() != {"dtype", "shape", "data_offsets"} or {*map(type, numbers)} != {int}:
+                    raise WeightsError("a tensor is not described as it should be")
             self.check_cover([entry["data_offsets"] for entry in head.values()], len(data) - 8 - size)
             tensors = memoryview(data)[8 + size :]
             self.t = {name: self.tensor(tensors, entry) for name, entry in head.items() if not is_of_encoder(name)}
-        except (struct.error, ValueError, KeyError, TypeError) as error:
+            strings = all(isinstance(fact, str) for fact in facts.values())
+        except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise WeightsError(f"no weights file: {error}") from error
-        if told["format"] != WEIGHTS_FORMAT or type(self.skip) is not int or not 0 <= self.skip <= 128:
+        first = type(self.skip) is int and 0 <= self.skip <= 128
+        if not (strings and first and type(told["format"]) is int and told["format"] == WEIGHTS_FORMAT):
             raise WeightsError("another format, or another first row")
         self.check_layout()
         self.check_ranges()
@@ -400,10 +433,19 @@ class Weights:
         if wanted != given:
             raise WeightsError(f"other tensors: {sorted(dict(wanted.items() ^ given.items()))[:3]}")
 
+    def listed(self, name: str) -> list[Any]:
+        value = self.config.get(name)
+        if not isinstance(value, list):
+            raise WeightsError(f"{name} is no list")
+        return value
+
     def check_configuration(self) -> None:
         c = self.config
-        if not isinstance(c, dict):
+        if not isinstance(c, dict) or not isinstance(c.get("name"), str):
             raise WeightsError("no configuration")
+        lists = [*self.listed("contexts"), *self.listed("synthesis_blocks")]
+        if not all(isinstance(entry, str | int) for entry in lists):
+            raise WeightsError("no such configuration")
         numbers = {name: c.get(name) for name in NUMBERS} | dict(enumerate(c.get("synthesis_blocks", ())))
         for name, value in numbers.items():
             least, most = {"regional_levels": (0, 6), 0: (0, 64), 1: (0, 64)}.get(name, (1, 4096))
