@@ -96,7 +96,7 @@ def _in_memory(method: Method) -> Method:
         except OutOfMemoryError:
             raise
         except MemoryError as error:
-            raise OutOfMemoryError(f"not enough memory for this picture: {error}".removesuffix(": ")) from error
+            raise OutOfMemoryError(f"not enough memory: {error}".removesuffix(": ")) from error
 
     return cast(Method, wrapped)
 
@@ -130,6 +130,7 @@ class Codec:
         BackendUnavailableError: with the reason.
     """
 
+    @_in_memory
     def __init__(
         self,
         model: str = "dca-s",

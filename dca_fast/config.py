@@ -198,6 +198,12 @@ class ModelConfig:
         """Hyper latents that exist: phi_r feeds the input layer of every step, so the regional one always does."""
         return tuple(dict.fromkeys(("regional", *self.contexts)))
 
+    @property
+    def blocks(self) -> int:
+        """Those of the entropy model. Each has tensors of its own, so that a file with fewer is not worth a look."""
+        local = self.local_blocks if "local" in self.contexts else 0
+        return self.context_blocks * (1 if self.shared else STEPS) + local
+
     def levels(self, latent: str) -> int:
         """Levels by which a hyper latent is coded from coarse to fine."""
         return self.regional_levels if latent == "regional" else 0

@@ -13,6 +13,7 @@ Truncated Cosine Functions", IEEE Trans. Signal Processing, 2016.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -127,6 +128,7 @@ def _halved(linear: Planes) -> Planes:
     return halved
 
 
+@cache
 def _kernel() -> tuple[float, ...]:
     """Taps 0, 1, ... of the symmetrical filter: three truncated cosines, fitted to a Gaussian."""
     radius = round(3.2795 * _SIGMA + 0.2546)
@@ -142,9 +144,10 @@ def _kernel() -> tuple[float, ...]:
 
 def _blurred(planes: Planes) -> Planes:
     """Both ways; around the picture there are zeros."""
+    first, *taps = _kernel()
     for axis in (1, 2):
-        result = planes * np.float32(_KERNEL[0])
-        for n, tap in enumerate(_KERNEL[1:], 1):
+        result = planes * np.float32(first)
+        for n, tap in enumerate(taps, 1):
             there: list[slice] = [slice(None)] * 3
             back = there.copy()
             there[axis], back[axis] = slice(n, None), slice(None, -n)
@@ -154,6 +157,5 @@ def _blurred(planes: Planes) -> Planes:
     return planes
 
 
-_KERNEL = _kernel()
 _CODES = np.arange(256) / 255
 _LINEAR = np.where(_CODES <= 0.04045, _CODES / 12.92, ((_CODES + 0.055) / 1.055) ** 2.4).astype(np.float32)

@@ -341,6 +341,7 @@ def hostile(config: dict, tensors: weights.Tensors, skip: object) -> bytes:
         ({"contexts": [1]}, 6, "contexts must be names"),
         ({"transforms": "elic"}, 6, "the patch transforms have an integer program"),
         ({"width": 24}, 6, "must be"),
+        ({"context_blocks": 4096, "shared": False}, 6, "lacks most of 16386 blocks"),
         ({}, 10**9, "rows are coded"),
         ({}, -1, "rows are coded"),
         ({}, "6", "rows are coded"),

@@ -12,6 +12,7 @@ import subprocess
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -661,9 +662,25 @@ def test_a_library_is_built_once_per_architecture(tmp_path: Path, monkeypatch: p
     assert cuda_library.build("sm_80") != path
     assert cuda_library.build("sm_80", tmp_path / "other").parent == tmp_path / "other"
     assert log.read_text() == 3 * "run\n"
-    assert sorted(p.suffix for p in path.parent.iterdir()) == ["", ".so", ".so"]
-    with pytest.raises(BackendUnavailableError, match="cannot be loaded"):
-        Library(path)
+    assert sorted(p.suffix for p in path.parent.iterdir()) == ["", ".sha256", ".sha256", ".so", ".so"]
+    for other in (path, Path(str(find_spec("dca_fast._rans").origin))):
+        with pytest.raises(BackendUnavailableError, match="cannot be loaded"):
+            Library(other)
+
+
+def test_a_library_that_was_cut_or_replaced_is_built_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not tried: loading one that was cut ends the process."""
+    log = fake_nvcc(tmp_path / "bin", monkeypatch)
+    monkeypatch.setenv("DCA_CACHE", str(tmp_path / "cache"))
+    path = cuda_library.build("sm_90")
+    digest = path.with_suffix(".sha256")
+    for i, (file, content) in enumerate(((path, b"lib"), (path, b"another"), (digest, b"00"), (digest, b"\xff"))):
+        file.write_bytes(content)
+        assert cuda_library.build("sm_90").read_text() == "library\n"
+        assert log.read_text() == (i + 2) * "run\n"
+    digest.unlink()
+    cuda_library.build("sm_90")
+    assert log.read_text() == 6 * "run\n"
 
 
 def test_the_cache_is_ours_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

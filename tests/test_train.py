@@ -639,7 +639,8 @@ def hostile_checkpoints(whole: dict, draw: np.random.Generator) -> Iterator[obje
     for key in whole:
         yield {name: value for name, value in whole.items() if name != key}
         yield from (whole | {key: other} for other in (None, [], "seven", {"name": 1}, {3: torch.ones(2)}))
-    for huge in ({"width": 4096, "latent": 4096}, {"width": 1 << 40}, {"analysis_blocks": [64, 64]}):
+    blocks = {"context_blocks": 4096, "local_blocks": 4096, "shared": False}
+    for huge in ({"width": 4096, "latent": 4096}, {"width": 1 << 40}, {"analysis_blocks": [64, 64]}, blocks):
         yield whole | {"config": whole["config"] | huge}
     for _ in range(40):
         part = ("network", "average")[draw.integers(2)]

@@ -7,6 +7,7 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <thread>
 
@@ -69,11 +70,18 @@ Cuts cut(const uint8_t* rows, size_t size, size_t groups) {
   return cuts;
 }
 
-// Calls work(0) ... work(count - 1), on several threads if that pays. `work` must not throw.
+// Calls work(0) ... work(count - 1), on several threads if that pays; throws what one of them throws.
 void for_each(size_t count, size_t positions, int threads, const std::function<void(size_t)>& work) {
   std::atomic<size_t> next{0};
+  std::exception_ptr error;
+  std::mutex mutex;
   const auto run = [&] {
-    for (size_t i = next++; i < count; i = next++) work(i);
+    try {
+      for (size_t i = next++; i < count; i = next++) work(i);
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(mutex);
+      error = std::current_exception();
+    }
   };
   const size_t useful = std::min(count, positions / kPositionsPerThread);
   std::vector<std::thread> helpers;
@@ -84,6 +92,7 @@ void for_each(size_t count, size_t positions, int threads, const std::function<v
   }
   run();
   for (std::thread& helper : helpers) helper.join();
+  if (error) std::rethrow_exception(error);
 }
 
 void put32(uint8_t* to, uint32_t value) {

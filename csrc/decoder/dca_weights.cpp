@@ -97,7 +97,9 @@ std::string hexadecimal(const std::string& bytes) {
 }
 
 void check_layout(const Config& config, const Stock& stock) {
-  Layout wanted = layout_of(config);
+  const int blocks = config.context_blocks * config.cores() + (config.has("local") ? config.local_blocks : 0);
+  if (static_cast<size_t>(blocks) > stock.size()) fail(DCA_BAD_WEIGHTS, "the file lacks most of %d blocks", blocks);
+  Layout wanted = layout_of(config);  // a list of all that a configuration claims
   for (const Layout& preview : preview_layouts(config)) {
     const bool any = std::any_of(preview.begin(), preview.end(), [&](const auto& t) { return stock.count(t.first); });
     if (any) wanted.insert(preview.begin(), preview.end());

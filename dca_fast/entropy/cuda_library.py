@@ -18,9 +18,11 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from dca_fast.errors import BackendUnavailableError
+from dca_fast.files.atomic import write_atomic
 
 __all__ = ["Library", "build", "load"]
 
@@ -59,14 +61,14 @@ class Library:
         self.path = path
         try:
             self._functions = ctypes.CDLL(str(path))
-        except OSError as error:
+            for name, (result, arguments) in _SIZES.items():
+                function = getattr(self._functions, name)
+                function.restype, function.argtypes = result, arguments
+            for name, arguments in _LAUNCHES.items():
+                function = getattr(self._functions, name)
+                function.restype, function.argtypes = ctypes.c_int, arguments
+        except (OSError, AttributeError) as error:
             raise BackendUnavailableError(f"{path} cannot be loaded: {error}") from error
-        for name, (result, arguments) in _SIZES.items():
-            function = getattr(self._functions, name)
-            function.restype, function.argtypes = result, arguments
-        for name, arguments in _LAUNCHES.items():
-            function = getattr(self._functions, name)
-            function.restype, function.argtypes = ctypes.c_int, arguments
 
     def call(self, name: str, *arguments: object) -> int:
         """A function that computes a size or a table."""
@@ -85,7 +87,8 @@ class Library:
 def load(arch: str) -> Library:
     """The library for an architecture: the prebuilt one, else that in the cache, else a new one; see `build`.
 
-    What the cache holds but cannot be loaded is built anew.
+    What the cache holds but cannot be loaded is built anew. A library whose bytes are not those that were built is not
+    even tried: loading one that was cut ends the process.
     """
     name = _file_name(_sources(), arch)
     if (PACKAGE / name).exists():
@@ -97,6 +100,19 @@ def load(arch: str) -> Library:
         with contextlib.suppress(OSError):
             path.unlink()
         return Library(build(arch))
+
+
+def _digest_of(path: Path) -> Path:
+    """The file that holds the SHA-256 of a library of the cache."""
+    return path.with_suffix(".sha256")
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a library of the cache is there, and as it was built."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest() == _digest_of(path).read_text("ascii").strip()
+    except (OSError, ValueError):
+        return False
 
 
 def build(arch: str, folder: Path | None = None) -> Path:
@@ -120,13 +136,16 @@ def build(arch: str, folder: Path | None = None) -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if cache:
             _check_owner(folder)
-        if not path.exists():
+        there = partial(_is_whole, path) if cache else path.exists
+        if cache and path.exists():
+            _check_owner(path)
+        if not there():
             nvcc = _nvcc()
             with _locked(folder) if cache else contextlib.nullcontext():
-                if not path.exists():
+                if not there():
                     _compile(nvcc, sources, arch, path)
-        if cache:
-            _check_owner(path)
+                    if cache:
+                        write_atomic(_digest_of(path), hashlib.sha256(path.read_bytes()).hexdigest().encode())
     except OSError as error:
         raise BackendUnavailableError(f"the coder for the GPU cannot be built in {folder}: {error}") from error
     return path
@@ -149,8 +168,9 @@ def _compile(nvcc: str, sources: Path, arch: str, path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise BackendUnavailableError(f"nvcc failed: {(done.stderr or done.stdout).strip()[-1000:]}")
-        built.chmod(0o755)
-        built.replace(path)
+        content = built.read_bytes()
+    write_atomic(path, content)
+    path.chmod(0o755)
 
 
 @contextmanager

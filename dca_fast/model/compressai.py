@@ -263,7 +263,10 @@ class Dca(CompressionModel):
         """A model with the configuration and weights of `state_dict`."""
         if "config" not in state_dict:
             raise WeightsError("no state of a Dca model: it holds no configuration")
-        model = cls(ModelConfig.from_dict(json.loads(bytes(state_dict["config"].tolist()))))
+        config = ModelConfig.from_dict(json.loads(bytes(state_dict["config"].tolist())))
+        if config.blocks > len(state_dict):
+            raise WeightsError(f"the state lacks most of {config.blocks} blocks")
+        model = cls(config)
         model.load_state_dict(state_dict)
         return model
 

@@ -143,6 +143,8 @@ def _check_gains(tensors: Tensors) -> None:
 
 def _check_layout(path: Path, given: Layout, config: ModelConfig, *, of_encoder: bool) -> None:
     """Refuse tensors of the encoder, or of the decoder, that are not exactly those of the configuration."""
+    if config.blocks > len(given):
+        raise WeightsError(f"{path} lacks most of {config.blocks} blocks")
     wanted = layout(config)
     for preview in previews(config):
         if given.keys() & preview.keys():

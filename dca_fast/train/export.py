@@ -256,6 +256,8 @@ def load_float(path: Path) -> Network:
         else:
             saved = torch.load(path, map_location="cpu", weights_only=True)
             config, state = ModelConfig.from_dict(saved["config"]), saved["average"]
+        if config.blocks > len(state):
+            raise WeightsError(f"{path} lacks most of {config.blocks} blocks")
         with torch.device("meta"):  # what a configuration claims costs nothing
             claimed = Network(config).state_dict()
         if {k: v.shape for k, v in claimed.items()} != {k: v.shape for k, v in state.items()}:

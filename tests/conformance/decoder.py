@@ -428,6 +428,12 @@ class Weights:
 
     def check_layout(self) -> None:
         self.check_configuration()
+        c = self.config
+        blocks = c["context_blocks"] * (1 if c["shared"] else 4) + (
+            c["local_blocks"] if "local" in c["contexts"] else 0
+        )
+        if blocks > len(self.t):
+            raise WeightsError("fewer tensors than blocks")
         wanted = {name: (dtype, shape) for name, dtype, shape in self.layout()}
         given = {name: (t.dtype.name, t.shape) for name, t in self.t.items()}
         if wanted != given:
