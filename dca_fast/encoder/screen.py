@@ -27,6 +27,7 @@ MODES = ("auto", "off")
 LINES = 16  # rows from one pair that is looked at to the next
 SAME = 4  # one of so many pixels is like its neighbours on the left and above: less in photographs (at most 0.19)
 ALIKE = 32  # pixels of 256 like two of their four neighbours: fewer in blocks that the network codes
+STRIP = 8 * BLOCK  # rows that are looked at together
 UNIT = 256  # costs are in 1/256 bits
 NOTHING = 164  # what the network takes for a block without anything: about the root of so many prices
 
@@ -117,29 +118,42 @@ def choose(
     errors = _squares(decoded, samples)
     # Bits go where errors do: quantisers leave about as much of whatever they code.
     theirs = (errors * price >> 12) + errors * bits // max(1, int(errors.sum())) * UNIT
-    first = coded(alike)
-    inside = alike & (flat | (first.costs + nothing < theirs))
-    tried = [first]
+    best = coded(alike)
+    inside = alike & (flat | (best.costs + nothing < theirs))
     if inside.any() and not np.array_equal(inside, alike):
-        tried.append(coded(inside))
-    best = min(tried, key=cost)
+        best = min(best, coded(inside), key=cost)
     if not best.whole and 8 * np.count_nonzero(best.inside) > 7 * best.inside.size:
         best = min(best, coded(np.ones_like(alike)), key=cost)
     return best if 33 * cost(best) < 32 * int(theirs.sum()) else None
 
 
+def _strips(height: int) -> list[slice]:
+    """Rows of whole blocks that are looked at together, so that what is counted of pixels takes little memory."""
+    return [slice(top, min(top + STRIP, height)) for top in range(0, height, STRIP)]
+
+
 def _kinds(samples: Samples) -> tuple[Map, Map]:
     """Blocks in which pixels are like their neighbours, and those of one colour."""
-    colours = samples[..., 0].astype(np.int32)
+    parts = [_kinds_of(samples, rows) for rows in _strips(len(samples))]
+    alike, flat = (np.concatenate(maps) for maps in zip(*parts, strict=True))
+    return alike, flat
+
+
+def _kinds_of(samples: Samples, strip: slice) -> tuple[Map, Map]:
+    first = max(0, strip.start - 1)  # with the rows above and below, whose pixels are neighbours
+    around = samples[first : strip.stop + 1]
+    colours = around[..., 0].astype(np.int32)
     for k in range(1, samples.shape[2]):
-        colours = colours << 8 | samples[..., k]
+        colours = colours << 8 | around[..., k]
     across, down = colours[:, 1:] == colours[:, :-1], colours[1:] == colours[:-1]
     count = np.zeros(colours.shape, np.uint8)
     count[:, 1:] += across
     count[:, :-1] += across
     count[1:] += down
     count[:-1] += down
-    pixels = _sums(np.ones(colours.shape, np.int32))
+    own = slice(strip.start - first, strip.stop - first)
+    count, colours = count[own], colours[own]
+    pixels = _sums(np.ones(colours.shape, np.uint8))
     alike = _sums(count >= 2) * 256 >= ALIKE * pixels
     rows, columns = (np.arange(0, side, BLOCK) for side in colours.shape)
     most = np.maximum.reduceat(np.maximum.reduceat(colours, rows, 0), columns, 1)
@@ -156,13 +170,16 @@ def _sums(values: npt.NDArray[np.generic]) -> Costs:
 
 def _squares(one: Samples, other: Samples) -> Costs:
     """Squared errors of each block."""
-    return _sums(np.square(one.astype(np.int32) - other).sum(2))
+    parts = [_sums(np.square(one[rows].astype(np.int32) - other[rows]).sum(2)) for rows in _strips(len(one))]
+    return np.concatenate(parts)
 
 
 def filled(pixels: Samples, inside: Map) -> Samples:
     """What the network sees: uint8 [H, W, 3] with the blocks filled smoothly from the pixels around them."""
-    known = ~coder.pixels_inside(inside, *pixels.shape[:2])
-    return _filled(pixels.astype(np.int32), known).astype(np.uint8)
+    known, result = ~coder.pixels_inside(inside, *pixels.shape[:2]), np.empty_like(pixels)
+    for k in range(pixels.shape[2]):  # one by one: they take twelve times the memory of the picture
+        result[..., k : k + 1] = _filled(pixels[..., k : k + 1].astype(np.int32), known)
+    return result
 
 
 def _filled(values: npt.NDArray[np.int32], known: Map) -> npt.NDArray[np.int32]:
