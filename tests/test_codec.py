@@ -478,10 +478,12 @@ def test_the_limit_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(LimitExceededError, match="99"):
             work(Codec())
         work(Codec(max_pixels=100))
-    for text in ("0", "-1", "many", "1e6"):
+    for text in ("0", "000", "-1", "many", "1e6"):
         monkeypatch.setenv("DCA_MAX_PIXELS", text)
         with pytest.raises(ConfigError, match="DCA_MAX_PIXELS"):
             Codec()
+    monkeypatch.setenv("DCA_MAX_PIXELS", "9" * 5000)  # more digits than Python converts
+    Codec().encode(picture, "lossless")
     for given in (0, -1, True, "9", 1.5):
         with pytest.raises(ConfigError, match="max_pixels"):
             Codec(max_pixels=given)  # type: ignore[arg-type]

@@ -38,13 +38,13 @@ FASTEST = DECODERS[-1]
 
 
 def cases(rows: list[dict[str, Any]]) -> list[Any]:
-    """Each file with each decoder; large ones with the fastest alone, and exact ones once with C++, which has no
-    instruction sets there. make.py reads large ones with the NumPy decoder."""
+    """Each file with each decoder; large ones with the fastest and AVX2 alone, and exact ones once with C++, which has
+    no instruction sets there. make.py reads large ones with the NumPy decoder."""
     out = []
     for row in rows:
         exact = row["file"].startswith(("vectors/exact_", "vectors/deep_", "refused/exact_", "refused/grid_"))
         names = dict.fromkeys(["numpy", "reference", FASTEST]) if exact else DECODERS
-        names = [FASTEST] if row.get("large") else names
+        names = [FASTEST, *{"avx2"}.intersection(ISAS[:-1])] if row.get("large") else names
         out += [pytest.param(row, name, id=f"{row['file'].split('/')[1][:-4]}-{name}") for name in names]
     return out
 
