@@ -133,6 +133,9 @@ def test_a_file_is_known_although_an_attempt_to_make_it_again_failed(
         assert (
             main(["encode", str(source), "-o", str(archive), "--manifest", manifest, "--effort", "0", "--quiet"]) == 2
         )
+    lines = Path(manifest).read_bytes().splitlines()
+    assert len(lines) == COUNT
+    assert all(line.startswith(b'{"source": "') for line in lines)  # by which a torn one is known
     assert run("--manifest", manifest) == 0
     (archive / "0.dca").unlink()
     capsys.readouterr()

@@ -84,7 +84,7 @@ class Manifest:
                 if facts := _facts_of(line, self._path):
                     name = facts["source"], facts["output"]
                     before = last.get(name, {})
-                    last[name] = {key: before[key] for key in _OF_OUTPUT if key in before} | facts
+                    last[name] = facts | {key: before[key] for key in _OF_OUTPUT if key in before.keys() - facts.keys()}
             tidied = b"".join(json.dumps(facts).encode() + b"\n" for facts in last.values())
             if len(tidied) < len(content):
                 write_atomic(self._path, tidied)
