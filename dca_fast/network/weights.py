@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -285,9 +286,12 @@ def _tensor(file: BinaryIO, part: _Stored) -> npt.NDArray[Any]:
         ValueError: it has another size.
     """
     dtype = np.dtype(part.spec.dtype).newbyteorder("<")
+    if math.prod(part.spec.shape) * dtype.itemsize != part.end - part.begin:
+        raise ValueError("a tensor has another size than its shape")
+    values = np.empty(part.spec.shape, dtype)
     file.seek(part.begin)
-    data = file.read(part.end - part.begin)
-    return np.frombuffer(bytearray(data), dtype).reshape(part.spec.shape).astype(part.spec.dtype, copy=False)
+    file.readinto(values.data.cast("B"))  # type: ignore[attr-defined]
+    return values.astype(part.spec.dtype, copy=False)
 
 
 def _json(text: str) -> Any:
