@@ -128,7 +128,7 @@ def pixel_limit(given: int | None) -> int:
         text = os.environ.get("DCA_MAX_PIXELS", "").strip()
         if not text:
             return DEFAULT_MAX_PIXELS
-        digits = text.isdecimal() and text.lstrip("0")[:20]  # with more of them it is no limit
+        digits = text.isascii() and text.isdecimal() and text.lstrip("0")[:20]  # with more of them it is no limit
         if not digits:
             raise ConfigError(f"DCA_MAX_PIXELS must be a whole number of at least 1, got {text[:40]!r}")
         return int(digits)

@@ -361,6 +361,7 @@ def test_a_folder_is_read_when_iterated_over(tmp_path: Path) -> None:
     Image.fromarray(np.dstack([photograph(9, 7), np.eye(9, 7, dtype=np.uint8)])).save(tmp_path / "b.png")
     with pytest.warns(InputWarning, match=rf"^{re.escape(str(tmp_path / 'b.png'))}: alpha is left out"):
         assert next(iter(folder))[1].shape == (9, 7, 3)
+    assert len(list(folder)) == 2  # which says it no more
     (tmp_path / "._b.jpg").write_bytes(b"a resource fork")
     with pytest.raises(InputError, match=r"\._b\.jpg: not an image"):
         list(folder := ImageFolder(tmp_path))

@@ -1,5 +1,6 @@
 """Files survive kills, full disks, vanished folders, little memory and other writers; hostile ones are refused."""
 
+import ctypes
 import json
 import multiprocessing
 import os
@@ -9,10 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -208,31 +208,38 @@ def test_temporary_files_of_killed_processes_go(source: Path, expected: dict[str
     assert left == {f"1/{name}" for name in names if f"-{int(ended.stdout)}-" not in name}
 
 
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """One that other users reach, too."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o755)
-    yield folder
-    folder.chmod(0o755)
-    shutil.rmtree(folder)
+def obeying_modes() -> None:
+    """This process, from now on, may do no more to files than their modes say, even if it is root's."""
+    if os.geteuid():
+        return
+    libc, header, sets = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, sets) == 0
+    sets[0] &= ~0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, of those in effect
+    assert libc.capset(header, sets) == 0
 
 
-def test_a_folder_that_may_not_be_written(source: Path, open_folder: Path) -> None:
-    """Every file is named; none is left behind. Root, who may write everywhere, becomes another user."""
-    shutil.copytree(source, open_folder / "in")
-    (open_folder / "out").mkdir()
-    (open_folder / "out").chmod(0o555)
+def test_a_folder_that_may_not_be_written(source: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+    """Every file is named, and none is left behind. A folder below that may not even be read stops no other."""
+    out = tmp_path / "out"
+    out.mkdir()
 
-    def unprivileged() -> int:
-        if os.geteuid() == 0:
-            os.setgroups([])
-            os.setgid(65534)
-            os.setuid(65534)
-        return encode(open_folder / "in", open_folder / "out")
+    def limited() -> int:
+        obeying_modes()
+        return encode(source, out, "--manifest", tmp_path / "m")
 
-    assert code_of(started(unprivileged)) == 2
-    assert contents(open_folder / "out") == {}
+    def states() -> dict[str, str]:
+        return {line["output"]: line["status"] for line in map(json.loads, (tmp_path / "m").read_text().splitlines())}
+
+    out.chmod(0o555)
+    assert code_of(started(limited)) == 2
+    assert contents(out) == {}
+    assert states() == {str(out / name): "failed" for name in expected}
+    out.chmod(0o777)
+    (out / "0").mkdir(mode=0)
+    assert code_of(started(limited)) == 2
+    (out / "0").chmod(0o700)
+    assert contents(out) == {name: data for name, data in expected.items() if not name.startswith("0/")}
+    assert states() == {str(out / name): "failed" if name.startswith("0/") else "done" for name in expected}
 
 
 def test_inputs_and_outputs_that_vanish(

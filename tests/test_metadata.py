@@ -304,6 +304,13 @@ def test_blocks_that_are_too_large_for_pillow(tmp_path: Path) -> None:
             assert load_image(png(chunk, rows=b"\0abc")).metadata == {}
 
 
+def test_many_blocks_that_are_too_large_are_named_once() -> None:
+    text = b"Comment\0\0" + zlib.compress(bytes(2 << 20))
+    with pytest.warns(InputWarning) as said:
+        load_image(png(*[(b"zTXt", text)] * 500, rows=b"\0abc"))
+    assert [str(warning.message).count("zTXt") for warning in said] == [1]
+
+
 def test_an_avif_file_with_a_damaged_exif_block_is_read() -> None:
     data = file_of(Image.fromarray(PHOTO), "AVIF", exif=exif_block().tobytes())
     at = data.index(b"MM\0*") if b"MM\0*" in data else data.index(b"II*\0")

@@ -779,6 +779,11 @@ def test_the_end_of_a_training(photographs: Photographs, tmp_path: Path, capsys:
     assert main([str(a) for a in ("train", "--out", out, *asked, "--force")]) == 0
     for _ in range(2):  # what lies beside the checkpoint is of the training, which goes on by the same command
         assert main([str(a) for a in ("train", "--out", out, "--plot", out / "losses.png")]) == 0
+    before = (out / "checkpoint.pt").read_bytes(), (out / "log.jsonl").read_bytes()
+    for name in ("checkpoint.pt", "log.jsonl"):
+        assert main([str(a) for a in ("train", "--out", out, "--plot", out / "a.png", "--export", out / name)]) == 2
+        assert f"{name} exists and was not made by this program" in capsys.readouterr().err
+    assert before == ((out / "checkpoint.pt").read_bytes(), (out / "log.jsonl").read_bytes())
 
 
 def test_a_training_makes_the_folder_of_its_outputs(tmp_path: Path) -> None:

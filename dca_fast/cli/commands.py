@@ -10,7 +10,7 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -187,7 +187,11 @@ def _plain(value: Any) -> str:
 
 
 def check_reports(
-    *targets: Path | str | None, inputs: Iterable[Path] = (), made: Path | None = None, force: bool
+    *targets: Path | str | None,
+    inputs: Iterable[Path] = (),
+    made: Path | None = None,
+    ours: Callable[[bytes], bool] | None = None,
+    force: bool,
 ) -> None:
     """Refuse to write what cannot be written, or what replaces something, before the work is done.
 
@@ -195,6 +199,7 @@ def check_reports(
         targets: files to write.
         inputs: what is read.
         made: a folder that the work makes where it is missing.
+        ours: as of `check_output`.
         force: whatever is there may be replaced.
 
     Raises:
@@ -209,7 +214,7 @@ def check_reports(
         parent = Path(target).resolve().parent
         if not parent.is_dir() and not (made and parent == made.resolve()):
             raise InputError(f"{target}: its folder does not exist")
-        check_output(target, inputs=sources, force=force)
+        check_output(target, inputs=sources, ours=ours, force=force)
 
 
 def colours_of(image: ImageInput) -> ImageInput:
@@ -299,16 +304,18 @@ def train(args: argparse.Namespace) -> int:
     need_torch("training")
     from dca_fast.train.commands import train
 
-    # A training that goes on does so with the same command, and what lies beside its checkpoint is its own.
-    targets = [target for target in (args.export, args.plot) if target and not _goes_on(args.out, target)]
-    check_reports(*targets, made=args.out if args.data else None, force=args.force)
+    inputs = [path for path in (args.data, args.start, args.tables) if path]
+    for target, is_one in ((args.export, _is_safetensors), (args.plot, bool)):
+        # A training goes on by the same command, with the weights and the plot that it wrote beside its checkpoint.
+        own = target and target.resolve().parent == args.out.resolve() and (args.out / "checkpoint.pt").is_file()
+        made = args.out if args.data else None
+        check_reports(target, inputs=inputs, made=made, ours=is_one if own else None, force=args.force)
     train(args)
     return OK
 
 
-def _goes_on(out: Path, target: Path) -> bool:
-    """Whether a target lies in the folder of a training that has begun."""
-    return target.resolve().parent == out.resolve() and (out / "checkpoint.pt").is_file()
+def _is_safetensors(head: bytes) -> bool:
+    return head[8:10] == b'{"'
 
 
 def ablate(args: argparse.Namespace) -> int:

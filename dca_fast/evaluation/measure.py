@@ -124,6 +124,7 @@ class ImageFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.paths = list_images(self.folder)
+        self._said: set[tuple[Path, str]] = set()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -138,7 +139,9 @@ class ImageFolder:
                     raise type(error)(f"{path}: {error}") from error
             texts = [str(warning.message) for warning in said]
             for text in texts if image.alpha is None else [*texts, "alpha is left out"]:
-                warnings.warn(f"{path}: {text}", InputWarning, stacklevel=2)
+                if (path, text) not in self._said:  # by an earlier pass
+                    self._said.add((path, text))
+                    warnings.warn(f"{path}: {text}", InputWarning, stacklevel=2)
             yield path.relative_to(self.folder).as_posix(), image.pixels
 
 

@@ -172,7 +172,10 @@ def _host() -> str:
 @functools.lru_cache(maxsize=1024)
 def remove_abandoned(folder: Path) -> None:
     """Remove temporary files of processes of this machine that were killed; looked for once in a folder."""
-    for path in folder.glob(f".dca-{_host()}-*.tmp"):
+    paths: list[Path] = []
+    with contextlib.suppress(OSError):  # a folder that cannot be read
+        paths += folder.glob(f".dca-{_host()}-*.tmp")
+    for path in paths:
         with contextlib.suppress(OSError, ValueError, OverflowError):  # names of others
             if not _runs(int(path.name.split("-")[2])):
                 path.unlink()

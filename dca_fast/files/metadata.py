@@ -48,6 +48,7 @@ _PNG_HANDLED = {"IHDR", "PLTE", "IDAT", "IEND", "tRNS", "iCCP", "sRGB", "gAMA", 
 _PNG_HANDLED |= {"tEXt", "zTXt", "iTXt", "acTL", "fcTL", "fdAT", "cICP"}
 # What a chunk says by itself.
 _PNG_FACTS = {"iCCP", "sRGB", "gAMA", "cHRM", "eXIf", "pHYs", "tEXt", "zTXt", "iTXt"}
+_PNG_MOST_DAMAGED = 16
 _SRGB_CHROMATICITIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
 _USUAL_DPI = {1, 72, 96}  # what programs write that know nothing, and TIFF without a unit
 
@@ -126,7 +127,8 @@ def without_damaged_chunks(data: bytes) -> tuple[bytes, dict[str, bytes]]:
     """
     if not data.startswith(_PNG_START):
         return data, {}
-    reader, kept, at, damaged, profile = PngStream(io.BytesIO()), [data[:8]], 8, [], b""
+    reader, kept, at, damaged = PngStream(io.BytesIO()), [data[:8]], 8, []
+    profile, profiles = b"", 0
     for kind, body in _chunks(data):
         chunk = data[at : at + 12 + len(body)]
         at += len(chunk)
@@ -134,12 +136,17 @@ def without_damaged_chunks(data: bytes) -> tuple[bytes, dict[str, bytes]]:
             kept.append(chunk)
         elif zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
             damaged.append(kind)
-        elif kind not in _PNG_FACTS or _is_read(reader, kind, body):
+        elif kind not in _PNG_FACTS:
+            kept.append(chunk)
+        elif (kind == "iCCP" and profiles) or len(damaged) > _PNG_MOST_DAMAGED:  # looking into many takes long
+            damaged.append(kind)
+        elif _is_read(reader, kind, body):
             kept.append(chunk)
         elif kind != "iCCP" or not (profile := _inflated(body.partition(b"\0")[2][1:])):
             damaged.append(kind)
+        profiles += kind == "iCCP"
     if damaged:
-        warn(f"damaged or too large, and not kept: PNG chunk {', '.join(damaged)}")
+        warn(f"damaged or too large, and not kept: PNG chunk {', '.join(dict.fromkeys(damaged))}")
     return b"".join([*kept, data[at:]]), {"icc_profile": profile} if profile else {}
 
 
