@@ -196,6 +196,14 @@ class Codec:
         return self._weights.model_id.hex()
 
     @property
+    def encoder_problem(self) -> str:
+        """Why it can encode without loss alone, or "": weights may be for decoders, or have a damaged encoder."""
+        if self._weights.encodes:
+            return ""
+        why = self._weights.problem or "that this version knows"
+        return f"the weights of model {self.model_id} have no encoder{': ' if self._weights.problem else ' '}{why}"
+
+    @property
     def parameters(self) -> int:
         """Number of integer weights."""
         return sum(t.size for n, t in self._weights.tensors.items() if n.endswith(".w"))
@@ -355,9 +363,8 @@ class Codec:
 
     def _image(self, image: ImageLike) -> image_io.ImageInput:
         """What is coded; pixels of colour tensors stay on a CUDA device."""
-        if not self._weights.encodes:
-            problem = self._weights.problem and f": {self._weights.problem}"
-            raise WeightsError(f"the weights of model {self.model_id} have no encoder that this version knows{problem}")
+        if self.encoder_problem:
+            raise WeightsError(self.encoder_problem)
         source = image_of(image, on_device=self.engine.takes_tensors, max_pixels=self.max_pixels)
         check_size(source.pixels.shape, self.max_pixels)
         return image_io.smooth_where_hidden(source)

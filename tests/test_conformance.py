@@ -284,6 +284,11 @@ def told_more(value: str) -> Callable[[str, int], str]:
     return lambda text, _: text.replace(r"{\"config\"", rf"{{\"more\": {value}, \"config\"")
 
 
+def pairs_of(text: str) -> str:
+    """An object in the text of a string, as a list of its members."""
+    return json.dumps([*json.loads(text.replace('\\"', '"')).items()]).replace('"', '\\"')
+
+
 # What the text of the header becomes, given the bytes of all tensors.
 RULES_OF_JSON: dict[str, Callable[[str, int], str]] = {
     "more than 2^24 bytes": lambda text, _: text + " " * (1 << 24),
@@ -303,6 +308,13 @@ RULES_OF_JSON: dict[str, Callable[[str, int], str]] = {
     "a layer without a name": with_tensor("hyper"),
     "a layer with half a name": with_tensor("hyper.x"),
     "no part of the encoder": with_tensor("analysis"),
+    "no offsets": lambda text, _: re.sub(r'"data_offsets":\[[^]]*\]', '"data_offsets":null', text, count=1),
+    "a shape that is no list": lambda text, _: text.replace('"shape":[384]', '"shape":""', 1),
+    "a configuration of pairs": lambda text, _: re.sub(
+        r'(\\"config\\": )(\{.*?\})', lambda m: m[1] + pairs_of(m[2]), text
+    ),
+    "a number too deep": told_more(DEEP.replace("[]", "[1]")),
+    "no format": lambda text, _: text.replace(r"\"format\": 3, ", ""),
     "null": lambda text, _: "null",
     "a number": lambda text, _: "5",
     "very deep": lambda text, _: "[" * 100000 + "]" * 100000,
@@ -311,6 +323,9 @@ ALLOWED = {
     "a later type of the encoder": with_tensor("analysis.more", "X9", "0,4294967296"),
     "more of the encoder": with_tensor("hyper.other.queries.of.tomorrow"),
     "not too deep": told_more(DEEP),
+    "an empty tensor of the encoder": lambda text, _: (
+        text[:-1] + ',"analysis.empty":{"dtype":"I8","shape":[0],"data_offsets":[0,0]}}'
+    ),
     "not too many digits": told_more("-" + "1" * 18),
     "a pair": told_more(r"\"\\ud83d\\ude00\""),
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -137,7 +138,11 @@ def test_a_damaged_file_does_not_hide_a_good_one(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_damaged_copy_does_not_hide_a_good_one(
-    other: Path, theirs: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    other: Path,
+    theirs: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     content = bytearray(other.read_bytes())
     content[-1] ^= 1
@@ -147,6 +152,26 @@ def test_a_damaged_copy_does_not_hide_a_good_one(
         os.mkfifo(tmp_path / "pipe.safetensors")
     monkeypatch.setenv("DCA_WEIGHTS", str(tmp_path))
     assert Codec().decode(theirs).size == (40, 60)
+    # Of copies that decode, one that encodes.
+    header = 8 + int.from_bytes(content[:8], "little")
+    at = header + json.loads(content[8:header])["latent.operand8"]["data_offsets"][0]
+    blind = bytearray(other.read_bytes())
+    blind[at] ^= 1
+    for folder, data in (("c", blind), ("d", other.read_bytes())):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / other.name).write_bytes(data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DCA_WEIGHTS", os.pathsep.join([str(tmp_path / "c"), str(tmp_path / "d")]))
+        assert models.named(other.stem) == tmp_path / "d" / other.name
+        assert Codec(weights=tmp_path / "c" / other.name).decode(theirs).size == (40, 60)
+    source = tmp_path / "in"
+    source.mkdir()
+    command = ["encode", str(source), "-o", str(tmp_path / "out"), "--weights", str(tmp_path / "c" / other.name)]
+    for i in range(3):
+        Image.fromarray(photograph(8, 8)).save(source / f"{i}.png")
+    capsys.readouterr()
+    assert main(command) == 4
+    assert capsys.readouterr().err.count("have no encoder: ") == 1  # for all of them
     (tmp_path / "b.safetensors").unlink()
     with pytest.raises(WeightsError, match="damaged"):
         Codec().decode(theirs)

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <tuple>
 
 #include "../coder/rans.h"
 #include "../ops/cpu_kernels.h"
@@ -64,7 +65,8 @@ Stored stored(const std::string& name, const Json& entry, Span data) {
 void check_cover(const Stock& stock, Span data) {
   std::vector<Span> parts;
   for (const auto& [name, tensor] : stock) parts.push_back(tensor.bytes);
-  std::sort(parts.begin(), parts.end(), [](Span a, Span b) { return a.data < b.data; });
+  std::sort(parts.begin(), parts.end(),
+            [](Span a, Span b) { return std::tie(a.data, a.size) < std::tie(b.data, b.size); });  // empty ones first
   const uint8_t* at = data.data;
   for (const Span part : parts) {
     if (part.data != at) fail(DCA_BAD_WEIGHTS, "tensors overlap, or leave holes");

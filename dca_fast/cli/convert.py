@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dca_fast.cli.batch import Job, name_of, plan
 from dca_fast.cli.commands import OK, codec_of, fail, message_of, note, progress_bar, say, show_warnings
 from dca_fast.cli.manifest import Manifest
-from dca_fast.errors import BitstreamError, DcaError, InputError
+from dca_fast.errors import BitstreamError, DcaError, InputError, WeightsError
 from dca_fast.files.atomic import StrPath, check_output, identities, is_dca, read, remove_abandoned, write_atomic
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ def encode(args: argparse.Namespace) -> int:
 
     jobs = _jobs(args, ".dca", image_io.suffixes())
     codec = codec_of(args)
+    if codec.encoder_problem and not args.lossless:
+        raise WeightsError(codec.encoder_problem)
     other = codec_of(args, "reference") if args.verify == "reference" else None
 
     def convert(data: bytes, _: str) -> bytes:

@@ -108,9 +108,12 @@ def _digest_of(path: Path) -> Path:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a library of the cache is there, and as it was built."""
+    """Whether a library of the cache is there, and as it was built, where that is known."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest() == _digest_of(path).read_text("ascii").strip()
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        return digest == _digest_of(path).read_text("ascii").strip()
+    except FileNotFoundError:
+        return path.exists()
     except (OSError, ValueError):
         return False
 
@@ -143,9 +146,9 @@ def build(arch: str, folder: Path | None = None) -> Path:
             nvcc = _nvcc()
             with _locked(folder) if cache else contextlib.nullcontext():
                 if not there():
-                    _compile(nvcc, sources, arch, path)
+                    digest = _compile(nvcc, sources, arch, path)
                     if cache:
-                        write_atomic(_digest_of(path), hashlib.sha256(path.read_bytes()).hexdigest().encode())
+                        write_atomic(_digest_of(path), digest.encode())
     except OSError as error:
         raise BackendUnavailableError(f"the coder for the GPU cannot be built in {folder}: {error}") from error
     return path
@@ -161,16 +164,21 @@ def _check_owner(path: Path) -> None:
         raise BackendUnavailableError(f"others can write to {path}: {advice}")
 
 
-def _compile(nvcc: str, sources: Path, arch: str, path: Path) -> None:
+def _compile(nvcc: str, sources: Path, arch: str, path: Path) -> str:
+    """Make the library; its SHA-256."""
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         built = Path(scratch) / path.name
         command = [nvcc, *FLAGS, f"-arch={arch}", "-o", str(built), str(sources / SOURCES[0])]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise BackendUnavailableError(f"nvcc failed: {(done.stderr or done.stdout).strip()[-1000:]}")
-        content = built.read_bytes()
-    write_atomic(path, content)
-    path.chmod(0o755)
+            said = " ".join((done.stderr or done.stdout).split())
+            raise BackendUnavailableError(f"nvcc failed: {said[-1000:]}")
+        built.chmod(0o755)  # before others see it
+        with open(built, "rb") as file:
+            digest = hashlib.sha256(file.read()).hexdigest()
+            os.fsync(file.fileno())
+        built.replace(path)
+    return digest
 
 
 @contextmanager

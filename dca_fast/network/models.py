@@ -7,7 +7,7 @@ reads.
 
 import json
 import os
-from contextlib import suppress
+import stat
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,7 +48,14 @@ def folders() -> list[Path]:
 
 def files() -> list[Path]:
     """Every weights file in them; a pipe of that name would be waited for."""
-    return [path for folder in folders() for path in sorted(folder.glob("*.safetensors")) if path.is_file()]
+    return [path for folder in folders() for path in sorted(folder.glob("*.safetensors")) if not _is_special(path)]
+
+
+def _is_special(path: Path) -> bool:
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:  # which reading it will tell
+        return False
 
 
 def listed() -> tuple[dict[bytes, list[Path]], list[str]]:
@@ -99,12 +106,21 @@ def of_id(model_id: bytes) -> Path:
 
 
 def _whole(paths: list[Path]) -> Path:
-    """The first of several copies that is not damaged; the last, if all are."""
-    for path in paths[:-1]:
-        with suppress(WeightsError):
-            load(path)
-            return path
-    return paths[-1]
+    """Of several copies the first that is whole, else the first that decodes; the last, if all are damaged."""
+    if len(paths) == 1:
+        return paths[0]
+    found = [_damage(path, (status := path.stat()).st_mtime_ns, status.st_size) for path in paths]
+    least = min(found)
+    return paths[found.index(least)] if least < 2 else paths[-1]
+
+
+@lru_cache(maxsize=256)
+def _damage(path: Path, changed: int, size: int) -> int:
+    """0 for none, 1 of the encoder alone, 2 for any other."""
+    try:
+        return int(bool(load(path).problem))
+    except WeightsError:
+        return 2
 
 
 def named(name: str) -> Path:

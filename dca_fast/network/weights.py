@@ -177,7 +177,7 @@ def save(path: Path, tensors: Tensors, config: ModelConfig, skip: int) -> Weight
     arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     identity = _identity(tensors, config.to_dict(), skip).hex()
     content = save_bytes(arrays, {"dca_fast": metadata, "sha256": digest, "identity": identity})
-    write_atomic(path, content)  # other codecs may have the old file mapped
+    write_atomic(path, content)
     return load(path)
 
 
@@ -265,8 +265,9 @@ def _header(file: BinaryIO) -> tuple[dict[str, str], dict[str, _Stored]]:
         if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
             raise ValueError(f"{name} is not described")
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-        numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
-        if not isinstance(dtype, str) or len(offsets) != 2 or any(type(number) is not int for number in numbers):
+        if not (isinstance(dtype, str) and isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2):
+            raise ValueError(f"{name} is not described")
+        if any(type(number) is not int for number in (*shape, *offsets)):
             raise ValueError(f"{name} is not described")
         spec = Spec(DTYPES.get(dtype, dtype), tuple(shape))
         parts[name] = _Stored(spec, 8 + size + offsets[0], 8 + size + offsets[1])
@@ -340,7 +341,9 @@ def _facts(path: Path, stored: Mapping[str, str]) -> tuple[ModelConfig, int, str
         facts = _json(metadata)
         if facts["format"] != FORMAT:
             raise WeightsError(f"{path} has weights format {facts['format']}, this version reads {FORMAT}")
-        given, skip = dict(facts["config"]), facts["skip"]
+        given, skip = facts["config"], facts["skip"]
+        if not isinstance(given, dict):
+            raise ConfigError("the configuration is no object")
         own = {field.name for field in fields(ModelConfig)}
         config = ModelConfig.from_dict({key: v for key, v in given.items() if not key.startswith(ENCODER_ONLY)})
         known = not any(key.startswith(ENCODER_ONLY) for key in own ^ given.keys())

@@ -271,11 +271,11 @@ def read_json(text: str) -> Any:
         return int(digits)
 
     def levels(value: Any) -> int:
-        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
-        return 0 if inner is None else 1 + max(map(levels, inner), default=0)
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return max((1 + levels(one) for one in inner), default=0)
 
     value = json.loads(text, object_pairs_hook=members, parse_int=number, parse_float=number, parse_constant=number)
-    if levels(value) > 8:
+    if levels(value) > 7:
         raise WeightsError("too many objects and lists within each other")
     json.dumps(value, ensure_ascii=False).encode()  # fails for half of a pair of surrogates
     return value
@@ -292,10 +292,11 @@ class Weights:
             head: dict[str, Any] = read_json(data[8 : 8 + size].decode())
             facts: dict[str, str] = head.pop("__metadata__")
             told = read_json(facts["dca_fast"])
-            self.config, self.skip = told["config"], told["skip"]
+            self.config, self.skip, form = told["config"], told["skip"], told["format"]
             for entry in head.values():
                 numbers = [*entry["shape"], *entry["data_offsets"]]
-                if entry.keys() != {"dtype", "shape", "data_offsets"} or {*map(type, numbers)} != {int}:
+                kinds = type(entry["dtype"]), type(entry["shape"]), type(entry["data_offsets"]), *map(type, numbers)
+                if len(entry) != 3 or kinds[:3] != (str, list, list) or {*kinds[3:]} != {int}:
                     raise WeightsError("a tensor is not described as it should be")
             self.check_cover([entry["data_offsets"] for entry in head.values()], len(data) - 8 - size)
             tensors = memoryview(data)[8 + size :]
@@ -304,7 +305,7 @@ class Weights:
         except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise WeightsError(f"no weights file: {error}") from error
         first = type(self.skip) is int and 0 <= self.skip <= 128
-        if not (strings and first and type(told["format"]) is int and told["format"] == WEIGHTS_FORMAT):
+        if not (strings and first and type(form) is int and form == WEIGHTS_FORMAT):
             raise WeightsError("another format, or another first row")
         self.check_layout()
         self.check_ranges()
