@@ -4,9 +4,9 @@
 #   benchmarks/gpu_slot.sh OUT MINUTES [PART ...]
 #
 # Parts, each with a time of its own and useful alone: exactness (60 s), figures (90 s), train (what is left); and, when
-# they are named, tests (240 s), sanitizer (120 s), profile (60 s). Default: exactness figures train. A part that fails is
-# named at the end, and the others run all the same. OUT takes few files, none above 16 MiB, written as they come:
-# gpu.json, training.jsonl, weights and checkpoints (benchmarks/train_queue.py), slot.log.
+# they are named, tests (240 s), sanitizer (120 s), soak (120 s), profile (60 s). Default: exactness figures train. A part
+# that fails is named at the end, and the others run all the same. OUT takes few files, none above 16 MiB, written as they
+# come: gpu.json, soak.json, training.jsonl, weights and checkpoints (benchmarks/train_queue.py), slot.log.
 #
 # Needs Python >= 3.10 with torch, triton, numpy, pillow, safetensors and rich, and nvcc. Nothing has to be installed, and
 # nothing is fetched. Extensions that were built beforehand for this Python (setup.py build_ext --inplace) are taken, else
@@ -66,11 +66,16 @@ if asked tests; then # what compiles only, or runs in emulation, says nothing ab
     step tests 240 "$python" -m pytest -q --maxfail=20 -W default "${parallel[@]}" \
         -k "not compile and not sanitizers and not emulated" \
         tests/test_kernels_*.py tests/test_rans_device.py tests/test_device.py \
-        tests/test_train.py::test_a_gpu_trains_as_the_host_says
+        tests/test_train.py::test_a_gpu_trains_as_the_host_says \
+        tests/test_conformance.py::test_a_gpu_returns_the_pixels_and_refuses
 fi
 if asked sanitizer; then # the coder's kernels, not PyTorch's own
     step sanitizer 120 compute-sanitizer --error-exitcode 1 --kernel-name-exclude kns=at6native "$python" -m pytest \
         -q -x -W default -k "gpu and (every_layout or searched_as)" tests/test_rans_device.py
+fi
+if asked soak; then # whether memory grows, and every file and picture is that of the CPU
+    minutes=$([[ $device == cuda ]] && echo 1.6 || echo 0.03)
+    step soak 120 "$python" benchmarks/measure/soak.py --device "$device" --minutes "$minutes" --out "$out/soak.json"
 fi
 if asked profile; then
     step profile 60 "$python" -m dca_fast.profile --device "$device" --resolution 4k --json "$out/profile.json"

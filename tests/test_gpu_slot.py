@@ -251,7 +251,10 @@ def test_parts_run_in_order_and_failures_are_named(tmp_path: Path) -> None:
     code, printed, calls = called(tmp_path, "exactness", "tests", fails="--maxfail")
     assert "FAILED: tests" in printed
     assert calls[0].endswith("--exactness 60 --figures 0")
-    assert "pytest" in calls[-1]
+    assert "test_conformance.py::test_a_gpu_returns_the_pixels" in calls[-1]
+    code, printed, calls = called(tmp_path, "soak")
+    assert (code, len(calls)) == (0, 1)
+    assert calls[0].startswith("benchmarks/measure/soak.py --device cuda --minutes 1.6")
 
 
 def test_objects_are_built_unless_they_are_there(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
     python benchmarks/measure/soak.py --minutes 60 --out benchmarks/results/dca-s/soak.json
 
 Drawn pictures of many sizes, gray, with alpha and of few colours, at many qualities and efforts, by 1 to 4 threads that
-share codecs of 1 and 2 threads each. What each job must give comes from codecs that are made for it alone.
+share codecs of 1 and 2 threads each. What each job must give comes from codecs that are made for it alone, on the CPU.
 """
 
 import argparse
@@ -67,11 +67,11 @@ def jobs_of(sizes: tuple[tuple[int, int], ...] = SIZES) -> list[Job]:
     return [(kind, size, quality, effort) for kind, size, quality, effort in every if effort < 2 or size[0] < 100]
 
 
-def run(jobs: list[Job], minutes: float, seed: int = 0) -> dict[str, Any]:
+def run(jobs: list[Job], minutes: float, seed: int = 0, device: str = "cpu") -> dict[str, Any]:
     """How many pictures were coded in that time, how many gave another result, and how memory grew."""
     expected: dict[Job, str] = {}
-    codecs, draw, mismatches, done, growth = [Codec(threads=n) for n in (1, 2)], random.Random(seed), 0, 0, []
-    lock = threading.Lock()
+    codecs = [Codec(threads=n, device=device) for n in (1, 2)]
+    draw, mismatches, done, growth, lock = random.Random(seed), 0, 0, [], threading.Lock()
 
     def work(some: list[tuple[Codec, Job]]) -> None:
         nonlocal mismatches, done
@@ -102,6 +102,7 @@ def run(jobs: list[Job], minutes: float, seed: int = 0) -> dict[str, Any]:
         "pictures": done,
         "mismatches": mismatches,
         "growth_mib_per_1000": round(slope, 3),
+        "device": device,
         "model_id": codecs[0].model_id,
     }
 
@@ -110,9 +111,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="of the codecs; what they must give comes from the CPU")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    facts = run(jobs_of(), args.minutes, args.seed) | environment()
+    facts = run(jobs_of(), args.minutes, args.seed, args.device) | environment()
     print(json.dumps(facts, indent=1))
     if args.out:
         args.out.write_text(json.dumps(facts, indent=1) + "\n")
