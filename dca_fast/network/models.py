@@ -109,14 +109,22 @@ def _whole(paths: list[Path]) -> Path:
     """Of several copies the first that is whole, else the first that decodes; the last, if all are damaged."""
     if len(paths) == 1:
         return paths[0]
-    found = [_damage(path, (status := path.stat()).st_mtime_ns, status.st_size) for path in paths]
+    found = [_damage_of(path) for path in paths]
     least = min(found)
     return paths[found.index(least)] if least < 2 else paths[-1]
 
 
+def _damage_of(path: Path) -> int:
+    """0 for none, 1 of the encoder alone, 2 for any other."""
+    try:
+        status = path.stat()
+        return _damage(path, status.st_mtime_ns, status.st_size)
+    except OSError:
+        return 2
+
+
 @lru_cache(maxsize=256)
 def _damage(path: Path, changed: int, size: int) -> int:
-    """0 for none, 1 of the encoder alone, 2 for any other."""
     try:
         return int(bool(load(path).problem))
     except WeightsError:
