@@ -193,7 +193,7 @@ def test_no_process_forks_while_the_limit_of_pillow_changes() -> None:
     for thread in threads:
         thread.start()
     codes = []
-    for _ in range(100):
+    for _ in range(25):
         if child := os.fork():
             codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         else:
