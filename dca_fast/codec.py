@@ -59,6 +59,10 @@ METADATA = ("icc", "exif", "xmp")
 _LIKENESS: dict[str, Callable[..., float | None]] = {"ms_ssim": metrics.ms_ssim, "ssimulacra2": score}
 
 
+def _is_lossless(quality: object) -> bool:
+    return isinstance(quality, str) and quality == LOSSLESS  # an array compares with each of its elements
+
+
 def _quality(quality: float | str) -> int:
     if isinstance(quality, bool) or not isinstance(quality, Real) or not 0 <= quality <= QUALITY_MAX:
         raise ConfigError(f"quality must be {LOSSLESS!r} or a number within 0..{QUALITY_MAX:g}, got {quality!r}")
@@ -254,7 +258,7 @@ class Codec:
             WeightsError: the weights have no encoder, or one of a later version.
             OutOfMemoryError: there is too little memory.
         """
-        lossless = isinstance(quality, str) and quality == LOSSLESS
+        lossless = _is_lossless(quality)
         q, level, aq = _quality(QUALITY_MAX if lossless else quality), check_effort(effort), _aq(aq_strength)
         look = graphics.check(screen) and q < container.MAX_QUALITY
         levels = picture.alpha_levels(100 if lossless else alpha_quality)
@@ -654,7 +658,7 @@ class Codec:
         Raises:
             DcaError: as `encode`, of the first image that cannot be coded.
         """
-        lossless = isinstance(quality, str) and quality == LOSSLESS
+        lossless = _is_lossless(quality)
         q = _quality(QUALITY_MAX if lossless else quality)
         level, aq, look = check_effort(effort), _aq(aq_strength), graphics.check(screen) and q < container.MAX_QUALITY
         levels = picture.alpha_levels(alpha_quality)
